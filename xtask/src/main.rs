@@ -1,1 +1,81 @@
-fn main() {}
+//! Developer commands of warren: the one door to checking, testing, showing and measuring it.
+//!
+//! `cargo xtask help` lists them. Continuous integration runs `cargo xtask test` and nothing else.
+
+mod check;
+mod demo;
+mod e2e;
+mod fleet;
+mod fuzz;
+mod lab;
+mod packages;
+mod run;
+mod test;
+mod traffic;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Developer commands of warren.
+#[derive(Parser)]
+#[command(name = "cargo xtask", disable_help_subcommand = false)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Checks format, lints, crate arrows, file rules and docs.
+    Check,
+    /// Runs every test that continuous integration runs.
+    Test {
+        /// Runs the long lane instead: fuzzing and soak tests, resumable; writes docs/reports/.
+        #[arg(long)]
+        long: bool,
+    },
+    /// Shows the main job: a server and two machines that reach each other through a tunnel.
+    Demo {
+        /// Keeps the logs and prints where they are.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Runs the end-to-end tests in network namespaces, or those whose name contains NAME.
+    E2e {
+        /// Part of a test's name.
+        name: Option<String>,
+        /// Lists the tests and does nothing else.
+        #[arg(long)]
+        list: bool,
+    },
+    /// Sends or receives inside a host of the lab.
+    #[command(subcommand, hide = true)]
+    Traffic(traffic::Traffic),
+    /// Fuzzes every target for SECONDS of CPU time each.
+    Fuzz {
+        /// CPU seconds for each target.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Only targets whose name contains this.
+        name: Option<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Check => check::all(),
+        Command::Test { long: false } => test::all(),
+        Command::Test { long: true } => test::long(),
+        Command::Demo { keep } => demo::show(keep),
+        Command::E2e { name, list } => e2e::command(name.as_deref(), list),
+        Command::Traffic(traffic) => traffic::run(&traffic),
+        Command::Fuzz { seconds, name } => fuzz::search(seconds, name.as_deref()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! End-to-end tests: the real program, real TUN devices, official clients, in network namespaces; one after another.
+
+mod failures;
+mod go_client;
+mod rust_client;
+mod two_nodes;
+mod wireguard_go;
+
+use crate::{packages, run};
+use anyhow::{Result, bail};
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// One test: its name says what must be true.
+struct Test {
+    name: &'static str,
+    body: fn(&Context) -> Result<()>,
+}
+
+/// What every test may use.
+pub(crate) struct Context {
+    /// The `warren` program under test.
+    pub(crate) warren: PathBuf,
+}
+
+const TESTS: &[Test] = &[
+    Test {
+        name: "two_nodes_reach_each_other_directly",
+        body: two_nodes::direct,
+    },
+    Test {
+        name: "two_nodes_without_udp_talk_over_the_relay",
+        body: two_nodes::relayed,
+    },
+    Test {
+        name: "killed_node_leaves_nothing_and_comes_back",
+        body: two_nodes::killed_node,
+    },
+    Test {
+        name: "killed_server_drops_no_tunnel",
+        body: two_nodes::killed_server,
+    },
+    Test {
+        name: "failures_say_what_to_do",
+        body: failures::messages,
+    },
+    Test {
+        name: "go_clients_mesh_directly",
+        body: go_client::two_direct,
+    },
+    Test {
+        name: "go_clients_mesh_over_the_relay",
+        body: go_client::two_relayed,
+    },
+    Test {
+        name: "go_client_and_node_both_ways_directly",
+        body: go_client::with_node_direct,
+    },
+    Test {
+        name: "go_client_and_node_both_ways_over_the_relay",
+        body: go_client::with_node_relayed,
+    },
+    Test {
+        name: "go_client_survives_a_killed_server",
+        body: go_client::killed_server,
+    },
+    Test {
+        name: "rust_client_echoes_with_node_and_go_client",
+        body: rust_client::echoes,
+    },
+    Test {
+        name: "wireguard_go_talks_to_our_core",
+        body: wireguard_go::interop,
+    },
+];
+
+/// Runs the tests whose name contains `name`, all without one.
+pub(crate) fn command(name: Option<&str>, list: bool) -> Result<()> {
+    if list {
+        for test in TESTS {
+            println!("{}", test.name);
+        }
+        return Ok(());
+    }
+    run::require_root("the end-to-end lane")?;
+    packages::debian(&[
+        ("ip", "iproute2"),
+        ("ping", "iputils-ping"),
+        ("nft", "nftables"),
+        ("curl", "curl"),
+        ("wireguard-go", "wireguard-go"),
+        ("wg", "wireguard-tools"),
+        ("faketime", "faketime"),
+    ])?;
+    let context = Context {
+        warren: run::build_warren()?,
+    };
+    let mut failed = Vec::new();
+    let mut passed = 0;
+    for test in TESTS
+        .iter()
+        .filter(|test| name.is_none_or(|part| test.name.contains(part)))
+    {
+        let start = Instant::now();
+        let result = (test.body)(&context);
+        let seconds = start.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => {
+                passed += 1;
+                println!("ok      {} ({seconds:.1} s)", test.name);
+            }
+            Err(error) => {
+                println!("FAILED  {} ({seconds:.1} s): {error:#}", test.name);
+                failed.push(test.name);
+            }
+        }
+    }
+    println!("{passed} passed, {} failed", failed.len());
+    if !failed.is_empty() {
+        bail!("end-to-end tests failed: {}", failed.join(", "));
+    }
+    Ok(())
+}

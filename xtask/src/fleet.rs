@@ -1,0 +1,320 @@
+//! The programs of a tailnet running in a [`Lab`](crate::lab::Lab): one server, nodes, official clients.
+
+use crate::lab::{Host, Process, wait_for};
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Time that a start, a join or an answer may take before a test gives up.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A `warren server` on a host of the lab.
+pub(crate) struct Server {
+    warren: PathBuf,
+    host: Host,
+    process: Process,
+    socket: String,
+    arguments: Vec<String>,
+    /// The URL that clients use.
+    pub(crate) url: String,
+}
+
+/// What `warren admin auth-key create` prints for the other machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Invitation {
+    /// The auth key.
+    pub(crate) key: String,
+    /// The whole line's arguments after `warren`.
+    pub(crate) arguments: Vec<String>,
+}
+
+impl Server {
+    /// Starts a server on `host`, reachable for all hosts of the lab, and waits until it serves.
+    pub(crate) fn start(warren: &Path, host: &Host, further: &[&str]) -> Result<Self> {
+        let url = format!("http://{}:8080", host.address);
+        let socket = path_text(&host.dir().join("server.sock"));
+        let state = path_text(&host.dir().join("server-state"));
+        let listen = format!("{}:8080", host.address);
+        let mut arguments: Vec<String> = [
+            "server",
+            "--state-dir",
+            &state,
+            "--socket",
+            &socket,
+            "--listen",
+            &listen,
+            "--url",
+            &url,
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        arguments.extend(further.iter().map(|&word| word.to_owned()));
+        let process = spawn(host, "server", warren, &arguments)?;
+        let server = Self {
+            warren: warren.to_owned(),
+            host: host.clone(),
+            process,
+            socket,
+            arguments,
+            url,
+        };
+        server.wait_ready()?;
+        Ok(server)
+    }
+
+    fn wait_ready(&self) -> Result<()> {
+        wait_for("the server to answer its administrator", PATIENCE, || {
+            self.admin(&["tailnet", "list"]).ok()
+        })
+        .map(drop)
+        .with_context(|| format!("the server's log says:\n{}", self.process.log()))
+    }
+
+    /// Runs `warren admin …` beside the server and returns what it prints.
+    pub(crate) fn admin(&self, words: &[&str]) -> Result<String> {
+        self.command("admin", words)
+    }
+
+    /// Runs `warren policy …` beside the server and returns what it prints.
+    pub(crate) fn policy(&self, words: &[&str]) -> Result<String> {
+        self.command("policy", words)
+    }
+
+    fn command(&self, family: &str, words: &[&str]) -> Result<String> {
+        let mut run = self
+            .host
+            .run(&self.warren)
+            .arg(family)
+            .arg("--socket")
+            .arg(&self.socket);
+        for word in words {
+            run = run.arg(word);
+        }
+        run.output()
+    }
+
+    /// Makes an auth key with these further options.
+    pub(crate) fn invite(&self, options: &[&str]) -> Result<Invitation> {
+        let words: Vec<&str> = ["auth-key", "create"]
+            .iter()
+            .chain(options)
+            .copied()
+            .collect();
+        let text = self.admin(&words)?;
+        let line = text
+            .lines()
+            .find_map(|line| line.trim().split_once("warren up "))
+            .with_context(|| format!("no `warren up …` line in {text:?}"))?
+            .1;
+        let mut arguments = vec!["up".to_owned()];
+        arguments.extend(line.split_whitespace().map(str::to_owned));
+        let at = arguments.iter().position(|word| word == "--auth-key");
+        let key = at
+            .and_then(|index| arguments.get(index + 1))
+            .with_context(|| format!("no auth key in {line:?}"))?
+            .clone();
+        Ok(Invitation { key, arguments })
+    }
+
+    /// Kills the server with SIGKILL and starts it again over the same state.
+    pub(crate) fn kill_and_restart(&mut self) -> Result<()> {
+        self.process.signal("KILL")?;
+        self.process.wait_end(PATIENCE)?;
+        self.process = spawn(&self.host, "server", &self.warren, &self.arguments)?;
+        self.wait_ready()
+    }
+
+    /// The server process.
+    pub(crate) fn process(&self) -> &Process {
+        &self.process
+    }
+}
+
+/// A `warren node` on a host of the lab.
+pub(crate) struct Node {
+    warren: PathBuf,
+    /// The host it runs on.
+    pub(crate) host: Host,
+    process: Process,
+    socket: String,
+    state: String,
+}
+
+impl Node {
+    /// Starts the daemon on `host` and waits until its socket answers.
+    pub(crate) fn start(warren: &Path, host: &Host) -> Result<Self> {
+        let socket = path_text(&host.dir().join(format!("{}.sock", host.name)));
+        let state = path_text(&host.dir().join(format!("{}-state", host.name)));
+        let process = Self::daemon(warren, host, &state, &socket)?;
+        let node = Self {
+            warren: warren.to_owned(),
+            host: host.clone(),
+            process,
+            socket,
+            state,
+        };
+        node.wait_ready()?;
+        Ok(node)
+    }
+
+    fn daemon(warren: &Path, host: &Host, state: &str, socket: &str) -> Result<Process> {
+        host.spawn(
+            "node",
+            warren,
+            &["node", "--state-dir", state, "--socket", socket],
+        )
+    }
+
+    fn wait_ready(&self) -> Result<()> {
+        wait_for("the node to answer its local socket", PATIENCE, || {
+            self.status().ok()
+        })
+        .map(drop)
+        .with_context(|| format!("the node's log says:\n{}", self.process.log()))
+    }
+
+    /// Joins with an invitation and these further options; returns when the node is up.
+    pub(crate) fn up(&self, invitation: &Invitation, further: &[&str]) -> Result<()> {
+        let mut words: Vec<&str> = invitation.arguments.iter().map(String::as_str).collect();
+        words.extend(["--hostname", &self.host.name, "--timeout", "30"]);
+        words.extend(further);
+        self.cli(&words)
+            .map(drop)
+            .with_context(|| format!("the node's log says:\n{}", self.process.log()))
+    }
+
+    /// Runs `warren …` against this node and returns what it prints.
+    pub(crate) fn cli(&self, words: &[&str]) -> Result<String> {
+        let (first, rest) = words.split_first().context("a command needs a word")?;
+        let mut run = self
+            .host
+            .run(&self.warren)
+            .arg(first)
+            .arg("--socket")
+            .arg(&self.socket);
+        for word in rest {
+            run = run.arg(word);
+        }
+        run.output()
+    }
+
+    /// Returns `warren status --json`.
+    pub(crate) fn status(&self) -> Result<Value> {
+        Ok(serde_json::from_str(&self.cli(&["status", "--json"])?)?)
+    }
+
+    /// Returns the addresses of this node in the tailnet: IPv4, then IPv6.
+    pub(crate) fn addresses(&self) -> Result<(String, String)> {
+        let text = self.cli(&["ip"])?;
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        match (lines.next(), lines.next()) {
+            (Some(four), Some(six)) => Ok((four.to_owned(), six.to_owned())),
+            _ => bail!("`warren ip` printed {text:?}, not two addresses"),
+        }
+    }
+
+    /// Returns the direct address that packets to the peer with host name `name` take; none if relayed or unknown.
+    pub(crate) fn direct_path(&self, name: &str) -> Result<Option<String>> {
+        let status = self.status()?;
+        let peers = status
+            .get("Peer")
+            .and_then(Value::as_object)
+            .cloned()
+            .unwrap_or_default();
+        let peer = peers.values().find(|peer| {
+            peer.get("HostName")
+                .and_then(Value::as_str)
+                .is_some_and(|host| host.eq_ignore_ascii_case(name))
+        });
+        let address = peer
+            .and_then(|peer| peer.get("CurAddr"))
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        Ok((!address.is_empty()).then(|| address.to_owned()))
+    }
+
+    /// Waits until packets to `name` go directly; returns the address.
+    pub(crate) fn wait_direct(&self, name: &str) -> Result<String> {
+        wait_for(
+            &format!("a direct path from {} to {name}", self.host.name),
+            PATIENCE,
+            || {
+                drop(self.cli(&["ping", name, "--count", "1"]));
+                self.direct_path(name).ok().flatten()
+            },
+        )
+    }
+
+    /// Kills the daemon with SIGKILL and starts it again over the same state.
+    pub(crate) fn kill_and_restart(&mut self) -> Result<()> {
+        self.process.signal("KILL")?;
+        self.process.wait_end(PATIENCE)?;
+        self.process = Self::daemon(&self.warren, &self.host, &self.state, &self.socket)?;
+        self.wait_ready()
+    }
+
+    /// Stops the daemon politely and waits for its end.
+    pub(crate) fn stop(&mut self) -> Result<std::process::ExitStatus> {
+        self.process.signal("TERM")?;
+        self.process.wait_end(PATIENCE)
+    }
+
+    /// The daemon's process.
+    pub(crate) fn process(&self) -> &Process {
+        &self.process
+    }
+}
+
+/// Sends `count` echo requests from `host` to `to` and fails unless at least one answer came.
+pub(crate) fn icmp(host: &Host, to: &str, count: u32) -> Result<String> {
+    host.run("ping")
+        .args("-n -i 0.2 -W 3 -c")
+        .arg(count.to_string())
+        .arg(to)
+        .output()
+        .with_context(|| format!("{} got no echo from {to}", host.name))
+}
+
+/// Sends `bytes` over TCP from one host to an address on another and checks both ends' hashes.
+pub(crate) fn transfer(from: &Host, to: &Host, address: &str, bytes: u64) -> Result<String> {
+    let me = std::env::current_exe()?;
+    let target = if address.contains(':') {
+        format!("[{address}]:7001")
+    } else {
+        format!("{address}:7001")
+    };
+    let mut receiver = to.spawn(
+        &format!("receive-{}", from.name),
+        &me,
+        &["traffic", "receive", &target],
+    )?;
+    receiver.wait_log("listening", PATIENCE)?;
+    let sent = from
+        .run(&me)
+        .args("traffic send")
+        .arg(&target)
+        .arg(bytes.to_string())
+        .output()?;
+    receiver.wait_end(PATIENCE)?;
+    let log = receiver.log();
+    let received = log
+        .lines()
+        .rev()
+        .find(|line| line.starts_with("received"))
+        .unwrap_or_default();
+    let digest = sent.trim().strip_prefix("sent ").unwrap_or("nothing");
+    if !received.ends_with(digest) {
+        bail!("the ends disagree: sent {digest}, {received}");
+    }
+    Ok(received.to_owned())
+}
+
+fn spawn(host: &Host, title: &str, program: &Path, arguments: &[String]) -> Result<Process> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    host.spawn(title, program, &words)
+}
+
+fn path_text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

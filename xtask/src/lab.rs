@@ -1,0 +1,229 @@
+//! Small networks of namespaces on this machine: hosts on one switch, processes in them, nothing left behind.
+//!
+//! Every namespace is called `wrn-<pid>-<name>`. The switch is a bridge in a namespace of its own, so that the
+//! machine's own network is never touched. Dropping a [`Lab`] ends its processes and deletes its namespaces;
+//! starting one sweeps those of runs that were killed.
+
+mod process;
+
+pub(crate) use process::Process;
+
+use crate::run::{Run, target};
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A switch with hosts on it.
+pub(crate) struct Lab {
+    prefix: String,
+    dir: PathBuf,
+    hosts: Vec<Host>,
+}
+
+/// One host: a namespace with an address on the switch in each family.
+#[derive(Clone)]
+pub(crate) struct Host {
+    /// The namespace's name.
+    pub(crate) namespace: String,
+    /// The host's name, also its log files' first part.
+    pub(crate) name: String,
+    /// The host's IPv4 address on the switch.
+    pub(crate) address: String,
+    dir: PathBuf,
+}
+
+impl Lab {
+    /// Makes a switch and the `names` hosts on it: 10.91.0.2, 10.91.0.3 … and fd91::2, fd91::3 ….
+    pub(crate) fn new(title: &str, names: &[&str]) -> Result<Self> {
+        sweep()?;
+        let prefix = format!("wrn-{}-", std::process::id());
+        let dir = target().join("lab").join(title);
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir)
+                .with_context(|| format!("cannot empty {}", dir.display()))?;
+        }
+        std::fs::create_dir_all(&dir)?;
+        let mut lab = Self {
+            prefix,
+            dir,
+            hosts: Vec::new(),
+        };
+        let switch = lab.namespace("sw");
+        ip(&format!("netns add {switch}"))?;
+        for words in [
+            "link set lo up",
+            "link add br0 type bridge",
+            "address add 10.91.0.1/24 dev br0",
+            "address add fd91::1/64 dev br0 nodad",
+            "link set br0 up",
+        ] {
+            ip(&format!("-n {switch} {words}"))?;
+        }
+        for (index, name) in names.iter().enumerate() {
+            lab.add_host(name, index + 2)?;
+        }
+        Ok(lab)
+    }
+
+    fn add_host(&mut self, name: &str, number: usize) -> Result<()> {
+        let namespace = self.namespace(name);
+        let switch = self.namespace("sw");
+        ip(&format!("netns add {namespace}"))?;
+        self.hosts.push(Host {
+            namespace: namespace.clone(),
+            name: name.to_owned(),
+            address: format!("10.91.0.{number}"),
+            dir: self.dir.clone(),
+        });
+        ip(&format!(
+            "-n {switch} link add p{number} type veth peer name eth0 netns {namespace}"
+        ))?;
+        ip(&format!("-n {switch} link set p{number} master br0 up"))?;
+        for words in [
+            "link set lo up".to_owned(),
+            format!("address add 10.91.0.{number}/24 dev eth0"),
+            format!("address add fd91::{number}/64 dev eth0 nodad"),
+            "link set eth0 up".to_owned(),
+            "route add default via 10.91.0.1".to_owned(),
+            "route add default via fd91::1".to_owned(),
+        ] {
+            ip(&format!("-n {namespace} {words}"))?;
+        }
+        Ok(())
+    }
+
+    /// Returns a host by its name.
+    ///
+    /// # Panics
+    /// Panics when the lab has no such host: a mistake in the test.
+    pub(crate) fn host(&self, name: &str) -> Host {
+        self.hosts
+            .iter()
+            .find(|host| host.name == name)
+            .unwrap_or_else(|| panic!("the lab has no host {name}"))
+            .clone()
+    }
+
+    /// Returns the directory of this lab's files: state directories and logs.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn namespace(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for name in self
+            .hosts
+            .iter()
+            .map(|host| host.namespace.clone())
+            .chain([self.namespace("sw")])
+        {
+            remove(&name);
+        }
+    }
+}
+
+impl Host {
+    /// Prepares a command inside this host.
+    pub(crate) fn run(&self, program: impl AsRef<std::ffi::OsStr>) -> Run {
+        Run::new("ip")
+            .args("netns exec")
+            .arg(&self.namespace)
+            .arg(program)
+    }
+
+    /// Starts a process inside this host; its output goes to `<dir>/<host>-<title>.log`.
+    pub(crate) fn spawn(&self, title: &str, program: &Path, args: &[&str]) -> Result<Process> {
+        self.spawn_env(title, program, args, &[])
+    }
+
+    /// Starts a process with further environment variables.
+    pub(crate) fn spawn_env(
+        &self,
+        title: &str,
+        program: &Path,
+        args: &[&str],
+        env: &[(&str, &str)],
+    ) -> Result<Process> {
+        Process::start(self, title, program, args, env)
+    }
+
+    /// Drops all UDP of this host except on loopback and inside tunnels, or lets it pass again.
+    pub(crate) fn block_udp(&self, block: bool) -> Result<()> {
+        let rules = if block {
+            "table inet lab {\n chain out { type filter hook output priority 0; oifname \"eth0\" meta l4proto udp drop; }\n \
+             chain in { type filter hook input priority 0; iifname \"eth0\" meta l4proto udp drop; }\n}\n"
+        } else {
+            "delete table inet lab\n"
+        };
+        let file = self.dir.join(format!("{}.nft", self.name));
+        std::fs::write(&file, rules)?;
+        self.run("nft").arg("-f").arg(&file).output().map(drop)
+    }
+
+    /// The directory of the lab this host is in.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+/// Asks `done` every 50 ms until it returns a value; fails with `what` after `limit`.
+pub(crate) fn wait_for<T>(
+    what: &str,
+    limit: Duration,
+    mut done: impl FnMut() -> Option<T>,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = done() {
+            return Ok(value);
+        }
+        if start.elapsed() > limit {
+            bail!("waited {} s in vain for {what}", limit.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Runs `ip` with these words.
+pub(crate) fn ip(words: &str) -> Result<()> {
+    Run::new("ip").args(words).output().map(drop)
+}
+
+/// Deletes the namespaces of earlier runs whose process is gone.
+fn sweep() -> Result<()> {
+    for line in Run::new("ip").args("netns list").output()?.lines() {
+        let Some(name) = line.split_whitespace().next() else {
+            continue;
+        };
+        let Some(pid) = name
+            .strip_prefix("wrn-")
+            .and_then(|rest| rest.split('-').next())
+        else {
+            continue;
+        };
+        if pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists() {
+            remove(name);
+        }
+    }
+    Ok(())
+}
+
+/// Ends every process in a namespace that we made, then deletes it.
+fn remove(namespace: &str) {
+    let pids = Run::new("ip")
+        .args("netns pids")
+        .arg(namespace)
+        .output()
+        .unwrap_or_default();
+    for pid in pids.split_whitespace() {
+        drop(Run::new("kill").args("-KILL").arg(pid).output());
+    }
+    if let Err(error) = ip(&format!("netns del {namespace}")) {
+        eprintln!("cannot delete the namespace {namespace}: {error:#}");
+    }
+}

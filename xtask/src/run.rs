@@ -1,0 +1,126 @@
+//! Runs other programs: echoed, checked, never through a shell.
+
+use anyhow::{Context, Result, bail};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A command that prints itself and fails with its own name.
+pub(crate) struct Run(Command);
+
+impl Run {
+    /// Prepares `program` in the workspace's root directory.
+    pub(crate) fn new(program: impl AsRef<OsStr>) -> Self {
+        let mut command = Command::new(program);
+        command.current_dir(root());
+        Self(command)
+    }
+
+    /// Prepares the cargo that runs us.
+    pub(crate) fn cargo() -> Self {
+        Self::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    }
+
+    /// Adds arguments, split at white space.
+    pub(crate) fn args(mut self, words: &str) -> Self {
+        self.0.args(words.split_whitespace());
+        self
+    }
+
+    /// Adds one argument as it is.
+    pub(crate) fn arg(mut self, word: impl AsRef<OsStr>) -> Self {
+        self.0.arg(word);
+        self
+    }
+
+    /// Sets an environment variable.
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.0.env(name, value);
+        self
+    }
+
+    /// Sets the working directory.
+    pub(crate) fn dir(mut self, dir: impl AsRef<Path>) -> Self {
+        self.0.current_dir(dir);
+        self
+    }
+
+    /// Runs it with our standard streams and fails unless it exits with 0.
+    pub(crate) fn go(mut self) -> Result<()> {
+        let shown = self.shown();
+        eprintln!("$ {shown}");
+        let status = self
+            .0
+            .stdin(Stdio::null())
+            .status()
+            .with_context(|| format!("cannot start `{shown}`"))?;
+        if !status.success() {
+            bail!("`{shown}` failed: {status}");
+        }
+        Ok(())
+    }
+
+    /// Runs it silently and returns standard output; fails with standard error's text.
+    pub(crate) fn output(mut self) -> Result<String> {
+        let shown = self.shown();
+        let output = self
+            .0
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("cannot start `{shown}`"))?;
+        if !output.status.success() {
+            bail!(
+                "`{shown}` failed: {}: {}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn shown(&self) -> String {
+        let words = std::iter::once(self.0.get_program()).chain(self.0.get_args());
+        words
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+}
+
+/// Returns the workspace's root directory.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lies one folder below the root")
+        .to_path_buf()
+}
+
+/// Returns cargo's target directory.
+pub(crate) fn target() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) => root().join(dir),
+        None => root().join("target"),
+    }
+}
+
+/// Builds the `warren` program in the dev profile and returns its path.
+pub(crate) fn build_warren() -> Result<PathBuf> {
+    Run::cargo()
+        .args("build --quiet --locked --package warren")
+        .go()?;
+    Ok(target().join("debug/warren"))
+}
+
+/// Fails with what is missing unless we may make namespaces and TUN devices.
+pub(crate) fn require_root(what: &str) -> Result<()> {
+    let uid = Run::new("id").args("-u").output()?;
+    if uid.trim() != "0" {
+        bail!(
+            "{what} makes network namespaces and TUN devices, which needs root: run it as `sudo -E env PATH=$PATH cargo xtask …`"
+        );
+    }
+    if !Path::new("/dev/net/tun").exists() {
+        bail!("{what} needs /dev/net/tun: run `modprobe tun`, or give the container that device");
+    }
+    Ok(())
+}

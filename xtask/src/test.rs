@@ -1,0 +1,20 @@
+//! The test lanes.
+
+use crate::run::Run;
+use crate::{check, e2e, fuzz, packages};
+use anyhow::Result;
+
+/// What continuous integration runs: checks, unit and property tests, replay of the fuzz corpora, end to end, interop.
+pub(crate) fn all() -> Result<()> {
+    packages::debian(&[("cc", "build-essential")])?;
+    check::all()?;
+    Run::cargo()
+        .args("test --quiet --workspace --locked")
+        .go()?;
+    e2e::command(None, false)
+}
+
+/// What takes hours: fuzzing of every target for its share of 60 CPU minutes; the report is kept in docs/reports/.
+pub(crate) fn long() -> Result<()> {
+    fuzz::hour()
+}
