@@ -76,11 +76,6 @@ impl Server {
         self.command("admin", words)
     }
 
-    /// Runs `warren policy …` beside the server and returns what it prints.
-    pub(crate) fn policy(&self, words: &[&str]) -> Result<String> {
-        self.command("policy", words)
-    }
-
     fn command(&self, family: &str, words: &[&str]) -> Result<String> {
         let mut run = self
             .host
@@ -123,11 +118,6 @@ impl Server {
         self.process.wait_end(PATIENCE)?;
         self.process = spawn(&self.host, "server", &self.warren, &self.arguments)?;
         self.wait_ready()
-    }
-
-    /// The server process.
-    pub(crate) fn process(&self) -> &Process {
-        &self.process
     }
 }
 

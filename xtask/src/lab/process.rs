@@ -82,11 +82,6 @@ impl Process {
         wait_for(&what, limit, || self.child.try_wait().ok().flatten())
     }
 
-    /// The process identifier.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     fn tail(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
