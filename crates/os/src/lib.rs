@@ -1,1 +1,37 @@
-//! Empty so far.
+//! This machine: TUN device, UDP sockets, addresses, routes, link changes, caller identity, private files.
+//!
+//! The crate knows no protocol. It is the only one of the workspace that may use `unsafe`; every block carries the
+//! reason why it is sound. Linux only.
+//!
+//! Two kinds of callers use it. Packet workers are plain threads: they [`poll`] a [`Tun`], [`UdpSocket`]s and a
+//! [`Waker`], and move packets with calls that never block. The decision task is asynchronous and changes the
+//! machine through [`Netlink`] and learns of changes from [`LinkWatch`].
+//!
+//! # What stays behind after `kill -9`
+//! Nothing, by construction: see the module [`netlink`] for how routes are chosen so that the kernel removes them
+//! together with the TUN device.
+#![deny(unsafe_op_in_unsafe_fn)]
+#![cfg(target_os = "linux")]
+
+mod endpoints;
+mod files;
+mod host;
+mod identity;
+mod ifname;
+pub mod netlink;
+#[cfg(test)]
+mod testing;
+mod tun;
+mod udp;
+mod wait;
+
+pub use endpoints::endpoint_addresses;
+pub use files::{FileError, LockError, LockFile, create_private_dir, write_private};
+pub use host::HostFacts;
+pub use identity::{PeerCredentials, peer_credentials};
+pub use ifname::{IfIndex, IfName, IfNameError};
+pub use netlink::{Changes, DefaultRoutes, Interface, LinkWatch, Netlink, NetlinkError};
+pub use rustix::io::Errno;
+pub use tun::{Tun, TunError, TunRead};
+pub use udp::{BYPASS_MARK, Datagram, Family, Outgoing, RecvBatch, SendReport, UdpSocket};
+pub use wait::{Ready, Waker, Watched, poll};

@@ -1,0 +1,177 @@
+use super::*;
+use crate::wait::{Watched, poll};
+use std::time::Duration;
+
+fn loopback(socket: &UdpSocket) -> SocketAddr {
+    let ip: IpAddr = if socket.local_addr().is_ipv4() {
+        Ipv4Addr::LOCALHOST.into()
+    } else {
+        Ipv6Addr::LOCALHOST.into()
+    };
+    SocketAddr::new(ip, socket.port())
+}
+
+/// Receives until `want` datagrams have come.
+fn receive(socket: &UdpSocket, want: usize, slot_bytes: usize) -> Vec<(SocketAddr, Vec<u8>)> {
+    let mut batch = RecvBatch::new(slot_bytes);
+    let mut all = Vec::new();
+    while all.len() < want {
+        let ready = poll(
+            [Some(Watched::readable(socket))],
+            Some(Duration::from_secs(5)),
+        )
+        .unwrap();
+        assert!(ready[0].readable, "{} of {want} datagrams came", all.len());
+        socket.recv_batch(&mut batch).unwrap();
+        all.extend(
+            batch
+                .datagrams()
+                .map(|datagram| (datagram.from, datagram.bytes.to_vec())),
+        );
+    }
+    all
+}
+
+fn batches_keep_order_and_senders(family: Family) {
+    let (a, b) = (
+        UdpSocket::bind(family, 0).unwrap(),
+        UdpSocket::bind(family, 0).unwrap(),
+    );
+    let payloads: Vec<Vec<u8>> = (0..150_u8).map(|at| vec![at; usize::from(at)]).collect();
+    let outgoing: Vec<Outgoing<'_>> = payloads
+        .iter()
+        .map(|bytes| Outgoing {
+            to: loopback(&b),
+            bytes,
+        })
+        .collect();
+    let report = a.send_batch(&outgoing);
+    assert_eq!(
+        report,
+        SendReport {
+            sent: 150,
+            ..SendReport::default()
+        }
+    );
+    let received = receive(&b, 150, 2048);
+    assert!(received.iter().all(|(from, _)| *from == loopback(&a)));
+    assert_eq!(
+        received
+            .into_iter()
+            .map(|(_, bytes)| bytes)
+            .collect::<Vec<_>>(),
+        payloads
+    );
+    assert_eq!(b.recv_batch(&mut RecvBatch::new(64)), Ok(0));
+}
+
+#[test]
+fn batches_keep_order_and_senders_over_ipv4() {
+    batches_keep_order_and_senders(Family::V4);
+}
+
+#[test]
+fn batches_keep_order_and_senders_over_ipv6() {
+    if UdpSocket::bind(Family::V6, 0).is_ok_and(|probe| probe.send(loopback(&probe), b"x").is_ok())
+    {
+        batches_keep_order_and_senders(Family::V6);
+    } else {
+        println!("skipped: no IPv6 on the loopback interface");
+    }
+}
+
+#[test]
+fn a_taken_port_falls_back_to_a_free_one() {
+    let first = UdpSocket::bind(Family::V4, 0).unwrap();
+    let second = UdpSocket::bind(Family::V4, first.port()).unwrap();
+    assert_ne!(second.port(), 0);
+    assert_ne!(second.port(), first.port());
+}
+
+#[test]
+fn both_families_share_a_port() {
+    let (v4, v6) = UdpSocket::bind_pair(0).unwrap();
+    if let Some(v6) = v6 {
+        assert!(v6.local_addr().is_ipv6());
+        assert_eq!(v6.port(), v4.port());
+    }
+}
+
+#[test]
+fn a_refused_datagram_does_not_stop_the_ones_behind_it() {
+    let (a, b) = (
+        UdpSocket::bind(Family::V4, 0).unwrap(),
+        UdpSocket::bind(Family::V4, 0).unwrap(),
+    );
+    let huge = vec![0; 70_000];
+    let outgoing = [
+        Outgoing {
+            to: loopback(&b),
+            bytes: b"one",
+        },
+        Outgoing {
+            to: loopback(&b),
+            bytes: &huge,
+        },
+        Outgoing {
+            to: "[::1]:9".parse().unwrap(),
+            bytes: b"wrong family",
+        },
+        Outgoing {
+            to: loopback(&b),
+            bytes: b"two",
+        },
+    ];
+    let report = a.send_batch(&outgoing);
+    assert_eq!(
+        (report.sent, report.refused, report.error, report.blocked),
+        (2, 2, Some(Errno::MSGSIZE), false)
+    );
+    let received: Vec<Vec<u8>> = receive(&b, 2, 2048)
+        .into_iter()
+        .map(|(_, bytes)| bytes)
+        .collect();
+    assert_eq!(received, [b"one".to_vec(), b"two".to_vec()]);
+}
+
+#[test]
+fn a_datagram_longer_than_a_slot_is_dropped_and_the_next_kept() {
+    let (a, b) = (
+        UdpSocket::bind(Family::V4, 0).unwrap(),
+        UdpSocket::bind(Family::V4, 0).unwrap(),
+    );
+    let report = a.send_batch(&[
+        Outgoing {
+            to: loopback(&b),
+            bytes: &[1; 101],
+        },
+        Outgoing {
+            to: loopback(&b),
+            bytes: &[2; 100],
+        },
+    ]);
+    assert_eq!(report.sent, 2);
+    assert_eq!(receive(&b, 1, 100), [(loopback(&a), vec![2; 100])]);
+}
+
+#[test]
+fn addresses_are_read_from_the_kernels_layout() {
+    let mut name = EMPTY_NAME;
+    assert_eq!(address_of(&name), None);
+    let mut write = |bytes: &[u8]| name.0[..bytes.len()].copy_from_slice(bytes);
+    write(&2_u16.to_ne_bytes());
+    let mut bytes = name;
+    bytes.0[2..8].copy_from_slice(&[0x12, 0x34, 192, 0, 2, 1]);
+    assert_eq!(address_of(&bytes), Some("192.0.2.1:4660".parse().unwrap()));
+    let mut bytes = EMPTY_NAME;
+    bytes.0[..2].copy_from_slice(&10_u16.to_ne_bytes());
+    bytes.0[3] = 9;
+    bytes.0[4..8].copy_from_slice(&[1; 4]);
+    bytes.0[8..10].copy_from_slice(&[0xfe, 0x80]);
+    bytes.0[23] = 1;
+    bytes.0[24..28].copy_from_slice(&7_u32.to_ne_bytes());
+    assert_eq!(
+        address_of(&bytes),
+        Some(SocketAddrV6::new("fe80::1".parse().unwrap(), 9, 0, 7).into())
+    );
+}
