@@ -4,3 +4,4 @@
 
 pub mod key;
 pub mod nacl;
+pub mod noise;
