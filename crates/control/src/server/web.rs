@@ -1,0 +1,139 @@
+//! What the server answers outside Noise: the key, the upgrade, and a few small pages.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::header::HeaderName;
+use http::{HeaderValue, Method, Request, StatusCode, header};
+use hyper::body::{Body, Bytes};
+use serde_json::json;
+use warren_wire::key::{MachineKey, NodeKey};
+
+use super::answers::{self, Answer};
+use super::limits::BodyError;
+use super::shared::Arrival;
+use super::{login_page, upgrade};
+
+/// How long the own name may take to resolve.
+const NAME_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Longest challenge that is answered. Source: control.md §6.2.
+const MAX_CHALLENGE: usize = 64;
+
+/// Answers a request outside Noise. Only the path decides: the target may be absolute and `Host` may say anything.
+pub(crate) async fn answer<B>(arrival: &Arrival, request: Request<B>) -> Answer
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let path = request.uri().path();
+    let reading = matches!(*request.method(), Method::GET | Method::HEAD);
+    match path {
+        "/key" if reading => key(arrival, request.uri().query()),
+        "/ts2021" => upgrade::answer(arrival, request),
+        "/generate_204" => generate_204(&request),
+        "/bootstrap-dns" if reading => bootstrap_dns(arrival, request.uri().query()).await,
+        "/verify" if request.method() == Method::POST => verify(arrival, request.into_body()).await,
+        "/health" if reading => answers::json(StatusCode::OK, &json!({"status": "ok"})),
+        "/" if reading => answers::text(StatusCode::OK, "This is the coordination server of a warren network."),
+        "/key" | "/bootstrap-dns" | "/health" | "/" => answers::wrong_method("GET, HEAD"),
+        "/verify" => answers::wrong_method("POST"),
+        path => match path.strip_prefix("/login/") {
+            Some(id) if reading => login_page::answer(arrival, id).await,
+            Some(_) => answers::wrong_method("GET, HEAD"),
+            None => answers::nothing_here(),
+        },
+    }
+}
+
+/// Returns the value of `name` in a query, as it stands there.
+pub(crate) fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
+    query?.split('&').find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name)).map(|(_, value)| value)
+}
+
+/// Answers `/key?v=`. Source: control.md §2.2; some clients need both fields.
+fn key(arrival: &Arrival, query: Option<&str>) -> Answer {
+    if parameter(query, "v").and_then(|version| version.parse::<u16>().ok()).is_none() {
+        return answers::text(
+            StatusCode::BAD_REQUEST,
+            "this server needs to know the client's capability version: ask for /key?v=NUMBER",
+        );
+    }
+    let keys = json!({
+        "legacyPublicKey": MachineKey::from_bytes([0; 32]),
+        "publicKey": arrival.shared.control.noise_key(),
+    });
+    answers::json(StatusCode::OK, &keys)
+}
+
+fn generate_204<B>(request: &Request<B>) -> Answer {
+    let mut answer = answers::with_header(
+        answers::empty(StatusCode::NO_CONTENT),
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, no-store, must-revalidate, no-transform, max-age=0"),
+    );
+    let challenge = request.headers().get("x-tailscale-challenge").and_then(|value| value.to_str().ok());
+    let harmless = |text: &&str| {
+        !text.is_empty()
+            && text.len() <= MAX_CHALLENGE
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".:_-".contains(&byte))
+    };
+    if let Some(challenge) = challenge.filter(harmless)
+        && let Ok(value) = HeaderValue::try_from(format!("response {challenge}"))
+    {
+        answer = answers::with_header(answer, HeaderName::from_static("x-tailscale-response"), value);
+    }
+    answer
+}
+
+/// Tells the addresses of this server, to clients whose DNS is broken. Of other names it tells nothing.
+async fn bootstrap_dns(arrival: &Arrival, query: Option<&str>) -> Answer {
+    let own = &arrival.shared.own_host;
+    let asked = parameter(query, "q").unwrap_or_default();
+    if !asked.eq_ignore_ascii_case(own) || own.parse::<IpAddr>().is_ok() {
+        return answers::text(StatusCode::NOT_FOUND, "this server tells only its own name's addresses");
+    }
+    let found = tokio::time::timeout(NAME_DEADLINE, tokio::net::lookup_host((own.as_str(), 0))).await;
+    let Ok(Ok(found)) = found else {
+        return answers::text(StatusCode::SERVICE_UNAVAILABLE, "the name does not resolve here either");
+    };
+    let addresses: Vec<IpAddr> = found.map(|address| address.ip()).take(16).collect();
+    let body = json!({ own.as_str(): addresses });
+    answers::with_header(
+        answers::json(StatusCode::OK, &body),
+        header::CONNECTION,
+        HeaderValue::from_static("close"),
+    )
+}
+
+/// Tells a relay on another machine whether a node key may use it.
+async fn verify<B>(arrival: &Arrival, body: B) -> Answer
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    #[derive(serde::Deserialize)]
+    struct Question {
+        #[serde(rename = "NodePublic")]
+        node: NodeKey,
+    }
+    let body = match arrival.shared.bodies.read(body).await {
+        Ok(body) => body,
+        Err(error) => return unread(error),
+    };
+    match serde_json::from_slice::<Question>(&body) {
+        Ok(Question { node }) => {
+            answers::json(StatusCode::OK, &json!({ "Allow": arrival.shared.control.relay_admits(&node) }))
+        }
+        Err(_) => answers::text(StatusCode::BAD_REQUEST, "the body must be {\"NodePublic\": \"nodekey:…\"}"),
+    }
+}
+
+/// Answers a request whose body could not be read.
+pub(crate) fn unread(error: BodyError) -> Answer {
+    let status = match error {
+        BodyError::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
+        BodyError::TooSlow => StatusCode::REQUEST_TIMEOUT,
+        BodyError::Broken => StatusCode::BAD_REQUEST,
+        BodyError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    answers::text(status, &error.to_string())
+}
