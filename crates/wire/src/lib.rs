@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod control;
 pub mod key;
+pub mod mapframe;
 pub mod nacl;
 pub mod noise;

@@ -1,0 +1,86 @@
+//! Rules of the packet filter. Source: Tailscale `tailcfg`, `FilterRule`.
+
+use super::json::{is_default, lossy_list};
+use super::CapMap;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// Lets sources reach destinations. Has either [`Self::dst_ports`] or [`Self::cap_grant`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct FilterRule {
+    /// Each an address, a prefix, a range `a-b`, `*`, or `cap:<capability>`.
+    #[serde(rename = "SrcIPs")]
+    pub src_ips: Vec<String>,
+    /// Ancient prefix lengths of the sources. Never sent; a receiver refuses the whole filter for it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub src_bits: Vec<i64>,
+    /// Where to, of a network rule.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dst_ports: Vec<NetPortRange>,
+    /// IP protocols; empty is TCP, UDP and both ICMPs. Values outside 0 to 255 are skipped.
+    #[serde(rename = "IPProto", skip_serializing_if = "is_default")]
+    pub ip_proto: Vec<i64>,
+    /// What an application rule grants.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cap_grant: Vec<CapGrant>,
+}
+
+/// Addresses and ports.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct NetPortRange {
+    /// An address, a prefix, a range `a-b`, or `*`.
+    #[serde(rename = "IP")]
+    pub ip: String,
+    /// Ancient prefix length. Never sent; a receiver refuses the whole filter for it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub bits: Option<i64>,
+    /// Ports.
+    pub ports: PortRange,
+}
+
+/// Ports from first to last, both included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct PortRange {
+    /// First port.
+    pub first: u16,
+    /// Last port.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// All ports, and protocols without ports.
+    pub const ALL: Self = Self { first: 0, last: 65_535 };
+
+    /// Makes a range of one port.
+    #[must_use]
+    pub const fn single(port: u16) -> Self {
+        Self {
+            first: port,
+            last: port,
+        }
+    }
+
+    /// Tells whether `port` lies in the range.
+    #[must_use]
+    pub const fn contains(self, port: u16) -> bool {
+        self.first <= port && port <= self.last
+    }
+}
+
+/// Capabilities that a source has towards destinations.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct CapGrant {
+    /// Destinations, usually the receiver's own addresses.
+    #[serde(deserialize_with = "lossy_list")]
+    pub dsts: Vec<IpNet>,
+    /// Old form of capabilities without arguments.
+    #[serde(skip_serializing_if = "is_default")]
+    pub caps: Vec<String>,
+    /// Capabilities.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cap_map: CapMap,
+}
