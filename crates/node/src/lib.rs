@@ -1,1 +1,28 @@
-//! Empty so far.
+//! The node's daemon: it keeps in touch with the coordination server, tells the engine what the tailnet looks like, and
+//! answers local programs.
+//!
+//! - [`control_client`]: connection to the server, registration, map stream.
+//! - [`netmap`]: what the map responses add up to, sans-IO.
+//! - [`engine`]: the packets' side, and the seam to it.
+//! - [`daemon`]: the owner of all decisions: settings, login, state.
+//! - [`local_api`]: HTTP over a unix socket, both ends.
+//! - [`state`], [`prefs`]: what survives a restart.
+
+#![forbid(unsafe_code)]
+
+pub mod control_client;
+pub mod daemon;
+pub mod engine;
+pub mod hostinfo;
+pub mod local_api;
+pub mod netmap;
+pub mod prefs;
+pub mod state;
+
+/// Version that this node shows to servers and local programs.
+pub const VERSION: &str = concat!("warren-", env!("CARGO_PKG_VERSION"));
+
+/// Behaviours that this node claims to have.
+///
+/// Source: Tailscale `tailcfg`, `CapabilityVersion`.
+pub const CAPABILITY_VERSION: u16 = 130;

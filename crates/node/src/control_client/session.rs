@@ -1,0 +1,558 @@
+//! One login's life: connect, register, follow the map, report changes, and again from the start when it breaks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::BodyExt as _;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::{sleep, timeout};
+use warren_wire::control::{
+    self, CapabilityVersion, Hostinfo, MapRequest, MapResponse, NetInfo, RegisterResponse, Time,
+};
+use warren_wire::key::{DiscoKey, MachineKey, NodeKey, NodeSecret};
+use warren_wire::mapframe;
+use zeroize::Zeroizing;
+
+use super::backoff::{self, Backoff};
+use super::connect::{CallError, ConnectError, Connection, Connector, Target, checked, connect};
+use super::ping;
+use super::register::{Ask, Outcome, Purpose, register};
+use crate::engine::Endpoint;
+use crate::local_api::types::{Trouble, TroubleKind};
+use crate::state::NodeKeys;
+
+/// A map stream without a message for this long is dead.
+///
+/// Source: Tailscale `control/controlclient/direct.go`, `watchdogTimeout`.
+pub const WATCHDOG: Duration = Duration::from_secs(120);
+
+/// How long changes are collected before they are reported.
+const REPORT_DELAY: Duration = Duration::from_millis(30);
+
+/// How long a report may take, and how long until it is tried again.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
+const REPORT_RETRY: Duration = Duration::from_secs(5);
+
+/// Most pings of the server that are answered at a time.
+const MAX_PINGS: usize = 4;
+
+/// Is a secret that admits a machine to a tailnet; wiped when dropped, never printed.
+#[derive(Clone)]
+pub struct AuthKey(Zeroizing<String>);
+
+impl AuthKey {
+    /// Takes the key as the user typed it.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(Zeroizing::new(text.trim().to_owned()))
+    }
+}
+
+impl std::fmt::Debug for AuthKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AuthKey(…)")
+    }
+}
+
+/// Says how to log in.
+#[derive(Debug, Clone)]
+pub enum Login {
+    /// With the keys that are there; a person is asked only if the server insists.
+    Resume,
+    /// With an auth key.
+    AuthKey(AuthKey),
+    /// With a new node key and a person.
+    Interactive,
+}
+
+/// Is what the server is told about this node, apart from its keys.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// This machine.
+    pub hostinfo: Hostinfo,
+    /// The network, once measured.
+    pub net_info: Option<NetInfo>,
+    /// Addresses at which peers may find this node.
+    pub endpoints: Vec<Endpoint>,
+    /// Disco key of this process.
+    pub disco_key: DiscoKey,
+}
+
+/// Tells the daemon how the login goes on.
+#[derive(Debug)]
+pub enum Event {
+    /// Keys to store before the server hears of them; the reply says whether they are on disk.
+    Keys(NodeKeys, oneshot::Sender<bool>),
+    /// The server's clock.
+    ServerTime(Time),
+    /// A person must visit this page.
+    Visit(String),
+    /// The node is registered.
+    Registered(Box<RegisterResponse>),
+    /// A new poll begins; the next map is complete.
+    PollStarted,
+    /// A map response.
+    Map(Box<MapResponse>),
+    /// Something failed; it is tried again.
+    Trouble(Trouble),
+    /// The login was refused for good; the session has ended.
+    Refused(Trouble),
+}
+
+/// Holds what a session needs; [`Self::run`] is the session.
+#[derive(Debug)]
+pub struct Session<C> {
+    /// Way to the network.
+    pub connector: C,
+    /// Whom to talk to.
+    pub target: Target,
+    /// Keys of the login.
+    pub keys: NodeKeys,
+    /// How to log in.
+    pub login: Login,
+    /// What to tell the server; read again on every change.
+    pub report: watch::Receiver<Report>,
+    /// Where to tell the daemon; bounded, the session waits when it is full.
+    pub events: mpsc::Sender<Event>,
+}
+
+/// Says why a round ended.
+#[derive(Debug)]
+enum Ended {
+    /// The daemon no longer listens.
+    Daemon,
+    Connect(ConnectError),
+    Call(CallError),
+    /// The server said no.
+    Refused(String),
+    /// The keys could not be stored.
+    Disk,
+    /// The system gives no randomness.
+    Random,
+}
+
+impl From<CallError> for Ended {
+    fn from(error: CallError) -> Self {
+        Self::Call(error)
+    }
+}
+
+impl<C: Connector> Session<C> {
+    /// Runs until the daemon drops its end of the events, or until the server refuses an auth key.
+    pub async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        let mut registered = false;
+        let mut known = None;
+        loop {
+            let ended = self.round(&mut registered, &mut known, &mut backoff).await;
+            if matches!(ended, Ended::Daemon) {
+                return;
+            }
+            if matches!(ended, Ended::Connect(ConnectError::Handshake { .. })) {
+                // The server may have a new key: ask again, so that the error says so.
+                known = None;
+            }
+            if let Ended::Call(CallError::Status {
+                status: 401 | 403 | 404,
+                ..
+            }) = ended
+            {
+                registered = false;
+            }
+            let random = random();
+            let wait = backoff.failed(random);
+            let wait = if let Ended::Call(CallError::Status {
+                status: 429,
+                retry_after,
+                ..
+            }) = &ended
+            {
+                backoff::retry_after(retry_after.as_deref(), random)
+            } else {
+                wait
+            };
+            let trouble = trouble(&ended, backoff.failures());
+            tracing::info!(kind = ?trouble.kind, text = trouble.text, wait_ms = wait.as_millis(), "control session broke");
+            if matches!(
+                (&ended, &self.login),
+                (Ended::Refused(_), Login::AuthKey(_))
+            ) {
+                let _ = self.events.send(Event::Refused(trouble)).await;
+                return;
+            }
+            if self.tell(Event::Trouble(trouble)).await.is_err() {
+                return;
+            }
+            sleep(wait).await;
+        }
+    }
+
+    async fn round(
+        &mut self,
+        registered: &mut bool,
+        known: &mut Option<MachineKey>,
+        backoff: &mut Backoff,
+    ) -> Ended {
+        let connection = match connect(&self.connector, &self.target, *known).await {
+            Ok(connection) => Arc::new(connection),
+            Err(error) => return Ended::Connect(error),
+        };
+        *known = Some(connection.server_key());
+        if let Some(date) = connection.server_date()
+            && let Err(ended) = self.tell(Event::ServerTime(date)).await
+        {
+            return ended;
+        }
+        if !*registered {
+            match self.register(&connection).await {
+                Ok(()) => *registered = true,
+                Err(ended) => return ended,
+            }
+        }
+        match self.poll(&connection, backoff).await {
+            Ok(never) => match never {},
+            Err(ended) => ended,
+        }
+    }
+
+    async fn tell(&self, event: Event) -> Result<(), Ended> {
+        self.events.send(event).await.map_err(|_| Ended::Daemon)
+    }
+
+    /// Stores `self.keys` and waits until they are on disk.
+    async fn store_keys(&self) -> Result<(), Ended> {
+        let (saved, answer) = oneshot::channel();
+        self.tell(Event::Keys(self.keys.clone(), saved)).await?;
+        match answer.await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Ended::Disk),
+            Err(_) => Err(Ended::Daemon),
+        }
+    }
+
+    async fn fresh_key(&mut self) -> Result<Arc<NodeSecret>, Ended> {
+        let key = Arc::new(NodeSecret::generate().map_err(|_| Ended::Random)?);
+        self.keys.pending = Some(Arc::clone(&key));
+        self.store_keys().await?;
+        Ok(key)
+    }
+
+    async fn register(&mut self, connection: &Connection) -> Result<(), Ended> {
+        let reuse = match self.login {
+            Login::Resume | Login::AuthKey(_) => self
+                .keys
+                .current
+                .clone()
+                .or_else(|| self.keys.pending.clone()),
+            Login::Interactive => self.keys.pending.clone(),
+        };
+        let mut fresh = reuse.is_none();
+        let mut key = match reuse {
+            Some(key) => key,
+            None => self.fresh_key().await?,
+        };
+        let mut followup: Option<String> = None;
+        loop {
+            let current = self.keys.current.as_ref().map(|key| key.public());
+            let is_current = current == Some(key.public());
+            let hostinfo = self.hostinfo();
+            let ask = Ask {
+                key: key.public(),
+                previous: if is_current {
+                    self.keys.previous
+                } else {
+                    current.or(self.keys.previous)
+                },
+                auth_key: match &self.login {
+                    Login::AuthKey(AuthKey(text)) => Some(text.as_str()),
+                    Login::Resume | Login::Interactive => None,
+                },
+                followup: followup.as_deref(),
+                hostinfo: &hostinfo,
+                purpose: Purpose::Login,
+            };
+            match register(connection, &ask).await? {
+                Outcome::Done(response) => {
+                    if !is_current {
+                        self.keys = NodeKeys {
+                            previous: current,
+                            current: Some(key),
+                            pending: None,
+                        };
+                        self.store_keys().await?;
+                    }
+                    // From now on the login is an ordinary one: the auth key is spent and forgotten.
+                    self.login = Login::Resume;
+                    return self.tell(Event::Registered(response)).await;
+                }
+                Outcome::Visit(url) if followup.as_deref() == Some(url.as_str()) => {
+                    // The same page at once means that the wait failed: back off.
+                    return Err(Ended::Call(CallError::Malformed(
+                        "the login is still open".into(),
+                    )));
+                }
+                Outcome::Visit(url) => {
+                    self.tell(Event::Visit(url.clone())).await?;
+                    followup = Some(url);
+                }
+                Outcome::NewKey if fresh => {
+                    return Err(Ended::Refused(
+                        "the server calls a node key expired that was made just now".into(),
+                    ));
+                }
+                Outcome::NewKey => {
+                    key = self.fresh_key().await?;
+                    fresh = true;
+                    followup = None;
+                }
+                Outcome::Refused(text) => return Err(Ended::Refused(text)),
+            }
+        }
+    }
+
+    fn hostinfo(&self) -> Hostinfo {
+        let report = self.report.borrow();
+        Hostinfo {
+            net_info: report.net_info.clone(),
+            ..report.hostinfo.clone()
+        }
+    }
+
+    /// Follows the map until something breaks.
+    async fn poll(
+        &mut self,
+        connection: &Arc<Connection>,
+        backoff: &mut Backoff,
+    ) -> Result<std::convert::Infallible, Ended> {
+        let Some(key) = self.keys.current.as_ref().map(|key| key.public()) else {
+            return Err(Ended::Refused("no node key is registered".into()));
+        };
+        let mut report = self.report.clone();
+        report.mark_changed();
+        let reports = send_reports(connection, key, report);
+        let stream = self.follow(connection, key, backoff);
+        tokio::select! {
+            ended = stream => ended,
+            never = reports => match never {},
+        }
+    }
+
+    async fn follow(
+        &self,
+        connection: &Arc<Connection>,
+        key: NodeKey,
+        backoff: &mut Backoff,
+    ) -> Result<std::convert::Infallible, Ended> {
+        let request = MapRequest {
+            stream: true,
+            keep_alive: true,
+            compress: "zstd".into(),
+            ..self.map_request(key)
+        };
+        let body =
+            control::to_json(&request).map_err(|error| CallError::Malformed(error.to_string()))?;
+        let call = connection.send(http::Method::POST, "/machine/map", body.into());
+        let response = timeout(WATCHDOG, call)
+            .await
+            .map_err(|_| CallError::Silent)??;
+        let mut body = checked(response).await?.into_body();
+        self.tell(Event::PollStarted).await?;
+        let mut decoder = mapframe::Decoder::new(mapframe::Compression::Zstd);
+        let pings = Arc::new(Semaphore::new(MAX_PINGS));
+        let mut last_ping = String::new();
+        loop {
+            let frame = timeout(WATCHDOG, body.frame())
+                .await
+                .map_err(|_| CallError::Silent)?;
+            let frame = match frame {
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => return Err(CallError::Broken(error.to_string()).into()),
+                None => return Err(CallError::Broken("the server ended the map".into()).into()),
+            };
+            let Some(data) = frame.data_ref() else {
+                continue;
+            };
+            let mut data = &data[..];
+            while let Some(json) = decoder
+                .next_document(&mut data)
+                .map_err(|error| CallError::Malformed(error.to_string()))?
+            {
+                let mut response: MapResponse = control::from_json(&json)
+                    .map_err(|error| CallError::Malformed(error.to_string()))?;
+                backoff.succeeded();
+                if let Some(ping) = response.ping_request.take()
+                    && ping.url != last_ping
+                {
+                    last_ping.clone_from(&ping.url);
+                    if let Ok(permit) = Arc::clone(&pings).try_acquire_owned() {
+                        let connection = Arc::clone(connection);
+                        tokio::spawn(async move {
+                            ping::answer(&connection, &ping).await;
+                            drop(permit);
+                        });
+                    }
+                }
+                if response.keep_alive {
+                    if let Some(time) = response.control_time {
+                        self.tell(Event::ServerTime(time)).await?;
+                    }
+                    continue;
+                }
+                self.tell(Event::Map(Box::new(response))).await?;
+            }
+        }
+    }
+
+    fn map_request(&self, key: NodeKey) -> MapRequest {
+        let report = self.report.borrow();
+        MapRequest {
+            version: CapabilityVersion(crate::CAPABILITY_VERSION),
+            node_key: key,
+            disco_key: Some(report.disco_key),
+            hostinfo: Some(Hostinfo {
+                net_info: report.net_info.clone(),
+                ..report.hostinfo.clone()
+            }),
+            ..MapRequest::default()
+        }
+    }
+}
+
+/// Reports every change to the server, one report at a time, the newest state only.
+async fn send_reports(
+    connection: &Connection,
+    key: NodeKey,
+    mut report: watch::Receiver<Report>,
+) -> std::convert::Infallible {
+    let mut told: Option<Report> = None;
+    loop {
+        if report.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        if told.is_some() {
+            sleep(REPORT_DELAY).await;
+        }
+        let now = report.borrow_and_update().clone();
+        if told.as_ref() == Some(&now) {
+            continue;
+        }
+        match timeout(REPORT_TIMEOUT, send_report(connection, key, &now)).await {
+            Ok(Ok(())) => told = Some(now),
+            Ok(Err(CallError::Broken(_))) => return std::future::pending().await,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "report to the server failed");
+                sleep(REPORT_RETRY).await;
+                report.mark_changed();
+            }
+            Err(_) => report.mark_changed(),
+        }
+    }
+}
+
+async fn send_report(
+    connection: &Connection,
+    key: NodeKey,
+    report: &Report,
+) -> Result<(), CallError> {
+    let request = MapRequest {
+        version: CapabilityVersion(crate::CAPABILITY_VERSION),
+        node_key: key,
+        disco_key: Some(report.disco_key),
+        hostinfo: Some(Hostinfo {
+            net_info: report.net_info.clone(),
+            ..report.hostinfo.clone()
+        }),
+        endpoints: report
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.address)
+            .collect(),
+        endpoint_types: report
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.kind)
+            .collect(),
+        omit_peers: true,
+        ..MapRequest::default()
+    };
+    let body =
+        control::to_json(&request).map_err(|error| CallError::Malformed(error.to_string()))?;
+    let response = connection
+        .send(http::Method::POST, "/machine/map", body.into())
+        .await?;
+    checked(response).await.map(drop)
+}
+
+/// Tells the server that the node key is no longer used. Tried once.
+///
+/// # Errors
+/// Says why the server did not hear of it; the keys can be forgotten all the same.
+pub async fn log_out<C: Connector>(
+    connector: &C,
+    target: &Target,
+    key: NodeKey,
+    hostinfo: &Hostinfo,
+) -> Result<(), Trouble> {
+    let ended = |ended| trouble(&ended, 1);
+    let connection = connect(connector, target, None)
+        .await
+        .map_err(|error| ended(Ended::Connect(error)))?;
+    let ask = Ask {
+        key,
+        previous: None,
+        auth_key: None,
+        followup: None,
+        hostinfo,
+        purpose: Purpose::Logout,
+    };
+    register(&connection, &ask)
+        .await
+        .map(drop)
+        .map_err(|error| ended(Ended::Call(error)))
+}
+
+/// Sorts a failure and words it for the user.
+fn trouble(ended: &Ended, attempts: u32) -> Trouble {
+    let (kind, text) = match ended {
+        Ended::Connect(error) => {
+            let kind = match error {
+                ConnectError::Unreachable { .. } | ConnectError::Slow { .. } => {
+                    TroubleKind::Unreachable
+                }
+                ConnectError::PinNeeded { .. } | ConnectError::WrongKey { .. } => {
+                    TroubleKind::ServerKey
+                }
+                ConnectError::Tls { clock: true, .. } => TroubleKind::Clock,
+                ConnectError::Tls { .. }
+                | ConnectError::NotAServer { .. }
+                | ConnectError::Handshake { .. } => TroubleKind::Server,
+            };
+            (kind, error.to_string())
+        }
+        Ended::Call(error) => (TroubleKind::Server, error.to_string()),
+        Ended::Refused(text) => (
+            TroubleKind::Refused,
+            format!("the server refused this machine: {text}"),
+        ),
+        Ended::Disk => (
+            TroubleKind::Local,
+            "the node's keys cannot be stored; see the log of warren node".into(),
+        ),
+        Ended::Random => (TroubleKind::Local, "the system gives no randomness".into()),
+        Ended::Daemon => (TroubleKind::Local, "the node is shutting down".into()),
+    };
+    Trouble {
+        kind,
+        text,
+        attempts,
+    }
+}
+
+/// Returns a number uniform in 0.0 to 1.0, for jitter.
+fn random() -> f64 {
+    let bits = getrandom::u32().unwrap_or(u32::MAX / 2);
+    f64::from(bits) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,261 @@
+//! The seam between the daemon, which knows what the tailnet should look like, and the engine, which moves packets.
+//!
+//! The daemon calls [`Engine::apply`] with an [`Update`] for every change of the netmap or of the settings; the engine
+//! reports what the server must learn (own endpoints, network measurements) as [`Event`]s on a bounded channel that it
+//! is given when it is made.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use warren_wire::control::{DerpMap, EndpointType, FilterRule, NetInfo, Node, RegionId};
+use warren_wire::key::{DiscoKey, NodeKey, NodeSecret};
+
+use crate::netmap::Peer;
+
+/// Moves packets as the last [`Update`]s say, until it is shut down.
+///
+/// Every method may be called from any thread; none blocks.
+pub trait Engine: Send + Sync + 'static {
+    /// Returns the disco key of this process, which peers seal path discovery to.
+    fn disco_key(&self) -> DiscoKey;
+
+    /// Takes over a change; updates take effect in the order of the calls.
+    ///
+    /// Work that has not been picked up yet can be put together with [`Update::merge`], so nothing queues up.
+    fn apply(&self, update: Update);
+
+    /// Returns counters and paths of all peers.
+    fn status(&self) -> impl Future<Output = Status> + Send;
+
+    /// Sends one disco ping to `peer` and waits for the answer.
+    fn ping(&self, peer: NodeKey) -> impl Future<Output = Result<Pong, PingError>> + Send;
+
+    /// Measures the network now and returns the report.
+    fn netcheck(&self) -> impl Future<Output = Netcheck> + Send;
+
+    /// Stops all work and takes back every address, route and interface; ready when nothing is left behind.
+    fn shutdown(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// Says what changed, as one atomic step; `None` and empty lists mean "as before".
+///
+/// Order within one update: `local`, `relays`, `filter`, then `removed`, then `peers`.
+#[derive(Debug, Clone, Default)]
+pub struct Update {
+    /// Who this node is. [`LocalUpdate::Down`] also forgets all peers, the filter and the relays.
+    pub local: Option<LocalUpdate>,
+    /// The complete relay map.
+    pub relays: Option<Arc<DerpMap>>,
+    /// The complete packet filter; an empty list lets nothing in.
+    pub filter: Option<Arc<[FilterRule]>>,
+    /// Node keys of peers that are gone (removed, expired, or known by a new key from now on).
+    pub removed: Vec<NodeKey>,
+    /// Peers that are new or changed, each complete.
+    pub peers: Vec<Arc<Peer>>,
+}
+
+impl Update {
+    /// Returns the update that takes the node off the tailnet: no peers, no addresses, no routes.
+    #[must_use]
+    pub fn down() -> Self {
+        Self {
+            local: Some(LocalUpdate::Down),
+            ..Self::default()
+        }
+    }
+
+    /// Tells whether the update changes nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.local.is_none()
+            && self.relays.is_none()
+            && self.filter.is_none()
+            && self.removed.is_empty()
+            && self.peers.is_empty()
+    }
+
+    /// Appends `later`, so that applying the result equals applying both in turn.
+    pub fn merge(&mut self, later: Self) {
+        if matches!(
+            later.local,
+            Some(LocalUpdate::Down | LocalUpdate::Restart(_))
+        ) {
+            *self = later;
+            return;
+        }
+        // A `Down` that nobody has acted on yet must still wipe what was before it.
+        if let Some(local) = later.local {
+            self.local = Some(match (self.local.take(), local) {
+                (Some(LocalUpdate::Down | LocalUpdate::Restart(_)), LocalUpdate::Up(up)) => {
+                    LocalUpdate::Restart(up)
+                }
+                (_, local) => local,
+            });
+        }
+        if later.relays.is_some() {
+            self.relays = later.relays;
+        }
+        if later.filter.is_some() {
+            self.filter = later.filter;
+        }
+        let gone: std::collections::HashSet<NodeKey> = later
+            .removed
+            .iter()
+            .copied()
+            .chain(later.peers.iter().map(|peer| peer.key()))
+            .collect();
+        self.peers.retain(|peer| !gone.contains(&peer.key()));
+        self.removed.extend(later.removed);
+        self.peers.extend(later.peers);
+    }
+}
+
+/// Says who this node is from now on.
+#[derive(Debug, Clone)]
+pub enum LocalUpdate {
+    /// Off the tailnet.
+    Down,
+    /// On the tailnet; peers, filter and relays stay as they are unless the same update changes them.
+    Up(Local),
+    /// As [`Self::Down`] followed at once by [`Self::Up`]; only [`Update::merge`] makes it.
+    Restart(Local),
+}
+
+/// Describes this node for the engine.
+#[derive(Debug, Clone)]
+pub struct Local {
+    /// Private half of the node key.
+    pub secret: Arc<NodeSecret>,
+    /// Own record as the server sent it: addresses, approved routes (`allowed_ips`), capabilities.
+    pub node: Arc<Node>,
+    /// What the user chose.
+    pub settings: Settings,
+}
+
+/// Choices of the user that the engine obeys.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Use routes that peers offer beyond their own addresses.
+    pub accept_routes: bool,
+    /// Refuse every connection that a peer opens.
+    pub shields_up: bool,
+}
+
+/// Tells the daemon what the engine found out. The channel is bounded; only the newest of each kind counts, so when the
+/// channel is full the engine keeps the newest of each kind and tries again.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Complete list of addresses at which peers may find this node.
+    Endpoints(Vec<Endpoint>),
+    /// What the network is like; `preferred_derp` is the home relay.
+    NetInfo(Box<NetInfo>),
+    /// How much is alive: the daemon is *Running* once either number is above zero.
+    Live {
+        /// Relay connections that finished their handshake.
+        relays: usize,
+        /// Peers with a WireGuard session in use.
+        peers: usize,
+    },
+    /// The complete list of present troubles, one sentence each, for `status`.
+    Health(Vec<String>),
+    /// The engine cannot go on (for instance: the interface was deleted); the daemon shuts down.
+    Fatal(String),
+}
+
+/// Names one address at which peers may find this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// How it was found.
+    pub kind: EndpointType,
+}
+
+/// Shows the engine at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// Name of the network interface, if it is up.
+    pub interface: Option<String>,
+    /// Home relay.
+    pub home: Option<RegionId>,
+    /// One entry for each peer of the engine.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// Shows one peer at one moment.
+#[derive(Debug, Clone)]
+pub struct PeerStatus {
+    /// Who.
+    pub key: NodeKey,
+    /// Confirmed direct address, if any.
+    pub direct: Option<SocketAddr>,
+    /// Region over which packets go while there is no direct address.
+    pub relay: Option<RegionId>,
+    /// Why the path is what it is, a few words ("pong 12 ms", "no endpoint answered").
+    pub reason: Option<String>,
+    /// Bytes of tunnelled packets received.
+    pub rx_bytes: u64,
+    /// Bytes of tunnelled packets sent.
+    pub tx_bytes: u64,
+    /// When the last handshake finished.
+    pub last_handshake: Option<SystemTime>,
+    /// When a packet was last sent.
+    pub last_write: Option<SystemTime>,
+    /// Every address known for the peer.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// Is the answer to a ping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pong {
+    /// Round trip.
+    pub latency: Duration,
+    /// Way that the answer took.
+    pub via: Via,
+}
+
+/// Says which way a packet takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// Straight to this address.
+    Direct(SocketAddr),
+    /// Over this relay region.
+    Relay(RegionId),
+}
+
+/// Says why a ping got no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PingError {
+    /// The key is not (or no longer) a peer.
+    #[error("no such peer")]
+    UnknownPeer,
+    /// Neither an endpoint nor a relay is known for the peer.
+    #[error("no endpoint and no relay is known for this peer")]
+    NoPath,
+    /// Nothing came back in time.
+    #[error("no reply")]
+    Timeout,
+    /// The engine is down.
+    #[error("the node is stopped")]
+    Stopped,
+}
+
+/// Reports what the network is like.
+#[derive(Debug, Clone, Default)]
+pub struct Netcheck {
+    /// Any STUN answer came back.
+    pub udp: bool,
+    /// Own address as IPv4 servers see it.
+    pub global_v4: Option<SocketAddr>,
+    /// Own address as IPv6 servers see it.
+    pub global_v6: Option<SocketAddr>,
+    /// The NAT uses another port for each destination; `None` if not measured.
+    pub mapping_varies: Option<bool>,
+    /// Chosen home relay.
+    pub home: Option<RegionId>,
+    /// Best round trip of each region that answered.
+    pub latencies: Vec<(RegionId, Duration)>,
+}

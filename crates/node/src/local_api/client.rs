@@ -1,0 +1,211 @@
+//! The asking side of the local API, for the command line.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::{Bytes, BytesMut};
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::serve::HOST;
+use super::types::Notify;
+
+/// Largest answer that is read; a status with 10,000 peers has about 10 MiB.
+const MAX_ANSWER: usize = 256 * 1024 * 1024;
+
+/// Longest line of the bus.
+const MAX_LINE: usize = 1024 * 1024;
+
+/// Speaks to the daemon behind a socket; one connection for each request.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+/// Says why the daemon did not answer, or what it refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// Nobody listens on the socket.
+    #[error("no warren node answers at {0}; start it with: sudo warren node")]
+    NoDaemon(PathBuf),
+    /// The socket cannot be opened by this user.
+    #[error("no permission to open {0}; run the command as root or as the user who runs the node")]
+    SocketPermission(PathBuf),
+    /// The daemon says that this user may not.
+    #[error("{0}; use sudo, or once: sudo warren set --operator=$USER")]
+    Denied(String),
+    /// The daemon refused or failed; the text is for the user.
+    #[error("{0}")]
+    Refused(String),
+    /// The daemon went away or sent nonsense.
+    #[error("the warren node broke off: {0}")]
+    Broken(String),
+}
+
+impl Client {
+    /// Returns a client for the daemon at `socket`. Nothing is opened yet.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self {
+            socket: socket.into(),
+        }
+    }
+
+    /// Returns the path of the socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Asks for a JSON document. `path` is what follows `/localapi/v0/`, with its query.
+    ///
+    /// # Errors
+    /// Says why there is no answer.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.json(Method::GET, path, Bytes::new()).await
+    }
+
+    /// Sends a request with a body and reads a JSON document.
+    ///
+    /// # Errors
+    /// Says why there is no answer.
+    pub async fn json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, ClientError> {
+        let text = self.request(method, path, body).await?;
+        serde_json::from_slice(&text).map_err(|error| ClientError::Broken(error.to_string()))
+    }
+
+    /// Sends a request with a body and returns the answer's body.
+    ///
+    /// # Errors
+    /// Says why there is no answer.
+    pub async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Bytes, ClientError> {
+        let response = self.send(method, path, body).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER)
+            .collect()
+            .await;
+        let body = body
+            .map_err(|error| ClientError::Broken(error.to_string()))?
+            .to_bytes();
+        if status.is_success() {
+            return Ok(body);
+        }
+        let text = refusal_text(&body);
+        Err(if status == StatusCode::FORBIDDEN {
+            ClientError::Denied(text)
+        } else {
+            ClientError::Refused(text)
+        })
+    }
+
+    /// Follows the bus, beginning with the present state.
+    ///
+    /// # Errors
+    /// Says why there is no answer.
+    pub async fn watch(&self) -> Result<Watcher, ClientError> {
+        let response = self
+            .send(Method::GET, "watch-ipn-bus?mask=2", Bytes::new())
+            .await?;
+        if !response.status().is_success() {
+            return Err(ClientError::Refused(format!(
+                "status {}",
+                response.status()
+            )));
+        }
+        Ok(Watcher {
+            body: response.into_body(),
+            buffer: BytesMut::new(),
+        })
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<http::Response<Incoming>, ClientError> {
+        let stream =
+            UnixStream::connect(&self.socket)
+                .await
+                .map_err(|error| match error.kind() {
+                    io::ErrorKind::PermissionDenied => {
+                        ClientError::SocketPermission(self.socket.clone())
+                    }
+                    _ => ClientError::NoDaemon(self.socket.clone()),
+                })?;
+        let broken = |error: hyper::Error| ClientError::Broken(error.to_string());
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(broken)?;
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("/localapi/v0/{path}"))
+            .header(header::HOST, HOST)
+            .body(Full::new(body))
+            .map_err(|error| ClientError::Broken(error.to_string()))?;
+        sender.send_request(request).await.map_err(broken)
+    }
+}
+
+fn refusal_text(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Refusal {
+        error: String,
+    }
+    serde_json::from_slice::<Refusal>(body).map_or_else(
+        |_| String::from_utf8_lossy(body).trim().to_owned(),
+        |refusal| refusal.error,
+    )
+}
+
+/// Yields the lines of the bus.
+#[derive(Debug)]
+pub struct Watcher {
+    body: Incoming,
+    buffer: BytesMut,
+}
+
+impl Watcher {
+    /// Returns the next line; an error when the daemon ends.
+    ///
+    /// # Errors
+    /// Says that the daemon went away or sent nonsense.
+    pub async fn next(&mut self) -> Result<Notify, ClientError> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line = self.buffer.split_to(end + 1);
+                return serde_json::from_slice(&line)
+                    .map_err(|error| ClientError::Broken(error.to_string()));
+            }
+            if self.buffer.len() > MAX_LINE {
+                return Err(ClientError::Broken("line too long".into()));
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        self.buffer.extend_from_slice(data);
+                    }
+                }
+                Some(Err(error)) => return Err(ClientError::Broken(error.to_string())),
+                None => return Err(ClientError::Broken("it ended".into())),
+            }
+        }
+    }
+}

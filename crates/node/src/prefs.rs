@@ -1,0 +1,298 @@
+//! What the user of this machine chose.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Longest host name that is accepted.
+const MAX_HOSTNAME: usize = 63;
+
+/// Holds the settings of the node, under their official JSON names.
+///
+/// Source: Tailscale `ipn/prefs.go`, `Prefs`; fields that this node does not act on are left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct Prefs {
+    /// Address of the coordination server; empty until the first `up`.
+    #[serde(rename = "ControlURL")]
+    pub control_url: String,
+    /// Pinned Noise key of the server (`mkey:…`), empty if none. Not part of the official set.
+    pub server_key: String,
+    /// Be on the tailnet.
+    pub want_running: bool,
+    /// The user logged out; do not log in by itself.
+    pub logged_out: bool,
+    /// Use routes that peers offer.
+    pub route_all: bool,
+    /// Refuse connections from peers.
+    pub shields_up: bool,
+    /// Host name to show instead of the machine's own; empty means the machine's own.
+    pub hostname: String,
+    /// Local user (name or number) who may change settings beside root; empty means nobody.
+    pub operator_user: String,
+}
+
+impl Default for Prefs {
+    fn default() -> Self {
+        Self {
+            control_url: String::new(),
+            server_key: String::new(),
+            want_running: false,
+            logged_out: true,
+            route_all: false,
+            shields_up: false,
+            hostname: String::new(),
+            operator_user: String::new(),
+        }
+    }
+}
+
+/// Says who may change a setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Right {
+    /// The operator and root.
+    Own,
+    /// Root alone: the setting decides whom this machine trusts.
+    Root,
+}
+
+/// Says why a change of settings was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PrefsError {
+    /// The body is not a JSON object with `…Set` booleans.
+    #[error("not a set of masked preferences")]
+    Malformed,
+    /// A setting that this node does not have.
+    #[error("this node has no setting {0}")]
+    Unknown(String),
+    /// The value has the wrong type or form.
+    #[error("{field} is not valid: {reason}")]
+    Invalid {
+        /// Name of the setting.
+        field: &'static str,
+        /// What is expected.
+        reason: &'static str,
+    },
+}
+
+impl Prefs {
+    /// Applies a PATCH body: an object that has, for each field to change, the field and `‹Field›Set: true`.
+    /// Returns the right that the change needs.
+    ///
+    /// Nothing is changed on error.
+    ///
+    /// # Errors
+    /// Refuses settings that do not exist and values that are not valid.
+    pub fn patch(&mut self, body: &Value) -> Result<Right, PrefsError> {
+        let object = body.as_object().ok_or(PrefsError::Malformed)?;
+        let mut next = self.clone();
+        let mut right = Right::Own;
+        for (key, on) in object {
+            let Some(field) = key.strip_suffix("Set") else {
+                continue;
+            };
+            match on {
+                Value::Bool(true) => {}
+                Value::Bool(false) | Value::Null => continue,
+                Value::Number(_) | Value::String(_) | Value::Array(_) | Value::Object(_) => {
+                    return Err(PrefsError::Malformed);
+                }
+            }
+            let value = object.get(field).unwrap_or(&Value::Null);
+            if next.set(field, value)? == Right::Root {
+                right = Right::Root;
+            }
+        }
+        *self = next;
+        Ok(right)
+    }
+
+    fn set(&mut self, field: &str, value: &Value) -> Result<Right, PrefsError> {
+        let right = match field {
+            "ControlURL" | "ServerKey" | "OperatorUser" => Right::Root,
+            _ => Right::Own,
+        };
+        match field {
+            "ControlURL" => {
+                let url = text("ControlURL", value)?;
+                self.control_url = if url.is_empty() {
+                    url
+                } else {
+                    let parsed = url.parse::<crate::control_client::ServerUrl>();
+                    let reason = "expected http(s)://host[:port]";
+                    parsed
+                        .map_err(|_| PrefsError::Invalid {
+                            field: "ControlURL",
+                            reason,
+                        })?
+                        .to_string()
+                };
+            }
+            "ServerKey" => {
+                let key = text("ServerKey", value)?;
+                if !key.is_empty() && key.parse::<warren_wire::key::MachineKey>().is_err() {
+                    return Err(PrefsError::Invalid {
+                        field: "ServerKey",
+                        reason: "expected mkey: and 64 hex digits",
+                    });
+                }
+                self.server_key = key;
+            }
+            "WantRunning" => self.want_running = flag("WantRunning", value)?,
+            "LoggedOut" => self.logged_out = flag("LoggedOut", value)?,
+            "RouteAll" => self.route_all = flag("RouteAll", value)?,
+            "ShieldsUp" => self.shields_up = flag("ShieldsUp", value)?,
+            "Hostname" => {
+                let name = text("Hostname", value)?;
+                if !name.is_empty() && !is_hostname(&name) {
+                    let reason = "expected letters, digits, '-' and '.', at most 63";
+                    return Err(PrefsError::Invalid {
+                        field: "Hostname",
+                        reason,
+                    });
+                }
+                self.hostname = name;
+            }
+            "OperatorUser" => {
+                let user = text("OperatorUser", value)?;
+                let plain =
+                    |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+                if user.len() > 32 || user.starts_with('-') || !user.bytes().all(plain) {
+                    return Err(PrefsError::Invalid {
+                        field: "OperatorUser",
+                        reason: "expected a user name",
+                    });
+                }
+                self.operator_user = user;
+            }
+            _ => {
+                return Err(PrefsError::Unknown(
+                    field
+                        .chars()
+                        .filter(char::is_ascii_alphanumeric)
+                        .take(40)
+                        .collect(),
+                ));
+            }
+        }
+        Ok(right)
+    }
+}
+
+/// Tells whether `name` can stand as this machine's host name.
+#[must_use]
+pub fn is_hostname(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= MAX_HOSTNAME
+        && !name.starts_with(['-', '.'])
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
+}
+
+fn text(field: &'static str, value: &Value) -> Result<String, PrefsError> {
+    match value {
+        Value::Null => Ok(String::new()),
+        Value::String(text) if text.len() <= 512 => Ok(text.clone()),
+        Value::String(_)
+        | Value::Bool(_)
+        | Value::Number(_)
+        | Value::Array(_)
+        | Value::Object(_) => Err(PrefsError::Invalid {
+            field,
+            reason: "expected a short text",
+        }),
+    }
+}
+
+fn flag(field: &'static str, value: &Value) -> Result<bool, PrefsError> {
+    match value {
+        Value::Null => Ok(false),
+        Value::Bool(on) => Ok(*on),
+        Value::String(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+            Err(PrefsError::Invalid {
+                field,
+                reason: "expected true or false",
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_field_without_its_set_flag_changes_nothing() {
+        let mut prefs = Prefs::default();
+        prefs.patch(&json!({"Hostname": "x", "WantRunning": true, "RouteAllSet": false, "RouteAll": true})).unwrap();
+        assert_eq!(prefs, Prefs::default());
+    }
+
+    #[test]
+    fn a_set_flag_without_value_resets_the_field() {
+        let mut prefs = Prefs {
+            hostname: "x".into(),
+            ..Prefs::default()
+        };
+        prefs.patch(&json!({"HostnameSet": true})).unwrap();
+        assert_eq!(prefs.hostname, "");
+    }
+
+    #[test]
+    fn whom_to_trust_needs_root() {
+        let mut prefs = Prefs::default();
+        assert_eq!(
+            prefs
+                .patch(&json!({"ShieldsUp": true, "ShieldsUpSet": true}))
+                .unwrap(),
+            Right::Own
+        );
+        for body in [
+            json!({"ControlURL": "http://127.0.0.1:1", "ControlURLSet": true}),
+            json!({"OperatorUser": "eve", "OperatorUserSet": true}),
+            json!({"ServerKeySet": true}),
+        ] {
+            assert_eq!(prefs.patch(&body).unwrap(), Right::Root, "{body}");
+        }
+    }
+
+    #[test]
+    fn one_bad_value_refuses_the_whole_change() {
+        let mut prefs = Prefs::default();
+        let body = json!({"ShieldsUp": true, "ShieldsUpSet": true, "Hostname": "a\nb", "HostnameSet": true});
+        assert!(matches!(
+            prefs.patch(&body),
+            Err(PrefsError::Invalid {
+                field: "Hostname",
+                ..
+            })
+        ));
+        assert_eq!(prefs, Prefs::default());
+        let unknown = prefs.patch(&json!({"RunSSH": true, "RunSSHSet": true}));
+        assert_eq!(unknown, Err(PrefsError::Unknown("RunSSH".into())));
+        assert_eq!(prefs.patch(&json!([1])), Err(PrefsError::Malformed));
+        assert_eq!(
+            prefs.patch(&json!({"HostnameSet": 1})),
+            Err(PrefsError::Malformed)
+        );
+    }
+
+    #[test]
+    fn names_are_the_official_ones() {
+        let json = serde_json::to_value(Prefs::default()).unwrap();
+        for name in [
+            "ControlURL",
+            "WantRunning",
+            "LoggedOut",
+            "RouteAll",
+            "ShieldsUp",
+            "Hostname",
+            "OperatorUser",
+        ] {
+            assert!(json.get(name).is_some(), "{name}");
+        }
+    }
+}
