@@ -118,9 +118,12 @@ impl Store {
     /// Refuses a directory that another daemon holds, and a state file that cannot be understood.
     pub fn open(dir: &Path) -> Result<(Self, State), StateError> {
         warren_os::create_private_dir(dir)?;
-        let lock = LockFile::acquire(&dir.join(LOCK_FILE)).map_err(|error| match error {
-            LockError::File(error) => StateError::File(error),
-            held => StateError::InUse(held),
+        let lock = LockFile::acquire(&dir.join(LOCK_FILE)).map_err(|error| {
+            if let LockError::File(error) = error {
+                StateError::File(error)
+            } else {
+                StateError::InUse(error)
+            }
         })?;
         let store = Self {
             dir: dir.to_owned(),
