@@ -102,7 +102,9 @@ impl Encoder {
     pub fn new(compression: Compression) -> Result<Self, EncodeError> {
         let compressor = match compression {
             Compression::None => None,
-            Compression::Zstd => Some(zstd::bulk::Compressor::new(LEVEL).map_err(|_| EncodeError::Compress)?),
+            Compression::Zstd => {
+                Some(zstd::bulk::Compressor::new(LEVEL).map_err(|_| EncodeError::Compress)?)
+            }
         };
         Ok(Self { compressor })
     }
@@ -117,7 +119,11 @@ impl Encoder {
         }
         match &mut self.compressor {
             None => frame(json),
-            Some(compressor) => frame(&compressor.compress(json).map_err(|_| EncodeError::Compress)?),
+            Some(compressor) => frame(
+                &compressor
+                    .compress(json)
+                    .map_err(|_| EncodeError::Compress)?,
+            ),
         }
     }
 }
@@ -139,7 +145,9 @@ pub fn encode(json: &[u8], compression: Compression) -> Result<Vec<u8>, EncodeEr
 }
 
 fn frame(payload: &[u8]) -> Result<Vec<u8>, EncodeError> {
-    let length = u32::try_from(payload.len()).map_err(|_| EncodeError::TooLarge { size: payload.len() })?;
+    let length = u32::try_from(payload.len()).map_err(|_| EncodeError::TooLarge {
+        size: payload.len(),
+    })?;
     let mut framed = Vec::with_capacity(HEADER_BYTES.saturating_add(payload.len()));
     framed.extend_from_slice(&length.to_le_bytes());
     framed.extend_from_slice(payload);
@@ -166,7 +174,11 @@ impl Decoder {
 
     /// Makes a decoder with limits of its own, in bytes.
     #[must_use]
-    pub const fn with_limits(compression: Compression, payload_max_bytes: usize, json_max_bytes: usize) -> Self {
+    pub const fn with_limits(
+        compression: Compression,
+        payload_max_bytes: usize,
+        json_max_bytes: usize,
+    ) -> Self {
         Self {
             compression,
             payload_max_bytes,

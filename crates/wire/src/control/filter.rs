@@ -1,7 +1,7 @@
 //! Rules of the packet filter. Source: Tailscale `tailcfg`, `FilterRule`.
 
-use super::json::{is_default, lossy_list};
 use super::CapMap;
+use super::json::{is_default, lossy_list};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +41,9 @@ pub struct NetPortRange {
 }
 
 /// Ports from first to last, both included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct PortRange {
     /// First port.
@@ -52,7 +54,10 @@ pub struct PortRange {
 
 impl PortRange {
     /// All ports, and protocols without ports.
-    pub const ALL: Self = Self { first: 0, last: 65_535 };
+    pub const ALL: Self = Self {
+        first: 0,
+        last: 65_535,
+    };
 
     /// Makes a range of one port.
     #[must_use]

@@ -53,7 +53,9 @@ impl RegionId {
 /// How a node learned of one of its endpoints.
 ///
 /// Source: Tailscale `tailcfg`, `EndpointType`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 #[serde(from = "i64", into = "i64")]
 pub enum EndpointType {
     /// Not said, or a kind that we do not know.
@@ -143,7 +145,11 @@ pub(super) mod null_when_empty {
     }
 
     pub(crate) fn serialize<S: Serializer>(blob: &Blob, to: S) -> Result<S::Ok, S::Error> {
-        if blob.0.is_empty() { to.serialize_none() } else { blob.serialize(to) }
+        if blob.0.is_empty() {
+            to.serialize_none()
+        } else {
+            blob.serialize(to)
+        }
     }
 }
 

@@ -130,13 +130,17 @@ pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// Reads a field whose malformed value counts as absent.
-pub(super) fn lossy<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+pub(super) fn lossy<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    from: D,
+) -> Result<T, D::Error> {
     let raw = <&RawValue>::deserialize(from)?;
     Ok(reread(raw).unwrap_or_default())
 }
 
 /// Reads a list, leaving out malformed entries.
-pub(super) fn lossy_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+pub(super) fn lossy_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<Vec<T>, D::Error> {
     let raw = <&RawValue>::deserialize(from)?;
     let entries: Vec<&RawValue> = reread(raw).unwrap_or_default();
     Ok(entries.into_iter().filter_map(reread).collect())

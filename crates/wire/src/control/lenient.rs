@@ -3,7 +3,9 @@
 //! Wraps any self-describing deserializer. Names of struct fields match without regard to ASCII case; `null` reads as
 //! the zero value of whatever is asked for. Everything else is passed on.
 
-use serde::de::{self, DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    self, DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, Visitor,
+};
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -34,7 +36,11 @@ enum Want {
 
 impl Want {
     /// Repeats the question to `from`.
-    fn ask<'de, D: Deserializer<'de>, V: Visitor<'de>>(self, from: D, visitor: V) -> Result<V::Value, D::Error> {
+    fn ask<'de, D: Deserializer<'de>, V: Visitor<'de>>(
+        self,
+        from: D,
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
         match self {
             Self::Any => from.deserialize_any(visitor),
             Self::Bool => from.deserialize_bool(visitor),
@@ -75,7 +81,10 @@ struct Nothing<E>(PhantomData<E>);
 impl<'de, E: Error> SeqAccess<'de> for Nothing<E> {
     type Error = E;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, _seed: T) -> Result<Option<T::Value>, E> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        _seed: T,
+    ) -> Result<Option<T::Value>, E> {
         Ok(None)
     }
 }
@@ -166,13 +175,18 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Wrapped<V> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, entries: A) -> Result<V::Value, A::Error> {
+        if let Want::Struct(..) = self.want {
+            // Derived code would take the entries as fields by position.
+            return Err(A::Error::invalid_type(de::Unexpected::Seq, &"an object"));
+        }
         self.visitor.visit_seq(Entries(entries))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<V::Value, A::Error> {
-        let fields = match self.want {
-            Want::Struct(_, fields) => Some(fields),
-            _ => None,
+        let fields = if let Want::Struct(_, fields) = self.want {
+            Some(fields)
+        } else {
+            None
         };
         self.visitor.visit_map(Pairs { entries, fields })
     }
@@ -199,7 +213,10 @@ struct Entries<A>(A);
 impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Entries<A> {
     type Error = A::Error;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, A::Error> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, A::Error> {
         self.0.next_element_seed(Inside(seed))
     }
 }
@@ -213,7 +230,10 @@ struct Pairs<A> {
 impl<'de, A: MapAccess<'de>> MapAccess<'de> for Pairs<A> {
     type Error = A::Error;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, A::Error> {
         match self.fields {
             Some(fields) => self.entries.next_key_seed(FieldName { seed, fields }),
             None => self.entries.next_key_seed(seed),
@@ -301,15 +321,27 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Lenient<D> {
         })
     }
 
-    fn deserialize_unit_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value, D::Error> {
+    fn deserialize_unit_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
         self.deserialize_unit(visitor)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, D::Error> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
         self.0.deserialize_newtype_struct(name, visitor)
     }
 
-    fn deserialize_tuple<V: Visitor<'de>>(self, _len: usize, visitor: V) -> Result<V::Value, D::Error> {
+    fn deserialize_tuple<V: Visitor<'de>>(
+        self,
+        _len: usize,
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
         self.deserialize_seq(visitor)
     }
 

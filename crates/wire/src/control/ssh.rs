@@ -1,7 +1,7 @@
 //! Who may log in over SSH. Source: Tailscale `tailcfg`, `SSHPolicy`. Names begin with a small letter here.
 
-use super::json::{is_default, lossy_list};
 use super::Time;
+use super::json::{is_default, lossy_list};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -77,7 +77,8 @@ impl Time {
             return Duration::ZERO;
         }
         let seconds = self.seconds.abs_diff(earlier.seconds);
-        let whole = Duration::from_secs(seconds).saturating_add(Duration::from_nanos(u64::from(self.nanos)));
+        let whole = Duration::from_secs(seconds)
+            .saturating_add(Duration::from_nanos(u64::from(self.nanos)));
         whole.saturating_sub(Duration::from_nanos(u64::from(earlier.nanos)))
     }
 }
@@ -85,7 +86,10 @@ impl Time {
 impl From<SystemTime> for Time {
     /// Converts, clamping to the years that can be written.
     fn from(time: SystemTime) -> Self {
-        let epoch = Self { seconds: 0, nanos: 0 };
+        let epoch = Self {
+            seconds: 0,
+            nanos: 0,
+        };
         match time.duration_since(UNIX_EPOCH) {
             Ok(after) => epoch.saturating_add(after),
             Err(before) => {
@@ -93,7 +97,10 @@ impl From<SystemTime> for Time {
                 let whole = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
                 let (seconds, nanos) = match before.subsec_nanos() {
                     0 => (-whole, 0),
-                    part => ((-whole).saturating_sub(1), 1_000_000_000_u32.saturating_sub(part)),
+                    part => (
+                        (-whole).saturating_sub(1),
+                        1_000_000_000_u32.saturating_sub(part),
+                    ),
                 };
                 Self::from_unix(seconds, nanos).unwrap_or(Self {
                     seconds: GO_ZERO_SECONDS,
@@ -124,7 +131,10 @@ impl fmt::Display for Time {
         let (year, month, day) = date_of(self.seconds.div_euclid(86_400));
         let second = self.seconds.rem_euclid(86_400);
         let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")?;
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}"
+        )?;
         if self.nanos != 0 {
             let digits = format!("{:09}", self.nanos);
             write!(f, ".{}", digits.trim_end_matches('0'))?;
@@ -167,7 +177,11 @@ fn read(text: &str) -> Option<(i64, u32)> {
     if !valid || hour > 23 || minute > 59 || second > 59 {
         return None;
     }
-    let nanos = if literal(&mut rest, b".").is_some() { fraction(&mut rest)? } else { 0 };
+    let nanos = if literal(&mut rest, b".").is_some() {
+        fraction(&mut rest)?
+    } else {
+        0
+    };
     let offset = if literal(&mut rest, b"Zz").is_some() {
         0
     } else {
@@ -249,7 +263,8 @@ fn date_of(day_number: i64) -> (i64, i64, i64) {
     let shifted = day_number + 719_468;
     let era = shifted.div_euclid(146_097);
     let day_of_era = shifted.rem_euclid(146_097);
-    let in_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let in_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let in_year = day_of_era - (365 * in_era + in_era / 4 - in_era / 100);
     let shifted_month = (5 * in_year + 2) / 153;
     let day = in_year - (153 * shifted_month + 2) / 5 + 1;
@@ -325,7 +340,9 @@ pub(super) mod zero_as_none {
         }
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Time>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Time>, D::Error> {
         from.deserialize_option(Optional)
     }
 
