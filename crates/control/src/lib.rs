@@ -1,1 +1,28 @@
-//! Empty so far.
+//! The coordination server: store, tailnets, registration, map streams, administration.
+//!
+//! [`Control`] is the whole of it without sockets: the server module moves bytes between connections and its methods.
+//! Each tailnet has one actor that checks a change, writes it to the store and publishes an immutable snapshot; map
+//! streams compare snapshots and never wait for the actor.
+
+#![forbid(unsafe_code)]
+
+mod address;
+pub mod admin;
+mod auth_key;
+pub mod backup;
+mod clock;
+mod config;
+mod control;
+mod identity;
+mod map;
+mod model;
+mod name;
+mod store;
+
+pub use clock::Clock;
+pub use config::Config;
+pub use control::Control;
+pub use map::{MapError, MapStream};
+pub use model::{AuthKeyRecord, NodeRecord, NodeState, Owner, TailnetId, TailnetRecord, UserRecord, Who};
+pub use store::audit::{AuditEntry, AuditVerdict};
+pub use store::{OpenError, Quarantined, StoreError};

@@ -23,7 +23,7 @@ pub(crate) fn text(status: StatusCode, sentence: &str) -> Answer {
 /// Sends `value` as JSON.
 pub(crate) fn json<T: Serialize + ?Sized>(status: StatusCode, value: &T) -> Answer {
     match serde_json::to_vec(value) {
-        Ok(json) => json_bytes(status, json),
+        Ok(json) => bytes(status, "application/json", json),
         Err(error) => {
             tracing::error!(%error, "an answer has no JSON form");
             text(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
@@ -31,9 +31,15 @@ pub(crate) fn json<T: Serialize + ?Sized>(status: StatusCode, value: &T) -> Answ
     }
 }
 
-/// Sends bytes that are JSON.
-pub(crate) fn json_bytes(status: StatusCode, json: impl Into<Bytes>) -> Answer {
-    bytes(status, "application/json", json)
+/// Sends a document of the control protocol.
+pub(crate) fn document<T: Serialize>(document: &T) -> Answer {
+    match warren_wire::control::to_json(document) {
+        Ok(json) => bytes(StatusCode::OK, "application/json", json),
+        Err(error) => {
+            tracing::error!(%error, "an answer has no JSON form");
+            text(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
+        }
+    }
 }
 
 /// Sends a page for people: no script, no frame, nothing loaded from anywhere.

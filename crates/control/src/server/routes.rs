@@ -6,13 +6,14 @@
 use std::sync::Arc;
 
 use http::{Method, Request, StatusCode, header};
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Body, Bytes, Frame};
-use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use warren_wire::control::{self, MapRequest, RegisterRequest, RegisterResponse};
-use warren_wire::key::NodeKey;
+use warren_wire::control::{
+    self, AuditLogRequest, HealthChangeRequest, MapRequest, MapRequestKind, QueryFeatureResponse, RegisterRequest,
+    RegisterResponse, SshAction,
+};
 
 use super::answers::{self, Answer, AnswerBody};
 use super::rpc::{Session, UnderWay};
@@ -54,8 +55,7 @@ fn too_old(version: u16, path: &str) -> Answer {
          {MIN_CAPABILITY_VERSION} or later; please update the client"
     );
     if path == "/machine/register" {
-        let refusal = RegisterResponse { error: sentence, ..RegisterResponse::default() };
-        return wire_json(&refusal);
+        return answers::document(&RegisterResponse { error: sentence, ..RegisterResponse::default() });
     }
     answers::text(StatusCode::BAD_REQUEST, &sentence)
 }
@@ -71,7 +71,7 @@ async fn register(session: &Session, body: &[u8]) -> Answer {
     if response.error.is_empty() && response.auth_url.is_empty() {
         session.arrival.pass.identify();
     }
-    wire_json(&response)
+    answers::document(&response)
 }
 
 /// Answers the four shapes of a map request. Source: control.md §4.2.
@@ -82,18 +82,19 @@ async fn map(session: &Session, under_way: UnderWay, body: &[u8]) -> Answer {
     };
     let machine = session.caller.machine;
     let shared = &session.arrival.shared;
-    let answer = if request.stream {
-        shared.control.map_stream(machine, request).await.map(|maps| {
+    let answer = match request.kind() {
+        MapRequestKind::Poll => shared.control.map_stream(machine, request).await.map(|maps| {
             let body = map_body(maps, shared.stop.clone(), under_way);
             answers::with_body(StatusCode::OK, body)
-        })
-    } else if request.omit_peers && !request.read_only {
-        shared.control.update(machine, request).await.map(|()| answers::empty(StatusCode::OK))
-    } else {
-        shared.control.map_once(machine, request).await.map(|map| {
-            let body = http_body_util::Full::new(map).boxed_unsync();
-            answers::with_body(StatusCode::OK, body)
-        })
+        }),
+        MapRequestKind::Update => {
+            shared.control.update(machine, request).await.map(|()| answers::empty(StatusCode::OK))
+        }
+        MapRequestKind::Fetch | MapRequestKind::ReadOnlyFetch => {
+            shared.control.map_once(machine, request).await.map(|map| {
+                answers::with_body(StatusCode::OK, Full::new(map).boxed_unsync())
+            })
+        }
     };
     match answer {
         Ok(answer) => {
@@ -133,16 +134,15 @@ fn no_map(error: &MapError) -> Answer {
 fn other(session: &Session, method: &Method, path: &str, body: &[u8]) -> Answer {
     let not_offered = |what: &str| answers::text(StatusCode::NOT_IMPLEMENTED, &format!("this server does not offer {what}"));
     match (path, method) {
-        // Only sent when a system policy asks for it; a client repeats it for ever unless it is taken.
-        ("/machine/audit-log", &Method::POST) => client_note(session, body, "a client reports an action of its user"),
-        ("/machine/update-health", &Method::POST) => client_note(session, body, "a client reports its health"),
+        ("/machine/audit-log", &Method::POST) => audit_log(session, body),
+        ("/machine/update-health", &Method::POST) => update_health(session, body),
         ("/machine/set-dns", &Method::POST) => not_offered("DNS records for certificates"),
         ("/machine/set-device-attr", &Method::PATCH | &Method::POST) => not_offered("device attributes"),
         ("/machine/id-token", &Method::POST) => not_offered("identity tokens"),
-        ("/machine/feature/query", &Method::POST) => answers::json(
-            StatusCode::OK,
-            &json!({"Text": "This network's server does not offer this feature."}),
-        ),
+        ("/machine/feature/query", &Method::POST) => answers::document(&QueryFeatureResponse {
+            text: "This network's server does not offer this feature.".to_owned(),
+            ..QueryFeatureResponse::default()
+        }),
         ("/machine/whoami", &Method::GET) => answers::json(
             StatusCode::OK,
             &json!({"MachineKey": session.caller.machine, "CapabilityVersion": session.caller.version}),
@@ -161,10 +161,11 @@ fn other(session: &Session, method: &Method, path: &str, body: &[u8]) -> Answer 
                 not_offered("the devices' web interface")
             } else if under("/machine/ssh/action/") && *method == Method::GET {
                 // An error would make the client ask again until SSH gives up.
-                answers::json(
-                    StatusCode::OK,
-                    &json!({"message": "this network's server does not offer SSH checks\r\n", "reject": true}),
-                )
+                answers::document(&SshAction {
+                    message: "this network's server does not offer SSH checks\r\n".to_owned(),
+                    reject: true,
+                    ..SshAction::default()
+                })
             } else {
                 answers::nothing_here()
             }
@@ -172,26 +173,34 @@ fn other(session: &Session, method: &Method, path: &str, body: &[u8]) -> Answer 
     }
 }
 
-/// Takes a client's report into the log, with the text cut and made harmless.
-fn client_note(session: &Session, body: &[u8], what: &'static str) -> Answer {
-    #[derive(Deserialize)]
-    struct Note {
-        #[serde(rename = "NodeKey", default)]
-        node: Option<NodeKey>,
-        #[serde(rename = "Action", alias = "Subsys", default)]
-        subject: String,
-        #[serde(rename = "Details", alias = "Error", default)]
-        details: String,
-    }
-    const LONGEST: usize = 300;
-    match serde_json::from_slice::<Note>(body) {
-        Ok(note) => {
+/// Takes a user's reason for an action into the log. Clients send it only when a policy of their system asks for it,
+/// and repeat it for ever unless it is taken.
+fn audit_log(session: &Session, body: &[u8]) -> Answer {
+    match control::from_json::<AuditLogRequest>(body) {
+        Ok(request) => {
             tracing::info!(
                 machine = %session.caller.machine.short(),
-                node = note.node.map(|key| key.short()),
-                subject = ?note.subject.chars().take(LONGEST).collect::<String>(),
-                details = ?note.details.chars().take(LONGEST).collect::<String>(),
-                "{what}"
+                node = %request.node_key.short(),
+                action = ?shortened(&request.action),
+                details = ?shortened(&request.details),
+                "a client reports an action of its user"
+            );
+            answers::empty(StatusCode::OK)
+        }
+        Err(error) => unreadable(&error),
+    }
+}
+
+/// Takes what an older client says of its health into the log.
+fn update_health(session: &Session, body: &[u8]) -> Answer {
+    match control::from_json::<HealthChangeRequest>(body) {
+        Ok(request) => {
+            tracing::debug!(
+                machine = %session.caller.machine.short(),
+                node = %request.node_key.short(),
+                subsystem = ?shortened(&request.subsys),
+                problem = ?shortened(&request.error),
+                "a client reports its health"
             );
             answers::empty(StatusCode::NO_CONTENT)
         }
@@ -199,8 +208,9 @@ fn client_note(session: &Session, body: &[u8], what: &'static str) -> Answer {
     }
 }
 
-fn wire_json(response: &RegisterResponse) -> Answer {
-    answers::json_bytes(StatusCode::OK, control::to_json(response))
+/// Cuts a stranger's text for the log.
+fn shortened(text: &str) -> String {
+    text.chars().take(300).collect()
 }
 
 fn unreadable(error: &dyn std::fmt::Display) -> Answer {

@@ -8,12 +8,12 @@ use http::{HeaderValue, Request, StatusCode, Version, header};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use warren_relay::noise_stream::NoiseStream;
 use warren_wire::key::ChallengeSecret;
 use warren_wire::noise::{self, Accepted, EarlyPayload, NoiseError};
 
 use super::accept::HttpStream;
 use super::answers::{self, Answer};
-use super::noise_stream::NoiseStream;
 use super::replay::Replay;
 use super::rpc;
 use super::shared::Arrival;
@@ -93,7 +93,7 @@ where
         Err(error) => return refuse(&arrival, &mut stream, &error).await,
     };
     let Accepted { version, machine, response, transport } = accepted;
-    let mut stream = NoiseStream::new(stream, transport, &response);
+    let mut stream = NoiseStream::new(stream, transport, response.to_vec());
     let early = EarlyPayload { node_key_challenge: Some(challenge.public()) };
     let greeting = async {
         stream.write_all(&early.encode()).await?;

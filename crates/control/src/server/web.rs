@@ -7,7 +7,7 @@ use http::header::HeaderName;
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use hyper::body::{Body, Bytes};
 use serde_json::json;
-use warren_wire::key::{MachineKey, NodeKey};
+use warren_wire::control::{self, RelayAdmitRequest, RelayAdmitResponse, ServerKeys};
 
 use super::answers::{self, Answer};
 use super::limits::BodyError;
@@ -38,7 +38,7 @@ where
         "/key" | "/bootstrap-dns" | "/health" | "/" => answers::wrong_method("GET, HEAD"),
         "/verify" => answers::wrong_method("POST"),
         path => match path.strip_prefix("/login/") {
-            Some(id) if reading => login_page::answer(arrival, id).await,
+            Some(id) if reading => login_page::answer(arrival, id),
             Some(_) => answers::wrong_method("GET, HEAD"),
             None => answers::nothing_here(),
         },
@@ -58,11 +58,10 @@ fn key(arrival: &Arrival, query: Option<&str>) -> Answer {
             "this server needs to know the client's capability version: ask for /key?v=NUMBER",
         );
     }
-    let keys = json!({
-        "legacyPublicKey": MachineKey::from_bytes([0; 32]),
-        "publicKey": arrival.shared.control.noise_key(),
-    });
-    answers::json(StatusCode::OK, &keys)
+    answers::document(&ServerKeys {
+        legacy_public_key: None,
+        public_key: Some(arrival.shared.control.noise_key()),
+    })
 }
 
 fn generate_204<B>(request: &Request<B>) -> Answer {
@@ -110,20 +109,17 @@ async fn verify<B>(arrival: &Arrival, body: B) -> Answer
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    #[derive(serde::Deserialize)]
-    struct Question {
-        #[serde(rename = "NodePublic")]
-        node: NodeKey,
-    }
     let body = match arrival.shared.bodies.read(body).await {
         Ok(body) => body,
         Err(error) => return unread(error),
     };
-    match serde_json::from_slice::<Question>(&body) {
-        Ok(Question { node }) => {
-            answers::json(StatusCode::OK, &json!({ "Allow": arrival.shared.control.relay_admits(&node) }))
+    match control::from_json::<RelayAdmitRequest>(&body) {
+        Ok(question) => answers::document(&RelayAdmitResponse {
+            allow: arrival.shared.control.relay_admits(&question.node_public),
+        }),
+        Err(_) => {
+            answers::text(StatusCode::BAD_REQUEST, "the body must be {\"NodePublic\": \"nodekey:…\"}")
         }
-        Err(_) => answers::text(StatusCode::BAD_REQUEST, "the body must be {\"NodePublic\": \"nodekey:…\"}"),
     }
 }
 

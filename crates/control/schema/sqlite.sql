@@ -1,0 +1,75 @@
+-- Schema version 1. Written once on first start; later versions are reached by the steps in src/store/schema.rs.
+-- A record's document is JSON in `body`; the columns beside it are what must be unique or is searched for.
+
+-- Private keys and certificates of the server: noise_key, relay_key, relay certificate.
+CREATE TABLE secret (
+    name  TEXT PRIMARY KEY,
+    value BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE tailnet (
+    id   INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    body TEXT NOT NULL CHECK (json_valid(body))
+) STRICT;
+
+CREATE TABLE user (
+    id      INTEGER PRIMARY KEY AUTOINCREMENT,
+    tailnet INTEGER NOT NULL REFERENCES tailnet (id),
+    login   TEXT NOT NULL,
+    body    TEXT NOT NULL CHECK (json_valid(body)),
+    UNIQUE (tailnet, login)
+) STRICT;
+
+-- AUTOINCREMENT: an ID is never given to another node, not even after removal.
+CREATE TABLE node (
+    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    tailnet  INTEGER NOT NULL REFERENCES tailnet (id),
+    node_key TEXT NOT NULL UNIQUE,
+    ipv4     TEXT NOT NULL,
+    name     TEXT NOT NULL,
+    body     TEXT NOT NULL CHECK (json_valid(body)),
+    UNIQUE (tailnet, ipv4),
+    UNIQUE (tailnet, name)
+) STRICT;
+
+-- What a node reports and its peers need to reach it; changes often, and is not audited.
+CREATE TABLE node_state (
+    node        INTEGER PRIMARY KEY REFERENCES node (id) ON DELETE CASCADE,
+    lease_until INTEGER,
+    body        TEXT NOT NULL CHECK (json_valid(body))
+) STRICT;
+
+-- `hash` is SHA-256 of the secret half; the secret itself is nowhere.
+CREATE TABLE auth_key (
+    id      TEXT PRIMARY KEY,
+    tailnet INTEGER NOT NULL REFERENCES tailnet (id),
+    hash    BLOB NOT NULL CHECK (length(hash) = 32),
+    body    TEXT NOT NULL CHECK (json_valid(body)),
+    used    INTEGER NOT NULL DEFAULT 0,
+    CHECK (used <= 1 OR body ->> 'reusable')
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE policy (
+    tailnet INTEGER NOT NULL REFERENCES tailnet (id),
+    version INTEGER NOT NULL,
+    text    TEXT NOT NULL,
+    PRIMARY KEY (tailnet, version)
+) STRICT, WITHOUT ROWID;
+
+-- Append only; each row's hash covers the hash of the row before it.
+CREATE TABLE audit (
+    seq     INTEGER PRIMARY KEY,
+    at      TEXT NOT NULL,
+    tailnet INTEGER,
+    who     TEXT NOT NULL,
+    what    TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    before  TEXT,
+    after   TEXT,
+    prev    BLOB NOT NULL CHECK (length(prev) = 32),
+    hash    BLOB NOT NULL CHECK (length(hash) = 32)
+) STRICT;
+
+CREATE TRIGGER audit_is_append_only_1 BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit log is append only'); END;
+CREATE TRIGGER audit_is_append_only_2 BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit log is append only'); END;

@@ -1,0 +1,190 @@
+//! What administration shows; the field names are a contract with scripts.
+
+use std::net::{IpAddr, SocketAddr};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use warren_wire::key::{MachineKey, NodeKey};
+
+use crate::auth_key::AuthKeyText;
+
+/// A tailnet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TailnetView {
+    /// Number.
+    pub id: i64,
+    /// Name.
+    pub name: String,
+    /// Domain of its nodes' names.
+    pub domain: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Whether new nodes wait for approval.
+    pub machine_approval: bool,
+    /// Number of users.
+    pub users: usize,
+    /// Number of nodes.
+    pub nodes: usize,
+    /// Number of nodes that are connected.
+    pub online: usize,
+}
+
+/// A user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserView {
+    /// Number.
+    pub id: i64,
+    /// Name of the tailnet.
+    pub tailnet: String,
+    /// Login name.
+    pub login: String,
+    /// Name to show.
+    pub display_name: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Number of nodes.
+    pub nodes: usize,
+}
+
+/// An auth key, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthKeyView {
+    /// Public part.
+    pub id: String,
+    /// Name of the tailnet.
+    pub tailnet: String,
+    /// Login name of the owner of its nodes; absent for tagged nodes.
+    pub user: Option<String>,
+    /// Tags of its nodes.
+    pub tags: Vec<String>,
+    /// Whether it may be used more than once.
+    pub reusable: bool,
+    /// Whether its nodes are ephemeral.
+    pub ephemeral: bool,
+    /// Whether its nodes need no approval.
+    pub pre_approved: bool,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it stops working.
+    pub expires: Option<Timestamp>,
+    /// Whether it was taken back.
+    pub revoked: bool,
+    /// How often it was used.
+    pub used: u64,
+    /// Whether it lets a node in now.
+    pub valid: bool,
+}
+
+/// An auth key that was just made, and the only time that its text is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreatedAuthKey {
+    /// The key.
+    pub view: AuthKeyView,
+    /// Its text.
+    pub text: AuthKeyText,
+}
+
+/// A node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Number.
+    pub id: i64,
+    /// Stable ID, as clients know it.
+    pub stable_id: String,
+    /// First label of its name.
+    pub name: String,
+    /// Full name, without a dot at its end.
+    pub fqdn: String,
+    /// Name of the tailnet.
+    pub tailnet: String,
+    /// Login name of its owner; absent if it is tagged.
+    pub user: Option<String>,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// Its addresses, IPv4 first.
+    pub addresses: Vec<IpAddr>,
+    /// Machine key.
+    pub machine_key: MachineKey,
+    /// Node key.
+    pub node_key: NodeKey,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When its key's time ends; absent means never.
+    pub key_expiry: Option<Timestamp>,
+    /// Whether that time is over.
+    pub expired: bool,
+    /// Whether it may take part.
+    pub approved: bool,
+    /// Whether it is removed after it has been away for a while.
+    pub ephemeral: bool,
+    /// Whether it is connected.
+    pub online: bool,
+    /// When it was last connected; absent while it is, and before the first time.
+    pub last_seen: Option<Timestamp>,
+    /// Auth key that let it in.
+    pub auth_key: Option<String>,
+    /// Operating system.
+    pub os: String,
+    /// Version of its client.
+    pub client_version: String,
+    /// Capability version of its client.
+    pub capability_version: u16,
+    /// Host name that it reports.
+    pub hostname: String,
+    /// UDP candidates.
+    pub endpoints: Vec<SocketAddr>,
+    /// Home relay region.
+    pub home_relay: Option<u16>,
+}
+
+/// A login that waits for a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoginView {
+    /// The random part of its URL.
+    pub id: String,
+    /// URL that the client shows.
+    pub url: String,
+    /// Host name of the machine.
+    pub hostname: String,
+    /// Operating system of the machine.
+    pub os: String,
+    /// Machine key.
+    pub machine_key: MachineKey,
+    /// Node key.
+    pub node_key: NodeKey,
+    /// Address that the request came from.
+    pub from: IpAddr,
+    /// Tailnet that the client asks for.
+    pub tailnet_hint: Option<String>,
+    /// Tags that the client asks for.
+    pub requested_tags: Vec<String>,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it ends by itself.
+    pub expires: Timestamp,
+    /// Where it stands.
+    pub state: LoginState,
+}
+
+/// Where a login stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoginState {
+    /// Nobody has decided.
+    Waiting,
+    /// It was approved.
+    Approved,
+    /// It was rejected.
+    Rejected,
+}
+
+/// A policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyView {
+    /// Name of the tailnet.
+    pub tailnet: String,
+    /// Number of the version, from 1 on.
+    pub version: u64,
+    /// Text, as it was set.
+    pub text: String,
+}

@@ -1,0 +1,70 @@
+//! What an administrator can ask for.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// One call. `tailnet` is a name; lists take all tailnets without one, other calls the server's only one, or "default".
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the variants are the verbs of `warren admin`, their fields its arguments")]
+pub enum Request {
+    ServerShow,
+    Backup { to: PathBuf },
+    TailnetCreate { name: String },
+    TailnetList,
+    TailnetApproval { tailnet: String, needed: bool },
+    UserCreate { tailnet: Option<String>, login: String, display_name: Option<String> },
+    UserList { tailnet: Option<String> },
+    UserRemove { tailnet: Option<String>, login: String },
+    AuthKeyCreate { tailnet: Option<String>, key: NewAuthKey },
+    AuthKeyList { tailnet: Option<String> },
+    AuthKeyRevoke { id: String },
+    NodeList { tailnet: Option<String> },
+    NodeShow { tailnet: Option<String>, node: String },
+    NodeApprove { tailnet: Option<String>, node: String },
+    NodeRename { tailnet: Option<String>, node: String, name: Option<String> },
+    NodeTag { tailnet: Option<String>, node: String, tags: Vec<String> },
+    NodeExpire { tailnet: Option<String>, node: String, expiry: ExpiryChange },
+    NodeRemove { tailnet: Option<String>, node: String },
+    LoginList,
+    LoginApprove { id: String, tailnet: Option<String>, user: String },
+    LoginReject { id: String },
+    PolicyGet { tailnet: Option<String> },
+    PolicySet { tailnet: Option<String>, text: String },
+    Audit { tailnet: Option<String>, before: Option<i64>, limit: u32 },
+    AuditVerify,
+}
+
+/// What an auth key shall be.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NewAuthKey {
+    /// Login of the user that will own the nodes; `owner@<tailnet>` if absent. Not with tags.
+    pub user: Option<String>,
+    /// Tags of the nodes, with the prefix `tag:`.
+    pub tags: Vec<String>,
+    /// Whether it may be used more than once.
+    pub reusable: bool,
+    /// Whether its nodes are removed when they have been away for a while.
+    pub ephemeral: bool,
+    /// Whether its nodes need no approval.
+    pub pre_approved: bool,
+    /// After how many seconds it stops working.
+    pub expires_in_seconds: Option<u64>,
+}
+
+/// When a node's key shall stop being valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum ExpiryChange {
+    /// At once: the node must log in again.
+    Now,
+    /// Never.
+    Never,
+    /// At this time.
+    At(Timestamp),
+}

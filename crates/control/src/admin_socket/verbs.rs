@@ -1,0 +1,184 @@
+//! What each call does.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::requests::{ExpiryChange, NewAuthKey, Request};
+use crate::admin::{self, Admin, AdminError};
+
+/// Most entries of the audit log in one answer.
+const MAX_AUDIT_ENTRIES: u32 = 10_000;
+
+/// What a machine needs to know to join, beside an auth key.
+#[derive(Debug, Clone)]
+pub(crate) struct Facts {
+    /// URL by which clients reach the server.
+    pub(crate) url: String,
+    /// The server's Noise key.
+    pub(crate) key: warren_wire::key::MachineKey,
+}
+
+/// Says why a call was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The core refused.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The call leaves open which tailnet it means.
+    #[error("there are several networks and none is called \"default\": name one with --tailnet")]
+    WhichTailnet,
+    /// The call contradicts itself.
+    #[error("{0}")]
+    Contradiction(&'static str),
+    /// The answer has no JSON form.
+    #[error("internal error")]
+    Internal,
+}
+
+impl Refusal {
+    /// Returns the HTTP status.
+    pub(super) fn status(&self) -> StatusCode {
+        match self {
+            Self::Admin(AdminError::NotFound { .. }) => StatusCode::NOT_FOUND,
+            Self::Admin(AdminError::Store(_) | AdminError::Randomness) | Self::Internal => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            Self::Admin(_) => StatusCode::CONFLICT,
+            Self::WhichTailnet | Self::Contradiction(_) => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// Returns the stable word for this kind of refusal.
+    pub(super) fn code(&self) -> &'static str {
+        match self {
+            Self::Admin(error) => match error {
+                AdminError::NotFound { .. } => "not-found",
+                AdminError::Taken { .. } => "taken",
+                AdminError::Ambiguous { .. } => "ambiguous",
+                AdminError::Invalid { .. } => "invalid",
+                AdminError::Busy { .. } => "busy",
+                AdminError::Policy { .. } => "policy",
+                AdminError::Refused { .. } => "refused",
+                AdminError::Randomness | AdminError::Store(_) => "internal",
+            },
+            Self::WhichTailnet => "which-tailnet",
+            Self::Contradiction(_) => "contradiction",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// Does what `request` asks for and returns the answer as JSON.
+pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Result<Value, Refusal> {
+    let some = |tailnet: Option<String>| one_tailnet(admin, tailnet);
+    match request {
+        Request::ServerShow => Ok(json!({
+            "url": facts.url,
+            "server_key": facts.key,
+            "version": env!("CARGO_PKG_VERSION"),
+            "quarantined_records": admin.quarantined().len(),
+        })),
+        Request::Backup { to } => {
+            admin.backup(&to).await?;
+            Ok(json!({ "file": to }))
+        }
+        Request::TailnetCreate { name } => shown(&admin.create_tailnet(&name).await?),
+        Request::TailnetList => shown(&admin.tailnets()),
+        Request::TailnetApproval { tailnet, needed } => shown(&admin.set_machine_approval(&tailnet, needed).await?),
+        Request::UserCreate { tailnet, login, display_name } => {
+            shown(&admin.create_user(&some(tailnet)?, &login, display_name.as_deref()).await?)
+        }
+        Request::UserList { tailnet } => shown(&admin.users(tailnet.as_deref())?),
+        Request::UserRemove { tailnet, login } => {
+            admin.remove_user(&some(tailnet)?, &login).await?;
+            Ok(json!({ "removed": login }))
+        }
+        Request::AuthKeyCreate { tailnet, key } => create_auth_key(admin, facts, some(tailnet)?, key).await,
+        Request::AuthKeyList { tailnet } => shown(&admin.auth_keys(tailnet.as_deref()).await?),
+        Request::AuthKeyRevoke { id } => shown(&admin.revoke_auth_key(&id).await?),
+        Request::NodeList { tailnet } => shown(&admin.nodes(tailnet.as_deref())?),
+        Request::NodeShow { tailnet, node } => shown(&admin.node(tailnet.as_deref(), &node)?),
+        Request::NodeApprove { tailnet, node } => shown(&admin.approve_node(tailnet.as_deref(), &node).await?),
+        Request::NodeRename { tailnet, node, name } => {
+            shown(&admin.rename_node(tailnet.as_deref(), &node, name.as_deref()).await?)
+        }
+        Request::NodeTag { tailnet, node, tags } => shown(&admin.tag_node(tailnet.as_deref(), &node, &tags).await?),
+        Request::NodeExpire { tailnet, node, expiry } => {
+            let expiry = match expiry {
+                ExpiryChange::Now => admin::Expiry::Now,
+                ExpiryChange::Never => admin::Expiry::Never,
+                ExpiryChange::At(time) => admin::Expiry::At(time),
+            };
+            shown(&admin.expire_node(tailnet.as_deref(), &node, expiry).await?)
+        }
+        Request::NodeRemove { tailnet, node } => shown(&admin.remove_node(tailnet.as_deref(), &node).await?),
+        Request::LoginList => shown(&admin.logins()),
+        Request::LoginApprove { id, tailnet, user } => {
+            let tailnet = match tailnet {
+                None => admin.login(&id)?.tailnet_hint,
+                named => named,
+            };
+            shown(&admin.approve_login(&id, &some(tailnet)?, &user).await?)
+        }
+        Request::LoginReject { id } => shown(&admin.reject_login(&id).await?),
+        Request::PolicyGet { tailnet } => shown(&admin.policy(&some(tailnet)?)?),
+        Request::PolicySet { tailnet, text } => shown(&admin.set_policy(&some(tailnet)?, &text).await?),
+        Request::Audit { tailnet, before, limit } => {
+            shown(&admin.audit(tailnet.as_deref(), before, limit.min(MAX_AUDIT_ENTRIES)).await?)
+        }
+        Request::AuditVerify => shown(&admin.verify_audit().await?),
+    }
+}
+
+/// Returns the tailnet that was named, the only one there is, or "default".
+fn one_tailnet(admin: &Admin, named: Option<String>) -> Result<String, Refusal> {
+    const DEFAULT: &str = "default";
+    if let Some(name) = named {
+        return Ok(name);
+    }
+    let mut tailnets = admin.tailnets();
+    if tailnets.iter().any(|tailnet| tailnet.name == DEFAULT) {
+        return Ok(DEFAULT.to_owned());
+    }
+    match (tailnets.pop(), tailnets.is_empty()) {
+        (Some(only), true) => Ok(only.name),
+        _ => Err(Refusal::WhichTailnet),
+    }
+}
+
+async fn create_auth_key(admin: &Admin, facts: &Facts, tailnet: String, key: NewAuthKey) -> Result<Value, Refusal> {
+    if key.user.is_some() && !key.tags.is_empty() {
+        return Err(Refusal::Contradiction("a node has an owner or tags: give --user or --tag"));
+    }
+    let created = admin
+        .create_auth_key(admin::NewAuthKey {
+            tailnet,
+            user: key.user,
+            tags: key.tags,
+            reusable: key.reusable,
+            ephemeral: key.ephemeral,
+            pre_approved: key.pre_approved,
+            lifetime: key.expires_in_seconds.map(Duration::from_secs),
+        })
+        .await?;
+    let text = created.text.expose();
+    let mut value = shown(&created.view)?;
+    let command = format!("warren up --login-server {} --server-key {} --auth-key {text}", facts.url, facts.key);
+    if let Some(object) = value.as_object_mut() {
+        object.insert("key".to_owned(), text.into());
+        object.insert("command".to_owned(), command.into());
+        object.insert("login_server".to_owned(), facts.url.as_str().into());
+        object.insert("server_key".to_owned(), facts.key.to_string().into());
+    }
+    Ok(value)
+}
+
+fn shown<T: serde::Serialize>(value: &T) -> Result<Value, Refusal> {
+    serde_json::to_value(value).map_err(|error| {
+        tracing::error!(%error, "an answer has no JSON form");
+        Refusal::Internal
+    })
+}

@@ -1,0 +1,198 @@
+//! The records that the server keeps.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use warren_wire::control::{Hostinfo, NodeId, RegionId, UserId};
+use warren_wire::key::{DiscoKey, MachineKey, NodeKey};
+
+/// Number of a tailnet; unique in the server and never given again.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct TailnetId(pub i64);
+
+impl fmt::Display for TailnetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Who makes a change, as the audit log names them: `cli:uid=0`, `node:n12`, `server`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Who(String);
+
+impl Who {
+    /// Names a process on this machine by the user ID that the kernel told.
+    #[must_use]
+    pub fn local_user(uid: u32) -> Self {
+        Self(format!("cli:uid={uid}"))
+    }
+
+    /// Names a machine by its key.
+    #[must_use]
+    pub fn machine(key: &MachineKey) -> Self {
+        Self(format!("machine:{}", key.to_hex()))
+    }
+
+    /// Names the server itself.
+    #[must_use]
+    pub fn server() -> Self {
+        Self("server".to_owned())
+    }
+
+    /// Returns the text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// One isolated network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TailnetRecord {
+    /// Number.
+    pub id: TailnetId,
+    /// Name: one DNS label, also part of the names of its nodes.
+    pub name: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Whether a new node waits until an administrator approves it.
+    pub machine_approval: bool,
+    /// Offset in 100.64.0.0/10 where the search for a free address goes on.
+    pub next_address: u32,
+    /// Version of the policy in force.
+    pub policy_version: u64,
+}
+
+/// A person who owns nodes of a tailnet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserRecord {
+    /// Number, unique in the server.
+    pub id: UserId,
+    /// Tailnet.
+    pub tailnet: TailnetId,
+    /// Login name, such as `ann@example.com`; unique in the tailnet.
+    pub login: String,
+    /// Name to show.
+    pub display_name: String,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+/// Owner of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Owner {
+    /// A user.
+    User(UserId),
+    /// No user: the node's tags say what it is.
+    Tagged,
+}
+
+/// What lasts about a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Number, unique in the server and never given again.
+    pub id: NodeId,
+    /// Tailnet.
+    pub tailnet: TailnetId,
+    /// Owner.
+    pub owner: Owner,
+    /// Tags with their `tag:` prefix, sorted; empty unless the owner is [`Owner::Tagged`].
+    pub tags: Vec<String>,
+    /// Key of the machine, to which alone the node answers.
+    pub machine: MachineKey,
+    /// Node key.
+    pub key: NodeKey,
+    /// When the node key stops being valid; `None` means never.
+    pub key_expiry: Option<Timestamp>,
+    /// First label of the node's name.
+    pub name: String,
+    /// Whether an administrator chose the name, so that it does not follow the host name.
+    pub name_chosen: bool,
+    /// Address in 100.64.0.0/10.
+    pub ipv4: Ipv4Addr,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Whether it may take part, where machines need approval.
+    pub approved: bool,
+    /// Whether it is removed when it has been away for a while.
+    pub ephemeral: bool,
+    /// ID of the auth key that let it in, if one did.
+    pub auth_key: Option<String>,
+}
+
+impl NodeRecord {
+    /// Returns the stable ID that clients know: unique for ever.
+    #[must_use]
+    pub fn stable_id(&self) -> String {
+        format!("n{}", self.id.0)
+    }
+
+    /// Returns the address in fd7a:115c:a1e0::/48, whose last 32 bits are the IPv4 address.
+    #[must_use]
+    pub fn ipv6(&self) -> Ipv6Addr {
+        let [a, b, c, d] = self.ipv4.octets();
+        let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+        Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, high, low)
+    }
+
+    /// Tells whether the node key is past its time at `now`.
+    #[must_use]
+    pub fn expired_at(&self, now: Timestamp) -> bool {
+        self.key_expiry.is_some_and(|expiry| expiry <= now)
+    }
+}
+
+/// What a node last reported and its peers need to reach it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct NodeState {
+    /// Disco key.
+    pub disco: Option<DiscoKey>,
+    /// UDP candidates.
+    pub endpoints: Vec<SocketAddr>,
+    /// Home relay region.
+    pub home: Option<RegionId>,
+    /// What it says about itself.
+    pub hostinfo: Option<Hostinfo>,
+    /// Capability version of its client.
+    pub cap: u16,
+    /// When it was last connected; `None` before the first time.
+    pub last_seen: Option<Timestamp>,
+    /// When the node, being ephemeral, is removed unless it connects; `None` while it is connected.
+    #[serde(skip)]
+    pub lease_until: Option<Timestamp>,
+}
+
+/// What is known of an auth key; the secret half is nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthKeyRecord {
+    /// The part of the key that is no secret.
+    pub id: String,
+    /// Tailnet that nodes join with it.
+    pub tailnet: TailnetId,
+    /// Owner of the nodes.
+    pub owner: Owner,
+    /// Tags of the nodes, sorted; not empty if and only if the owner is [`Owner::Tagged`].
+    pub tags: Vec<String>,
+    /// Whether it may be used more than once.
+    pub reusable: bool,
+    /// Whether its nodes are ephemeral.
+    pub ephemeral: bool,
+    /// Whether its nodes need no approval.
+    pub pre_approved: bool,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it stops working.
+    pub expires: Option<Timestamp>,
+    /// Whether an administrator took it back.
+    pub revoked: bool,
+    /// How often it was used.
+    #[serde(default)]
+    pub used: u64,
+}

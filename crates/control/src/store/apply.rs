@@ -1,0 +1,254 @@
+//! Carrying out changes.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension};
+use serde::Serialize;
+use warren_wire::control::{NodeId, UserId};
+
+use super::audit::{self, Fact};
+use super::StoreError;
+use crate::model::{
+    AuthKeyRecord, NodeRecord, NodeState, TailnetId, TailnetRecord, UserRecord, Who,
+};
+
+/// One audited change.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    /// Who makes it.
+    pub(crate) who: Who,
+    /// What it is called in the log, such as `node.create`.
+    pub(crate) what: &'static str,
+    /// Tailnet that it concerns.
+    pub(crate) tailnet: TailnetId,
+    /// The change.
+    pub(crate) change: Change,
+}
+
+/// A change of one record.
+#[derive(Debug, Clone)]
+pub(crate) enum Change {
+    /// Makes or replaces a tailnet.
+    PutTailnet(TailnetRecord),
+    /// Makes or replaces a user.
+    PutUser(UserRecord),
+    /// Removes a user.
+    RemoveUser(UserId),
+    /// Makes or replaces a node.
+    PutNode(Arc<NodeRecord>),
+    /// Removes a node; if `lease` is given, only if the stored lease is not later.
+    RemoveNode {
+        /// The node.
+        id: NodeId,
+        /// Time at which the lease must be over.
+        lease: Option<Timestamp>,
+    },
+    /// Makes or replaces an auth key.
+    PutAuthKey {
+        /// What is known of it.
+        record: AuthKeyRecord,
+        /// Hash of the secret; `None` keeps the stored one.
+        hash: Option<[u8; 32]>,
+    },
+    /// Counts a use of an auth key; fails if it was for one use only and is spent, or revoked.
+    UseAuthKey(String),
+    /// Stores a new version of the policy.
+    PutPolicy {
+        /// Its number.
+        version: u64,
+        /// Its text.
+        text: Arc<str>,
+    },
+}
+
+/// Carries out one change and appends it to the log.
+pub(super) fn entry(connection: &Connection, entry: &Entry, at: Timestamp) -> Result<(), StoreError> {
+    let (subject, before, after) = match &entry.change {
+        Change::PutTailnet(record) => put_tailnet(connection, record)?,
+        Change::PutUser(record) => put_user(connection, record)?,
+        Change::RemoveUser(id) => {
+            let before = take(connection, "DELETE FROM user WHERE id = ?1 RETURNING body", id.0)?;
+            (format!("user:{}", id.0), Some(before), None)
+        }
+        Change::PutNode(record) => put_node(connection, record)?,
+        Change::RemoveNode { id, lease } => remove_node(connection, *id, *lease)?,
+        Change::PutAuthKey { record, hash } => put_auth_key(connection, record, hash.as_ref())?,
+        Change::UseAuthKey(id) => use_auth_key(connection, id)?,
+        Change::PutPolicy { version, text } => put_policy(connection, entry.tailnet, *version, text)?,
+    };
+    audit::append(
+        connection,
+        &Fact {
+            at,
+            tailnet: Some(entry.tailnet),
+            who: &entry.who,
+            what: entry.what,
+            subject: &subject,
+            before: before.as_deref(),
+            after: after.as_deref(),
+        },
+    )
+}
+
+/// Stores what nodes reported.
+pub(super) fn states(
+    connection: &Connection,
+    states: &[(NodeId, Arc<NodeState>)],
+) -> Result<(), StoreError> {
+    let mut statement = connection.prepare_cached(
+        "INSERT INTO node_state (node, lease_until, body) SELECT id, ?2, ?3 FROM node WHERE id = ?1
+         ON CONFLICT (node) DO UPDATE SET lease_until = excluded.lease_until, body = excluded.body",
+    )?;
+    for (id, state) in states {
+        let lease = state.lease_until.map(Timestamp::as_millisecond);
+        statement.execute((id.0, lease, json(&**state)?))?;
+    }
+    Ok(())
+}
+
+/// Name of the record, its text before, its text afterwards.
+type Written = (String, Option<String>, Option<String>);
+
+fn put_tailnet(connection: &Connection, record: &TailnetRecord) -> Result<Written, StoreError> {
+    let before = body(connection, "SELECT body FROM tailnet WHERE id = ?1", record.id.0)?;
+    let after = json(record)?;
+    connection
+        .prepare_cached(
+            "INSERT INTO tailnet (id, name, body) VALUES (?1, ?2, ?3)
+             ON CONFLICT (id) DO UPDATE SET name = excluded.name, body = excluded.body",
+        )?
+        .execute((record.id.0, &record.name, &after))?;
+    Ok((format!("tailnet:{}", record.id), before, Some(after)))
+}
+
+fn put_user(connection: &Connection, record: &UserRecord) -> Result<Written, StoreError> {
+    let before = body(connection, "SELECT body FROM user WHERE id = ?1", record.id.0)?;
+    let after = json(record)?;
+    connection
+        .prepare_cached(
+            "INSERT INTO user (id, tailnet, login, body) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (id) DO UPDATE SET login = excluded.login, body = excluded.body",
+        )?
+        .execute((record.id.0, record.tailnet.0, &record.login, &after))?;
+    Ok((format!("user:{}", record.id.0), before, Some(after)))
+}
+
+fn put_node(connection: &Connection, record: &NodeRecord) -> Result<Written, StoreError> {
+    let before = body(connection, "SELECT body FROM node WHERE id = ?1", record.id.0)?;
+    let after = json(record)?;
+    connection
+        .prepare_cached(
+            "INSERT INTO node (id, tailnet, node_key, ipv4, name, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+             ON CONFLICT (id) DO UPDATE SET
+                node_key = excluded.node_key, ipv4 = excluded.ipv4, name = excluded.name, body = excluded.body",
+        )?
+        .execute((
+            record.id.0,
+            record.tailnet.0,
+            record.key.to_string(),
+            record.ipv4.to_string(),
+            &record.name,
+            &after,
+        ))?;
+    Ok((format!("node:{}", record.id.0), before, Some(after)))
+}
+
+fn remove_node(
+    connection: &Connection,
+    id: NodeId,
+    lease: Option<Timestamp>,
+) -> Result<Written, StoreError> {
+    if let Some(now) = lease {
+        let over: Option<bool> = connection
+            .prepare_cached("SELECT lease_until <= ?2 FROM node_state WHERE node = ?1")?
+            .query_row((id.0, now.as_millisecond()), |row| row.get::<_, Option<bool>>(0))
+            .optional()?
+            .flatten();
+        if over != Some(true) {
+            return Err(StoreError::Conflict {
+                what: "the lease of an ephemeral node",
+            });
+        }
+    }
+    let before = take(connection, "DELETE FROM node WHERE id = ?1 RETURNING body", id.0)?;
+    Ok((format!("node:{}", id.0), Some(before), None))
+}
+
+fn put_auth_key(
+    connection: &Connection,
+    record: &AuthKeyRecord,
+    hash: Option<&[u8; 32]>,
+) -> Result<Written, StoreError> {
+    let before: Option<String> = connection
+        .prepare_cached("SELECT body FROM auth_key WHERE id = ?1")?
+        .query_row([&record.id], |row| row.get(0))
+        .optional()?;
+    let after = json(record)?;
+    let changed = if let Some(hash) = hash {
+        connection
+            .prepare_cached("INSERT INTO auth_key (id, tailnet, hash, body) VALUES (?1, ?2, ?3, ?4)")?
+            .execute((&record.id, record.tailnet.0, hash, &after))?
+    } else {
+        connection
+            .prepare_cached("UPDATE auth_key SET body = ?2 WHERE id = ?1")?
+            .execute((&record.id, &after))?
+    };
+    expect_one(changed, "an auth key")?;
+    Ok((format!("auth-key:{}", record.id), before, Some(after)))
+}
+
+fn use_auth_key(connection: &Connection, id: &str) -> Result<Written, StoreError> {
+    let used: Option<i64> = connection
+        .prepare_cached(
+            "UPDATE auth_key SET used = used + 1
+             WHERE id = ?1 AND NOT body ->> 'revoked' AND (used = 0 OR body ->> 'reusable') RETURNING used",
+        )?
+        .query_row([id], |row| row.get(0))
+        .optional()?;
+    let used = used.ok_or(StoreError::Conflict { what: "the auth key" })?;
+    let text = |used: i64| Some(format!("{{\"used\":{used}}}"));
+    Ok((format!("auth-key:{id}"), text(used - 1), text(used)))
+}
+
+fn put_policy(
+    connection: &Connection,
+    tailnet: TailnetId,
+    version: u64,
+    text: &str,
+) -> Result<Written, StoreError> {
+    let version = i64::try_from(version).map_err(|_| StoreError::Encode)?;
+    let before: Option<String> = connection
+        .prepare_cached("SELECT text FROM policy WHERE tailnet = ?1 AND version = ?2")?
+        .query_row((tailnet.0, version - 1), |row| row.get(0))
+        .optional()?;
+    connection
+        .prepare_cached("INSERT INTO policy (tailnet, version, text) VALUES (?1, ?2, ?3)")?
+        .execute((tailnet.0, version, text))?;
+    Ok((format!("policy:{tailnet}:{version}"), before, Some(text.to_owned())))
+}
+
+fn body(connection: &Connection, sql: &str, id: i64) -> Result<Option<String>, StoreError> {
+    Ok(connection
+        .prepare_cached(sql)?
+        .query_row([id], |row| row.get(0))
+        .optional()?)
+}
+
+fn take(connection: &Connection, sql: &str, id: i64) -> Result<String, StoreError> {
+    body(connection, sql, id)?.ok_or(StoreError::Conflict {
+        what: "a record that is gone",
+    })
+}
+
+fn expect_one(changed: usize, what: &'static str) -> Result<(), StoreError> {
+    if changed == 1 {
+        Ok(())
+    } else {
+        Err(StoreError::Conflict { what })
+    }
+}
+
+fn json<T: Serialize>(record: &T) -> Result<String, StoreError> {
+    serde_json::to_string(record).map_err(|_| StoreError::Encode)
+}

@@ -1,0 +1,198 @@
+//! Reading everything at the start.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rusqlite::Connection;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use warren_wire::control::{NodeId, UserId};
+
+use super::{OpenError, StoreError};
+use crate::model::{AuthKeyRecord, NodeRecord, NodeState, TailnetId, TailnetRecord, UserRecord};
+
+/// All that the database holds.
+#[derive(Debug, Default)]
+pub(crate) struct Loaded {
+    /// The tailnets.
+    pub(crate) tailnets: Vec<LoadedTailnet>,
+    /// Records that could not be read.
+    pub(crate) quarantined: Vec<Quarantined>,
+}
+
+/// A tailnet and what belongs to it.
+#[derive(Debug)]
+pub(crate) struct LoadedTailnet {
+    pub(crate) record: TailnetRecord,
+    pub(crate) policy: Option<Arc<str>>,
+    pub(crate) users: BTreeMap<UserId, Arc<UserRecord>>,
+    pub(crate) nodes: Vec<(Arc<NodeRecord>, Arc<NodeState>)>,
+    pub(crate) auth_keys: BTreeMap<String, (AuthKeyRecord, [u8; 32])>,
+    /// Names and addresses of nodes that could not be read; nobody else may get them.
+    pub(crate) reserved: Vec<(String, Option<Ipv4Addr>)>,
+}
+
+/// A record that was put aside because it cannot be read; its row is left as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Quarantined {
+    /// Table of the record.
+    pub table: &'static str,
+    /// Its number or name.
+    pub id: String,
+}
+
+/// Reads every table.
+pub(super) fn everything(connection: &Connection) -> Result<Loaded, OpenError> {
+    let mut loaded = Loaded::default();
+    let mut tailnets: BTreeMap<TailnetId, LoadedTailnet> = BTreeMap::new();
+    for (id, text) in rows(connection, "SELECT id, body FROM tailnet ORDER BY id", |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
+    })? {
+        let Some(record) = loaded.decode::<TailnetRecord>("tailnet", id, &text) else {
+            continue;
+        };
+        let policy = policy(connection, &record)?;
+        let tailnet = LoadedTailnet {
+            record,
+            policy,
+            users: BTreeMap::new(),
+            nodes: Vec::new(),
+            auth_keys: BTreeMap::new(),
+            reserved: Vec::new(),
+        };
+        tailnets.insert(TailnetId(id), tailnet);
+    }
+    read_users(connection, &mut loaded, &mut tailnets)?;
+    read_nodes(connection, &mut loaded, &mut tailnets)?;
+    read_auth_keys(connection, &mut loaded, &mut tailnets)?;
+    loaded.tailnets = tailnets.into_values().collect();
+    Ok(loaded)
+}
+
+type Tailnets = BTreeMap<TailnetId, LoadedTailnet>;
+
+fn read_users(connection: &Connection, loaded: &mut Loaded, tailnets: &mut Tailnets) -> Result<(), StoreError> {
+    for (id, tailnet, text) in rows(connection, "SELECT id, tailnet, body FROM user ORDER BY id", |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, String>(2)?))
+    })? {
+        let Some(record) = loaded.decode::<UserRecord>("user", id, &text) else {
+            continue;
+        };
+        if let Some(tailnet) = tailnets.get_mut(&TailnetId(tailnet)) {
+            tailnet.users.insert(UserId(id), Arc::new(record));
+        }
+    }
+    Ok(())
+}
+
+fn read_nodes(connection: &Connection, loaded: &mut Loaded, tailnets: &mut Tailnets) -> Result<(), StoreError> {
+    let sql = "SELECT node.id, tailnet, ipv4, name, node.body, node_state.body, lease_until
+               FROM node LEFT JOIN node_state ON node_state.node = node.id ORDER BY node.id";
+    for row in rows(connection, sql, |row| {
+        Ok(NodeRow {
+            id: row.get(0)?,
+            tailnet: row.get(1)?,
+            ipv4: row.get(2)?,
+            name: row.get(3)?,
+            body: row.get(4)?,
+            state: row.get(5)?,
+            lease_until: row.get(6)?,
+        })
+    })? {
+        let record = loaded
+            .decode::<NodeRecord>("node", row.id, &row.body)
+            .filter(|record| record.id == NodeId(row.id) && record.tailnet == TailnetId(row.tailnet));
+        let Some(tailnet) = tailnets.get_mut(&TailnetId(row.tailnet)) else {
+            continue;
+        };
+        let Some(record) = record else {
+            tailnet.reserved.push((row.name, row.ipv4.parse().ok()));
+            continue;
+        };
+        // A node whose state is lost reports it anew.
+        let mut state = row
+            .state
+            .and_then(|text| loaded.decode::<NodeState>("node_state", row.id, &text))
+            .unwrap_or_default();
+        state.lease_until = row
+            .lease_until
+            .and_then(|at| Timestamp::from_millisecond(at).ok());
+        tailnet.nodes.push((Arc::new(record), Arc::new(state)));
+    }
+    Ok(())
+}
+
+struct NodeRow {
+    id: i64,
+    tailnet: i64,
+    ipv4: String,
+    name: String,
+    body: String,
+    state: Option<String>,
+    lease_until: Option<i64>,
+}
+
+fn read_auth_keys(connection: &Connection, loaded: &mut Loaded, tailnets: &mut Tailnets) -> Result<(), StoreError> {
+    for (id, tailnet, hash, text, used) in rows(
+        connection,
+        "SELECT id, tailnet, hash, body, used FROM auth_key ORDER BY id",
+        |row| {
+            Ok((
+                row.get::<_, String>(0)?,
+                row.get::<_, i64>(1)?,
+                row.get::<_, [u8; 32]>(2)?,
+                row.get::<_, String>(3)?,
+                row.get::<_, i64>(4)?,
+            ))
+        },
+    )? {
+        let Some(mut record) = loaded.decode::<AuthKeyRecord>("auth_key", &id, &text) else {
+            continue;
+        };
+        record.used = u64::try_from(used).unwrap_or_default();
+        if let Some(tailnet) = tailnets.get_mut(&TailnetId(tailnet)) {
+            tailnet.auth_keys.insert(id, (record, hash));
+        }
+    }
+    Ok(())
+}
+
+fn policy(connection: &Connection, tailnet: &TailnetRecord) -> Result<Option<Arc<str>>, StoreError> {
+    let texts = connection
+        .prepare_cached("SELECT text FROM policy WHERE tailnet = ?1 ORDER BY version DESC LIMIT 1")?
+        .query_map([tailnet.id.0], |row| row.get::<_, String>(0))?
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(texts.into_iter().next().map(Arc::from))
+}
+
+fn rows<T>(
+    connection: &Connection,
+    sql: &str,
+    read: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
+) -> Result<Vec<T>, StoreError> {
+    let mut statement = connection.prepare(sql)?;
+    let rows = statement.query_map([], read)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+impl Loaded {
+    /// Reads a record, or puts it aside and says so.
+    fn decode<T: DeserializeOwned>(
+        &mut self,
+        table: &'static str,
+        id: impl ToString,
+        text: &str,
+    ) -> Option<T> {
+        match serde_json::from_str(text) {
+            Ok(record) => Some(record),
+            Err(error) => {
+                let id = id.to_string();
+                tracing::error!(table, id, %error, "a record cannot be read and is left out");
+                self.quarantined.push(Quarantined { table, id });
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The nodes of a tailnet as an immutable list in chunks.
+//!
+//! A change copies one chunk and the list of chunks; comparing two lists skips the chunks that they share. That is what
+//! keeps thousands of map streams cheap: each compares pointers, not nodes.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use warren_wire::control::NodeId;
+
+use crate::model::{NodeRecord, NodeState};
+
+/// How many consecutive IDs share a chunk, as a power of two.
+const CHUNK_BITS: u32 = 5;
+
+/// A node as a snapshot shows it; never changed, only replaced.
+#[derive(Debug)]
+pub(crate) struct Node {
+    /// What lasts.
+    pub(crate) record: Arc<NodeRecord>,
+    /// What it reported.
+    pub(crate) state: Arc<NodeState>,
+    /// Whether it is connected to the server.
+    pub(crate) online: bool,
+    /// Whether its key's time is over.
+    pub(crate) expired: bool,
+    /// Unlike that of any other version of any node.
+    pub(crate) revision: u64,
+    /// The node as JSON for its peers, made when the first of them needs it.
+    pub(crate) peer_json: OnceLock<Box<[u8]>>,
+}
+
+impl Node {
+    /// Makes a new version.
+    pub(crate) fn new(
+        record: Arc<NodeRecord>,
+        state: Arc<NodeState>,
+        online: bool,
+        expired: bool,
+    ) -> Arc<Self> {
+        static REVISIONS: AtomicU64 = AtomicU64::new(1);
+        Arc::new(Self {
+            record,
+            state,
+            online,
+            expired,
+            revision: REVISIONS.fetch_add(1, Ordering::Relaxed),
+            peer_json: OnceLock::new(),
+        })
+    }
+
+    /// Makes a version with another record.
+    pub(crate) fn with_record(&self, record: Arc<NodeRecord>, expired: bool) -> Arc<Self> {
+        Self::new(record, Arc::clone(&self.state), self.online, expired)
+    }
+
+    /// Makes a version with another state.
+    pub(crate) fn with_state(&self, state: NodeState, online: bool) -> Arc<Self> {
+        Self::new(Arc::clone(&self.record), Arc::new(state), online, self.expired)
+    }
+
+    /// Returns the number.
+    pub(crate) fn id(&self) -> NodeId {
+        self.record.id
+    }
+
+    /// Tells whether it may see peers and be seen: approved, and its key not past its time.
+    pub(crate) fn takes_part(&self) -> bool {
+        self.record.approved && !self.expired
+    }
+}
+
+/// All nodes of a tailnet, in the order of their IDs.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Nodes {
+    chunks: Vec<(i64, Arc<Vec<Arc<Node>>>)>,
+    len: usize,
+}
+
+impl Nodes {
+    /// Returns how many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Returns the node with that ID.
+    pub(crate) fn get(&self, id: NodeId) -> Option<&Arc<Node>> {
+        let index = self.find_chunk(id).ok()?;
+        let (_, chunk) = self.chunks.get(index)?;
+        let at = chunk.binary_search_by_key(&id, |node| node.id()).ok()?;
+        chunk.get(at)
+    }
+
+    /// Adds a node, or replaces the one with the same ID.
+    pub(crate) fn put(&mut self, node: Arc<Node>) {
+        let id = node.id();
+        match self.find_chunk(id) {
+            Ok(index) => {
+                let Some((_, chunk)) = self.chunks.get_mut(index) else { return };
+                let chunk = Arc::make_mut(chunk);
+                match chunk.binary_search_by_key(&id, |node| node.id()) {
+                    Ok(at) => {
+                        if let Some(place) = chunk.get_mut(at) {
+                            *place = node;
+                        }
+                    }
+                    Err(at) => {
+                        chunk.insert(at, node);
+                        self.len += 1;
+                    }
+                }
+            }
+            Err(index) => {
+                self.chunks.insert(index, (chunk_of(id), Arc::new(vec![node])));
+                self.len += 1;
+            }
+        }
+    }
+
+    /// Removes the node with that ID.
+    pub(crate) fn remove(&mut self, id: NodeId) {
+        let Ok(index) = self.find_chunk(id) else { return };
+        let Some((_, chunk)) = self.chunks.get_mut(index) else { return };
+        let Ok(at) = chunk.binary_search_by_key(&id, |node| node.id()) else { return };
+        let chunk = Arc::make_mut(chunk);
+        chunk.remove(at);
+        self.len -= 1;
+        if chunk.is_empty() {
+            self.chunks.remove(index);
+        }
+    }
+
+    /// Returns the nodes in the order of their IDs.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.chunks.iter().flat_map(|(_, chunk)| chunk.iter())
+    }
+
+    /// Calls `visit` with the old and the new version of each node that differs, in the order of their IDs.
+    pub(crate) fn changes(old: &Self, new: &Self, mut visit: impl FnMut(Option<&Arc<Node>>, Option<&Arc<Node>>)) {
+        let mut old_chunks = old.chunks.iter().peekable();
+        let mut new_chunks = new.chunks.iter().peekable();
+        let none = Arc::new(Vec::new());
+        loop {
+            let (one, two) = match (old_chunks.peek().copied(), new_chunks.peek().copied()) {
+                (None, None) => return,
+                (Some((_, one)), None) => (one, &none),
+                (None, Some((_, two))) => (&none, two),
+                (Some((left, one)), Some((right, two))) => match left.cmp(right) {
+                    std::cmp::Ordering::Less => (one, &none),
+                    std::cmp::Ordering::Greater => (&none, two),
+                    std::cmp::Ordering::Equal => (one, two),
+                },
+            };
+            if !Arc::ptr_eq(one, two) {
+                chunk_changes(one, two, &mut visit);
+            }
+            let (took_one, took_two) = (!Arc::ptr_eq(one, &none), !Arc::ptr_eq(two, &none));
+            if took_one {
+                old_chunks.next();
+            }
+            if took_two {
+                new_chunks.next();
+            }
+        }
+    }
+
+    fn find_chunk(&self, id: NodeId) -> Result<usize, usize> {
+        let chunk = chunk_of(id);
+        self.chunks.binary_search_by_key(&chunk, |(number, _)| *number)
+    }
+}
+
+fn chunk_of(id: NodeId) -> i64 {
+    id.0 >> CHUNK_BITS
+}
+
+fn chunk_changes(
+    old: &[Arc<Node>],
+    new: &[Arc<Node>],
+    visit: &mut impl FnMut(Option<&Arc<Node>>, Option<&Arc<Node>>),
+) {
+    let mut old = old.iter().peekable();
+    let mut new = new.iter().peekable();
+    loop {
+        match (old.peek().copied(), new.peek().copied()) {
+            (None, None) => return,
+            (Some(one), None) => {
+                visit(Some(one), None);
+                old.next();
+            }
+            (None, Some(two)) => {
+                visit(None, Some(two));
+                new.next();
+            }
+            (Some(one), Some(two)) => match one.id().cmp(&two.id()) {
+                std::cmp::Ordering::Less => {
+                    visit(Some(one), None);
+                    old.next();
+                }
+                std::cmp::Ordering::Greater => {
+                    visit(None, Some(two));
+                    new.next();
+                }
+                std::cmp::Ordering::Equal => {
+                    if !Arc::ptr_eq(one, two) {
+                        visit(Some(one), Some(two));
+                    }
+                    old.next();
+                    new.next();
+                }
+            },
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! The state that a tailnet's actor works on, and changes to it that are also stored.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use warren_wire::control::{DerpMap, NodeId, UserId};
+
+use super::access::Access;
+use super::nodes::{Node, Nodes};
+use crate::auth_key::Shown;
+use crate::model::{
+    AuthKeyRecord, NodeRecord, NodeState, TailnetRecord, UserRecord, Who,
+};
+use crate::store::{Change, Entry, Store};
+
+/// The tailnet as of the last change; a clone is cheap and independent.
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    pub(crate) tailnet: Arc<TailnetRecord>,
+    pub(crate) users: Arc<BTreeMap<UserId, Arc<UserRecord>>>,
+    pub(crate) nodes: Nodes,
+    pub(crate) auth_keys: Arc<BTreeMap<String, (AuthKeyRecord, [u8; 32])>>,
+    pub(crate) policy: Arc<str>,
+    pub(crate) derp: Arc<DerpMap>,
+    pub(crate) access: Arc<Access>,
+    /// Names and addresses of nodes that could not be read.
+    pub(crate) reserved: Arc<Vec<(String, Option<Ipv4Addr>)>>,
+}
+
+/// One change under way: what it did to the state, and what must be stored for it.
+#[derive(Debug)]
+pub(crate) struct Work<'a> {
+    /// The state with the changes so far.
+    pub(crate) state: &'a mut State,
+    /// Time of the change.
+    pub(crate) now: Timestamp,
+    /// Gives numbers to new records.
+    pub(crate) store: &'a Store,
+    /// What must be stored.
+    pub(crate) entries: Vec<Entry>,
+    /// Whether the policy must be compiled again.
+    pub(crate) recompile: bool,
+    /// States of new nodes, to be stored with them.
+    pub(crate) touched: Vec<NodeId>,
+}
+
+impl<'a> Work<'a> {
+    /// Begins a change.
+    pub(crate) fn new(state: &'a mut State, store: &'a Store, now: Timestamp) -> Self {
+        Self {
+            state,
+            now,
+            store,
+            entries: Vec::new(),
+            recompile: false,
+            touched: Vec::new(),
+        }
+    }
+
+    fn record(&mut self, who: &Who, what: &'static str, change: Change) {
+        self.entries.push(Entry {
+            who: who.clone(),
+            what,
+            tailnet: self.state.tailnet.id,
+            change,
+        });
+    }
+
+    /// Changes the tailnet itself.
+    pub(crate) fn put_tailnet(&mut self, who: &Who, what: &'static str, record: TailnetRecord) {
+        self.state.tailnet = Arc::new(record.clone());
+        self.record(who, what, Change::PutTailnet(record));
+    }
+
+    /// Makes or changes a user.
+    pub(crate) fn put_user(&mut self, who: &Who, what: &'static str, record: UserRecord) {
+        Arc::make_mut(&mut self.state.users).insert(record.id, Arc::new(record.clone()));
+        self.recompile = true;
+        self.record(who, what, Change::PutUser(record));
+    }
+
+    /// Removes a user, who must own nothing any more.
+    pub(crate) fn remove_user(&mut self, who: &Who, id: UserId) {
+        Arc::make_mut(&mut self.state.users).remove(&id);
+        self.recompile = true;
+        self.record(who, "user.remove", Change::RemoveUser(id));
+    }
+
+    /// Adds a node.
+    pub(crate) fn add_node(&mut self, who: &Who, record: NodeRecord, state: NodeState) -> Arc<Node> {
+        let record = Arc::new(record);
+        let expired = record.expired_at(self.now);
+        let node = Node::new(Arc::clone(&record), Arc::new(state), false, expired);
+        self.state.nodes.put(Arc::clone(&node));
+        self.recompile = true;
+        self.touched.push(record.id);
+        self.record(who, "node.create", Change::PutNode(record));
+        node
+    }
+
+    /// Changes what lasts about a node.
+    pub(crate) fn put_node(
+        &mut self,
+        who: &Who,
+        what: &'static str,
+        before: &Node,
+        record: NodeRecord,
+    ) -> Arc<Node> {
+        let record = Arc::new(record);
+        let node = before.with_record(Arc::clone(&record), record.expired_at(self.now));
+        self.recompile |= node.takes_part() != before.takes_part()
+            || record.owner != before.record.owner
+            || record.tags != before.record.tags;
+        self.state.nodes.put(Arc::clone(&node));
+        self.record(who, what, Change::PutNode(record));
+        node
+    }
+
+    /// Removes a node; if `lease` is given, the store checks that the lease was over then.
+    pub(crate) fn remove_node(&mut self, who: &Who, what: &'static str, id: NodeId, lease: Option<Timestamp>) {
+        self.state.nodes.remove(id);
+        self.recompile = true;
+        self.record(who, what, Change::RemoveNode { id, lease });
+    }
+
+    /// Makes or changes an auth key; `hash` is given for a new one.
+    pub(crate) fn put_auth_key(
+        &mut self,
+        who: &Who,
+        what: &'static str,
+        record: AuthKeyRecord,
+        hash: Option<[u8; 32]>,
+    ) {
+        let keys = Arc::make_mut(&mut self.state.auth_keys);
+        let kept = hash.or_else(|| keys.get(&record.id).map(|(_, hash)| *hash));
+        if let Some(kept) = kept {
+            keys.insert(record.id.clone(), (record.clone(), kept));
+        }
+        self.record(who, what, Change::PutAuthKey { record, hash });
+    }
+
+    /// Counts a use of an auth key.
+    pub(crate) fn use_auth_key(&mut self, who: &Who, id: &str) {
+        if let Some((record, _)) = Arc::make_mut(&mut self.state.auth_keys).get_mut(id) {
+            record.used += 1;
+        }
+        self.record(who, "auth-key.use", Change::UseAuthKey(id.to_owned()));
+    }
+
+    /// Puts a new policy in force.
+    pub(crate) fn put_policy(&mut self, who: &Who, text: Arc<str>) {
+        let mut record = (*self.state.tailnet).clone();
+        record.policy_version += 1;
+        let version = record.policy_version;
+        self.state.policy = Arc::clone(&text);
+        self.recompile = true;
+        self.put_tailnet(who, "tailnet.policy", record);
+        self.record(who, "policy.set", Change::PutPolicy { version, text });
+    }
+
+    /// Returns the auth key whose secret the client knows.
+    pub(crate) fn auth_key(&self, shown: &Shown) -> Option<AuthKeyRecord> {
+        let (record, hash) = self.state.auth_keys.get(&shown.id)?;
+        crate::auth_key::matches(shown, hash).then(|| record.clone())
+    }
+
+    /// Takes a free address for a new node.
+    pub(crate) fn take_address(&mut self, who: &Who) -> Option<Ipv4Addr> {
+        let mut taken: HashSet<_> = self.state.nodes.iter().map(|node| node.record.ipv4).collect();
+        taken.extend(self.state.reserved.iter().filter_map(|(_, address)| *address));
+        let (address, cursor) = crate::address::next(self.state.tailnet.next_address, &taken)?;
+        let mut record = (*self.state.tailnet).clone();
+        record.next_address = cursor;
+        self.put_tailnet(who, "tailnet.address", record);
+        Some(address)
+    }
+
+    /// Finds a name like `wanted` that no other node than `except` has.
+    pub(crate) fn free_name(&self, wanted: &str, except: Option<NodeId>) -> String {
+        let taken: HashSet<&str> = self
+            .state
+            .nodes
+            .iter()
+            .filter(|node| Some(node.id()) != except)
+            .map(|node| node.record.name.as_str())
+            .chain(self.state.reserved.iter().map(|(name, _)| name.as_str()))
+            .collect();
+        crate::name::free(wanted, |name| taken.contains(name))
+    }
+}
