@@ -15,42 +15,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("warren-policy", &["warren-wire", "warren-filter"]),
     ("warren-os", &[]),
     ("warren-relay", &["warren-wire"]),
-    (
-        "warren-control",
-        &["warren-wire", "warren-policy", "warren-relay"],
-    ),
-    (
-        "warren-node",
-        &[
-            "warren-wire",
-            "warren-wg",
-            "warren-filter",
-            "warren-path",
-            "warren-os",
-            "warren-relay",
-        ],
-    ),
-    (
-        "warren",
-        &[
-            "warren-wire",
-            "warren-os",
-            "warren-relay",
-            "warren-control",
-            "warren-node",
-        ],
-    ),
+    ("warren-control", &["warren-wire", "warren-policy", "warren-relay"]),
+    ("warren-node", &["warren-wire", "warren-wg", "warren-filter", "warren-path", "warren-os", "warren-relay"]),
+    ("warren", &["warren-wire", "warren-os", "warren-relay", "warren-control", "warren-node"]),
     ("xtask", &[]),
 ];
 
 /// Crates that must not know an asynchronous runtime: the cores.
-const CORES: &[&str] = &[
-    "warren-wire",
-    "warren-wg",
-    "warren-filter",
-    "warren-path",
-    "warren-policy",
-];
+const CORES: &[&str] = &["warren-wire", "warren-wg", "warren-filter", "warren-path", "warren-policy"];
 
 /// Crates that the product must not contain: one TLS provider, and none that is not Rust or AWS-LC.
 const BANNED: &[&str] = &["ring", "openssl", "openssl-sys", "native-tls"];
@@ -63,9 +35,7 @@ pub(crate) fn all() -> Result<()> {
     sources()?;
     arrows()?;
     Run::cargo().args("fmt --all --check").go()?;
-    Run::cargo()
-        .args("clippy --quiet --workspace --all-targets --locked -- -D warnings")
-        .go()?;
+    Run::cargo().args("clippy --quiet --workspace --all-targets --locked -- -D warnings").go()?;
     Run::cargo()
         .args("clippy --quiet --locked --package warren --no-default-features --features node -- -D warnings")
         .go()?;
@@ -81,17 +51,11 @@ fn sources() -> Result<()> {
     for folder in ["crates", "xtask", "fuzz", "interop"] {
         for file in rust_files(&root().join(folder))? {
             let text = std::fs::read_to_string(&file)?;
-            let name = file
-                .strip_prefix(root())
-                .unwrap_or(&file)
-                .display()
-                .to_string();
+            let name = file.strip_prefix(root()).unwrap_or(&file).display().to_string();
             let lines = text.lines().count();
             let table = name.ends_with("tests.rs") || name.contains("/tests/");
             if lines > FILE_LINES && !table {
-                faults.push(format!(
-                    "{name}: {lines} lines, {FILE_LINES} at most: split it by concept"
-                ));
+                faults.push(format!("{name}: {lines} lines, {FILE_LINES} at most: split it by concept"));
             }
             // Spelled apart, so that this file passes its own rule.
             let shell = format!("\"{}\"", ["s", "h"].concat());
@@ -102,11 +66,7 @@ fn sources() -> Result<()> {
     }
     for manifest in manifests()? {
         let text = std::fs::read_to_string(&manifest)?;
-        let name = manifest
-            .strip_prefix(root())
-            .unwrap_or(&manifest)
-            .display()
-            .to_string();
+        let name = manifest.strip_prefix(root()).unwrap_or(&manifest).display().to_string();
         if !text.contains("[lints]\nworkspace = true") {
             faults.push(format!("{name}: does not take the workspace's lints"));
         }
@@ -126,20 +86,13 @@ fn sources() -> Result<()> {
 
 /// Compares the dependencies that cargo sees with the arrows that we drew.
 fn arrows() -> Result<()> {
-    let text = Run::cargo()
-        .args("metadata --format-version 1 --locked --no-deps")
-        .output()?;
+    let text = Run::cargo().args("metadata --format-version 1 --locked --no-deps").output()?;
     let metadata: Value = serde_json::from_str(&text)?;
     let mut faults = Vec::new();
-    for package in metadata["packages"]
-        .as_array()
-        .context("cargo metadata lists no packages")?
-    {
+    for package in metadata["packages"].as_array().context("cargo metadata lists no packages")? {
         let name = package["name"].as_str().unwrap_or_default();
         let Some((_, allowed)) = ARROWS.iter().find(|(known, _)| *known == name) else {
-            faults.push(format!(
-                "{name}: no arrows drawn for it in xtask/src/check.rs"
-            ));
+            faults.push(format!("{name}: no arrows drawn for it in xtask/src/check.rs"));
             continue;
         };
         let used: BTreeSet<&str> = package["dependencies"]
@@ -159,9 +112,7 @@ fn arrows() -> Result<()> {
             faults.push(format!("{name} is a core and may not use tokio"));
         }
     }
-    let tree = Run::cargo()
-        .args("tree --locked --package warren --edges normal,build --prefix none")
-        .output()?;
+    let tree = Run::cargo().args("tree --locked --package warren --edges normal,build --prefix none").output()?;
     for line in tree.lines() {
         let name = line.split_whitespace().next().unwrap_or_default();
         if BANNED.contains(&name) {
@@ -192,10 +143,7 @@ fn rust_files(dir: &Path) -> Result<Vec<PathBuf>> {
     for entry in std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
         let path = entry?.path();
         if path.is_dir() {
-            if path
-                .file_name()
-                .is_some_and(|name| name != "target" && name != "corpus")
-            {
+            if path.file_name().is_some_and(|name| name != "target" && name != "corpus") {
                 found.extend(rust_files(&path)?);
             }
         } else if path.extension().is_some_and(|ending| ending == "rs") {

@@ -9,11 +9,7 @@ use std::time::Instant;
 /// Builds, then shows two machines joining a tailnet and reaching each other; leaves nothing behind.
 pub(crate) fn show(keep: bool) -> Result<()> {
     run::require_root("the demo")?;
-    packages::debian(&[
-        ("ip", "iproute2"),
-        ("ping", "iputils-ping"),
-        ("nft", "nftables"),
-    ])?;
+    packages::debian(&[("ip", "iproute2"), ("ping", "iputils-ping"), ("nft", "nftables")])?;
     println!("Building warren …");
     let warren = run::build_warren()?;
     let start = Instant::now();
@@ -26,9 +22,7 @@ pub(crate) fn show(keep: bool) -> Result<()> {
     step(&format!("server: `warren server` serves {}", server.url));
 
     let invitation = server.invite(&["--reusable"])?;
-    step(
-        "server: `warren admin auth-key create --reusable` printed the line to paste on the others",
-    );
+    step("server: `warren admin auth-key create --reusable` printed the line to paste on the others");
 
     let mut alpha = Node::start(&warren, &lab.host("alpha"))?;
     let mut beta = Node::start(&warren, &lab.host("beta"))?;
@@ -42,24 +36,13 @@ pub(crate) fn show(keep: bool) -> Result<()> {
     for line in alpha.cli(&["ping", "beta", "--count", "3"])?.lines() {
         step(&format!("alpha: warren ping beta: {line}"));
     }
-    for (from, to) in [
-        (&alpha, &beta4),
-        (&alpha, &beta6),
-        (&beta, &alpha4),
-        (&beta, &alpha6),
-    ] {
+    for (from, to) in [(&alpha, &beta4), (&alpha, &beta6), (&beta, &alpha4), (&beta, &alpha6)] {
         let text = icmp(&from.host, to, 3)?;
-        let line = text
-            .lines()
-            .rev()
-            .find(|line| line.starts_with("rtt"))
-            .unwrap_or_default();
+        let line = text.lines().rev().find(|line| line.starts_with("rtt")).unwrap_or_default();
         step(&format!("{}: ping {to}: {line}", from.host.name));
     }
     let path = alpha.wait_direct("beta")?;
-    step(&format!(
-        "alpha: `warren status` says beta is reached directly at {path}"
-    ));
+    step(&format!("alpha: `warren status` says beta is reached directly at {path}"));
     for line in alpha.cli(&["status"])?.lines() {
         step(&format!("    {line}"));
     }

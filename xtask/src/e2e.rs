@@ -24,54 +24,18 @@ pub(crate) struct Context {
 }
 
 const TESTS: &[Test] = &[
-    Test {
-        name: "two_nodes_reach_each_other_directly",
-        body: two_nodes::direct,
-    },
-    Test {
-        name: "two_nodes_without_udp_talk_over_the_relay",
-        body: two_nodes::relayed,
-    },
-    Test {
-        name: "killed_node_leaves_nothing_and_comes_back",
-        body: two_nodes::killed_node,
-    },
-    Test {
-        name: "killed_server_drops_no_tunnel",
-        body: two_nodes::killed_server,
-    },
-    Test {
-        name: "failures_say_what_to_do",
-        body: failures::messages,
-    },
-    Test {
-        name: "go_clients_mesh_directly",
-        body: go_client::two_direct,
-    },
-    Test {
-        name: "go_clients_mesh_over_the_relay",
-        body: go_client::two_relayed,
-    },
-    Test {
-        name: "go_client_and_node_both_ways_directly",
-        body: go_client::with_node_direct,
-    },
-    Test {
-        name: "go_client_and_node_both_ways_over_the_relay",
-        body: go_client::with_node_relayed,
-    },
-    Test {
-        name: "go_client_survives_a_killed_server",
-        body: go_client::killed_server,
-    },
-    Test {
-        name: "rust_client_echoes_with_node_and_go_client",
-        body: rust_client::echoes,
-    },
-    Test {
-        name: "wireguard_go_talks_to_our_core",
-        body: wireguard_go::interop,
-    },
+    Test { name: "two_nodes_reach_each_other_directly", body: two_nodes::direct },
+    Test { name: "two_nodes_without_udp_talk_over_the_relay", body: two_nodes::relayed },
+    Test { name: "killed_node_leaves_nothing_and_comes_back", body: two_nodes::killed_node },
+    Test { name: "killed_server_drops_no_tunnel", body: two_nodes::killed_server },
+    Test { name: "failures_say_what_to_do", body: failures::messages },
+    Test { name: "go_clients_mesh_directly", body: go_client::two_direct },
+    Test { name: "go_clients_mesh_over_the_relay", body: go_client::two_relayed },
+    Test { name: "go_client_and_node_both_ways_directly", body: go_client::with_node_direct },
+    Test { name: "go_client_and_node_both_ways_over_the_relay", body: go_client::with_node_relayed },
+    Test { name: "go_client_survives_a_killed_server", body: go_client::killed_server },
+    Test { name: "rust_client_echoes_with_node_and_go_client", body: rust_client::echoes },
+    Test { name: "wireguard_go_talks_to_our_core", body: wireguard_go::interop },
 ];
 
 /// Runs the tests whose name contains `name`, all without one.
@@ -92,15 +56,10 @@ pub(crate) fn command(name: Option<&str>, list: bool) -> Result<()> {
         ("wg", "wireguard-tools"),
         ("faketime", "faketime"),
     ])?;
-    let context = Context {
-        warren: run::build_warren()?,
-    };
+    let context = Context { warren: run::build_warren()? };
     let mut failed = Vec::new();
     let mut passed = 0;
-    for test in TESTS
-        .iter()
-        .filter(|test| name.is_none_or(|part| test.name.contains(part)))
-    {
+    for test in TESTS.iter().filter(|test| name.is_none_or(|part| test.name.contains(part))) {
         let start = Instant::now();
         let result = (test.body)(&context);
         let seconds = start.elapsed().as_secs_f64();

@@ -36,39 +36,21 @@ impl Server {
         let socket = path_text(&host.dir().join("server.sock"));
         let state = path_text(&host.dir().join("server-state"));
         let listen = format!("{}:8080", host.address);
-        let mut arguments: Vec<String> = [
-            "server",
-            "--state-dir",
-            &state,
-            "--socket",
-            &socket,
-            "--listen",
-            &listen,
-            "--url",
-            &url,
-        ]
-        .map(str::to_owned)
-        .to_vec();
+        let mut arguments: Vec<String> =
+            ["server", "--state-dir", &state, "--socket", &socket, "--listen", &listen, "--url", &url]
+                .map(str::to_owned)
+                .to_vec();
         arguments.extend(further.iter().map(|&word| word.to_owned()));
         let process = spawn(host, "server", warren, &arguments)?;
-        let server = Self {
-            warren: warren.to_owned(),
-            host: host.clone(),
-            process,
-            socket,
-            arguments,
-            url,
-        };
+        let server = Self { warren: warren.to_owned(), host: host.clone(), process, socket, arguments, url };
         server.wait_ready()?;
         Ok(server)
     }
 
     fn wait_ready(&self) -> Result<()> {
-        wait_for("the server to answer its administrator", PATIENCE, || {
-            self.admin(&["tailnet", "list"]).ok()
-        })
-        .map(drop)
-        .with_context(|| format!("the server's log says:\n{}", self.process.log()))
+        wait_for("the server to answer its administrator", PATIENCE, || self.admin(&["tailnet", "list"]).ok())
+            .map(drop)
+            .with_context(|| format!("the server's log says:\n{}", self.process.log()))
     }
 
     /// Runs `warren admin …` beside the server and returns what it prints.
@@ -77,12 +59,7 @@ impl Server {
     }
 
     fn command(&self, family: &str, words: &[&str]) -> Result<String> {
-        let mut run = self
-            .host
-            .run(&self.warren)
-            .arg(family)
-            .arg("--socket")
-            .arg(&self.socket);
+        let mut run = self.host.run(&self.warren).arg(family).arg("--socket").arg(&self.socket);
         for word in words {
             run = run.arg(word);
         }
@@ -91,11 +68,7 @@ impl Server {
 
     /// Makes an auth key with these further options.
     pub(crate) fn invite(&self, options: &[&str]) -> Result<Invitation> {
-        let words: Vec<&str> = ["auth-key", "create"]
-            .iter()
-            .chain(options)
-            .copied()
-            .collect();
+        let words: Vec<&str> = ["auth-key", "create"].iter().chain(options).copied().collect();
         let text = self.admin(&words)?;
         let line = text
             .lines()
@@ -105,10 +78,8 @@ impl Server {
         let mut arguments = vec!["up".to_owned()];
         arguments.extend(line.split_whitespace().map(str::to_owned));
         let at = arguments.iter().position(|word| word == "--auth-key");
-        let key = at
-            .and_then(|index| arguments.get(index + 1))
-            .with_context(|| format!("no auth key in {line:?}"))?
-            .clone();
+        let key =
+            at.and_then(|index| arguments.get(index + 1)).with_context(|| format!("no auth key in {line:?}"))?.clone();
         Ok(Invitation { key, arguments })
     }
 
@@ -137,31 +108,19 @@ impl Node {
         let socket = path_text(&host.dir().join(format!("{}.sock", host.name)));
         let state = path_text(&host.dir().join(format!("{}-state", host.name)));
         let process = Self::daemon(warren, host, &state, &socket)?;
-        let node = Self {
-            warren: warren.to_owned(),
-            host: host.clone(),
-            process,
-            socket,
-            state,
-        };
+        let node = Self { warren: warren.to_owned(), host: host.clone(), process, socket, state };
         node.wait_ready()?;
         Ok(node)
     }
 
     fn daemon(warren: &Path, host: &Host, state: &str, socket: &str) -> Result<Process> {
-        host.spawn(
-            "node",
-            warren,
-            &["node", "--state-dir", state, "--socket", socket],
-        )
+        host.spawn("node", warren, &["node", "--state-dir", state, "--socket", socket])
     }
 
     fn wait_ready(&self) -> Result<()> {
-        wait_for("the node to answer its local socket", PATIENCE, || {
-            self.status().ok()
-        })
-        .map(drop)
-        .with_context(|| format!("the node's log says:\n{}", self.process.log()))
+        wait_for("the node to answer its local socket", PATIENCE, || self.status().ok())
+            .map(drop)
+            .with_context(|| format!("the node's log says:\n{}", self.process.log()))
     }
 
     /// Joins with an invitation and these further options; returns when the node is up.
@@ -169,20 +128,13 @@ impl Node {
         let mut words: Vec<&str> = invitation.arguments.iter().map(String::as_str).collect();
         words.extend(["--hostname", &self.host.name, "--timeout", "30"]);
         words.extend(further);
-        self.cli(&words)
-            .map(drop)
-            .with_context(|| format!("the node's log says:\n{}", self.process.log()))
+        self.cli(&words).map(drop).with_context(|| format!("the node's log says:\n{}", self.process.log()))
     }
 
     /// Runs `warren …` against this node and returns what it prints.
     pub(crate) fn cli(&self, words: &[&str]) -> Result<String> {
         let (first, rest) = words.split_first().context("a command needs a word")?;
-        let mut run = self
-            .host
-            .run(&self.warren)
-            .arg(first)
-            .arg("--socket")
-            .arg(&self.socket);
+        let mut run = self.host.run(&self.warren).arg(first).arg("--socket").arg(&self.socket);
         for word in rest {
             run = run.arg(word);
         }
@@ -207,33 +159,20 @@ impl Node {
     /// Returns the direct address that packets to the peer with host name `name` take; none if relayed or unknown.
     pub(crate) fn direct_path(&self, name: &str) -> Result<Option<String>> {
         let status = self.status()?;
-        let peers = status
-            .get("Peer")
-            .and_then(Value::as_object)
-            .cloned()
-            .unwrap_or_default();
+        let peers = status.get("Peer").and_then(Value::as_object).cloned().unwrap_or_default();
         let peer = peers.values().find(|peer| {
-            peer.get("HostName")
-                .and_then(Value::as_str)
-                .is_some_and(|host| host.eq_ignore_ascii_case(name))
+            peer.get("HostName").and_then(Value::as_str).is_some_and(|host| host.eq_ignore_ascii_case(name))
         });
-        let address = peer
-            .and_then(|peer| peer.get("CurAddr"))
-            .and_then(Value::as_str)
-            .unwrap_or_default();
+        let address = peer.and_then(|peer| peer.get("CurAddr")).and_then(Value::as_str).unwrap_or_default();
         Ok((!address.is_empty()).then(|| address.to_owned()))
     }
 
     /// Waits until packets to `name` go directly; returns the address.
     pub(crate) fn wait_direct(&self, name: &str) -> Result<String> {
-        wait_for(
-            &format!("a direct path from {} to {name}", self.host.name),
-            PATIENCE,
-            || {
-                drop(self.cli(&["ping", name, "--count", "1"]));
-                self.direct_path(name).ok().flatten()
-            },
-        )
+        wait_for(&format!("a direct path from {} to {name}", self.host.name), PATIENCE, || {
+            drop(self.cli(&["ping", name, "--count", "1"]));
+            self.direct_path(name).ok().flatten()
+        })
     }
 
     /// Kills the daemon with SIGKILL and starts it again over the same state.
@@ -269,30 +208,13 @@ pub(crate) fn icmp(host: &Host, to: &str, count: u32) -> Result<String> {
 /// Sends `bytes` over TCP from one host to an address on another and checks both ends' hashes.
 pub(crate) fn transfer(from: &Host, to: &Host, address: &str, bytes: u64) -> Result<String> {
     let me = std::env::current_exe()?;
-    let target = if address.contains(':') {
-        format!("[{address}]:7001")
-    } else {
-        format!("{address}:7001")
-    };
-    let mut receiver = to.spawn(
-        &format!("receive-{}", from.name),
-        &me,
-        &["traffic", "receive", &target],
-    )?;
+    let target = if address.contains(':') { format!("[{address}]:7001") } else { format!("{address}:7001") };
+    let mut receiver = to.spawn(&format!("receive-{}", from.name), &me, &["traffic", "receive", &target])?;
     receiver.wait_log("listening", PATIENCE)?;
-    let sent = from
-        .run(&me)
-        .args("traffic send")
-        .arg(&target)
-        .arg(bytes.to_string())
-        .output()?;
+    let sent = from.run(&me).args("traffic send").arg(&target).arg(bytes.to_string()).output()?;
     receiver.wait_end(PATIENCE)?;
     let log = receiver.log();
-    let received = log
-        .lines()
-        .rev()
-        .find(|line| line.starts_with("received"))
-        .unwrap_or_default();
+    let received = log.lines().rev().find(|line| line.starts_with("received")).unwrap_or_default();
     let digest = sent.trim().strip_prefix("sent ").unwrap_or("nothing");
     if !received.ends_with(digest) {
         bail!("the ends disagree: sent {digest}, {received}");

@@ -12,10 +12,7 @@ const HOUR: u64 = 60 * 60;
 /// Searches every target whose name contains `name` for `seconds`.
 pub(crate) fn search(seconds: u64, name: Option<&str>) -> Result<()> {
     let program = cargo_fuzz()?;
-    for target in targets()?
-        .iter()
-        .filter(|target| name.is_none_or(|part| target.contains(part)))
-    {
+    for target in targets()?.iter().filter(|target| name.is_none_or(|part| target.contains(part))) {
         one(&program, target, seconds)?;
     }
     Ok(())
@@ -29,14 +26,9 @@ pub(crate) fn hour() -> Result<()> {
     let file = root().join("docs/reports/fuzz.md");
     std::fs::create_dir_all(file.parent().context("the report has a folder")?)?;
     let commit = Run::new("git").args("rev-parse --short HEAD").output()?;
-    let title = format!(
-        "# Fuzzing at {}\n\n| target | CPU seconds | finding |\n| --- | --- | --- |\n",
-        commit.trim()
-    );
-    let mut report = std::fs::read_to_string(&file)
-        .ok()
-        .filter(|text| text.starts_with(title.trim_end()))
-        .unwrap_or(title);
+    let title = format!("# Fuzzing at {}\n\n| target | CPU seconds | finding |\n| --- | --- | --- |\n", commit.trim());
+    let mut report =
+        std::fs::read_to_string(&file).ok().filter(|text| text.starts_with(title.trim_end())).unwrap_or(title);
     for target in &targets {
         if report.contains(&format!("| {target} |")) {
             continue;
@@ -67,10 +59,7 @@ fn cargo_fuzz() -> Result<PathBuf> {
     let program = dir.join("bin/cargo-fuzz");
     if !program.exists() {
         packages::debian(&[("c++", "g++")])?;
-        Run::cargo()
-            .args("install --quiet --locked cargo-fuzz --version 0.13.2 --root")
-            .arg(&dir)
-            .go()?;
+        Run::cargo().args("install --quiet --locked cargo-fuzz --version 0.13.2 --root").arg(&dir).go()?;
     }
     Ok(program)
 }
@@ -78,9 +67,7 @@ fn cargo_fuzz() -> Result<PathBuf> {
 fn targets() -> Result<Vec<String>> {
     let dir = root().join("fuzz/fuzz_targets");
     let mut names = Vec::new();
-    for entry in
-        std::fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))?
-    {
+    for entry in std::fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))? {
         let path = entry?.path();
         if path.extension().is_some_and(|ending| ending == "rs")
             && let Some(name) = path.file_stem().and_then(|stem| stem.to_str())

@@ -39,15 +39,10 @@ impl Lab {
         let prefix = format!("wrn-{}-", std::process::id());
         let dir = target().join("lab").join(title);
         if dir.exists() {
-            std::fs::remove_dir_all(&dir)
-                .with_context(|| format!("cannot empty {}", dir.display()))?;
+            std::fs::remove_dir_all(&dir).with_context(|| format!("cannot empty {}", dir.display()))?;
         }
         std::fs::create_dir_all(&dir)?;
-        let mut lab = Self {
-            prefix,
-            dir,
-            hosts: Vec::new(),
-        };
+        let mut lab = Self { prefix, dir, hosts: Vec::new() };
         let switch = lab.namespace("sw");
         ip(&format!("netns add {switch}"))?;
         for words in [
@@ -75,9 +70,7 @@ impl Lab {
             address: format!("10.91.0.{number}"),
             dir: self.dir.clone(),
         });
-        ip(&format!(
-            "-n {switch} link add p{number} type veth peer name eth0 netns {namespace}"
-        ))?;
+        ip(&format!("-n {switch} link add p{number} type veth peer name eth0 netns {namespace}"))?;
         ip(&format!("-n {switch} link set p{number} master br0 up"))?;
         for words in [
             "link set lo up".to_owned(),
@@ -97,11 +90,7 @@ impl Lab {
     /// # Panics
     /// Panics when the lab has no such host: a mistake in the test.
     pub(crate) fn host(&self, name: &str) -> Host {
-        self.hosts
-            .iter()
-            .find(|host| host.name == name)
-            .unwrap_or_else(|| panic!("the lab has no host {name}"))
-            .clone()
+        self.hosts.iter().find(|host| host.name == name).unwrap_or_else(|| panic!("the lab has no host {name}")).clone()
     }
 
     /// Returns the directory of this lab's files: state directories and logs.
@@ -116,12 +105,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        for name in self
-            .hosts
-            .iter()
-            .map(|host| host.namespace.clone())
-            .chain([self.namespace("sw")])
-        {
+        for name in self.hosts.iter().map(|host| host.namespace.clone()).chain([self.namespace("sw")]) {
             remove(&name);
         }
     }
@@ -130,10 +114,7 @@ impl Drop for Lab {
 impl Host {
     /// Prepares a command inside this host.
     pub(crate) fn run(&self, program: impl AsRef<std::ffi::OsStr>) -> Run {
-        Run::new("ip")
-            .args("netns exec")
-            .arg(&self.namespace)
-            .arg(program)
+        Run::new("ip").args("netns exec").arg(&self.namespace).arg(program)
     }
 
     /// Starts a process inside this host; its output goes to `<dir>/<host>-<title>.log`.
@@ -172,11 +153,7 @@ impl Host {
 }
 
 /// Asks `done` every 50 ms until it returns a value; fails with `what` after `limit`.
-pub(crate) fn wait_for<T>(
-    what: &str,
-    limit: Duration,
-    mut done: impl FnMut() -> Option<T>,
-) -> Result<T> {
+pub(crate) fn wait_for<T>(what: &str, limit: Duration, mut done: impl FnMut() -> Option<T>) -> Result<T> {
     let start = Instant::now();
     loop {
         if let Some(value) = done() {
@@ -200,10 +177,7 @@ fn sweep() -> Result<()> {
         let Some(name) = line.split_whitespace().next() else {
             continue;
         };
-        let Some(pid) = name
-            .strip_prefix("wrn-")
-            .and_then(|rest| rest.split('-').next())
-        else {
+        let Some(pid) = name.strip_prefix("wrn-").and_then(|rest| rest.split('-').next()) else {
             continue;
         };
         if pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists() {
@@ -215,11 +189,7 @@ fn sweep() -> Result<()> {
 
 /// Ends every process in a namespace that we made, then deletes it.
 fn remove(namespace: &str) {
-    let pids = Run::new("ip")
-        .args("netns pids")
-        .arg(namespace)
-        .output()
-        .unwrap_or_default();
+    let pids = Run::new("ip").args("netns pids").arg(namespace).output().unwrap_or_default();
     for pid in pids.split_whitespace() {
         drop(Run::new("kill").args("-KILL").arg(pid).output());
     }

@@ -9,19 +9,14 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// Fails with the list of packages when they are missing and cannot be installed from here.
 pub(crate) fn debian(wanted: &[(&str, &str)]) -> Result<()> {
-    let missing: Vec<&str> = wanted
-        .iter()
-        .filter(|(program, _)| !on_path(program))
-        .map(|&(_, package)| package)
-        .collect();
+    let missing: Vec<&str> =
+        wanted.iter().filter(|(program, _)| !on_path(program)).map(|&(_, package)| package).collect();
     if missing.is_empty() {
         return Ok(());
     }
     let list = missing.join(" ");
     if !on_path("apt-get") || Run::new("id").args("-u").output()?.trim() != "0" {
-        bail!(
-            "these packages are missing: {list}; install them, on Debian as root with `apt-get install {list}`"
-        );
+        bail!("these packages are missing: {list}; install them, on Debian as root with `apt-get install {list}`");
     }
     eprintln!("installing missing packages: {list}");
     Run::new("apt-get").args("update -qq").go()?;
@@ -48,9 +43,7 @@ pub(crate) fn caddy() -> Result<PathBuf> {
             .go()?;
         Run::new("chmod").arg("755").arg(&program).go()?;
     }
-    program
-        .canonicalize()
-        .with_context(|| format!("{} is not in the package", program.display()))
+    program.canonicalize().with_context(|| format!("{} is not in the package", program.display()))
 }
 
 fn on_path(program: &str) -> bool {

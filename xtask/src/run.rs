@@ -49,11 +49,7 @@ impl Run {
     pub(crate) fn go(mut self) -> Result<()> {
         let shown = self.shown();
         eprintln!("$ {shown}");
-        let status = self
-            .0
-            .stdin(Stdio::null())
-            .status()
-            .with_context(|| format!("cannot start `{shown}`"))?;
+        let status = self.0.stdin(Stdio::null()).status().with_context(|| format!("cannot start `{shown}`"))?;
         if !status.success() {
             bail!("`{shown}` failed: {status}");
         }
@@ -63,36 +59,22 @@ impl Run {
     /// Runs it silently and returns standard output; fails with standard error's text.
     pub(crate) fn output(mut self) -> Result<String> {
         let shown = self.shown();
-        let output = self
-            .0
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("cannot start `{shown}`"))?;
+        let output = self.0.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{shown}`"))?;
         if !output.status.success() {
-            bail!(
-                "`{shown}` failed: {}: {}",
-                output.status,
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
+            bail!("`{shown}` failed: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     fn shown(&self) -> String {
         let words = std::iter::once(self.0.get_program()).chain(self.0.get_args());
-        words
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect::<Vec<_>>()
-            .join(" ")
+        words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
     }
 }
 
 /// Returns the workspace's root directory.
 pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask lies one folder below the root")
-        .to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies one folder below the root").to_path_buf()
 }
 
 /// Returns cargo's target directory.
@@ -105,9 +87,7 @@ pub(crate) fn target() -> PathBuf {
 
 /// Builds the `warren` program in the dev profile and returns its path.
 pub(crate) fn build_warren() -> Result<PathBuf> {
-    Run::cargo()
-        .args("build --quiet --locked --package warren")
-        .go()?;
+    Run::cargo().args("build --quiet --locked --package warren").go()?;
     Ok(target().join("debug/warren"))
 }
 

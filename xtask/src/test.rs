@@ -8,9 +8,7 @@ use anyhow::Result;
 pub(crate) fn all() -> Result<()> {
     packages::debian(&[("cc", "build-essential")])?;
     check::all()?;
-    Run::cargo()
-        .args("test --quiet --workspace --locked")
-        .go()?;
+    Run::cargo().args("test --quiet --workspace --locked").go()?;
     e2e::command(None, false)
 }
 

@@ -53,8 +53,7 @@ pub(crate) fn run(traffic: &Traffic) -> Result<()> {
 }
 
 fn receive(listen: &str) -> Result<()> {
-    let listener =
-        TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
+    let listener = TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
     println!("listening on {listen}");
     let (mut stream, from) = listener.accept()?;
     let start = Instant::now();
@@ -70,11 +69,7 @@ fn receive(listen: &str) -> Result<()> {
         total += count as u64;
     }
     let seconds = start.elapsed().as_secs_f64();
-    println!(
-        "received from {} in {seconds:.3} s: {}",
-        from.ip(),
-        summary(total, &hash.finalize())
-    );
+    println!("received from {} in {seconds:.3} s: {}", from.ip(), summary(total, &hash.finalize()));
     Ok(())
 }
 
@@ -91,9 +86,7 @@ fn send(to: &str, bytes: u64) -> Result<()> {
             state ^= state << 17;
             chunk.copy_from_slice(&state.to_le_bytes());
         }
-        let count = buffer
-            .len()
-            .min(usize::try_from(left).unwrap_or(usize::MAX));
+        let count = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         stream.write_all(&buffer[..count])?;
         hash.update(&buffer[..count]);
         left -= count as u64;
@@ -108,8 +101,7 @@ fn send(to: &str, bytes: u64) -> Result<()> {
 
 fn echo(listen: &str) -> Result<()> {
     let socket = UdpSocket::bind(listen).with_context(|| format!("cannot bind {listen}"))?;
-    let listener =
-        TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
+    let listener = TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
     println!("listening on {listen}");
     let datagrams = std::thread::spawn(move || -> Result<()> {
         let mut buffer = [0; 2048];
@@ -128,21 +120,16 @@ fn echo(listen: &str) -> Result<()> {
 }
 
 fn http(listen: &str, text: &str) -> Result<()> {
-    let listener =
-        TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
+    let listener = TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
     println!("listening on {listen}");
     for stream in listener.incoming() {
         let mut stream = stream?;
         let mut head = Vec::new();
         let mut byte = [0; 1];
-        while !head.ends_with(b"\r\n\r\n") && head.len() < 16 * 1024 && stream.read(&mut byte)? == 1
-        {
+        while !head.ends_with(b"\r\n\r\n") && head.len() < 16 * 1024 && stream.read(&mut byte)? == 1 {
             head.push(byte[0]);
         }
-        let answer = format!(
-            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
-            text.len()
-        );
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}", text.len());
         drop(stream.write_all(answer.as_bytes()));
     }
     Ok(())

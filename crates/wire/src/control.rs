@@ -21,27 +21,23 @@ mod ssh;
 mod time;
 
 pub use calls::{
-    AuditLogRequest, HealthChangeRequest, PingRequest, PingResponse, QueryFeatureRequest,
-    QueryFeatureResponse, RelayAdmitRequest, RelayAdmitResponse, ServerKeys,
-    SetDeviceAttributesRequest, SetDnsRequest, SshEventNotifyRequest, SshRecordingAttempt,
-    TokenRequest, TokenResponse, WebClientAuthResponse,
+    AuditLogRequest, HealthChangeRequest, PingRequest, PingResponse, QueryFeatureRequest, QueryFeatureResponse,
+    RelayAdmitRequest, RelayAdmitResponse, ServerKeys, SetDeviceAttributesRequest, SetDnsRequest,
+    SshEventNotifyRequest, SshRecordingAttempt, TokenRequest, TokenResponse, WebClientAuthResponse,
 };
 pub use derp_map::{DerpHomeParams, DerpMap, DerpNode, DerpRegion};
 pub use dns::{DnsConfig, DnsRecord, Resolver};
 pub use filter::{CapGrant, FilterRule, NetPortRange, PortRange};
 pub use hostinfo::{Hostinfo, Location, NetInfo, Service, TpmInfo};
 pub use ids::{Blob, CapMap, CapabilityVersion, EndpointType, NodeId, RegionId, UserId};
-pub use json::{
-    DOCUMENT_MAX_BYTES, DOCUMENT_MAX_DEPTH, JsonError, RawJson, from_json, from_json_up_to, to_json,
-};
+pub use json::{DOCUMENT_MAX_BYTES, DOCUMENT_MAX_DEPTH, JsonError, RawJson, from_json, from_json_up_to, to_json};
 pub use lock::{
-    TkaBootstrapResponse, TkaInitBeginResponse, TkaRequest, TkaSignInfo,
-    TkaSignaturesUsingKeyResponse, TkaSyncOfferResponse, TkaSyncSendResponse,
+    TkaBootstrapResponse, TkaInitBeginResponse, TkaRequest, TkaSignInfo, TkaSignaturesUsingKeyResponse,
+    TkaSyncOfferResponse, TkaSyncSendResponse,
 };
 pub use map::{
-    ClientVersion, ControlDialPlan, ControlIpCandidate, Debug, DisplayMessage,
-    DisplayMessageAction, ExpiryChange, MapRequest, MapRequestKind, MapResponse, PeerChange,
-    TkaInfo,
+    ClientVersion, ControlDialPlan, ControlIpCandidate, Debug, DisplayMessage, DisplayMessageAction, ExpiryChange,
+    MapRequest, MapRequestKind, MapResponse, PeerChange, TkaInfo,
 };
 pub use node::Node;
 pub use register::{Login, RegisterAuth, RegisterRequest, RegisterResponse, User, UserProfile};

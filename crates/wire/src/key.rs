@@ -48,9 +48,7 @@ impl fmt::Debug for SharedSecret {
 fn diffie_hellman(secret: &[u8; 32], public: [u8; 32]) -> Option<SharedSecret> {
     let secret = StaticSecret::from(*secret);
     let shared = secret.diffie_hellman(&PublicKey::from(public));
-    shared
-        .was_contributory()
-        .then(|| SharedSecret(Zeroizing::new(shared.to_bytes())))
+    shared.was_contributory().then(|| SharedSecret(Zeroizing::new(shared.to_bytes())))
 }
 
 /// Reads 64 hex digits of either case.
@@ -326,10 +324,7 @@ pub mod zero_as_none {
         match Option::<std::borrow::Cow<'de, str>>::deserialize(deserializer)? {
             None => Ok(None),
             Some(text) if text.is_empty() => Ok(None),
-            Some(text) => text
-                .parse::<K>()
-                .map(|key| (!key.is_zero()).then_some(key))
-                .map_err(de::Error::custom),
+            Some(text) => text.parse::<K>().map(|key| (!key.is_zero()).then_some(key)).map_err(de::Error::custom),
         }
     }
 
@@ -367,24 +362,14 @@ mod tests {
     #[test]
     fn public_keys_of_the_noise_vector() {
         let client = MachineSecret::from_bytes([0x11; 32]).public();
-        assert_eq!(
-            client.to_hex(),
-            "7b4e909bbe7ffe44c465a220037d608ee35897d31ef972f07f74892cb0f73f13"
-        );
+        assert_eq!(client.to_hex(), "7b4e909bbe7ffe44c465a220037d608ee35897d31ef972f07f74892cb0f73f13");
         let server = MachineSecret::from_bytes([0x22; 32]).public();
-        assert_eq!(
-            server.to_string(),
-            "mkey:0faa684ed28867b97f4a6a2dee5df8ce974e76b7018e3f22a1c4cf2678570f20"
-        );
+        assert_eq!(server.to_string(), "mkey:0faa684ed28867b97f4a6a2dee5df8ce974e76b7018e3f22a1c4cf2678570f20");
     }
 
     #[test]
     fn low_order_point_gives_no_secret() {
-        assert!(
-            NodeSecret::from_bytes([7; 32])
-                .diffie_hellman(&[0; 32])
-                .is_none()
-        );
+        assert!(NodeSecret::from_bytes([7; 32]).diffie_hellman(&[0; 32]).is_none());
     }
 
     #[test]

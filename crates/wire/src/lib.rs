@@ -3,7 +3,10 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod datagram;
+pub mod disco;
 pub mod key;
 pub mod mapframe;
 pub mod nacl;
 pub mod noise;
+pub mod stun;

@@ -102,9 +102,7 @@ impl Encoder {
     pub fn new(compression: Compression) -> Result<Self, EncodeError> {
         let compressor = match compression {
             Compression::None => None,
-            Compression::Zstd => {
-                Some(zstd::bulk::Compressor::new(LEVEL).map_err(|_| EncodeError::Compress)?)
-            }
+            Compression::Zstd => Some(zstd::bulk::Compressor::new(LEVEL).map_err(|_| EncodeError::Compress)?),
         };
         Ok(Self { compressor })
     }
@@ -119,20 +117,14 @@ impl Encoder {
         }
         match &mut self.compressor {
             None => frame(json),
-            Some(compressor) => frame(
-                &compressor
-                    .compress(json)
-                    .map_err(|_| EncodeError::Compress)?,
-            ),
+            Some(compressor) => frame(&compressor.compress(json).map_err(|_| EncodeError::Compress)?),
         }
     }
 }
 
 impl fmt::Debug for Encoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Encoder")
-            .field("compresses", &self.compressor.is_some())
-            .finish()
+        f.debug_struct("Encoder").field("compresses", &self.compressor.is_some()).finish()
     }
 }
 
@@ -145,9 +137,7 @@ pub fn encode(json: &[u8], compression: Compression) -> Result<Vec<u8>, EncodeEr
 }
 
 fn frame(payload: &[u8]) -> Result<Vec<u8>, EncodeError> {
-    let length = u32::try_from(payload.len()).map_err(|_| EncodeError::TooLarge {
-        size: payload.len(),
-    })?;
+    let length = u32::try_from(payload.len()).map_err(|_| EncodeError::TooLarge { size: payload.len() })?;
     let mut framed = Vec::with_capacity(HEADER_BYTES.saturating_add(payload.len()));
     framed.extend_from_slice(&length.to_le_bytes());
     framed.extend_from_slice(payload);
@@ -174,19 +164,8 @@ impl Decoder {
 
     /// Makes a decoder with limits of its own, in bytes.
     #[must_use]
-    pub const fn with_limits(
-        compression: Compression,
-        payload_max_bytes: usize,
-        json_max_bytes: usize,
-    ) -> Self {
-        Self {
-            compression,
-            payload_max_bytes,
-            json_max_bytes,
-            header: Vec::new(),
-            expected: None,
-            payload: Vec::new(),
-        }
+    pub const fn with_limits(compression: Compression, payload_max_bytes: usize, json_max_bytes: usize) -> Self {
+        Self { compression, payload_max_bytes, json_max_bytes, header: Vec::new(), expected: None, payload: Vec::new() }
     }
 
     /// Takes bytes from the front of `input` until one document is complete and returns it, or `None` once `input` is used up.
@@ -264,18 +243,14 @@ fn take(input: &mut &[u8], length: usize, into: &mut Vec<u8>) {
 /// Unpacks exactly one zstd frame into at most `limit` bytes.
 fn decompress(payload: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
     let mut decoder = zstd::stream::raw::Decoder::new().map_err(|_| DecodeError::Zstd)?;
-    decoder
-        .set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))
-        .map_err(|_| DecodeError::Zstd)?;
+    decoder.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX)).map_err(|_| DecodeError::Zstd)?;
     let mut source = InBuffer::around(payload);
     let mut json = vec![0; FIRST_ROOM_BYTES.min(limit.saturating_add(1))];
     let mut written = 0;
     loop {
         let mut target = OutBuffer::around_pos(&mut json, written);
         let before = (source.pos(), written);
-        let missing = decoder
-            .run(&mut source, &mut target)
-            .map_err(|_| DecodeError::Zstd)?;
+        let missing = decoder.run(&mut source, &mut target).map_err(|_| DecodeError::Zstd)?;
         written = target.pos();
         if written > limit {
             return Err(DecodeError::DocumentTooLarge { limit });

@@ -83,15 +83,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn boxes() -> (SharedBox, crypto_box::SalsaBox) {
-        let (alice, bob) = (
-            DiscoSecret::from_bytes([1; 32]),
-            DiscoSecret::from_bytes([2; 32]),
-        );
+        let (alice, bob) = (DiscoSecret::from_bytes([1; 32]), DiscoSecret::from_bytes([2; 32]));
         let ours = SharedBox::new(&alice.diffie_hellman(bob.public().as_bytes()).unwrap());
-        let theirs = crypto_box::SalsaBox::new(
-            &(*alice.public().as_bytes()).into(),
-            &(*bob.expose_bytes()).into(),
-        );
+        let theirs = crypto_box::SalsaBox::new(&(*alice.public().as_bytes()).into(), &(*bob.expose_bytes()).into());
         (ours, theirs)
     }
 

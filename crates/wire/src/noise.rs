@@ -87,9 +87,7 @@ pub enum NoiseError {
         len: usize,
     },
     /// The other side does not hold the key that it claims, or bytes were changed on the way.
-    #[error(
-        "the message does not authenticate: the other side has another key, or bytes were changed on the way"
-    )]
+    #[error("the message does not authenticate: the other side has another key, or bytes were changed on the way")]
     Decrypt,
     /// A public key of low order.
     #[error("a public key of the handshake is of low order")]
@@ -117,20 +115,14 @@ pub fn record_length(header: [u8; HEADER_BYTES]) -> Result<usize, NoiseError> {
     match parse_header(header) {
         (TYPE_RECORD, len) if len <= CIPHERTEXT_MAX => Ok(len),
         (TYPE_RECORD, len) => Err(NoiseError::RecordTooLong { len }),
-        (found, _) => Err(NoiseError::Type {
-            found,
-            wanted: TYPE_RECORD,
-        }),
+        (found, _) => Err(NoiseError::Type { found, wanted: TYPE_RECORD }),
     }
 }
 
 /// Builds an error frame; long texts are cut.
 #[must_use]
 pub fn error_frame(text: &str) -> Vec<u8> {
-    let end = (0..=text.len().min(ERROR_TEXT_MAX))
-        .rev()
-        .find(|&at| text.is_char_boundary(at))
-        .unwrap_or(0);
+    let end = (0..=text.len().min(ERROR_TEXT_MAX)).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
     let text = text.get(..end).unwrap_or_default();
     let mut frame = vec![TYPE_ERROR];
     // At most ERROR_TEXT_MAX, which fits.
@@ -173,19 +165,9 @@ impl Initiator {
         message.extend_from_slice(ephemeral.public().as_bytes());
         message.extend_from_slice(&sealed_static);
         message.extend_from_slice(&tag);
-        let message =
-            <[u8; INITIATION_BYTES]>::try_from(message).map_err(|bytes| NoiseError::Size {
-                len: bytes.len(),
-                wanted: INITIATION_BYTES,
-            })?;
-        Ok((
-            Self {
-                symmetric,
-                machine: machine.clone(),
-                ephemeral,
-            },
-            message,
-        ))
+        let message = <[u8; INITIATION_BYTES]>::try_from(message)
+            .map_err(|bytes| NoiseError::Size { len: bytes.len(), wanted: INITIATION_BYTES })?;
+        Ok((Self { symmetric, machine: machine.clone(), ephemeral }, message))
     }
 
     /// Finishes with the server's answer, a whole response or error frame.
@@ -193,41 +175,24 @@ impl Initiator {
     /// # Errors
     /// [`NoiseError::Refused`] with the text of an error frame; others for anything that is no valid response.
     pub fn finish(mut self, response: &[u8]) -> Result<Transport, NoiseError> {
-        let (&header, body) =
-            response
-                .split_first_chunk::<HEADER_BYTES>()
-                .ok_or(NoiseError::Size {
-                    len: response.len(),
-                    wanted: RESPONSE_BYTES,
-                })?;
+        let (&header, body) = response
+            .split_first_chunk::<HEADER_BYTES>()
+            .ok_or(NoiseError::Size { len: response.len(), wanted: RESPONSE_BYTES })?;
         let (kind, length) = parse_header(header);
         if kind == TYPE_ERROR {
-            let text = body
-                .get(..length.min(body.len()).min(ERROR_TEXT_MAX))
-                .unwrap_or_default();
-            return Err(NoiseError::Refused(
-                String::from_utf8_lossy(text).into_owned(),
-            ));
+            let text = body.get(..length.min(body.len()).min(ERROR_TEXT_MAX)).unwrap_or_default();
+            return Err(NoiseError::Refused(String::from_utf8_lossy(text).into_owned()));
         }
         if kind != TYPE_RESPONSE {
-            return Err(NoiseError::Type {
-                found: kind,
-                wanted: TYPE_RESPONSE,
-            });
+            return Err(NoiseError::Type { found: kind, wanted: TYPE_RESPONSE });
         }
         if length != RESPONSE_BYTES - HEADER_BYTES {
-            return Err(NoiseError::Length {
-                found: length,
-                wanted: RESPONSE_BYTES - HEADER_BYTES,
-            });
+            return Err(NoiseError::Length { found: length, wanted: RESPONSE_BYTES - HEADER_BYTES });
         }
         let (&theirs, tag) = body
             .split_first_chunk::<32>()
             .filter(|(_, tag)| tag.len() == TAG_BYTES)
-            .ok_or(NoiseError::Size {
-                len: response.len(),
-                wanted: RESPONSE_BYTES,
-            })?;
+            .ok_or(NoiseError::Size { len: response.len(), wanted: RESPONSE_BYTES })?;
         let theirs = MachineKey::from_bytes(theirs);
         self.symmetric.mix_hash(theirs.as_bytes());
         self.symmetric.mix_dh(&self.ephemeral, &theirs)?;
@@ -266,35 +231,20 @@ pub struct Accepted {
 /// # Errors
 /// [`NoiseError`] for anything but a valid initiation for this server's key. The first three kinds may be answered
 /// with an [`error_frame`]; a failed decryption must just close.
-pub fn respond(
-    server: &MachineSecret,
-    initiation: &[u8],
-    ephemeral: [u8; 32],
-) -> Result<Accepted, NoiseError> {
-    let wrong_size = NoiseError::Size {
-        len: initiation.len(),
-        wanted: INITIATION_BYTES,
-    };
+pub fn respond(server: &MachineSecret, initiation: &[u8], ephemeral: [u8; 32]) -> Result<Accepted, NoiseError> {
+    let wrong_size = NoiseError::Size { len: initiation.len(), wanted: INITIATION_BYTES };
     if initiation.len() != INITIATION_BYTES {
         return Err(wrong_size);
     }
-    let Some((&[version_high, version_low, kind, high, low], rest)) =
-        initiation.split_first_chunk()
-    else {
+    let Some((&[version_high, version_low, kind, high, low], rest)) = initiation.split_first_chunk() else {
         return Err(wrong_size);
     };
     if kind != TYPE_INITIATION {
-        return Err(NoiseError::Type {
-            found: kind,
-            wanted: TYPE_INITIATION,
-        });
+        return Err(NoiseError::Type { found: kind, wanted: TYPE_INITIATION });
     }
     let length = usize::from(u16::from_be_bytes([high, low]));
     if length != rest.len() {
-        return Err(NoiseError::Length {
-            found: length,
-            wanted: rest.len(),
-        });
+        return Err(NoiseError::Length { found: length, wanted: rest.len() });
     }
     let version = u16::from_be_bytes([version_high, version_low]);
     let Some((&theirs, rest)) = rest.split_first_chunk::<32>() else {
@@ -323,23 +273,12 @@ pub fn respond(
     let mut response = [0; RESPONSE_BYTES];
     let head = [TYPE_RESPONSE, 0, 48];
     let bytes = head.iter().chain(ours.as_bytes()).chain(&tag);
-    response
-        .iter_mut()
-        .zip(bytes)
-        .for_each(|(to, from)| *to = *from);
+    response.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
 
     let (client, server) = symmetric.split();
-    let transport = Transport {
-        sealer: Sealer::new(&server),
-        opener: Opener::new(&client),
-        handshake_hash: symmetric.hash(),
-    };
-    Ok(Accepted {
-        version,
-        machine,
-        response,
-        transport,
-    })
+    let transport =
+        Transport { sealer: Sealer::new(&server), opener: Opener::new(&client), handshake_hash: symmetric.hash() };
+    Ok(Accepted { version, machine, response, transport })
 }
 
 /// Both directions of a finished handshake.
@@ -378,9 +317,7 @@ impl Sealer {
     /// # Errors
     /// [`NoiseError::PlaintextTooLong`] and [`NoiseError::Exhausted`]; `out` is unchanged then.
     pub fn seal(&mut self, plaintext: &[u8], out: &mut Vec<u8>) -> Result<(), NoiseError> {
-        let too_long = NoiseError::PlaintextTooLong {
-            len: plaintext.len(),
-        };
+        let too_long = NoiseError::PlaintextTooLong { len: plaintext.len() };
         if plaintext.len() > PLAINTEXT_MAX {
             return Err(too_long);
         }
@@ -391,11 +328,8 @@ impl Sealer {
         let start = out.len();
         out.extend_from_slice(plaintext);
         let body = out.get_mut(start..).unwrap_or_default();
-        let tag = self
-            .0
-            .key
-            .seal_in_place_separate_tag(nonce, Aad::empty(), body)
-            .map_err(|_| NoiseError::Exhausted)?;
+        let tag =
+            self.0.key.seal_in_place_separate_tag(nonce, Aad::empty(), body).map_err(|_| NoiseError::Exhausted)?;
         out.extend_from_slice(tag.as_ref());
         Ok(())
     }
@@ -416,10 +350,7 @@ impl Opener {
     /// [`NoiseError::Decrypt`] if it is not the next record of the other side: the connection is dead then.
     pub fn open<'a>(&mut self, ciphertext: &'a mut [u8]) -> Result<&'a mut [u8], NoiseError> {
         let nonce = self.0.next_nonce()?;
-        self.0
-            .key
-            .open_in_place(nonce, Aad::empty(), ciphertext)
-            .map_err(|_| NoiseError::Decrypt)
+        self.0.key.open_in_place(nonce, Aad::empty(), ciphertext).map_err(|_| NoiseError::Decrypt)
     }
 }
 
@@ -431,30 +362,21 @@ struct Direction {
 
 impl Direction {
     fn new(key: &[u8; 32]) -> Self {
-        Self {
-            key: aead_key(key),
-            counter: 0,
-        }
+        Self { key: aead_key(key), counter: 0 }
     }
 
     fn next_nonce(&mut self) -> Result<Nonce, NoiseError> {
         let counter = self.counter;
         self.counter = counter.checked_add(1).ok_or(NoiseError::Exhausted)?;
         let mut nonce = [0; 12];
-        nonce
-            .iter_mut()
-            .skip(4)
-            .zip(counter.to_be_bytes())
-            .for_each(|(to, from)| *to = from);
+        nonce.iter_mut().skip(4).zip(counter.to_be_bytes()).for_each(|(to, from)| *to = from);
         Ok(Nonce::assume_unique_for_key(nonce))
     }
 }
 
 impl fmt::Debug for Direction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Direction")
-            .field("counter", &self.counter)
-            .finish_non_exhaustive()
+        f.debug_struct("Direction").field("counter", &self.counter).finish_non_exhaustive()
     }
 }
 

@@ -8,27 +8,16 @@ use std::process::{Command, Output};
 
 /// Runs `warren` inside a host and returns everything it printed.
 fn warren(context: &Context, host: &Host, words: &[&str]) -> Result<Output> {
-    Ok(Command::new("ip")
-        .args(["netns", "exec", &host.namespace])
-        .arg(&context.warren)
-        .args(words)
-        .output()?)
+    Ok(Command::new("ip").args(["netns", "exec", &host.namespace]).arg(&context.warren).args(words).output()?)
 }
 
 /// Requires failure with `code`, one line on standard error, and these words in it.
 fn expect(case: &str, output: &Output, code: i32, words: &[&str]) -> Result<()> {
     let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     let last = text.lines().last().unwrap_or_default().to_lowercase();
-    ensure!(
-        output.status.code() == Some(code),
-        "{case}: exit {:?}, wanted {code}: {text}",
-        output.status.code()
-    );
+    ensure!(output.status.code() == Some(code), "{case}: exit {:?}, wanted {code}: {text}", output.status.code());
     for word in words {
-        ensure!(
-            last.contains(&word.to_lowercase()),
-            "{case}: {word:?} is not in {last:?}"
-        );
+        ensure!(last.contains(&word.to_lowercase()), "{case}: {word:?} is not in {last:?}");
     }
     ensure!(!text.contains("panicked"), "{case}: {text}");
     Ok(())
@@ -58,41 +47,17 @@ pub(super) fn messages(context: &Context) -> Result<()> {
         warren(context, &host, &words)
     };
 
-    let wrong = up(&with(
-        &invitation,
-        "--auth-key",
-        "wkey-000000000000-0000000000000000000000000000000000000000000",
-    ))?;
+    let wrong = up(&with(&invitation, "--auth-key", "wkey-000000000000-0000000000000000000000000000000000000000000"))?;
     expect("wrong auth key", &wrong, 5, &["auth key"])?;
-    let wrong = up(&with(
-        &invitation,
-        "--server-key",
-        &format!("mkey:{}", "ab".repeat(32)),
-    ))?;
+    let wrong = up(&with(&invitation, "--server-key", &format!("mkey:{}", "ab".repeat(32))))?;
     expect("wrong server key", &wrong, 5, &["server key"])?;
-    let wrong = up(&with(
-        &invitation,
-        "--login-server",
-        "http://10.91.0.77:8080",
-    ))?;
+    let wrong = up(&with(&invitation, "--login-server", "http://10.91.0.77:8080"))?;
     expect("unknown login server", &wrong, 6, &["10.91.0.77"])?;
 
-    let state = host
-        .dir()
-        .join("alpha-state")
-        .to_string_lossy()
-        .into_owned();
-    let second = warren(
-        context,
-        &host,
-        &["node", "--state-dir", &state, "--socket", &socket],
-    )?;
+    let state = host.dir().join("alpha-state").to_string_lossy().into_owned();
+    let second = warren(context, &host, &["node", "--state-dir", &state, "--socket", &socket])?;
     expect("second daemon", &second, 7, &["already"])?;
-    let none = warren(
-        context,
-        &host,
-        &["status", "--socket", "/nonexistent/warren.sock"],
-    )?;
+    let none = warren(context, &host, &["status", "--socket", "/nonexistent/warren.sock"])?;
     expect("no daemon", &none, 3, &["warren node"])?;
     drop(alpha);
     Ok(())

@@ -15,14 +15,7 @@ struct GoClient {
 
 impl GoClient {
     /// Starts it as node `name`: port 80 on the tailnet answers `page`, local port 8000 goes to `http://<target>`.
-    fn start(
-        host: &Host,
-        caddy: &Path,
-        server: &Server,
-        key: &str,
-        page: &str,
-        target: &str,
-    ) -> Result<Self> {
+    fn start(host: &Host, caddy: &Path, server: &Server, key: &str, page: &str, target: &str) -> Result<Self> {
         let name = &host.name;
         let url = &server.url;
         let text = format!(
@@ -47,10 +40,7 @@ impl GoClient {
                 ("TS_PANIC_IF_HIT_MAIN_CONTROL", "1"),
             ],
         )?;
-        Ok(Self {
-            host: host.clone(),
-            process,
-        })
+        Ok(Self { host: host.clone(), process })
     }
 
     /// Fetches its local port 8000, which goes through the tailnet to the target, until `page` comes back.
@@ -65,18 +55,12 @@ impl GoClient {
 }
 
 fn fetch(host: &Host, url: &str) -> Result<String> {
-    host.run("curl")
-        .args("-sS -g --fail --max-time 5")
-        .arg(url)
-        .output()
+    host.run("curl").args("-sS -g --fail --max-time 5").arg(url).output()
 }
 
 fn last_lines(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
-    lines
-        .get(lines.len().saturating_sub(40)..)
-        .unwrap_or_default()
-        .join("\n")
+    lines.get(lines.len().saturating_sub(40)..).unwrap_or_default().join("\n")
 }
 
 /// Returns the IPv4 address of the node with this host name, as the server lists it.
@@ -103,22 +87,8 @@ fn two(context: &Context, title: &str, udp: bool) -> Result<()> {
     }
     let server = Server::start(&context.warren, &lab.host("server"), &[])?;
     let key = server.invite(&["--reusable"])?.key;
-    let alpha = GoClient::start(
-        &lab.host("alpha"),
-        &caddy,
-        &server,
-        &key,
-        "page of alpha",
-        "beta",
-    )?;
-    let beta = GoClient::start(
-        &lab.host("beta"),
-        &caddy,
-        &server,
-        &key,
-        "page of beta",
-        "alpha",
-    )?;
+    let alpha = GoClient::start(&lab.host("alpha"), &caddy, &server, &key, "page of alpha", "beta")?;
+    let beta = GoClient::start(&lab.host("beta"), &caddy, &server, &key, "page of beta", "alpha")?;
     alpha.wait_page("page of beta")?;
     beta.wait_page("page of alpha")
 }
@@ -155,30 +125,12 @@ fn mixed(context: &Context, title: &str, udp: bool) -> Result<Mixed> {
     alpha.up(&invitation, &[])?;
     let (alpha4, _) = alpha.addresses()?;
     let me = std::env::current_exe()?;
-    let mut page = alpha.host.spawn(
-        "page",
-        &me,
-        &["traffic", "http", &format!("{alpha4}:80"), "page of alpha"],
-    )?;
+    let mut page = alpha.host.spawn("page", &me, &["traffic", "http", &format!("{alpha4}:80"), "page of alpha"])?;
     page.wait_log("listening", PATIENCE)?;
     let target = alpha4.clone();
-    let gopher = GoClient::start(
-        &lab.host("gopher"),
-        &caddy,
-        &server,
-        &invitation.key,
-        "page of gopher",
-        &target,
-    )?;
+    let gopher = GoClient::start(&lab.host("gopher"), &caddy, &server, &invitation.key, "page of gopher", &target)?;
     let gopher_address = address_of(&server, "gopher")?;
-    let mixed = Mixed {
-        server,
-        gopher,
-        alpha,
-        gopher_address,
-        _page: page,
-        _lab: lab,
-    };
+    let mixed = Mixed { server, gopher, alpha, gopher_address, _page: page, _lab: lab };
     mixed.both_ways()?;
     Ok(mixed)
 }
@@ -190,12 +142,7 @@ impl Mixed {
         wait_for("the Go client's page on our node", PATIENCE * 2, || {
             (fetch(&self.alpha.host, &url).ok()? == "page of gopher").then_some(())
         })
-        .with_context(|| {
-            format!(
-                "our node's log ends with:\n{}",
-                last_lines(&self.alpha.process().log())
-            )
-        })?;
+        .with_context(|| format!("our node's log ends with:\n{}", last_lines(&self.alpha.process().log())))?;
         self.gopher.wait_page("page of alpha")
     }
 }
@@ -210,10 +157,7 @@ pub(super) fn with_node_direct(context: &Context) -> Result<()> {
 /// Pages both ways with the Go client's UDP dropped.
 pub(super) fn with_node_relayed(context: &Context) -> Result<()> {
     let mixed = mixed(context, "go-node-relayed", false)?;
-    ensure!(
-        mixed.alpha.direct_path("gopher")?.is_none(),
-        "a direct path without UDP"
-    );
+    ensure!(mixed.alpha.direct_path("gopher")?.is_none(), "a direct path without UDP");
     icmp(&mixed.alpha.host, &mixed.gopher_address, 2).map(drop)
 }
 
@@ -223,27 +167,15 @@ pub(super) fn killed_server(context: &Context) -> Result<()> {
     mixed.alpha.wait_direct("gopher")?;
     let host = mixed.alpha.host.clone();
     let to = mixed.gopher_address.clone();
-    let echo = std::thread::spawn(move || {
-        host.run("ping")
-            .args("-n -q -i 0.05 -c 160")
-            .arg(&to)
-            .output()
-    });
+    let echo = std::thread::spawn(move || host.run("ping").args("-n -q -i 0.05 -c 160").arg(&to).output());
     mixed.server.kill_and_restart()?;
-    let text = echo
-        .join()
-        .map_err(|_| anyhow::anyhow!("the pinging thread failed"))??;
-    ensure!(
-        text.contains(" 0% packet loss"),
-        "echoes were lost while the server was away: {text}"
-    );
+    let text = echo.join().map_err(|_| anyhow::anyhow!("the pinging thread failed"))??;
+    ensure!(text.contains(" 0% packet loss"), "echoes were lost while the server was away: {text}");
     wait_for("both nodes to be online again", PATIENCE * 3, || {
         let list = mixed.server.admin(&["--json", "node", "list"]).ok()?;
         let nodes: serde_json::Value = serde_json::from_str(&list).ok()?;
         let nodes = nodes.as_array()?;
-        let online = nodes
-            .iter()
-            .filter(|node| node.get("online").and_then(serde_json::Value::as_bool) == Some(true));
+        let online = nodes.iter().filter(|node| node.get("online").and_then(serde_json::Value::as_bool) == Some(true));
         (nodes.len() == 2 && online.count() == 2).then_some(())
     })?;
     mixed.both_ways()

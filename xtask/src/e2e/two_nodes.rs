@@ -23,12 +23,7 @@ fn pair(context: &Context, title: &str, prepare: impl Fn(&Lab) -> Result<()>) ->
     let beta = Node::start(&context.warren, &lab.host("beta"))?;
     alpha.up(&invitation, &[])?;
     beta.up(&invitation, &[])?;
-    Ok(Pair {
-        server,
-        alpha,
-        beta,
-        _lab: lab,
-    })
+    Ok(Pair { server, alpha, beta, _lab: lab })
 }
 
 /// Echo both ways in both families, a direct path, and data that arrives whole.
@@ -36,12 +31,7 @@ pub(super) fn direct(context: &Context) -> Result<()> {
     let pair = pair(context, "direct", |_| Ok(()))?;
     let (alpha4, alpha6) = pair.alpha.addresses()?;
     let (beta4, beta6) = pair.beta.addresses()?;
-    for (from, to) in [
-        (&pair.alpha, &beta4),
-        (&pair.alpha, &beta6),
-        (&pair.beta, &alpha4),
-        (&pair.beta, &alpha6),
-    ] {
+    for (from, to) in [(&pair.alpha, &beta4), (&pair.alpha, &beta6), (&pair.beta, &alpha4), (&pair.beta, &alpha6)] {
         icmp(&from.host, to, 2)?;
     }
     pair.alpha.wait_direct("beta")?;
@@ -59,15 +49,9 @@ pub(super) fn relayed(context: &Context) -> Result<()> {
     icmp(&pair.beta.host, &alpha4, 2)?;
     icmp(&pair.alpha.host, &beta6, 2)?;
     transfer(&pair.alpha.host, &pair.beta.host, &beta6, 5_000_000)?;
-    ensure!(
-        pair.alpha.direct_path("beta")?.is_none(),
-        "a direct path without UDP"
-    );
+    ensure!(pair.alpha.direct_path("beta")?.is_none(), "a direct path without UDP");
     let said = pair.alpha.cli(&["ping", "beta", "--count", "1"])?;
-    ensure!(
-        said.to_lowercase().contains("relay"),
-        "ping does not speak of the relay: {said}"
-    );
+    ensure!(said.to_lowercase().contains("relay"), "ping does not speak of the relay: {said}");
     // Once UDP passes again the pair must leave the relay without help.
     pair.alpha.host.block_udp(false)?;
     pair.alpha.wait_direct("beta").map(drop)
@@ -79,52 +63,24 @@ pub(super) fn killed_node(context: &Context) -> Result<()> {
     let before = pair.alpha.addresses()?;
     pair.alpha.process().signal("KILL")?;
     wait_for("the interface to vanish", PATIENCE, || {
-        let links = pair
-            .alpha
-            .host
-            .run("ip")
-            .args("-br link show type tun")
-            .output()
-            .ok()?;
+        let links = pair.alpha.host.run("ip").args("-br link show type tun").output().ok()?;
         links.trim().is_empty().then_some(())
     })?;
-    for words in [
-        "route show table all",
-        "-6 route show table all",
-        "rule show",
-        "-6 rule show",
-    ] {
+    for words in ["route show table all", "-6 route show table all", "rule show", "-6 rule show"] {
         let text = pair.alpha.host.run("ip").args(words).output()?;
         ensure!(
-            !text.contains("100.64.")
-                && !text.contains("fd7a:115c:a1e0")
-                && !text.contains("warren"),
+            !text.contains("100.64.") && !text.contains("fd7a:115c:a1e0") && !text.contains("warren"),
             "`ip {words}` still shows: {text}"
         );
     }
     pair.alpha.kill_and_restart()?;
-    let again = wait_for("the node to be up again", PATIENCE, || {
-        pair.alpha.addresses().ok()
-    })?;
-    ensure!(
-        before == again,
-        "addresses changed from {before:?} to {again:?}"
-    );
+    let again = wait_for("the node to be up again", PATIENCE, || pair.alpha.addresses().ok())?;
+    ensure!(before == again, "addresses changed from {before:?} to {again:?}");
     let (beta4, _) = pair.beta.addresses()?;
-    wait_for("an echo after the restart", PATIENCE, || {
-        icmp(&pair.alpha.host, &beta4, 1).ok()
-    })?;
+    wait_for("an echo after the restart", PATIENCE, || icmp(&pair.alpha.host, &beta4, 1).ok())?;
     // A polite stop leaves nothing either.
-    ensure!(
-        pair.alpha.stop()?.success(),
-        "the daemon did not stop cleanly"
-    );
-    let links = pair
-        .alpha
-        .host
-        .run("ip")
-        .args("-br link show type tun")
-        .output()?;
+    ensure!(pair.alpha.stop()?.success(), "the daemon did not stop cleanly");
+    let links = pair.alpha.host.run("ip").args("-br link show type tun").output()?;
     ensure!(links.trim().is_empty(), "an interface is left: {links}");
     Ok(())
 }
@@ -136,27 +92,15 @@ pub(super) fn killed_server(context: &Context) -> Result<()> {
     pair.alpha.wait_direct("beta")?;
     let host = pair.alpha.host.clone();
     let to = beta4.clone();
-    let echo = std::thread::spawn(move || {
-        host.run("ping")
-            .args("-n -q -i 0.05 -c 160")
-            .arg(&to)
-            .output()
-    });
+    let echo = std::thread::spawn(move || host.run("ping").args("-n -q -i 0.05 -c 160").arg(&to).output());
     pair.server.kill_and_restart()?;
-    let text = echo
-        .join()
-        .map_err(|_| anyhow::anyhow!("the pinging thread failed"))??;
-    ensure!(
-        text.contains(" 0% packet loss"),
-        "echoes were lost while the server was away: {text}"
-    );
+    let text = echo.join().map_err(|_| anyhow::anyhow!("the pinging thread failed"))??;
+    ensure!(text.contains(" 0% packet loss"), "echoes were lost while the server was away: {text}");
     wait_for("both nodes to be online again", PATIENCE, || {
         let list = pair.server.admin(&["--json", "node", "list"]).ok()?;
         let nodes: serde_json::Value = serde_json::from_str(&list).ok()?;
         let nodes = nodes.as_array()?;
-        let online = nodes
-            .iter()
-            .filter(|node| node.get("online").and_then(serde_json::Value::as_bool) == Some(true));
+        let online = nodes.iter().filter(|node| node.get("online").and_then(serde_json::Value::as_bool) == Some(true));
         (nodes.len() == 2 && online.count() == 2).then_some(())
     })?;
     transfer(&pair.alpha.host, &pair.beta.host, &beta4, 1_000_000).map(drop)

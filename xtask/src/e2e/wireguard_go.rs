@@ -6,8 +6,5 @@ use anyhow::Result;
 
 /// Handshake, data both ways, rekey and roaming.
 pub(super) fn interop(_: &Context) -> Result<()> {
-    Run::cargo()
-        .args("test --quiet --locked --package warren-wg --test wireguard_go")
-        .env("WARREN_E2E", "1")
-        .go()
+    Run::cargo().args("test --quiet --locked --package warren-wg --test wireguard_go").env("WARREN_E2E", "1").go()
 }

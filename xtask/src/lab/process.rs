@@ -15,13 +15,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(super) fn start(
-        host: &Host,
-        title: &str,
-        program: &Path,
-        args: &[&str],
-        env: &[(&str, &str)],
-    ) -> Result<Self> {
+    pub(super) fn start(host: &Host, title: &str, program: &Path, args: &[&str], env: &[(&str, &str)]) -> Result<Self> {
         let log = host.dir.join(format!("{}-{title}.log", host.name));
         let out = File::options().create(true).append(true).open(&log)?;
         let child = Command::new("ip")
@@ -35,11 +29,7 @@ impl Process {
             .stderr(out)
             .spawn()
             .with_context(|| format!("cannot start {title} on {}", host.name))?;
-        Ok(Self {
-            child,
-            log,
-            title: format!("{title} on {}", host.name),
-        })
+        Ok(Self { child, log, title: format!("{title} on {}", host.name) })
     }
 
     /// Returns what the process has printed so far, standard error included.
@@ -58,22 +48,14 @@ impl Process {
         });
         match found {
             Ok(true) => Ok(()),
-            Ok(false) => anyhow::bail!(
-                "{} ended early; its log ends with:\n{}",
-                self.title,
-                self.tail()
-            ),
+            Ok(false) => anyhow::bail!("{} ended early; its log ends with:\n{}", self.title, self.tail()),
             Err(error) => Err(error.context(format!("the log ends with:\n{}", self.tail()))),
         }
     }
 
     /// Sends a signal by name, `TERM` or `KILL` for instance, to this process alone.
     pub(crate) fn signal(&self, name: &str) -> Result<()> {
-        crate::run::Run::new("kill")
-            .arg(format!("-{name}"))
-            .arg(self.child.id().to_string())
-            .output()
-            .map(drop)
+        crate::run::Run::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).output().map(drop)
     }
 
     /// Waits for the end of the process.
@@ -85,10 +67,7 @@ impl Process {
     fn tail(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
-        lines
-            .get(lines.len().saturating_sub(25)..)
-            .unwrap_or_default()
-            .join("\n")
+        lines.get(lines.len().saturating_sub(25)..).unwrap_or_default().join("\n")
     }
 }
 

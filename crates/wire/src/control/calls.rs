@@ -213,11 +213,7 @@ pub struct AuditLogRequest {
     #[serde(default)]
     pub details: String,
     /// When.
-    #[serde(
-        default,
-        with = "super::time::zero_as_none",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(default, with = "super::time::zero_as_none", skip_serializing_if = "is_default")]
     pub timestamp: Option<Time>,
 }
 

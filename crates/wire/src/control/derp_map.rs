@@ -13,10 +13,7 @@ pub struct DerpMap {
     #[serde(skip_serializing_if = "is_default")]
     pub home_params: Option<DerpHomeParams>,
     /// Regions by number.
-    #[serde(
-        deserialize_with = "without_null_regions",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(deserialize_with = "without_null_regions", skip_serializing_if = "is_default")]
     pub regions: Option<BTreeMap<RegionId, DerpRegion>>,
     /// Leaves out the regions that the client brings along.
     #[serde(rename = "omitDefaultRegions", skip_serializing_if = "is_default")]

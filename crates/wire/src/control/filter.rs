@@ -41,9 +41,7 @@ pub struct NetPortRange {
 }
 
 /// Ports from first to last, both included.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct PortRange {
     /// First port.
@@ -54,18 +52,12 @@ pub struct PortRange {
 
 impl PortRange {
     /// All ports, and protocols without ports.
-    pub const ALL: Self = Self {
-        first: 0,
-        last: 65_535,
-    };
+    pub const ALL: Self = Self { first: 0, last: 65_535 };
 
     /// Makes a range of one port.
     #[must_use]
     pub const fn single(port: u16) -> Self {
-        Self {
-            first: port,
-            last: port,
-        }
+        Self { first: port, last: port }
     }
 
     /// Tells whether `port` lies in the range.

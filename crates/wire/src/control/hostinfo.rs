@@ -13,39 +13,19 @@ use std::collections::BTreeMap;
 #[serde(default, rename_all = "PascalCase")]
 pub struct Hostinfo {
     /// Version of the client, long form.
-    #[serde(
-        rename = "IPNVersion",
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "IPNVersion", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub ipn_version: String,
     /// Log name of the front end.
-    #[serde(
-        rename = "FrontendLogID",
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "FrontendLogID", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub frontend_log_id: String,
     /// Log name of the daemon; Go clients do not register without one.
-    #[serde(
-        rename = "BackendLogID",
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "BackendLogID", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub backend_log_id: String,
     /// Operating system: `linux`, `macOS`, `windows`, `iOS`, `android` and others.
-    #[serde(
-        rename = "OS",
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "OS", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub os: String,
     /// Its version; the kernel's on Linux.
-    #[serde(
-        rename = "OSVersion",
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "OSVersion", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub os_version: String,
     /// Whether it runs in a container.
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
@@ -114,21 +94,13 @@ pub struct Hostinfo {
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub go_version: String,
     /// Routes that it offers, exit routes included.
-    #[serde(
-        rename = "RoutableIPs",
-        deserialize_with = "lossy_list",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "RoutableIPs", deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
     pub routable_ips: Vec<IpNet>,
     /// Tags that it asks for.
     #[serde(deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
     pub request_tags: Vec<String>,
     /// Hardware addresses for waking it.
-    #[serde(
-        rename = "WoLMACs",
-        deserialize_with = "lossy_list",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "WoLMACs", deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
     pub wol_macs: Vec<String>,
     /// Services that it offers.
     #[serde(deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
@@ -137,11 +109,7 @@ pub struct Hostinfo {
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub net_info: Option<NetInfo>,
     /// Public SSH host keys; there when it runs the built-in SSH server.
-    #[serde(
-        rename = "sshHostKeys",
-        deserialize_with = "lossy_list",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "sshHostKeys", deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
     pub ssh_host_keys: Vec<String>,
     /// Cloud that it runs in.
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
@@ -162,21 +130,13 @@ pub struct Hostinfo {
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub peer_relay: bool,
     /// Stable name of the exit node that it uses.
-    #[serde(
-        rename = "ExitNodeID",
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "ExitNodeID", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub exit_node_id: String,
     /// Where it is.
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub location: Option<Location>,
     /// Its security chip.
-    #[serde(
-        rename = "TPM",
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "TPM", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub tpm: Option<TpmInfo>,
     /// Whether its state is encrypted.
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
@@ -252,80 +212,40 @@ pub struct TpmInfo {
 #[serde(default, rename_all = "PascalCase")]
 pub struct NetInfo {
     /// Whether the mapping of its NAT differs by destination.
-    #[serde(
-        rename = "MappingVariesByDestIP",
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "MappingVariesByDestIP", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub mapping_varies_by_dest_ip: Option<bool>,
     /// Whether the Internet is reachable over IPv6.
-    #[serde(
-        rename = "WorkingIPv6",
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "WorkingIPv6", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub working_ipv6: Option<bool>,
     /// Whether the machine has IPv6 at all.
-    #[serde(
-        rename = "OSHasIPv6",
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "OSHasIPv6", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub os_has_ipv6: Option<bool>,
     /// Whether UDP works.
-    #[serde(
-        rename = "WorkingUDP",
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "WorkingUDP", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub working_udp: Option<bool>,
     /// Whether ICMP over IPv4 works.
-    #[serde(
-        rename = "WorkingICMPv4",
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "WorkingICMPv4", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub working_icmpv4: Option<bool>,
     /// Whether it has a port mapping.
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub have_port_map: bool,
     /// Whether the gateway speaks UPnP.
-    #[serde(
-        rename = "UPnP",
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "UPnP", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub upnp: Option<bool>,
     /// Whether the gateway speaks NAT-PMP.
-    #[serde(
-        rename = "PMP",
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "PMP", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub pmp: Option<bool>,
     /// Whether the gateway speaks PCP.
-    #[serde(
-        rename = "PCP",
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "PCP", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub pcp: Option<bool>,
     /// Home region; zero is unknown.
-    #[serde(
-        rename = "PreferredDERP",
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "PreferredDERP", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub preferred_derp: RegionId,
     /// `wired`, `wifi` or `mobile`.
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub link_type: String,
     /// Latencies in seconds by region and family, like `900-v4`.
-    #[serde(
-        rename = "DERPLatency",
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "DERPLatency", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub derp_latency: BTreeMap<String, f64>,
     /// Which firewall a Linux client drives and why.
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]

@@ -53,9 +53,7 @@ impl RegionId {
 /// How a node learned of one of its endpoints.
 ///
 /// Source: Tailscale `tailcfg`, `EndpointType`.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(from = "i64", into = "i64")]
 pub enum EndpointType {
     /// Not said, or a kind that we do not know.
@@ -126,10 +124,7 @@ impl<'de> Deserialize<'de> for Blob {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Blob, E> {
-                BASE64
-                    .decode(text)
-                    .map(Blob)
-                    .map_err(|_| E::custom("not padded base64"))
+                BASE64.decode(text).map(Blob).map_err(|_| E::custom("not padded base64"))
             }
         }
         from.deserialize_str(Text)
@@ -145,11 +140,7 @@ pub(super) mod null_when_empty {
     }
 
     pub(crate) fn serialize<S: Serializer>(blob: &Blob, to: S) -> Result<S::Ok, S::Error> {
-        if blob.0.is_empty() {
-            to.serialize_none()
-        } else {
-            blob.serialize(to)
-        }
+        if blob.0.is_empty() { to.serialize_none() } else { blob.serialize(to) }
     }
 }
 
@@ -162,12 +153,7 @@ pub struct CapMap(pub BTreeMap<String, Vec<RawJson>>);
 impl CapMap {
     /// Makes a map of flags.
     pub fn flags<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
-        Self(
-            names
-                .into_iter()
-                .map(|name| (name.to_owned(), Vec::new()))
-                .collect(),
-        )
+        Self(names.into_iter().map(|name| (name.to_owned(), Vec::new())).collect())
     }
 
     /// Tells whether the capability is there, with or without arguments.
@@ -179,20 +165,14 @@ impl CapMap {
 
 impl Serialize for CapMap {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_map(
-            self.0
-                .iter()
-                .map(|(name, values)| (name, (!values.is_empty()).then_some(values))),
-        )
+        to.collect_map(self.0.iter().map(|(name, values)| (name, (!values.is_empty()).then_some(values))))
     }
 }
 
 impl<'de> Deserialize<'de> for CapMap {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let entries = BTreeMap::<String, Option<Vec<RawJson>>>::deserialize(from)?;
-        let entries = entries
-            .into_iter()
-            .map(|(name, values)| (name, values.unwrap_or_default()));
+        let entries = entries.into_iter().map(|(name, values)| (name, values.unwrap_or_default()));
         Ok(Self(entries.collect()))
     }
 }

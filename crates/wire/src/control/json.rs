@@ -58,15 +58,10 @@ pub fn from_json<T: DeserializeOwned>(document: &[u8]) -> Result<T, JsonError> {
 /// As [`from_json`].
 pub fn from_json_up_to<T: DeserializeOwned>(document: &[u8], limit: usize) -> Result<T, JsonError> {
     if document.len() > limit {
-        return Err(JsonError::TooLarge {
-            size: document.len(),
-            limit,
-        });
+        return Err(JsonError::TooLarge { size: document.len(), limit });
     }
     if !nested_at_most(document, DOCUMENT_MAX_DEPTH) {
-        return Err(JsonError::TooDeep {
-            limit: DOCUMENT_MAX_DEPTH,
-        });
+        return Err(JsonError::TooDeep { limit: DOCUMENT_MAX_DEPTH });
     }
     let mut reader = serde_json::Deserializer::from_slice(document);
     let value = T::deserialize(Lenient(&mut reader)).map_err(malformed)?;
@@ -94,11 +89,7 @@ fn malformed(error: serde_json::Error) -> JsonError {
         .unwrap_or_default()
         .trim_end()
         .to_owned();
-    JsonError::Malformed {
-        line: error.line(),
-        column: error.column(),
-        reason,
-    }
+    JsonError::Malformed { line: error.line(), column: error.column(), reason }
 }
 
 /// Counts brackets outside strings.
@@ -130,17 +121,13 @@ pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// Reads a field whose malformed value counts as absent.
-pub(super) fn lossy<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
-    from: D,
-) -> Result<T, D::Error> {
+pub(super) fn lossy<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
     let raw = <&RawValue>::deserialize(from)?;
     Ok(reread(raw).unwrap_or_default())
 }
 
 /// Reads a list, leaving out malformed entries.
-pub(super) fn lossy_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    from: D,
-) -> Result<Vec<T>, D::Error> {
+pub(super) fn lossy_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
     let raw = <&RawValue>::deserialize(from)?;
     let entries: Vec<&RawValue> = reread(raw).unwrap_or_default();
     Ok(entries.into_iter().filter_map(reread).collect())
@@ -185,13 +172,9 @@ impl RawJson {
     /// [`JsonError`] if the text is not one JSON value, or is nested too deeply.
     pub fn parse(text: &str) -> Result<Self, JsonError> {
         if !nested_at_most(text.as_bytes(), DOCUMENT_MAX_DEPTH) {
-            return Err(JsonError::TooDeep {
-                limit: DOCUMENT_MAX_DEPTH,
-            });
+            return Err(JsonError::TooDeep { limit: DOCUMENT_MAX_DEPTH });
         }
-        RawValue::from_string(text.to_owned())
-            .map(Self)
-            .map_err(malformed)
+        RawValue::from_string(text.to_owned()).map(Self).map_err(malformed)
     }
 
     /// Makes a raw value of anything that serialises.
@@ -199,9 +182,7 @@ impl RawJson {
     /// # Errors
     /// As [`to_json`].
     pub fn of<T: Serialize>(value: &T) -> Result<Self, JsonError> {
-        serde_json::value::to_raw_value(value)
-            .map(Self)
-            .map_err(malformed)
+        serde_json::value::to_raw_value(value).map(Self).map_err(malformed)
     }
 
     /// Returns the JSON text.

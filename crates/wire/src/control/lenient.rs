@@ -3,9 +3,7 @@
 //! Wraps any self-describing deserializer. Names of struct fields match without regard to ASCII case; `null` reads as
 //! the zero value of whatever is asked for. Everything else is passed on.
 
-use serde::de::{
-    self, DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, Visitor,
-};
+use serde::de::{self, DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -36,11 +34,7 @@ enum Want {
 
 impl Want {
     /// Repeats the question to `from`.
-    fn ask<'de, D: Deserializer<'de>, V: Visitor<'de>>(
-        self,
-        from: D,
-        visitor: V,
-    ) -> Result<V::Value, D::Error> {
+    fn ask<'de, D: Deserializer<'de>, V: Visitor<'de>>(self, from: D, visitor: V) -> Result<V::Value, D::Error> {
         match self {
             Self::Any => from.deserialize_any(visitor),
             Self::Bool => from.deserialize_bool(visitor),
@@ -81,10 +75,7 @@ struct Nothing<E>(PhantomData<E>);
 impl<'de, E: Error> SeqAccess<'de> for Nothing<E> {
     type Error = E;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(
-        &mut self,
-        _seed: T,
-    ) -> Result<Option<T::Value>, E> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, _seed: T) -> Result<Option<T::Value>, E> {
         Ok(None)
     }
 }
@@ -123,13 +114,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for NullOr<V> {
     }
 
     fn visit_some<D: Deserializer<'de>>(self, from: D) -> Result<V::Value, D::Error> {
-        self.want.ask(
-            from,
-            Wrapped {
-                visitor: self.visitor,
-                want: self.want,
-            },
-        )
+        self.want.ask(from, Wrapped { visitor: self.visitor, want: self.want })
     }
 }
 
@@ -183,11 +168,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Wrapped<V> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<V::Value, A::Error> {
-        let fields = if let Want::Struct(_, fields) = self.want {
-            Some(fields)
-        } else {
-            None
-        };
+        let fields = if let Want::Struct(_, fields) = self.want { Some(fields) } else { None };
         self.visitor.visit_map(Pairs { entries, fields })
     }
 
@@ -213,10 +194,7 @@ struct Entries<A>(A);
 impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Entries<A> {
     type Error = A::Error;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(
-        &mut self,
-        seed: T,
-    ) -> Result<Option<T::Value>, A::Error> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, A::Error> {
         self.0.next_element_seed(Inside(seed))
     }
 }
@@ -230,10 +208,7 @@ struct Pairs<A> {
 impl<'de, A: MapAccess<'de>> MapAccess<'de> for Pairs<A> {
     type Error = A::Error;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(
-        &mut self,
-        seed: K,
-    ) -> Result<Option<K::Value>, A::Error> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
         match self.fields {
             Some(fields) => self.entries.next_key_seed(FieldName { seed, fields }),
             None => self.entries.next_key_seed(seed),
@@ -267,14 +242,8 @@ impl<'de, K: DeserializeSeed<'de>> Visitor<'de> for FieldName<K> {
     }
 
     fn visit_str<E: Error>(self, name: &str) -> Result<K::Value, E> {
-        let known = self
-            .fields
-            .iter()
-            .find(|field| field.eq_ignore_ascii_case(name))
-            .copied()
-            .unwrap_or("");
-        self.seed
-            .deserialize(de::value::BorrowedStrDeserializer::new(known))
+        let known = self.fields.iter().find(|field| field.eq_ignore_ascii_case(name)).copied().unwrap_or("");
+        self.seed.deserialize(de::value::BorrowedStrDeserializer::new(known))
     }
 }
 
@@ -315,33 +284,18 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Lenient<D> {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.0.deserialize_option(Wrapped {
-            visitor,
-            want: Want::Any,
-        })
+        self.0.deserialize_option(Wrapped { visitor, want: Want::Any })
     }
 
-    fn deserialize_unit_struct<V: Visitor<'de>>(
-        self,
-        _name: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, D::Error> {
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value, D::Error> {
         self.deserialize_unit(visitor)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, D::Error> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, D::Error> {
         self.0.deserialize_newtype_struct(name, visitor)
     }
 
-    fn deserialize_tuple<V: Visitor<'de>>(
-        self,
-        _len: usize,
-        visitor: V,
-    ) -> Result<V::Value, D::Error> {
+    fn deserialize_tuple<V: Visitor<'de>>(self, _len: usize, visitor: V) -> Result<V::Value, D::Error> {
         self.deserialize_seq(visitor)
     }
 
@@ -360,10 +314,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Lenient<D> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        self.0.deserialize_option(NullOr {
-            visitor,
-            want: Want::Struct(name, fields),
-        })
+        self.0.deserialize_option(NullOr { visitor, want: Want::Struct(name, fields) })
     }
 
     fn deserialize_enum<V: Visitor<'de>>(

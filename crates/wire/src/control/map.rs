@@ -2,8 +2,8 @@
 
 use super::json::{is_default, lossy, lossy_list, lossy_optional_list, real_key};
 use super::{
-    Blob, CapMap, CapabilityVersion, DerpMap, DnsConfig, EndpointType, FilterRule, Hostinfo, Node,
-    NodeId, PingRequest, RegionId, SshPolicy, Time, UserProfile,
+    Blob, CapMap, CapabilityVersion, DerpMap, DnsConfig, EndpointType, FilterRule, Hostinfo, Node, NodeId, PingRequest,
+    RegionId, SshPolicy, Time, UserProfile,
 };
 use crate::key::{DiscoKey, NodeKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -36,21 +36,13 @@ pub struct MapRequest {
     #[serde(default, skip_serializing_if = "is_default")]
     pub hardware_attestation_key_signature: Blob,
     /// When that was made.
-    #[serde(
-        default,
-        with = "super::time::zero_as_none",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(default, with = "super::time::zero_as_none", skip_serializing_if = "is_default")]
     pub hardware_attestation_key_signature_timestamp: Option<Time>,
     /// Whether the answer stays open.
     #[serde(default, skip_serializing_if = "is_default")]
     pub stream: bool,
     /// What the client says of its machine.
-    #[serde(
-        default,
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(default, deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub hostinfo: Option<Hostinfo>,
     /// Session to resume.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -59,18 +51,10 @@ pub struct MapRequest {
     #[serde(default, skip_serializing_if = "is_default")]
     pub map_session_seq: i64,
     /// Where the client may be reached; see [`Self::usable_endpoints`]. A malformed entry reads as `0.0.0.0:0`.
-    #[serde(
-        default,
-        deserialize_with = "endpoints_in_place",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(default, deserialize_with = "endpoints_in_place", skip_serializing_if = "is_default")]
     pub endpoints: Vec<SocketAddr>,
     /// How it learned each of [`Self::endpoints`].
-    #[serde(
-        default,
-        deserialize_with = "lossy_list",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(default, deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
     pub endpoint_types: Vec<EndpointType>,
     /// Head of the tailnet lock that the client holds.
     #[serde(rename = "TKAHead", default, skip_serializing_if = "is_default")]
@@ -82,11 +66,7 @@ pub struct MapRequest {
     #[serde(default, skip_serializing_if = "is_default")]
     pub omit_peers: bool,
     /// Hints.
-    #[serde(
-        default,
-        deserialize_with = "lossy_list",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(default, deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
     pub debug_flags: Vec<String>,
     /// Ignored.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -120,16 +100,8 @@ impl MapRequest {
 
     /// Returns the endpoints that peers can use, with their kinds: no link-local, unspecified, multicast or malformed ones.
     pub fn usable_endpoints(&self) -> impl Iterator<Item = (SocketAddr, EndpointType)> + '_ {
-        let kinds = self
-            .endpoint_types
-            .iter()
-            .copied()
-            .chain(std::iter::repeat(EndpointType::Unknown));
-        self.endpoints
-            .iter()
-            .copied()
-            .zip(kinds)
-            .filter(|(endpoint, _)| is_usable(*endpoint))
+        let kinds = self.endpoint_types.iter().copied().chain(std::iter::repeat(EndpointType::Unknown));
+        self.endpoints.iter().copied().zip(kinds).filter(|(endpoint, _)| is_usable(*endpoint))
     }
 }
 
@@ -137,9 +109,7 @@ fn is_usable(endpoint: SocketAddr) -> bool {
     let address = endpoint.ip().to_canonical();
     let link_local = match (endpoint, address) {
         (_, IpAddr::V4(_)) => false,
-        (SocketAddr::V6(v6), IpAddr::V6(address)) => {
-            address.is_unicast_link_local() || v6.scope_id() != 0
-        }
+        (SocketAddr::V6(v6), IpAddr::V6(address)) => address.is_unicast_link_local() || v6.scope_id() != 0,
         (SocketAddr::V4(_), IpAddr::V6(_)) => false,
     };
     endpoint.port() != 0 && !address.is_unspecified() && !address.is_multicast() && !link_local
@@ -149,10 +119,7 @@ fn is_usable(endpoint: SocketAddr) -> bool {
 fn endpoints_in_place<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<SocketAddr>, D::Error> {
     let texts: Vec<String> = lossy(from)?;
     let unusable = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    Ok(texts
-        .iter()
-        .map(|text| text.parse().unwrap_or(unusable))
-        .collect())
+    Ok(texts.iter().map(|text| text.parse().unwrap_or(unusable)).collect())
 }
 
 /// One message of a map stream. An absent field is unchanged; in the first message it is empty.
@@ -232,10 +199,7 @@ pub struct MapResponse {
     #[serde(rename = "TKAInfo", skip_serializing_if = "is_default")]
     pub tka_info: Option<TkaInfo>,
     /// Name of the tailnet in flow logs.
-    #[serde(
-        rename = "DomainDataPlaneAuditLogID",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "DomainDataPlaneAuditLogID", skip_serializing_if = "is_default")]
     pub domain_data_plane_audit_log_id: String,
     /// Orders for debugging.
     #[serde(skip_serializing_if = "is_default")]
@@ -268,10 +232,7 @@ pub struct PeerChange {
     #[serde(skip_serializing_if = "is_default")]
     pub cap_map: Option<CapMap>,
     /// New endpoints, complete; empty is none.
-    #[serde(
-        deserialize_with = "lossy_optional_list",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(deserialize_with = "lossy_optional_list", skip_serializing_if = "is_default")]
     pub endpoints: Option<Vec<SocketAddr>>,
     /// New node key.
     #[serde(with = "crate::key::zero_as_none", skip_serializing_if = "is_default")]

@@ -30,28 +30,16 @@ pub struct Node {
     #[serde(deserialize_with = "real_key")]
     pub key: NodeKey,
     /// When the key expires; absent is never.
-    #[serde(
-        default,
-        with = "super::time::zero_as_none",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(default, with = "super::time::zero_as_none", skip_serializing_if = "is_default")]
     pub key_expiry: Option<Time>,
     /// Tailnet-lock signature of the key.
     #[serde(default, skip_serializing_if = "is_default")]
     pub key_signature: Blob,
     /// Machine key; not sent for peers.
-    #[serde(
-        default,
-        with = "crate::key::zero_as_none",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(default, with = "crate::key::zero_as_none", skip_serializing_if = "is_default")]
     pub machine: Option<MachineKey>,
     /// Disco key; a peer without one is out of reach, unless it is plain WireGuard.
-    #[serde(
-        default,
-        with = "crate::key::zero_as_none",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(default, with = "crate::key::zero_as_none", skip_serializing_if = "is_default")]
     pub disco_key: Option<DiscoKey>,
     /// The node's own addresses: IPv4 first, then IPv6, each a host prefix.
     #[serde(default, deserialize_with = "lossy_list")]
@@ -65,11 +53,7 @@ pub struct Node {
     )]
     pub allowed_ips: Option<Vec<IpNet>>,
     /// Where the node may be reached directly.
-    #[serde(
-        default,
-        deserialize_with = "lossy_list",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(default, deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
     pub endpoints: Vec<SocketAddr>,
     /// Home relay as an address, `127.3.3.40:<region>`, for clients before capability version 111.
     #[serde(rename = "DERP", default, skip_serializing_if = "is_default")]
@@ -81,11 +65,7 @@ pub struct Node {
     #[serde(default, skip_serializing_if = "is_default")]
     pub hostinfo: Option<Hostinfo>,
     /// When the node joined.
-    #[serde(
-        default,
-        with = "super::time::zero_as_none",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(default, with = "super::time::zero_as_none", skip_serializing_if = "is_default")]
     pub created: Option<Time>,
     /// Its capability version.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -94,18 +74,10 @@ pub struct Node {
     #[serde(default, skip_serializing_if = "is_default")]
     pub tags: Vec<String>,
     /// Subnet routes that it serves now.
-    #[serde(
-        default,
-        deserialize_with = "lossy_list",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(default, deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
     pub primary_routes: Vec<IpNet>,
     /// When it was last connected to the server; only while it is not.
-    #[serde(
-        default,
-        with = "super::time::zero_as_none",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(default, with = "super::time::zero_as_none", skip_serializing_if = "is_default")]
     pub last_seen: Option<Time>,
     /// Whether it is connected to the server; absent is unknown.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -120,11 +92,7 @@ pub struct Node {
     #[serde(default, skip_serializing_if = "is_default")]
     pub cap_map: CapMap,
     /// Exempt from tailnet lock, for the peer API only.
-    #[serde(
-        rename = "UnsignedPeerAPIOnly",
-        default,
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "UnsignedPeerAPIOnly", default, skip_serializing_if = "is_default")]
     pub unsigned_peer_api_only: bool,
     /// Name computed by clients; not sent.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -133,45 +101,25 @@ pub struct Node {
     #[serde(default, skip_serializing_if = "is_default")]
     pub computed_name_with_host: String,
     /// Name of the node in flow logs.
-    #[serde(
-        rename = "DataPlaneAuditLogID",
-        default,
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "DataPlaneAuditLogID", default, skip_serializing_if = "is_default")]
     pub data_plane_audit_log_id: String,
     /// Whether the key has expired.
     #[serde(default, skip_serializing_if = "is_default")]
     pub expired: bool,
     /// IPv4 address by which this peer knows the receiver.
-    #[serde(
-        rename = "SelfNodeV4MasqAddrForThisPeer",
-        default,
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "SelfNodeV4MasqAddrForThisPeer", default, skip_serializing_if = "is_default")]
     pub self_node_v4_masq_addr_for_this_peer: Option<IpAddr>,
     /// IPv6 address by which this peer knows the receiver.
-    #[serde(
-        rename = "SelfNodeV6MasqAddrForThisPeer",
-        default,
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "SelfNodeV6MasqAddrForThisPeer", default, skip_serializing_if = "is_default")]
     pub self_node_v6_masq_addr_for_this_peer: Option<IpAddr>,
     /// A plain WireGuard peer: neither disco nor relay.
-    #[serde(
-        rename = "IsWireGuardOnly",
-        default,
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "IsWireGuardOnly", default, skip_serializing_if = "is_default")]
     pub is_wireguard_only: bool,
     /// Whether the peer may not open connections to the receiver.
     #[serde(default, skip_serializing_if = "is_default")]
     pub is_jailed: bool,
     /// Resolvers to use behind a plain WireGuard exit node.
-    #[serde(
-        rename = "ExitNodeDNSResolvers",
-        default,
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(rename = "ExitNodeDNSResolvers", default, skip_serializing_if = "is_default")]
     pub exit_node_dns_resolvers: Vec<Resolver>,
 }
 

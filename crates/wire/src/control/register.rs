@@ -21,12 +21,7 @@ pub struct RegisterRequest {
     #[serde(default, with = "crate::key::zero_as_none")]
     pub old_node_key: Option<NodeKey>,
     /// Tailnet-lock rotation key as text, of any form until it is used; the zero key when empty.
-    #[serde(
-        rename = "NLKey",
-        default,
-        deserialize_with = "lossy",
-        serialize_with = "nl_key_or_zero"
-    )]
+    #[serde(rename = "NLKey", default, deserialize_with = "lossy", serialize_with = "nl_key_or_zero")]
     pub nl_key: String,
     /// Auth key or token.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -38,11 +33,7 @@ pub struct RegisterRequest {
     #[serde(default)]
     pub followup: String,
     /// What the client says of its machine.
-    #[serde(
-        default,
-        deserialize_with = "lossy",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(default, deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub hostinfo: Option<Hostinfo>,
     /// Asks to be deleted after going away; missing on a follow-up, so it must be remembered.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -54,11 +45,7 @@ pub struct RegisterRequest {
     #[serde(default, skip_serializing_if = "is_default")]
     pub signature_type: Option<RawJson>,
     /// Time of a device-certificate signature.
-    #[serde(
-        default,
-        with = "super::time::zero_as_none",
-        skip_serializing_if = "is_default"
-    )]
+    #[serde(default, with = "super::time::zero_as_none", skip_serializing_if = "is_default")]
     pub timestamp: Option<Time>,
     /// Device certificate.
     #[serde(default, skip_serializing_if = "is_default")]

@@ -64,10 +64,7 @@ impl Time {
             .and_then(|seconds| seconds.checked_add(carry));
         seconds
             .and_then(|seconds| Self::from_unix(seconds, nanos % 1_000_000_000))
-            .unwrap_or(Self {
-                seconds: LAST_SECOND,
-                nanos: 999_999_999,
-            })
+            .unwrap_or(Self { seconds: LAST_SECOND, nanos: 999_999_999 })
     }
 
     /// Returns how much later this is than `earlier`; zero if it is not.
@@ -77,8 +74,7 @@ impl Time {
             return Duration::ZERO;
         }
         let seconds = self.seconds.abs_diff(earlier.seconds);
-        let whole = Duration::from_secs(seconds)
-            .saturating_add(Duration::from_nanos(u64::from(self.nanos)));
+        let whole = Duration::from_secs(seconds).saturating_add(Duration::from_nanos(u64::from(self.nanos)));
         whole.saturating_sub(Duration::from_nanos(u64::from(earlier.nanos)))
     }
 }
@@ -86,10 +82,7 @@ impl Time {
 impl From<SystemTime> for Time {
     /// Converts, clamping to the years that can be written.
     fn from(time: SystemTime) -> Self {
-        let epoch = Self {
-            seconds: 0,
-            nanos: 0,
-        };
+        let epoch = Self { seconds: 0, nanos: 0 };
         match time.duration_since(UNIX_EPOCH) {
             Ok(after) => epoch.saturating_add(after),
             Err(before) => {
@@ -97,15 +90,9 @@ impl From<SystemTime> for Time {
                 let whole = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
                 let (seconds, nanos) = match before.subsec_nanos() {
                     0 => (-whole, 0),
-                    part => (
-                        (-whole).saturating_sub(1),
-                        1_000_000_000_u32.saturating_sub(part),
-                    ),
+                    part => ((-whole).saturating_sub(1), 1_000_000_000_u32.saturating_sub(part)),
                 };
-                Self::from_unix(seconds, nanos).unwrap_or(Self {
-                    seconds: GO_ZERO_SECONDS,
-                    nanos: 1,
-                })
+                Self::from_unix(seconds, nanos).unwrap_or(Self { seconds: GO_ZERO_SECONDS, nanos: 1 })
             }
         }
     }
@@ -115,14 +102,8 @@ impl From<Time> for SystemTime {
     fn from(time: Time) -> Self {
         let part = Duration::from_nanos(u64::from(time.nanos));
         let whole = Duration::from_secs(time.seconds.unsigned_abs());
-        let moved = if time.seconds < 0 {
-            UNIX_EPOCH.checked_sub(whole)
-        } else {
-            UNIX_EPOCH.checked_add(whole)
-        };
-        moved
-            .and_then(|whole| whole.checked_add(part))
-            .unwrap_or(UNIX_EPOCH)
+        let moved = if time.seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
+        moved.and_then(|whole| whole.checked_add(part)).unwrap_or(UNIX_EPOCH)
     }
 }
 
@@ -131,10 +112,7 @@ impl fmt::Display for Time {
         let (year, month, day) = date_of(self.seconds.div_euclid(86_400));
         let second = self.seconds.rem_euclid(86_400);
         let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-        write!(
-            f,
-            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}"
-        )?;
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")?;
         if self.nanos != 0 {
             let digits = format!("{:09}", self.nanos);
             write!(f, ".{}", digits.trim_end_matches('0'))?;
@@ -177,11 +155,7 @@ fn read(text: &str) -> Option<(i64, u32)> {
     if !valid || hour > 23 || minute > 59 || second > 59 {
         return None;
     }
-    let nanos = if literal(&mut rest, b".").is_some() {
-        fraction(&mut rest)?
-    } else {
-        0
-    };
+    let nanos = if literal(&mut rest, b".").is_some() { fraction(&mut rest)? } else { 0 };
     let offset = if literal(&mut rest, b"Zz").is_some() {
         0
     } else {
@@ -202,20 +176,14 @@ fn read(text: &str) -> Option<(i64, u32)> {
     if !rest.is_empty() {
         return None;
     }
-    Some((
-        day_number(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - offset,
-        nanos,
-    ))
+    Some((day_number(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - offset, nanos))
 }
 
 /// Takes `digits` decimal digits, at most four.
 fn number(rest: &mut &[u8], digits: usize) -> Option<i64> {
     let (head, tail) = rest.split_at_checked(digits)?;
     *rest = tail;
-    head.iter().try_fold(0_i64, |value, byte| {
-        byte.is_ascii_digit()
-            .then(|| value * 10 + i64::from(byte - b'0'))
-    })
+    head.iter().try_fold(0_i64, |value, byte| byte.is_ascii_digit().then(|| value * 10 + i64::from(byte - b'0')))
 }
 
 /// Takes one byte of `wanted`.
@@ -263,8 +231,7 @@ fn date_of(day_number: i64) -> (i64, i64, i64) {
     let shifted = day_number + 719_468;
     let era = shifted.div_euclid(146_097);
     let day_of_era = shifted.rem_euclid(146_097);
-    let in_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let in_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let in_year = day_of_era - (365 * in_era + in_era / 4 - in_era / 100);
     let shifted_month = (5 * in_year + 2) / 153;
     let day = in_year - (153 * shifted_month + 2) / 5 + 1;
@@ -304,9 +271,7 @@ impl de::Visitor<'_> for Text {
         }
         match read(text) {
             Some((GO_ZERO_SECONDS, 0)) => Ok(None),
-            Some((seconds, nanos)) => Time::from_unix(seconds, nanos)
-                .map(Some)
-                .ok_or_else(|| E::custom(TimeError)),
+            Some((seconds, nanos)) => Time::from_unix(seconds, nanos).map(Some).ok_or_else(|| E::custom(TimeError)),
             None => Err(E::custom(TimeError)),
         }
     }
@@ -340,9 +305,7 @@ pub(super) mod zero_as_none {
         }
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Option<Time>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Time>, D::Error> {
         from.deserialize_option(Optional)
     }
 

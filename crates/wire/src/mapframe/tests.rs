@@ -2,11 +2,7 @@ use super::*;
 use proptest::prelude::*;
 
 /// Feeds `stream` in pieces of `step` bytes and collects the documents.
-fn decode_all(
-    decoder: &mut Decoder,
-    stream: &[u8],
-    step: usize,
-) -> Result<Vec<Vec<u8>>, DecodeError> {
+fn decode_all(decoder: &mut Decoder, stream: &[u8], step: usize) -> Result<Vec<Vec<u8>>, DecodeError> {
     let mut documents = Vec::new();
     for mut piece in stream.chunks(step) {
         while let Some(json) = decoder.next_document(&mut piece)? {
@@ -26,10 +22,7 @@ fn plain_frame_is_length_and_text() {
 fn empty_documents_are_not_framed() {
     assert_eq!(encode(b"", Compression::Zstd), Err(EncodeError::Empty));
     let mut input: &[u8] = &[0, 0, 0, 0];
-    assert_eq!(
-        Decoder::new(Compression::None).next_document(&mut input),
-        Err(DecodeError::Empty)
-    );
+    assert_eq!(Decoder::new(Compression::None).next_document(&mut input), Err(DecodeError::Empty));
 }
 
 #[test]
@@ -38,10 +31,7 @@ fn long_frames_are_refused_by_their_header() {
     let limit = PAYLOAD_MAX_BYTES;
     assert_eq!(
         Decoder::new(Compression::Zstd).next_document(&mut input),
-        Err(DecodeError::PayloadTooLarge {
-            size: 0xffff_ffff,
-            limit
-        })
+        Err(DecodeError::PayloadTooLarge { size: 0xffff_ffff, limit })
     );
 }
 
@@ -49,19 +39,11 @@ fn long_frames_are_refused_by_their_header() {
 fn documents_that_unpack_too_large_are_refused() {
     let bomb = encode(&vec![b' '; 1 << 20], Compression::Zstd).unwrap();
     assert!(bomb.len() < 1000);
-    let exact = decode_all(
-        &mut Decoder::with_limits(Compression::Zstd, 1000, 1 << 20),
-        &bomb,
-        4096,
-    );
+    let exact = decode_all(&mut Decoder::with_limits(Compression::Zstd, 1000, 1 << 20), &bomb, 4096);
     assert_eq!(exact.unwrap()[0].len(), 1 << 20);
     let limit = (1 << 20) - 1;
     assert_eq!(
-        decode_all(
-            &mut Decoder::with_limits(Compression::Zstd, 1000, limit),
-            &bomb,
-            4096
-        ),
+        decode_all(&mut Decoder::with_limits(Compression::Zstd, 1000, limit), &bomb, 4096),
         Err(DecodeError::DocumentTooLarge { limit })
     );
 }
@@ -70,16 +52,9 @@ fn documents_that_unpack_too_large_are_refused() {
 fn cut_and_joined_zstd_frames_are_refused() {
     let whole = encode(br#"{"KeepAlive":true}"#, Compression::Zstd).unwrap();
     let payload = &whole[4..];
-    for bad in [
-        &payload[..payload.len() - 1],
-        &[payload, payload].concat(),
-        b"{}",
-    ] {
+    for bad in [&payload[..payload.len() - 1], &[payload, payload].concat(), b"{}"] {
         let framed = frame(bad).unwrap();
-        assert_eq!(
-            decode_all(&mut Decoder::new(Compression::Zstd), &framed, 4096),
-            Err(DecodeError::Zstd)
-        );
+        assert_eq!(decode_all(&mut Decoder::new(Compression::Zstd), &framed, 4096), Err(DecodeError::Zstd));
     }
 }
 
@@ -87,10 +62,7 @@ fn cut_and_joined_zstd_frames_are_refused() {
 #[test]
 fn large_windows_are_refused() {
     let framed = frame(&[0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xa8, 0x01, 0x00, 0x00]).unwrap();
-    assert_eq!(
-        decode_all(&mut Decoder::new(Compression::Zstd), &framed, 4096),
-        Err(DecodeError::Zstd)
-    );
+    assert_eq!(decode_all(&mut Decoder::new(Compression::Zstd), &framed, 4096), Err(DecodeError::Zstd));
 }
 
 #[test]

@@ -20,10 +20,7 @@ impl Symmetric {
     /// Starts with the prologue for `version` and the responder's static key.
     pub(super) fn new(version: u16, server: &MachineKey) -> Self {
         let hash: [u8; 32] = Blake2s256::digest(PROTOCOL).into();
-        let mut state = Self {
-            hash,
-            chain: Zeroizing::new(hash),
-        };
+        let mut state = Self { hash, chain: Zeroizing::new(hash) };
         state.mix_hash(format!("Tailscale Control Protocol v{version}").as_bytes());
         state.mix_hash(server.as_bytes());
         state
@@ -31,22 +28,12 @@ impl Symmetric {
 
     /// Mixes public bytes into the transcript.
     pub(super) fn mix_hash(&mut self, bytes: &[u8]) {
-        self.hash = Blake2s256::new()
-            .chain_update(self.hash)
-            .chain_update(bytes)
-            .finalize()
-            .into();
+        self.hash = Blake2s256::new().chain_update(self.hash).chain_update(bytes).finalize().into();
     }
 
     /// Mixes in what `secret` and `public` share and returns the key for the next sealed field.
-    pub(super) fn mix_dh(
-        &mut self,
-        secret: &MachineSecret,
-        public: &MachineKey,
-    ) -> Result<CipherKey, NoiseError> {
-        let shared = secret
-            .diffie_hellman(public.as_bytes())
-            .ok_or(NoiseError::WeakKey)?;
+    pub(super) fn mix_dh(&mut self, secret: &MachineSecret, public: &MachineKey) -> Result<CipherKey, NoiseError> {
+        let shared = secret.diffie_hellman(public.as_bytes()).ok_or(NoiseError::WeakKey)?;
         let (chain, key) = derive(&self.chain, shared.expose_bytes());
         self.chain = chain;
         Ok(key)

@@ -2,10 +2,7 @@ use super::*;
 use proptest::prelude::*;
 
 fn hex(text: &str) -> Vec<u8> {
-    (0..text.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
-        .collect()
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
 /// The vector of the protocol page: keys are repeated bytes, version 145.
@@ -13,8 +10,7 @@ fn hex(text: &str) -> Vec<u8> {
 fn handshake_and_records_equal_the_vector() {
     let client = MachineSecret::from_bytes([0x11; 32]);
     let server = MachineSecret::from_bytes([0x22; 32]);
-    let (initiator, initiation) =
-        Initiator::new(145, &client, &server.public(), [0x33; 32]).unwrap();
+    let (initiator, initiation) = Initiator::new(145, &client, &server.public(), [0x33; 32]).unwrap();
     assert_eq!(
         initiation.to_vec(),
         hex(
@@ -26,9 +22,7 @@ fn handshake_and_records_equal_the_vector() {
     assert_eq!(accepted.machine, client.public());
     assert_eq!(
         accepted.response.to_vec(),
-        hex(
-            "020030ff2ee45601ec1b67310c7790404585ae697331eee1c1f8cf2419731c1fff3e6bab841131869e7156986c93b16af8a123"
-        )
+        hex("020030ff2ee45601ec1b67310c7790404585ae697331eee1c1f8cf2419731c1fff3e6bab841131869e7156986c93b16af8a123")
     );
     let transport = initiator.finish(&accepted.response).unwrap();
     let hash = hex("a77464c2c58bd4e4170e80e37fff1de91d8a94d752b7a5763426e8684f74176a");
@@ -63,10 +57,7 @@ fn snow_completes_our_handshake() {
         .build_responder()
         .unwrap();
     assert_eq!(snow.read_message(&initiation[5..], &mut [0; 64]), Ok(0));
-    assert_eq!(
-        snow.get_remote_static(),
-        Some(client.public().as_bytes().as_slice())
-    );
+    assert_eq!(snow.get_remote_static(), Some(client.public().as_bytes().as_slice()));
     let mut response = [0; 64];
     let length = snow.write_message(&[], &mut response).unwrap();
     let mut frame = vec![2, 0, 48];
@@ -78,116 +69,61 @@ fn snow_completes_our_handshake() {
 #[test]
 fn another_server_key_fails_without_a_hint() {
     let client = MachineSecret::from_bytes([1; 32]);
-    let (_, initiation) = Initiator::new(
-        130,
-        &client,
-        &MachineSecret::from_bytes([2; 32]).public(),
-        [3; 32],
-    )
-    .unwrap();
+    let (_, initiation) = Initiator::new(130, &client, &MachineSecret::from_bytes([2; 32]).public(), [3; 32]).unwrap();
     let other = MachineSecret::from_bytes([9; 32]);
-    assert_eq!(
-        respond(&other, &initiation, [4; 32]).unwrap_err(),
-        NoiseError::Decrypt
-    );
+    assert_eq!(respond(&other, &initiation, [4; 32]).unwrap_err(), NoiseError::Decrypt);
 }
 
 #[test]
 fn version_changed_on_the_way_fails() {
     let server = MachineSecret::from_bytes([2; 32]);
-    let (_, mut initiation) = Initiator::new(
-        130,
-        &MachineSecret::from_bytes([1; 32]),
-        &server.public(),
-        [3; 32],
-    )
-    .unwrap();
+    let (_, mut initiation) =
+        Initiator::new(130, &MachineSecret::from_bytes([1; 32]), &server.public(), [3; 32]).unwrap();
     initiation[1] -= 1;
-    assert_eq!(
-        respond(&server, &initiation, [4; 32]).unwrap_err(),
-        NoiseError::Decrypt
-    );
+    assert_eq!(respond(&server, &initiation, [4; 32]).unwrap_err(), NoiseError::Decrypt);
 }
 
 #[test]
 fn error_frame_reaches_the_initiator() {
     let server = MachineSecret::from_bytes([2; 32]).public();
-    let (initiator, _) =
-        Initiator::new(130, &MachineSecret::from_bytes([1; 32]), &server, [3; 32]).unwrap();
-    let refused = initiator
-        .finish(&error_frame("client too old"))
-        .unwrap_err();
+    let (initiator, _) = Initiator::new(130, &MachineSecret::from_bytes([1; 32]), &server, [3; 32]).unwrap();
+    let refused = initiator.finish(&error_frame("client too old")).unwrap_err();
     assert_eq!(refused, NoiseError::Refused("client too old".to_owned()));
 }
 
 #[test]
 fn low_order_server_key_is_refused() {
-    let error = Initiator::new(
-        130,
-        &MachineSecret::from_bytes([1; 32]),
-        &MachineKey::default(),
-        [3; 32],
-    )
-    .unwrap_err();
+    let error = Initiator::new(130, &MachineSecret::from_bytes([1; 32]), &MachineKey::default(), [3; 32]).unwrap_err();
     assert_eq!(error, NoiseError::WeakKey);
 }
 
 #[test]
 fn long_plaintext_and_long_record_are_refused() {
     let (mut sealer, _) = pair().0.split();
-    let error = sealer
-        .seal(&[0; PLAINTEXT_MAX + 1], &mut Vec::new())
-        .unwrap_err();
-    assert_eq!(
-        error,
-        NoiseError::PlaintextTooLong {
-            len: PLAINTEXT_MAX + 1
-        }
-    );
-    assert_eq!(
-        record_length([4, 0x0f, 0xfe]),
-        Err(NoiseError::RecordTooLong { len: 4094 })
-    );
-    assert_eq!(
-        record_length([5, 0, 16]),
-        Err(NoiseError::Type {
-            found: 5,
-            wanted: 4
-        })
-    );
+    let error = sealer.seal(&[0; PLAINTEXT_MAX + 1], &mut Vec::new()).unwrap_err();
+    assert_eq!(error, NoiseError::PlaintextTooLong { len: PLAINTEXT_MAX + 1 });
+    assert_eq!(record_length([4, 0x0f, 0xfe]), Err(NoiseError::RecordTooLong { len: 4094 }));
+    assert_eq!(record_length([5, 0, 16]), Err(NoiseError::Type { found: 5, wanted: 4 }));
 }
 
 #[test]
 fn early_payload_is_told_from_http2() {
-    let payload = EarlyPayload {
-        node_key_challenge: Some(crate::key::ChallengeKey::from_bytes([7; 32])),
-    };
+    let payload = EarlyPayload { node_key_challenge: Some(crate::key::ChallengeKey::from_bytes([7; 32])) };
     let bytes = payload.encode();
     let (header, json) = bytes.split_first_chunk().unwrap();
     assert_eq!(EarlyPayload::parse_header(*header), Some(json.len()));
     assert_eq!(json.len(), 95);
     assert_eq!(EarlyPayload::decode(json), Some(payload));
     // A SETTINGS frame of HTTP/2.
-    assert_eq!(
-        EarlyPayload::parse_header([0, 0, 6, 4, 0, 0, 0, 0, 0]),
-        None
-    );
+    assert_eq!(EarlyPayload::parse_header([0, 0, 6, 4, 0, 0, 0, 0, 0]), None);
 }
 
 fn pair() -> (Transport, Transport) {
     let server = MachineSecret::from_bytes([2; 32]);
-    let (initiator, initiation) = Initiator::new(
-        130,
-        &MachineSecret::from_bytes([1; 32]),
-        &server.public(),
-        [3; 32],
-    )
-    .unwrap();
+    let (initiator, initiation) =
+        Initiator::new(130, &MachineSecret::from_bytes([1; 32]), &server.public(), [3; 32]).unwrap();
     let accepted = respond(&server, &initiation, [4; 32]).unwrap();
-    (
-        initiator.finish(&accepted.response).unwrap(),
-        accepted.transport,
-    )
+    (initiator.finish(&accepted.response).unwrap(), accepted.transport)
 }
 
 proptest! {

@@ -24,10 +24,7 @@ fn names_match_without_regard_to_case() {
     .unwrap();
     let hostinfo = request.hostinfo.unwrap();
     assert_eq!(request.version, CapabilityVersion(113));
-    assert_eq!(
-        (hostinfo.ipn_version.as_str(), hostinfo.os.as_str()),
-        ("1.0", "linux")
-    );
+    assert_eq!((hostinfo.ipn_version.as_str(), hostinfo.os.as_str()), ("1.0", "linux"));
     assert_eq!(hostinfo.routable_ips, ["10.0.0.0/8".parse().unwrap()]);
     assert_eq!(hostinfo.ssh_host_keys, ["k"]);
     let net_info = hostinfo.net_info.unwrap();
@@ -42,13 +39,7 @@ fn null_is_absent_everywhere() {
         r#","Version":null,"OldNodeKey":null,"NLKey":null,"Auth":null,"Expiry":null,"Followup":null,"Hostinfo":null,"NodeKeySignature":null,"Ephemeral":null"#,
     )
     .unwrap();
-    assert_eq!(
-        request,
-        RegisterRequest {
-            node_key: KEY.parse().unwrap(),
-            ..RegisterRequest::default()
-        }
-    );
+    assert_eq!(request, RegisterRequest { node_key: KEY.parse().unwrap(), ..RegisterRequest::default() });
     let response: MapResponse = from_json(
         br#"{"Node":null,"Peers":null,"PeersChanged":null,"OnlineChange":null,"PacketFilter":null,"PacketFilters":{"a":null},"UserProfiles":null,
             "DERPMap":{"Regions":{"1":null}},"Health":null,"ControlTime":null,"DNSConfig":{"Routes":{"x":null},"Resolvers":null},"Domain":null}"#,
@@ -57,19 +48,13 @@ fn null_is_absent_everywhere() {
     assert_eq!(response.packet_filters["a"], None);
     assert_eq!(response.derp_map.unwrap().regions, Some([].into()));
     assert_eq!(response.dns_config.unwrap().routes["x"], []);
-    assert_eq!(
-        (response.packet_filter, response.health, response.node),
-        (None, None, None)
-    );
+    assert_eq!((response.packet_filter, response.health, response.node), (None, None, None));
 }
 
 #[test]
 fn zero_keys_and_zero_times_are_absent() {
     let zero = "0".repeat(64);
-    let request = register(&format!(
-        r#","OldNodeKey":"nodekey:{zero}","Expiry":"0001-01-01T00:00:00Z""#
-    ))
-    .unwrap();
+    let request = register(&format!(r#","OldNodeKey":"nodekey:{zero}","Expiry":"0001-01-01T00:00:00Z""#)).unwrap();
     assert_eq!((request.old_node_key, request.expiry), (None, None));
     let request = map_request(&format!(r#","DiscoKey":"discokey:{zero}""#)).unwrap();
     assert_eq!(request.disco_key, None);
@@ -78,10 +63,7 @@ fn zero_keys_and_zero_times_are_absent() {
 #[test]
 fn zero_node_key_is_refused() {
     let zero = "0".repeat(64);
-    assert!(
-        from_json::<RegisterRequest>(format!(r#"{{"NodeKey":"nodekey:{zero}"}}"#).as_bytes())
-            .is_err()
-    );
+    assert!(from_json::<RegisterRequest>(format!(r#"{{"NodeKey":"nodekey:{zero}"}}"#).as_bytes()).is_err());
     assert!(from_json::<MapRequest>(br#"{"NodeKey":null}"#).is_err());
     assert!(from_json::<MapRequest>(b"{}").is_err());
 }
@@ -102,10 +84,7 @@ fn malformed_host_info_costs_only_its_own_field() {
     assert!(info.request_tags.is_empty() && info.tpm.is_none() && info.shields_up);
     assert_eq!(info.services.len(), 1);
     let net_info = info.net_info.unwrap();
-    assert_eq!(
-        (net_info.preferred_derp, net_info.working_udp),
-        (RegionId(0), None)
-    );
+    assert_eq!((net_info.preferred_derp, net_info.working_udp), (RegionId(0), None));
     assert_eq!(net_info.working_ipv6, Some(true));
     assert_eq!(register(r#","Hostinfo":[1,2]"#).unwrap().hostinfo, None);
 }
@@ -143,18 +122,10 @@ fn flags_read_alike_as_null_and_as_empty_list() {
 #[test]
 fn size_and_depth_are_bounded() {
     let deep = format!(r#"{{"x":{}"#, "[".repeat(100_000));
-    assert_eq!(
-        from_json::<MapResponse>(deep.as_bytes()),
-        Err(JsonError::TooDeep {
-            limit: DOCUMENT_MAX_DEPTH
-        })
-    );
+    assert_eq!(from_json::<MapResponse>(deep.as_bytes()), Err(JsonError::TooDeep { limit: DOCUMENT_MAX_DEPTH }));
     let bracketed = format!(r#"{{"Domain":"{}"}}"#, "[".repeat(100));
     assert!(from_json::<MapResponse>(bracketed.as_bytes()).is_ok());
-    assert_eq!(
-        from_json_up_to::<MapResponse>(b"{      }", 7),
-        Err(JsonError::TooLarge { size: 8, limit: 7 })
-    );
+    assert_eq!(from_json_up_to::<MapResponse>(b"{      }", 7), Err(JsonError::TooLarge { size: 8, limit: 7 }));
 }
 
 #[test]

@@ -43,11 +43,7 @@ fn empty_map_message_has_no_fields() {
 fn explicitly_empty_is_written_as_empty() {
     let message = MapResponse {
         packet_filter: Some(Vec::new()),
-        packet_filters: [
-            ("base".to_owned(), Some(Vec::new())),
-            ("old".to_owned(), None),
-        ]
-        .into(),
+        packet_filters: [("base".to_owned(), Some(Vec::new())), ("old".to_owned(), None)].into(),
         health: Some(Vec::new()),
         dns_config: Some(DnsConfig {
             routes: [("tail.example".to_owned(), Vec::new())].into(),
@@ -66,45 +62,28 @@ fn explicitly_empty_is_written_as_empty() {
         r#"{"PeersChangedPatch":[{"NodeID":3,"Endpoints":[],"KeyExpiry":"0001-01-01T00:00:00Z"}],"DNSConfig":{"Routes":{"tail.example":[]}},"PacketFilter":[],"PacketFilters":{"base":[],"old":null},"Health":[]}"#
     );
     round_trips(&message);
-    let nothing_routed = Node {
-        key: NodeKey::from_bytes([1; 32]),
-        allowed_ips: Some(Vec::new()),
-        ..Node::default()
-    };
+    let nothing_routed = Node { key: NodeKey::from_bytes([1; 32]), allowed_ips: Some(Vec::new()), ..Node::default() };
     assert!(written(&nothing_routed).contains(r#""AllowedIPs":[]"#));
     round_trips(&nothing_routed);
 }
 
 #[test]
 fn nothing_avoidable_is_escaped() {
-    let profile = UserProfile {
-        display_name: "Änn <&> / \u{2028} 木".to_owned(),
-        ..UserProfile::default()
-    };
+    let profile = UserProfile { display_name: "Änn <&> / \u{2028} 木".to_owned(), ..UserProfile::default() };
     assert!(written(&profile).contains("\"Änn <&> / \u{2028} 木\""));
 }
 
 #[test]
 fn pings_always_carry_what_the_rust_client_demands() {
-    assert_eq!(
-        written(&PingRequest::default()),
-        r#"{"URL":"","URLIsNoise":false,"Types":""}"#
-    );
+    assert_eq!(written(&PingRequest::default()), r#"{"URL":"","URLIsNoise":false,"Types":""}"#);
 }
 
 #[test]
 fn ssh_policy_is_written_in_camel_case() {
     let policy = SshPolicy {
         rules: vec![SshRule {
-            principals: vec![SshPrincipal {
-                node_ip: "100.64.0.1".to_owned(),
-                ..SshPrincipal::default()
-            }],
-            ssh_users: [
-                ("*".to_owned(), "=".to_owned()),
-                ("root".to_owned(), String::new()),
-            ]
-            .into(),
+            principals: vec![SshPrincipal { node_ip: "100.64.0.1".to_owned(), ..SshPrincipal::default() }],
+            ssh_users: [("*".to_owned(), "=".to_owned()), ("root".to_owned(), String::new())].into(),
             action: Some(SshAction {
                 accept: true,
                 session_duration: 3_600_000_000_000,

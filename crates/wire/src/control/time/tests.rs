@@ -16,25 +16,15 @@ fn known_instants() {
         ("0001-01-01T00:00:01Z", -62_135_596_799, 0),
     ] {
         let time = time(text).unwrap();
-        assert_eq!(
-            (time.unix_seconds(), time.nanos()),
-            (seconds, nanos),
-            "{text}"
-        );
+        assert_eq!((time.unix_seconds(), time.nanos()), (seconds, nanos), "{text}");
         assert_eq!(time.to_string(), text);
     }
 }
 
 #[test]
 fn offsets_are_converted_to_utc() {
-    assert_eq!(
-        time("2026-01-01T01:30:00+01:30"),
-        time("2026-01-01T00:00:00Z")
-    );
-    assert_eq!(
-        time("2025-12-31T19:00:00-05:00"),
-        time("2026-01-01T00:00:00Z")
-    );
+    assert_eq!(time("2026-01-01T01:30:00+01:30"), time("2026-01-01T00:00:00Z"));
+    assert_eq!(time("2025-12-31T19:00:00-05:00"), time("2026-01-01T00:00:00Z"));
 }
 
 #[test]
@@ -60,10 +50,7 @@ fn what_is_no_time_is_refused() {
 
 #[test]
 fn fractions_keep_nine_digits() {
-    assert_eq!(
-        time("2026-01-01T00:00:00.1234567899Z").unwrap().nanos(),
-        123_456_789
-    );
+    assert_eq!(time("2026-01-01T00:00:00.1234567899Z").unwrap().nanos(), 123_456_789);
 }
 
 #[test]
