@@ -4,6 +4,7 @@
 
 pub mod control;
 pub mod datagram;
+pub mod derp;
 pub mod disco;
 pub mod key;
 pub mod mapframe;
