@@ -8,6 +8,7 @@
 
 mod address;
 pub mod admin;
+pub mod admin_socket;
 mod auth_key;
 pub mod backup;
 mod clock;
@@ -17,6 +18,7 @@ mod identity;
 mod map;
 mod model;
 mod name;
+pub mod server;
 mod store;
 
 pub use clock::Clock;

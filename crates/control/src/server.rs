@@ -4,8 +4,8 @@
 //! into Noise and HTTP/2, served by `rpc` and `routes`. Decisions are made in [`Control`]; what stands here moves bytes.
 
 pub(crate) mod accept;
-pub(crate) mod answers;
 mod address;
+pub(crate) mod answers;
 pub(crate) mod limits;
 mod login_page;
 mod proxies;
@@ -34,6 +34,7 @@ use warren_wire::key::MachineKey;
 
 pub use address::UrlError;
 pub use limits::ConnectionLimits;
+pub use login_page::key_words;
 pub use routes::MIN_CAPABILITY_VERSION;
 
 use crate::admin_socket::{self, Facts};
@@ -91,7 +92,6 @@ pub struct CertificateFiles {
 
 /// Says why the server does not start; each text says what to do.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum StartError {
     /// The state cannot be used.
     #[error(transparent)]
@@ -245,7 +245,6 @@ impl Server {
         if let Err(error) = std::fs::remove_file(&self.socket) {
             tracing::debug!(%error, "the administrators' socket cannot be removed");
         }
-        self.control.close().await;
     }
 }
 

@@ -1,5 +1,11 @@
 //! The server's half of the command line.
 
+mod admin;
+mod policy;
+mod server;
+mod socket;
+mod times;
+
 use clap::Subcommand;
 
 use crate::exit::Failure;
@@ -7,16 +13,33 @@ use crate::logging::Level;
 
 /// Commands of the server.
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {}
+pub(crate) enum Command {
+    /// Run the coordination server and its relay, or save and restore its state.
+    ///
+    /// Without any option it serves this machine alone, with its state in one directory. It prints where it listens
+    /// and what to type next.
+    Server(Box<server::Arguments>),
+    /// Administer a running server: networks, users, auth keys, nodes, logins.
+    Admin(admin::Arguments),
+    /// Read or replace the policy: who may reach what.
+    Policy(policy::Arguments),
+}
 
 impl Command {
     /// Returns what is logged by default.
     pub(crate) fn log_level(&self) -> Level {
-        match *self {}
+        match self {
+            Self::Server(arguments) => arguments.log_level(),
+            Self::Admin(_) | Self::Policy(_) => Level::Warnings,
+        }
     }
 
     /// Runs the command to its end.
     pub(crate) fn run(self) -> Result<(), Failure> {
-        match self {}
+        match self {
+            Self::Server(arguments) => arguments.run(),
+            Self::Admin(arguments) => arguments.run(),
+            Self::Policy(arguments) => arguments.run(),
+        }
     }
 }

@@ -23,7 +23,6 @@ const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
 
 /// Says why a call failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum CallError {
     /// Nobody listens.
     #[error("no server listens on {}; start it with `warren server`, or name its socket with --socket", .0.display())]
@@ -64,14 +63,19 @@ pub async fn call(path: &Path, request: &AdminRequest) -> Result<Value, CallErro
 }
 
 async fn exchange(path: &Path, request: &AdminRequest) -> Result<Value, CallError> {
-    let broken = |problem: &dyn std::fmt::Display| CallError::Broken { path: path.to_owned(), problem: problem.to_string() };
-    let stream = UnixStream::connect(path).await.map_err(|error| match error.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused => CallError::NotRunning(path.to_owned()),
-        ErrorKind::PermissionDenied => CallError::Permission(path.to_owned()),
-        _ => broken(&error),
+    let broken =
+        |problem: &dyn std::fmt::Display| CallError::Broken { path: path.to_owned(), problem: problem.to_string() };
+    let stream = UnixStream::connect(path).await.map_err(|error| {
+        let kind = error.kind();
+        if kind == ErrorKind::NotFound || kind == ErrorKind::ConnectionRefused {
+            CallError::NotRunning(path.to_owned())
+        } else if kind == ErrorKind::PermissionDenied {
+            CallError::Permission(path.to_owned())
+        } else {
+            broken(&error)
+        }
     })?;
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
     let connection = tokio::spawn(connection);
     let body = serde_json::to_vec(request).map_err(|error| broken(&error))?;
     let request = Request::post(PATH)

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 /// One call. `tailnet` is a name; lists take all tailnets without one, other calls the server's only one, or "default".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
-#[non_exhaustive]
 #[expect(missing_docs, reason = "the variants are the verbs of `warren admin`, their fields its arguments")]
 pub enum Request {
     ServerShow,
@@ -59,7 +58,6 @@ pub struct NewAuthKey {
 /// When a node's key shall stop being valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
 pub enum ExpiryChange {
     /// At once: the node must log in again.
     Now,

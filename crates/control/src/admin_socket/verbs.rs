@@ -22,7 +22,6 @@ pub(crate) struct Facts {
 
 /// Says why a call was refused.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum Refusal {
     /// The core refused.
     #[error(transparent)]

@@ -28,10 +28,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const GOODBYE: Duration = Duration::from_secs(5);
 
 /// After how much silence the system probes a connection, how often, and how many probes may be lost.
-const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
-    .with_time(Duration::from_secs(60))
-    .with_interval(Duration::from_secs(15))
-    .with_retries(4);
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(4);
 
 /// How long sent bytes may stay unacknowledged. With the keep-alives of map streams this bounds how long a vanished
 /// client counts as online; TCP alone would take a quarter of an hour.

@@ -12,7 +12,9 @@ pub enum UrlError {
     #[error("{0:?} cannot be the server's URL: write --url http://HOST[:PORT] or --url https://HOST[:PORT]")]
     Malformed(String),
     /// The server listens on all addresses, so that its own does not follow.
-    #[error("with --listen {0} the server cannot know the address that clients use: say it with --url http://HOST:PORT")]
+    #[error(
+        "with --listen {0} the server cannot know the address that clients use: say it with --url http://HOST:PORT"
+    )]
     Needed(SocketAddr),
 }
 
@@ -98,7 +100,17 @@ mod tests {
 
     #[test]
     fn what_is_more_or_less_than_a_server_is_refused() {
-        for wrong in ["", "a.example", "ftp://a", "http://", "http://a/b", "http://a?b", "http://u@a", "http://a:0", "http://a:99999"] {
+        for wrong in [
+            "",
+            "a.example",
+            "ftp://a",
+            "http://",
+            "http://a/b",
+            "http://a?b",
+            "http://u@a",
+            "http://a:0",
+            "http://a:99999",
+        ] {
             assert!(matches!(url(Some(wrong)), Err(UrlError::Malformed(_))), "{wrong}");
         }
     }

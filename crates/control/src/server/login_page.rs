@@ -3,6 +3,7 @@
 //! It changes nothing and runs no script; who knows the URL learns what the machine said about itself.
 
 use http::StatusCode;
+use warren_wire::key::MachineKey;
 
 use super::answers::{self, Answer};
 use super::shared::Arrival;
@@ -18,7 +19,9 @@ pub(crate) fn answer(arrival: &Arrival, id: &str) -> Answer {
         Ok(login) => answers::page(StatusCode::OK, page(&login)),
         Err(_) => answers::page(
             StatusCode::NOT_FOUND,
-            frame("<h1>No such login</h1><p>It is over, or never was. Run <code>warren up</code> on the machine again.</p>"),
+            frame(
+                "<h1>No such login</h1><p>It is over, or never was. Run <code>warren up</code> on the machine again.</p>",
+            ),
         ),
     }
 }
@@ -27,7 +30,7 @@ fn page(login: &LoginView) -> String {
     let rows = [
         ("Machine", text(&login.hostname)),
         ("System", text(&login.os)),
-        ("Key", text(&key_words(&login.machine_key.to_hex()))),
+        ("Key", text(&key_words(&login.machine_key))),
         ("Address", text(&login.from.to_string())),
     ];
     let rows: String = rows.iter().map(|(name, value)| format!("<tr><th>{name}</th><td>{value}</td></tr>")).collect();
@@ -45,9 +48,10 @@ fn page(login: &LoginView) -> String {
     frame(&format!("<h1>A machine wants to join</h1><table>{rows}</table>{rest}"))
 }
 
-/// Returns the first digits of a key in groups that a person can compare.
-pub(crate) fn key_words(hex: &str) -> String {
-    let digits: Vec<char> = hex.chars().take(16).collect();
+/// Returns the first digits of a machine key in groups that a person can compare.
+#[must_use]
+pub fn key_words(key: &MachineKey) -> String {
+    let digits: Vec<char> = key.to_hex().chars().take(16).collect();
     digits.chunks(4).map(|group| group.iter().collect::<String>()).collect::<Vec<_>>().join(" ")
 }
 
@@ -90,6 +94,7 @@ mod tests {
 
     #[test]
     fn a_key_is_shown_in_groups() {
-        assert_eq!(key_words("0123456789abcdef0123"), "0123 4567 89ab cdef");
+        let key = MachineKey::from_bytes([0x1a; 32]);
+        assert_eq!(key_words(&key), "1a1a 1a1a 1a1a 1a1a");
     }
 }

@@ -52,9 +52,35 @@ pub(crate) fn derp_map(
         nodes: vec![node],
         ..DerpRegion::default()
     };
-    DerpMap {
-        regions: Some(BTreeMap::from([(REGION, region)])),
-        omit_default_regions: true,
-        ..DerpMap::default()
+    DerpMap { regions: Some(BTreeMap::from([(REGION, region)])), omit_default_regions: true, ..DerpMap::default() }
+}
+
+/// TLS for the relay, and for clients if the operator gave a certificate.
+pub(crate) struct Tls {
+    pub(crate) acceptor: TlsAcceptor,
+    /// Digest of a self-made certificate; absent if the operator gave one.
+    pub(crate) pin: Option<String>,
+}
+
+pub(crate) async fn tls(control: &Control, files: Option<&CertificateFiles>) -> Result<Tls, StartError> {
+    let _ = (control, files);
+    unimplemented!()
+}
+
+#[derive(Debug)]
+pub(crate) struct Relaying {}
+
+impl Relaying {
+    pub(crate) fn new(_control: &Control) -> Self {
+        Self {}
     }
+    pub(crate) async fn take(&self, _arrival: &Arrival, stream: Box<dyn Duplex>) -> Option<HttpStream> {
+        Some(Replay::new(Bytes::new(), stream))
+    }
+}
+pub(crate) async fn serve_stun(_socket: UdpSocket, stop: CancellationToken) {
+    stop.cancelled().await
+}
+pub(crate) async fn drop_departed(_relaying: Arc<Relaying>, _control: Control, stop: CancellationToken) {
+    stop.cancelled().await
 }

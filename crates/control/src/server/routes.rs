@@ -90,11 +90,11 @@ async fn map(session: &Session, under_way: UnderWay, body: &[u8]) -> Answer {
         MapRequestKind::Update => {
             shared.control.update(machine, request).await.map(|()| answers::empty(StatusCode::OK))
         }
-        MapRequestKind::Fetch | MapRequestKind::ReadOnlyFetch => {
-            shared.control.map_once(machine, request).await.map(|map| {
-                answers::with_body(StatusCode::OK, Full::new(map).boxed_unsync())
-            })
-        }
+        MapRequestKind::Fetch | MapRequestKind::ReadOnlyFetch => shared
+            .control
+            .map_once(machine, request)
+            .await
+            .map(|map| answers::with_body(StatusCode::OK, Full::new(map).boxed_unsync())),
     };
     match answer {
         Ok(answer) => {
@@ -125,14 +125,16 @@ fn map_body(maps: MapStream, stop: CancellationToken, under_way: UnderWay) -> An
 fn no_map(error: &MapError) -> Answer {
     let status = match error {
         MapError::UnknownNode => StatusCode::NOT_FOUND,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
+        MapError::TooOld { .. } | MapError::Compression => StatusCode::BAD_REQUEST,
+        MapError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
     };
     answers::text(status, &error.to_string())
 }
 
 /// Answers what is not offered, each in the way that does least harm at the client. Source: control.md §6.1.
 fn other(session: &Session, method: &Method, path: &str, body: &[u8]) -> Answer {
-    let not_offered = |what: &str| answers::text(StatusCode::NOT_IMPLEMENTED, &format!("this server does not offer {what}"));
+    let not_offered =
+        |what: &str| answers::text(StatusCode::NOT_IMPLEMENTED, &format!("this server does not offer {what}"));
     match (path, method) {
         ("/machine/audit-log", &Method::POST) => audit_log(session, body),
         ("/machine/update-health", &Method::POST) => update_health(session, body),
@@ -157,7 +159,9 @@ fn other(session: &Session, method: &Method, path: &str, body: &[u8]) -> Answer 
             let under = |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty());
             if under("/machine/tka/") && matches!(*method, Method::GET | Method::POST) {
                 not_offered("a tailnet lock")
-            } else if (under("/machine/webclient/init/") || under("/machine/webclient/wait/")) && *method == Method::POST {
+            } else if (under("/machine/webclient/init/") || under("/machine/webclient/wait/"))
+                && *method == Method::POST
+            {
                 not_offered("the devices' web interface")
             } else if under("/machine/ssh/action/") && *method == Method::GET {
                 // An error would make the client ask again until SSH gives up.

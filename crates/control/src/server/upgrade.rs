@@ -53,7 +53,9 @@ fn initiation<B>(request: &Request<B>) -> Result<Vec<u8>, &'static str> {
     }
     let upgrade = request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if upgrade.is_empty() {
-        return Err("no Upgrade header arrived: if a proxy stands in front, it must pass the header and the raw stream");
+        return Err(
+            "no Upgrade header arrived: if a proxy stands in front, it must pass the header and the raw stream",
+        );
     }
     if upgrade.eq_ignore_ascii_case("websocket") {
         return Err("clients inside a browser are not supported by this server yet");

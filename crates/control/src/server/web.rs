@@ -58,10 +58,7 @@ fn key(arrival: &Arrival, query: Option<&str>) -> Answer {
             "this server needs to know the client's capability version: ask for /key?v=NUMBER",
         );
     }
-    answers::document(&ServerKeys {
-        legacy_public_key: None,
-        public_key: Some(arrival.shared.control.noise_key()),
-    })
+    answers::document(&ServerKeys { legacy_public_key: None, public_key: Some(arrival.shared.control.noise_key()) })
 }
 
 fn generate_204<B>(request: &Request<B>) -> Answer {
@@ -97,11 +94,7 @@ async fn bootstrap_dns(arrival: &Arrival, query: Option<&str>) -> Answer {
     };
     let addresses: Vec<IpAddr> = found.map(|address| address.ip()).take(16).collect();
     let body = json!({ own.as_str(): addresses });
-    answers::with_header(
-        answers::json(StatusCode::OK, &body),
-        header::CONNECTION,
-        HeaderValue::from_static("close"),
-    )
+    answers::with_header(answers::json(StatusCode::OK, &body), header::CONNECTION, HeaderValue::from_static("close"))
 }
 
 /// Tells a relay on another machine whether a node key may use it.
@@ -114,12 +107,10 @@ where
         Err(error) => return unread(error),
     };
     match control::from_json::<RelayAdmitRequest>(&body) {
-        Ok(question) => answers::document(&RelayAdmitResponse {
-            allow: arrival.shared.control.relay_admits(&question.node_public),
-        }),
-        Err(_) => {
-            answers::text(StatusCode::BAD_REQUEST, "the body must be {\"NodePublic\": \"nodekey:…\"}")
+        Ok(question) => {
+            answers::document(&RelayAdmitResponse { allow: arrival.shared.control.relay_admits(&question.node_public) })
         }
+        Err(_) => answers::text(StatusCode::BAD_REQUEST, "the body must be {\"NodePublic\": \"nodekey:…\"}"),
     }
 }
 

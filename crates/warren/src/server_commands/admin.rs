@@ -1,0 +1,253 @@
+//! `warren admin`: networks, users, auth keys, nodes, logins, the audit log.
+
+mod show;
+
+use clap::Subcommand;
+use jiff::Timestamp;
+use warren_control::admin_socket::{AdminRequest, ExpiryChange, NewAuthKey};
+
+use super::socket::Socket;
+use super::times;
+use crate::exit::Failure;
+use crate::output;
+
+/// Arguments of `warren admin`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    socket: Socket,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    /// The network; lists show all without it, other commands take the only one, or "default".
+    #[arg(long, global = true, value_name = "NAME")]
+    tailnet: Option<String>,
+    #[command(subcommand)]
+    family: Family,
+}
+
+#[derive(Debug, Subcommand)]
+enum Family {
+    /// Networks, isolated from each other.
+    #[command(subcommand)]
+    Tailnet(Tailnet),
+    /// People who own nodes.
+    #[command(subcommand)]
+    User(User),
+    /// Keys by which machines join without a login.
+    #[command(subcommand)]
+    AuthKey(AuthKey),
+    /// Machines.
+    #[command(subcommand)]
+    Node(Node),
+    /// Machines that wait to be let in.
+    #[command(subcommand)]
+    Login(Login),
+    /// What was changed, when, and by whom.
+    Audit {
+        /// How many entries, the newest first.
+        #[arg(long, value_name = "N", default_value_t = 50)]
+        limit: u32,
+        /// Only entries before this number.
+        #[arg(long, value_name = "NUMBER")]
+        before: Option<i64>,
+        /// Check that no entry was changed or removed, and print the result.
+        #[arg(long, conflicts_with_all = ["limit", "before"])]
+        verify: bool,
+    },
+    /// URL, key and version of the server.
+    Server,
+}
+
+#[derive(Debug, Subcommand)]
+enum Tailnet {
+    /// Make a network with a user called owner@NAME.
+    Create {
+        /// Its name, which becomes part of its machines' names.
+        name: String,
+    },
+    /// List all networks.
+    List,
+    /// Say whether new machines of a network wait until they are approved.
+    Approval {
+        /// The network.
+        name: String,
+        /// `on` or `off`.
+        #[arg(value_parser = on_off)]
+        needed: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum User {
+    /// Make a user.
+    Create {
+        /// Login name, such as ann@example.com.
+        login: String,
+        /// Name to show.
+        #[arg(long, value_name = "NAME")]
+        display_name: Option<String>,
+    },
+    /// List users.
+    List,
+    /// Remove a user who owns nothing.
+    Remove {
+        /// Login name.
+        login: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum AuthKey {
+    /// Make an auth key and print the line to type on the other machine. The key is shown only now.
+    Create {
+        /// User who will own the machines; owner@TAILNET unless given.
+        #[arg(long, value_name = "LOGIN", conflicts_with = "tags")]
+        user: Option<String>,
+        /// Let it be used more than once.
+        #[arg(long)]
+        reusable: bool,
+        /// Remove its machines when they have been away for a while.
+        #[arg(long)]
+        ephemeral: bool,
+        /// Give its machines this tag, such as tag:web, instead of an owner. May be repeated.
+        #[arg(long = "tag", value_name = "TAG")]
+        tags: Vec<String>,
+        /// Its machines need no approval.
+        #[arg(long)]
+        pre_approved: bool,
+        /// How long it works: 90s, 30m, 24h, 7d.
+        #[arg(long, value_name = "SPAN", value_parser = times::span, default_value = "24h")]
+        expires: std::time::Duration,
+    },
+    /// List auth keys, without their secrets.
+    List,
+    /// Take an auth key back; machines that it let in stay.
+    Revoke {
+        /// Its ID, the part between the first two dashes.
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Node {
+    /// List machines.
+    List,
+    /// Show everything about a machine.
+    Show(NodeName),
+    /// Let a machine take part that waits for approval.
+    Approve(NodeName),
+    /// Give a machine a name that stays.
+    Rename {
+        #[command(flatten)]
+        node: NodeName,
+        /// The name; without one the machine is called by its host name again.
+        name: Option<String>,
+    },
+    /// Give a machine tags instead of an owner.
+    Tag {
+        #[command(flatten)]
+        node: NodeName,
+        /// Tags, such as tag:web.
+        #[arg(required = true)]
+        tags: Vec<String>,
+    },
+    /// Make a machine log in again, now or later.
+    Expire {
+        #[command(flatten)]
+        node: NodeName,
+        /// After this span: 30m, 24h, 7d.
+        #[arg(long = "in", value_name = "SPAN", value_parser = times::span, conflicts_with = "never")]
+        after: Option<std::time::Duration>,
+        /// Never.
+        #[arg(long)]
+        never: bool,
+    },
+    /// Remove a machine.
+    Remove(NodeName),
+}
+
+#[derive(Debug, clap::Args)]
+struct NodeName {
+    /// Name, full name, address or ID of the machine.
+    node: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Login {
+    /// List machines that wait, and those decided lately.
+    List,
+    /// Let a machine in as one of USER's.
+    Approve {
+        /// ID of the login, as the list or its page shows it.
+        id: String,
+        /// Login name of the user.
+        #[arg(long, value_name = "LOGIN")]
+        user: String,
+    },
+    /// Refuse a machine.
+    Reject {
+        /// ID of the login.
+        id: String,
+    },
+}
+
+impl Arguments {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let request = request(self.family, self.tailnet);
+        let answer = self.socket.call(&request)?;
+        if self.json {
+            return output::json(&answer);
+        }
+        show::answer(&request, answer)
+    }
+}
+
+/// Turns what was typed into a call.
+fn request(family: Family, tailnet: Option<String>) -> AdminRequest {
+    match family {
+        Family::Tailnet(Tailnet::Create { name }) => AdminRequest::TailnetCreate { name },
+        Family::Tailnet(Tailnet::List) => AdminRequest::TailnetList,
+        Family::Tailnet(Tailnet::Approval { name, needed }) => AdminRequest::TailnetApproval { tailnet: name, needed },
+        Family::User(User::Create { login, display_name }) => AdminRequest::UserCreate { tailnet, login, display_name },
+        Family::User(User::List) => AdminRequest::UserList { tailnet },
+        Family::User(User::Remove { login }) => AdminRequest::UserRemove { tailnet, login },
+        Family::AuthKey(AuthKey::Create { user, reusable, ephemeral, tags, pre_approved, expires }) => {
+            let expires_in_seconds = Some(expires.as_secs());
+            let key = NewAuthKey { user, tags, reusable, ephemeral, pre_approved, expires_in_seconds };
+            AdminRequest::AuthKeyCreate { tailnet, key }
+        }
+        Family::AuthKey(AuthKey::List) => AdminRequest::AuthKeyList { tailnet },
+        Family::AuthKey(AuthKey::Revoke { id }) => AdminRequest::AuthKeyRevoke { id },
+        Family::Node(Node::List) => AdminRequest::NodeList { tailnet },
+        Family::Node(Node::Show(NodeName { node })) => AdminRequest::NodeShow { tailnet, node },
+        Family::Node(Node::Approve(NodeName { node })) => AdminRequest::NodeApprove { tailnet, node },
+        Family::Node(Node::Rename { node: NodeName { node }, name }) => {
+            AdminRequest::NodeRename { tailnet, node, name }
+        }
+        Family::Node(Node::Tag { node: NodeName { node }, tags }) => AdminRequest::NodeTag { tailnet, node, tags },
+        Family::Node(Node::Expire { node: NodeName { node }, after, never }) => {
+            let expiry = match (never, after) {
+                (true, _) => ExpiryChange::Never,
+                (false, Some(after)) => ExpiryChange::At(Timestamp::now() + after),
+                (false, None) => ExpiryChange::Now,
+            };
+            AdminRequest::NodeExpire { tailnet, node, expiry }
+        }
+        Family::Node(Node::Remove(NodeName { node })) => AdminRequest::NodeRemove { tailnet, node },
+        Family::Login(Login::List) => AdminRequest::LoginList,
+        Family::Login(Login::Approve { id, user }) => AdminRequest::LoginApprove { id, tailnet, user },
+        Family::Login(Login::Reject { id }) => AdminRequest::LoginReject { id },
+        Family::Audit { verify: true, .. } => AdminRequest::AuditVerify,
+        Family::Audit { limit, before, .. } => AdminRequest::Audit { tailnet, before, limit },
+        Family::Server => AdminRequest::ServerShow,
+    }
+}
+
+fn on_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("write on or off".to_owned()),
+    }
+}

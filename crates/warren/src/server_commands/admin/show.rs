@@ -1,0 +1,209 @@
+//! Answers of the server, for people.
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use warren_control::admin::{AuthKeyView, LoginState, LoginView, NodeView, TailnetView, UserView};
+use warren_control::admin_socket::AdminRequest;
+use warren_control::server::key_words;
+
+use crate::exit::{Exit, Failure, OrExit};
+use crate::output;
+
+/// Prints the answer to `request`.
+pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failure> {
+    match request {
+        AdminRequest::TailnetList => tailnets(&typed::<Vec<TailnetView>>(answer)?),
+        AdminRequest::TailnetCreate { .. } => {
+            let tailnet: TailnetView = typed(answer)?;
+            output::line(format_args!(
+                "made the network {}, whose machines are called NAME.{}",
+                tailnet.name, tailnet.domain
+            ))
+        }
+        AdminRequest::TailnetApproval { tailnet, needed } => {
+            let wait = if *needed { "wait until they are approved" } else { "take part at once" };
+            output::line(format_args!("new machines of {tailnet} {wait}"))
+        }
+        AdminRequest::UserList { .. } => users(&typed::<Vec<UserView>>(answer)?),
+        AdminRequest::UserCreate { .. } => {
+            let user: UserView = typed(answer)?;
+            output::line(format_args!("made the user {} in {}", user.login, user.tailnet))
+        }
+        AdminRequest::UserRemove { login, .. } => output::line(format_args!("removed the user {login}")),
+        AdminRequest::AuthKeyCreate { .. } => auth_key(&answer),
+        AdminRequest::AuthKeyList { .. } => auth_keys(&typed::<Vec<AuthKeyView>>(answer)?),
+        AdminRequest::AuthKeyRevoke { id } => output::line(format_args!("took the auth key {id} back")),
+        AdminRequest::NodeList { .. } => nodes(&typed::<Vec<NodeView>>(answer)?),
+        AdminRequest::NodeShow { .. } => fields(&answer),
+        AdminRequest::NodeApprove { .. } => node_line(answer, "takes part now"),
+        AdminRequest::NodeRename { .. } => node_line(answer, "is its name now"),
+        AdminRequest::NodeTag { .. } => node_line(answer, "is tagged now"),
+        AdminRequest::NodeExpire { .. } => {
+            let node: NodeView = typed(answer)?;
+            match (node.expired, node.key_expiry) {
+                (true, _) => output::line(format_args!("{} must log in again", node.fqdn)),
+                (false, Some(time)) => output::line(format_args!("{} must log in again after {time}", node.fqdn)),
+                (false, None) => output::line(format_args!("{} need never log in again", node.fqdn)),
+            }
+        }
+        AdminRequest::NodeRemove { .. } => node_line(answer, "is removed"),
+        AdminRequest::LoginList => logins(&typed::<Vec<LoginView>>(answer)?),
+        AdminRequest::LoginApprove { .. } => node_line(answer, "was let in"),
+        AdminRequest::LoginReject { id } => output::line(format_args!("refused the login {id}")),
+        AdminRequest::Audit { .. } => audit(&answer),
+        AdminRequest::ServerShow
+        | AdminRequest::AuditVerify
+        | AdminRequest::Backup { .. }
+        | AdminRequest::PolicyGet { .. }
+        | AdminRequest::PolicySet { .. } => fields(&answer),
+    }
+}
+
+fn typed<T: DeserializeOwned>(answer: Value) -> Result<T, Failure> {
+    serde_json::from_value(answer).or_exit(Exit::General, "the server's answer cannot be read (is it another version?)")
+}
+
+fn node_line(answer: Value, what: &str) -> Result<(), Failure> {
+    let node: NodeView = typed(answer)?;
+    output::line(format_args!("{} {what}", node.fqdn))
+}
+
+/// Prints how to use a new auth key; the line begins at the first column, so that scripts can find it.
+fn auth_key(answer: &Value) -> Result<(), Failure> {
+    let text = |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or_default();
+    let until = match text("expires") {
+        "" => "until it is revoked".to_owned(),
+        expires => format!("until {expires}"),
+    };
+    let times =
+        if answer.get("reusable") == Some(&Value::Bool(true)) { "any number of machines" } else { "one machine" };
+    output::text(&format!("Type this on the other machine (for {times}, {until}):\n{}\n", text("command")))
+}
+
+fn tailnets(list: &[TailnetView]) -> Result<(), Failure> {
+    let rows: Vec<_> = list
+        .iter()
+        .map(|tailnet| {
+            [
+                tailnet.name.clone(),
+                tailnet.domain.clone(),
+                tailnet.users.to_string(),
+                format!("{} ({} online)", tailnet.nodes, tailnet.online),
+                if tailnet.machine_approval { "needed" } else { "-" }.to_owned(),
+            ]
+        })
+        .collect();
+    output::table(["NAME", "DOMAIN", "USERS", "NODES", "APPROVAL"], &rows)
+}
+
+fn users(list: &[UserView]) -> Result<(), Failure> {
+    let rows: Vec<_> = list
+        .iter()
+        .map(|user| [user.login.clone(), user.display_name.clone(), user.tailnet.clone(), user.nodes.to_string()])
+        .collect();
+    output::table(["LOGIN", "NAME", "TAILNET", "NODES"], &rows)
+}
+
+fn auth_keys(list: &[AuthKeyView]) -> Result<(), Failure> {
+    let rows: Vec<_> = list
+        .iter()
+        .map(|key| {
+            let mut kinds = Vec::new();
+            for (yes, name) in [
+                (key.reusable, "reusable"),
+                (key.ephemeral, "ephemeral"),
+                (key.pre_approved, "pre-approved"),
+                (key.revoked, "revoked"),
+            ] {
+                if yes {
+                    kinds.push(name);
+                }
+            }
+            [
+                key.id.clone(),
+                owner(key.user.as_deref(), &key.tags),
+                key.tailnet.clone(),
+                if key.valid { "yes" } else { "no" }.to_owned(),
+                key.used.to_string(),
+                key.expires.map_or_else(|| "never".to_owned(), |time| time.to_string()),
+                kinds.join(", "),
+            ]
+        })
+        .collect();
+    output::table(["ID", "OWNER", "TAILNET", "VALID", "USED", "EXPIRES", "KIND"], &rows)
+}
+
+fn nodes(list: &[NodeView]) -> Result<(), Failure> {
+    let rows: Vec<_> = list
+        .iter()
+        .map(|node| {
+            let state = match node {
+                node if !node.approved => "waits for approval",
+                node if node.expired => "expired",
+                node if node.online => "online",
+                _ => "offline",
+            };
+            [
+                node.id.to_string(),
+                node.name.clone(),
+                node.addresses.first().map(ToString::to_string).unwrap_or_default(),
+                owner(node.user.as_deref(), &node.tags),
+                node.tailnet.clone(),
+                state.to_owned(),
+                node.os.clone(),
+            ]
+        })
+        .collect();
+    output::table(["ID", "NAME", "ADDRESS", "OWNER", "TAILNET", "STATE", "SYSTEM"], &rows)
+}
+
+fn logins(list: &[LoginView]) -> Result<(), Failure> {
+    let rows: Vec<_> = list
+        .iter()
+        .map(|login| {
+            let state = match login.state {
+                LoginState::Waiting => "waits",
+                LoginState::Approved => "approved",
+                LoginState::Rejected => "rejected",
+            };
+            [
+                login.id.clone(),
+                login.hostname.clone(),
+                login.os.clone(),
+                key_words(&login.machine_key),
+                login.from.to_string(),
+                state.to_owned(),
+            ]
+        })
+        .collect();
+    output::table(["ID", "MACHINE", "SYSTEM", "KEY", "FROM", "STATE"], &rows)
+}
+
+fn audit(answer: &Value) -> Result<(), Failure> {
+    let list = answer.as_array().map(Vec::as_slice).unwrap_or_default();
+    let rows: Vec<_> = list
+        .iter()
+        .map(|entry| ["seq", "at", "who", "what", "subject"].map(|name| plain(entry.get(name).unwrap_or(&Value::Null))))
+        .collect();
+    output::table(["NUMBER", "TIME", "WHO", "WHAT", "SUBJECT"], &rows)
+}
+
+/// Prints an object, a field a line.
+fn fields(answer: &Value) -> Result<(), Failure> {
+    let rows: Vec<_> =
+        answer.as_object().into_iter().flatten().map(|(name, value)| [name.clone(), plain(value)]).collect();
+    output::table(["FIELD", "VALUE"], &rows)
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(list) => list.iter().map(plain).collect::<Vec<_>>().join(" "),
+        Value::Bool(_) | Value::Number(_) | Value::Object(_) => value.to_string(),
+    }
+}
+
+fn owner(user: Option<&str>, tags: &[String]) -> String {
+    user.map_or_else(|| tags.join(" "), str::to_owned)
+}
