@@ -14,9 +14,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use warren_wire::control::Time;
 
-use crate::control_client::{
-    AuthKey, Connector, Event, Login, Report, ServerUrl, Session, Target, log_out,
-};
+use crate::control_client::{AuthKey, Connector, Event, Login, Report, ServerUrl, Session, Target, log_out};
 use crate::engine::{self, Engine, Local, LocalUpdate, Settings, Update};
 use crate::hostinfo;
 use crate::local_api::types::{PingResult, StartOptions, State, Trouble, TroubleKind};
@@ -93,13 +91,7 @@ pub enum Ended {
 impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
     /// Makes a daemon, and what the local API needs to serve it. Nothing runs yet.
     #[must_use]
-    pub fn new(
-        engine: E,
-        connector: C,
-        store: Store,
-        state: state::State,
-        daemon_uid: u32,
-    ) -> (Self, Shared) {
+    pub fn new(engine: E, connector: C, store: Store, state: state::State, daemon_uid: u32) -> (Self, Shared) {
         let (requests, asked) = mpsc::channel(QUEUE);
         let report = Report {
             hostinfo: hostinfo::collect(&state.prefs.hostname, state.prefs.shields_up),
@@ -112,12 +104,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             operator: watch::Sender::new(state.prefs.operator_user.clone()),
             report: watch::Sender::new(report),
         };
-        let shared = Shared {
-            requests,
-            bus: out.bus.subscribe(),
-            operator: out.operator.subscribe(),
-            daemon_uid,
-        };
+        let shared = Shared { requests, bus: out.bus.subscribe(), operator: out.operator.subscribe(), daemon_uid };
         let login = LoginState {
             session: None,
             events: mpsc::channel(1).1,
@@ -184,19 +171,11 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
 
     /// Returns how long until a key expires by the clock.
     fn nap(&self) -> Duration {
-        let own = self
-            .netmap
-            .local()
-            .and_then(|node| node.key_expiry)
-            .filter(|_| self.carrying);
+        let own = self.netmap.local().and_then(|node| node.key_expiry).filter(|_| self.carrying);
         let own = own.map(|at| self.netmap.clock().local_time(at));
         let next = self.netmap.next_expiry().into_iter().chain(own).min();
         let now = now();
-        next.map_or(MAX_NAP, |at| {
-            at.saturating_since(now)
-                .saturating_add(EXPIRY_SLACK)
-                .min(MAX_NAP)
-        })
+        next.map_or(MAX_NAP, |at| at.saturating_since(now).saturating_add(EXPIRY_SLACK).min(MAX_NAP))
     }
 
     /// Makes engine and bus agree with the facts. Called after every event.
@@ -212,11 +191,8 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             self.carrying = false;
             self.engine.apply(Update::down());
         }
-        let bus = Bus {
-            state: self.state(),
-            browse_to_url: self.login.url.clone(),
-            trouble: self.login.trouble.clone(),
-        };
+        let bus =
+            Bus { state: self.state(), browse_to_url: self.login.url.clone(), trouble: self.login.trouble.clone() };
         self.out.bus.send_if_modified(|present| {
             let changed = *present != bus;
             if changed {
@@ -235,16 +211,8 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             alive: self.alive || !self.netmap.has_relays_or_peers(),
         });
         lifecycle::state(Facts {
-            wanted: if prefs.want_running && !prefs.logged_out {
-                Wanted::Up
-            } else {
-                Wanted::Down
-            },
-            key: if self.disk.state.keys.current.is_some() {
-                Key::Registered
-            } else {
-                Key::Missing
-            },
+            wanted: if prefs.want_running && !prefs.logged_out { Wanted::Up } else { Wanted::Down },
+            key: if self.disk.state.keys.current.is_some() { Key::Registered } else { Key::Missing },
             map,
             login: self.login.phase,
         })
@@ -254,11 +222,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
         if !self.carrying {
             return;
         }
-        let local = match (
-            change.local,
-            self.netmap.local(),
-            &self.disk.state.keys.current,
-        ) {
+        let local = match (change.local, self.netmap.local(), &self.disk.state.keys.current) {
             (true, Some(node), Some(secret)) => Some(LocalUpdate::Up(Local {
                 secret: Arc::clone(secret),
                 node: Arc::clone(node),
@@ -268,10 +232,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
         };
         let update = Update {
             local,
-            relays: change
-                .relays
-                .then(|| self.netmap.relays().cloned())
-                .flatten(),
+            relays: change.relays.then(|| self.netmap.relays().cloned()).flatten(),
             filter: change.filter.then(|| self.netmap.filter()),
             removed: change.removed,
             peers: change.peers,
@@ -283,10 +244,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
 
     fn settings(&self) -> Settings {
         let prefs = &self.disk.state.prefs;
-        Settings {
-            accept_routes: prefs.route_all,
-            shields_up: prefs.shields_up,
-        }
+        Settings { accept_routes: prefs.route_all, shields_up: prefs.shields_up }
     }
 
     // What the server says.
@@ -320,14 +278,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
     }
 
     fn handle_map(&mut self, response: warren_wire::control::MapResponse) {
-        let Some(own) = self
-            .disk
-            .state
-            .keys
-            .current
-            .as_ref()
-            .map(|key| key.public())
-        else {
+        let Some(own) = self.disk.state.keys.current.as_ref().map(|key| key.public()) else {
             return;
         };
         self.login.trouble = None;
@@ -337,13 +288,9 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
                 self.tell_engine(change);
             }
             Err(error) => {
+                // The session has looked at this already, and would have ended the poll.
                 tracing::warn!(%error, "map response not usable");
-                self.login.trouble = Some(Trouble {
-                    kind: TroubleKind::Server,
-                    text: error.to_string(),
-                    attempts: 1,
-                });
-                self.start_session(Login::Resume);
+                self.login.trouble = Some(Trouble { kind: TroubleKind::Server, text: error.to_string(), attempts: 1 });
             }
         }
     }
@@ -351,10 +298,9 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
     /// Adds a word on the clock to a failure that a wrong clock may have caused.
     fn with_clock(&self, trouble: Trouble) -> Trouble {
         match (self.netmap.clock().warning(), trouble.kind) {
-            (Some(warning), TroubleKind::Refused | TroubleKind::Clock) => Trouble {
-                text: format!("{} ({warning})", trouble.text),
-                ..trouble
-            },
+            (Some(warning), TroubleKind::Refused | TroubleKind::Clock) => {
+                Trouble { text: format!("{} ({warning})", trouble.text), ..trouble }
+            }
             (_, _) => trouble,
         }
     }
@@ -363,12 +309,8 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
 
     fn handle_engine(&mut self, event: engine::Event) -> Result<(), String> {
         match event {
-            engine::Event::Endpoints(endpoints) => {
-                self.edit_report(|report| report.endpoints = endpoints)
-            }
-            engine::Event::NetInfo(info) => {
-                self.edit_report(|report| report.net_info = Some(*info))
-            }
+            engine::Event::Endpoints(endpoints) => self.edit_report(|report| report.endpoints = endpoints),
+            engine::Event::NetInfo(info) => self.edit_report(|report| report.net_info = Some(*info)),
             engine::Event::Live { relays, peers } => self.alive |= relays > 0 || peers > 0,
             engine::Event::Health(health) => self.engine_health = health,
             engine::Event::Fatal(reason) => return Err(reason),
@@ -391,22 +333,14 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
         let prefs = &self.disk.state.prefs;
         let Ok(url) = prefs.control_url.parse::<ServerUrl>() else {
             let text = "no login server is set; say: warren up --login-server URL".to_owned();
-            self.login.trouble = Some(Trouble {
-                kind: TroubleKind::Local,
-                text,
-                attempts: 1,
-            });
+            self.login.trouble = Some(Trouble { kind: TroubleKind::Local, text, attempts: 1 });
             self.login.phase = lifecycle::Login::Waiting;
             return;
         };
         let (events, heard) = mpsc::channel(QUEUE);
         let session = Session {
             connector: self.connector.clone(),
-            target: Target {
-                url,
-                pin: prefs.server_key.parse().ok(),
-                machine: Arc::clone(&self.disk.state.machine),
-            },
+            target: Target { url, pin: prefs.server_key.parse().ok(), machine: Arc::clone(&self.disk.state.machine) },
             keys: self.disk.state.keys.clone(),
             login,
             report: self.out.report.subscribe(),
@@ -427,6 +361,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
         }
         self.login.events.close();
         self.login.url.clear();
+        self.login.trouble = None;
         self.login.phase = lifecycle::Login::Idle;
     }
 
@@ -436,11 +371,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             Err(error) => {
                 tracing::error!(%error, "state cannot be saved");
                 let text = format!("the node's state cannot be saved: {error}");
-                self.login.trouble = Some(Trouble {
-                    kind: TroubleKind::Local,
-                    text,
-                    attempts: 1,
-                });
+                self.login.trouble = Some(Trouble { kind: TroubleKind::Local, text, attempts: 1 });
                 false
             }
         }
@@ -454,12 +385,8 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             Request::Status(peers, reply) => self.reply_status(peers, reply),
             Request::WhoIs(who, reply) => drop(reply.send(status::who_is(&self.netmap, who))),
             Request::Prefs(reply) => drop(reply.send(self.disk.state.prefs.clone())),
-            Request::EditPrefs(authority, change, reply) => {
-                drop(reply.send(self.edit_prefs(authority, &change)))
-            }
-            Request::Start(authority, options, reply) => {
-                drop(reply.send(self.start(authority, &options)))
-            }
+            Request::EditPrefs(authority, change, reply) => drop(reply.send(self.edit_prefs(authority, &change))),
+            Request::Start(authority, options, reply) => drop(reply.send(self.start(authority, &options))),
             Request::LoginInteractive(reply) => drop(reply.send(self.login_interactive())),
             Request::Logout(reply) => self.log_out(reply),
             Request::ResetAuth(reply) => drop(reply.send(self.forget_login())),
@@ -473,10 +400,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
                 });
             }
             Request::DerpMap(reply) => {
-                let map = self
-                    .netmap
-                    .relays()
-                    .and_then(|map| warren_wire::control::to_json(&**map).ok());
+                let map = self.netmap.relays().and_then(|map| warren_wire::control::to_json(&**map).ok());
                 let map = map.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
                 drop(reply.send(map.unwrap_or_else(|| json!({ "Regions": {} }))));
             }
@@ -493,13 +417,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             state: self.state(),
             prefs: &self.disk.state.prefs,
             netmap: &self.netmap,
-            key: self
-                .disk
-                .state
-                .keys
-                .current
-                .as_ref()
-                .map(|key| key.public()),
+            key: self.disk.state.keys.current.as_ref().map(|key| key.public()),
             auth_url: &self.login.url,
             trouble: self.login.trouble.as_ref(),
             engine_health: &self.engine_health,
@@ -516,15 +434,12 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
     fn edit_prefs(&mut self, authority: Authority, change: &Value) -> Result<Prefs, Refusal> {
         let before = self.disk.state.prefs.clone();
         let mut next = before.clone();
-        let right = next
-            .patch(change)
-            .map_err(|error: PrefsError| Refusal::Bad(error.to_string()))?;
+        let right = next.patch(change).map_err(|error: PrefsError| Refusal::Bad(error.to_string()))?;
         if right == Right::Root && authority != Authority::Root {
             return Err(Refusal::Forbidden);
         }
         if next != before {
-            let other_server =
-                next.control_url != before.control_url && !before.control_url.is_empty();
+            let other_server = next.control_url != before.control_url && !before.control_url.is_empty();
             self.disk.state.prefs = next;
             if other_server {
                 // Keys are known to the old server only.
@@ -547,10 +462,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
         let hostinfo = hostinfo::collect(&prefs.hostname, prefs.shields_up);
         self.edit_report(|report| report.hostinfo = hostinfo);
         if (prefs.route_all, prefs.shields_up) != (before.route_all, before.shields_up) {
-            self.tell_engine(Change {
-                local: true,
-                ..Change::default()
-            });
+            self.tell_engine(Change { local: true, ..Change::default() });
         }
         let wanted = prefs.want_running && !prefs.logged_out;
         if !wanted {
@@ -572,10 +484,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
         } else {
             Login::Resume
         };
-        if matches!(login, Login::Resume)
-            && self.login.session.is_some()
-            && self.state() != State::NeedsLogin
-        {
+        if matches!(login, Login::Resume) && self.login.session.is_some() && self.state() != State::NeedsLogin {
             return Ok(());
         }
         self.start_session(login);
@@ -591,17 +500,11 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
     fn want_up(&mut self) -> Result<(), Refusal> {
         let prefs = &mut self.disk.state.prefs;
         if prefs.control_url.is_empty() {
-            return Err(Refusal::Bad(
-                "no login server is set; say: warren up --login-server URL".into(),
-            ));
+            return Err(Refusal::Bad("no login server is set; say: warren up --login-server URL".into()));
         }
         prefs.want_running = true;
         prefs.logged_out = false;
-        if self.save() {
-            Ok(())
-        } else {
-            Err(Refusal::Failed("the settings cannot be saved".into()))
-        }
+        if self.save() { Ok(()) } else { Err(Refusal::Failed("the settings cannot be saved".into())) }
     }
 
     fn log_out(&mut self, reply: oneshot::Sender<Result<(), Refusal>>) {
@@ -613,74 +516,42 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             drop(reply.send(outcome));
             return;
         };
-        let target = Target {
-            url,
-            pin,
-            machine: Arc::clone(&self.disk.state.machine),
-        };
+        let target = Target { url, pin, machine: Arc::clone(&self.disk.state.machine) };
         let connector = self.connector.clone();
         let hostinfo = self.out.report.borrow().hostinfo.clone();
         tokio::spawn(async move {
-            let told = timeout(
-                LOGOUT_TIMEOUT,
-                log_out(&connector, &target, key.public(), &hostinfo),
-            )
-            .await;
+            let told = timeout(LOGOUT_TIMEOUT, log_out(&connector, &target, key.public(), &hostinfo)).await;
             let outcome = match told {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(trouble)) => Err(trouble.text),
                 Err(_) => Err("the server does not answer".to_owned()),
             };
-            let outcome = outcome.map_err(|text| {
-                Refusal::Failed(format!(
-                    "logged out here, but the server does not know yet: {text}"
-                ))
-            });
+            let outcome = outcome
+                .map_err(|text| Refusal::Failed(format!("logged out here, but the server does not know yet: {text}")));
             drop(reply.send(outcome));
         });
     }
 
     fn forget_login(&mut self) -> Result<(), Refusal> {
         self.stop_session();
-        self.login.trouble = None;
         self.netmap.clear();
         self.disk.state.keys = NodeKeys::default();
         self.disk.state.prefs.logged_out = true;
         self.disk.state.prefs.want_running = false;
-        if self.save() {
-            Ok(())
-        } else {
-            Err(Refusal::Failed("the logout cannot be saved".into()))
-        }
+        if self.save() { Ok(()) } else { Err(Refusal::Failed("the logout cannot be saved".into())) }
     }
 
     fn ping(&self, address: std::net::IpAddr, reply: oneshot::Sender<PingResult>) {
-        let mut result = PingResult {
-            ip: address.to_string(),
-            ..PingResult::default()
-        };
-        let own = self
-            .netmap
-            .local()
-            .is_some_and(|node| node.addresses.iter().any(|own| own.addr() == address));
+        let mut result = PingResult { ip: address.to_string(), ..PingResult::default() };
+        let own = self.netmap.local().is_some_and(|node| node.addresses.iter().any(|own| own.addr() == address));
         if own {
             result.is_local_ip = true;
             result.err = format!("{address} is this machine");
             drop(reply.send(result));
             return;
         }
-        let Some(peer) = self
-            .netmap
-            .peer_at(address)
-            .filter(|_| self.carrying)
-            .cloned()
-        else {
-            result.err = if self.carrying {
-                "no such peer"
-            } else {
-                "the node is stopped"
-            }
-            .to_owned();
+        let Some(peer) = self.netmap.peer_at(address).filter(|_| self.carrying).cloned() else {
+            result.err = if self.carrying { "no such peer" } else { "the node is stopped" }.to_owned();
             drop(reply.send(result));
             return;
         };
@@ -695,10 +566,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
 
 /// Reads this machine's clock.
 fn now() -> Time {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the daemon is a shell: this is where it reads the clock"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "the daemon is a shell: this is where it reads the clock")]
     let now = std::time::SystemTime::now();
     now.into()
 }

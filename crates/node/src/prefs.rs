@@ -120,21 +120,13 @@ impl Prefs {
                 } else {
                     let parsed = url.parse::<crate::control_client::ServerUrl>();
                     let reason = "expected http(s)://host[:port]";
-                    parsed
-                        .map_err(|_| PrefsError::Invalid {
-                            field: "ControlURL",
-                            reason,
-                        })?
-                        .to_string()
+                    parsed.map_err(|_| PrefsError::Invalid { field: "ControlURL", reason })?.to_string()
                 };
             }
             "ServerKey" => {
                 let key = text("ServerKey", value)?;
                 if !key.is_empty() && key.parse::<warren_wire::key::MachineKey>().is_err() {
-                    return Err(PrefsError::Invalid {
-                        field: "ServerKey",
-                        reason: "expected mkey: and 64 hex digits",
-                    });
+                    return Err(PrefsError::Invalid { field: "ServerKey", reason: "expected mkey: and 64 hex digits" });
                 }
                 self.server_key = key;
             }
@@ -146,33 +138,20 @@ impl Prefs {
                 let name = text("Hostname", value)?;
                 if !name.is_empty() && !is_hostname(&name) {
                     let reason = "expected letters, digits, '-' and '.', at most 63";
-                    return Err(PrefsError::Invalid {
-                        field: "Hostname",
-                        reason,
-                    });
+                    return Err(PrefsError::Invalid { field: "Hostname", reason });
                 }
                 self.hostname = name;
             }
             "OperatorUser" => {
                 let user = text("OperatorUser", value)?;
-                let plain =
-                    |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+                let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
                 if user.len() > 32 || user.starts_with('-') || !user.bytes().all(plain) {
-                    return Err(PrefsError::Invalid {
-                        field: "OperatorUser",
-                        reason: "expected a user name",
-                    });
+                    return Err(PrefsError::Invalid { field: "OperatorUser", reason: "expected a user name" });
                 }
                 self.operator_user = user;
             }
             _ => {
-                return Err(PrefsError::Unknown(
-                    field
-                        .chars()
-                        .filter(char::is_ascii_alphanumeric)
-                        .take(40)
-                        .collect(),
-                ));
+                return Err(PrefsError::Unknown(field.chars().filter(char::is_ascii_alphanumeric).take(40).collect()));
             }
         }
         Ok(right)
@@ -185,23 +164,16 @@ pub fn is_hostname(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= MAX_HOSTNAME
         && !name.starts_with(['-', '.'])
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
 }
 
 fn text(field: &'static str, value: &Value) -> Result<String, PrefsError> {
     match value {
         Value::Null => Ok(String::new()),
         Value::String(text) if text.len() <= 512 => Ok(text.clone()),
-        Value::String(_)
-        | Value::Bool(_)
-        | Value::Number(_)
-        | Value::Array(_)
-        | Value::Object(_) => Err(PrefsError::Invalid {
-            field,
-            reason: "expected a short text",
-        }),
+        Value::String(_) | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+            Err(PrefsError::Invalid { field, reason: "expected a short text" })
+        }
     }
 }
 
@@ -210,10 +182,7 @@ fn flag(field: &'static str, value: &Value) -> Result<bool, PrefsError> {
         Value::Null => Ok(false),
         Value::Bool(on) => Ok(*on),
         Value::String(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
-            Err(PrefsError::Invalid {
-                field,
-                reason: "expected true or false",
-            })
+            Err(PrefsError::Invalid { field, reason: "expected true or false" })
         }
     }
 }
@@ -233,10 +202,7 @@ mod tests {
 
     #[test]
     fn a_set_flag_without_value_resets_the_field() {
-        let mut prefs = Prefs {
-            hostname: "x".into(),
-            ..Prefs::default()
-        };
+        let mut prefs = Prefs { hostname: "x".into(), ..Prefs::default() };
         prefs.patch(&json!({"HostnameSet": true})).unwrap();
         assert_eq!(prefs.hostname, "");
     }
@@ -244,12 +210,7 @@ mod tests {
     #[test]
     fn whom_to_trust_needs_root() {
         let mut prefs = Prefs::default();
-        assert_eq!(
-            prefs
-                .patch(&json!({"ShieldsUp": true, "ShieldsUpSet": true}))
-                .unwrap(),
-            Right::Own
-        );
+        assert_eq!(prefs.patch(&json!({"ShieldsUp": true, "ShieldsUpSet": true})).unwrap(), Right::Own);
         for body in [
             json!({"ControlURL": "http://127.0.0.1:1", "ControlURLSet": true}),
             json!({"OperatorUser": "eve", "OperatorUserSet": true}),
@@ -263,35 +224,18 @@ mod tests {
     fn one_bad_value_refuses_the_whole_change() {
         let mut prefs = Prefs::default();
         let body = json!({"ShieldsUp": true, "ShieldsUpSet": true, "Hostname": "a\nb", "HostnameSet": true});
-        assert!(matches!(
-            prefs.patch(&body),
-            Err(PrefsError::Invalid {
-                field: "Hostname",
-                ..
-            })
-        ));
+        assert!(matches!(prefs.patch(&body), Err(PrefsError::Invalid { field: "Hostname", .. })));
         assert_eq!(prefs, Prefs::default());
         let unknown = prefs.patch(&json!({"RunSSH": true, "RunSSHSet": true}));
         assert_eq!(unknown, Err(PrefsError::Unknown("RunSSH".into())));
         assert_eq!(prefs.patch(&json!([1])), Err(PrefsError::Malformed));
-        assert_eq!(
-            prefs.patch(&json!({"HostnameSet": 1})),
-            Err(PrefsError::Malformed)
-        );
+        assert_eq!(prefs.patch(&json!({"HostnameSet": 1})), Err(PrefsError::Malformed));
     }
 
     #[test]
     fn names_are_the_official_ones() {
         let json = serde_json::to_value(Prefs::default()).unwrap();
-        for name in [
-            "ControlURL",
-            "WantRunning",
-            "LoggedOut",
-            "RouteAll",
-            "ShieldsUp",
-            "Hostname",
-            "OperatorUser",
-        ] {
+        for name in ["ControlURL", "WantRunning", "LoggedOut", "RouteAll", "ShieldsUp", "Hostname", "OperatorUser"] {
             assert!(json.get(name).is_some(), "{name}");
         }
     }

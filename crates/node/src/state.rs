@@ -119,16 +119,9 @@ impl Store {
     pub fn open(dir: &Path) -> Result<(Self, State), StateError> {
         warren_os::create_private_dir(dir)?;
         let lock = LockFile::acquire(&dir.join(LOCK_FILE)).map_err(|error| {
-            if let LockError::File(error) = error {
-                StateError::File(error)
-            } else {
-                StateError::InUse(error)
-            }
+            if let LockError::File(error) = error { StateError::File(error) } else { StateError::InUse(error) }
         })?;
-        let store = Self {
-            dir: dir.to_owned(),
-            _lock: lock,
-        };
+        let store = Self { dir: dir.to_owned(), _lock: lock };
         let state = if let Some(state) = store.load()? {
             state
         } else {
@@ -153,10 +146,7 @@ impl Store {
         let mut text = Zeroizing::new(Vec::with_capacity(4096));
         file.take(MAX_STATE_BYTES + 1)
             .read_to_end(&mut text)
-            .map_err(|source| StateError::Read {
-                path: path.clone(),
-                source,
-            })?;
+            .map_err(|source| StateError::Read { path: path.clone(), source })?;
         decode(&text).map(Some).ok_or(StateError::Damaged(path))
     }
 
@@ -191,9 +181,7 @@ fn decode(text: &[u8]) -> Option<State> {
     }
     let node_key = |text: &Option<String>| match text {
         None => Some(None),
-        Some(text) => NodeSecret::from_storage_text(text)
-            .ok()
-            .map(|key| Some(Arc::new(key))),
+        Some(text) => NodeSecret::from_storage_text(text).ok().map(|key| Some(Arc::new(key))),
     };
     Some(State {
         machine: Arc::new(MachineSecret::from_storage_text(&stored.machine_key).ok()?),
@@ -214,8 +202,7 @@ mod tests {
     use super::*;
 
     fn scratch(name: &str) -> PathBuf {
-        let dir =
-            std::env::temp_dir().join(format!("warren-node-state-{name}-{}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("warren-node-state-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
         dir
     }
@@ -231,18 +218,12 @@ mod tests {
         drop(store);
         let (_store, again) = Store::open(&dir).unwrap();
         assert_eq!(again.machine.public(), state.machine.public());
-        assert_eq!(
-            again.keys.pending.unwrap().public(),
-            state.keys.pending.unwrap().public()
-        );
+        assert_eq!(again.keys.pending.unwrap().public(), state.keys.pending.unwrap().public());
         assert_eq!(again.keys.previous, state.keys.previous);
         assert!(again.keys.current.is_none());
         assert_eq!(again.prefs, state.prefs);
         assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
-        assert_eq!(
-            fs::metadata(dir.join(STATE_FILE)).unwrap().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(fs::metadata(dir.join(STATE_FILE)).unwrap().mode() & 0o777, 0o600);
         fs::remove_dir_all(dir).unwrap();
     }
 
@@ -258,17 +239,9 @@ mod tests {
     fn a_damaged_file_is_left_alone() {
         let dir = scratch("damaged");
         drop(Store::open(&dir).unwrap());
-        for text in [
-            "",
-            "{",
-            "{\"version\":1,\"machine_key\":\"privkey:00\"}",
-            "{\"version\":2}",
-        ] {
+        for text in ["", "{", "{\"version\":1,\"machine_key\":\"privkey:00\"}", "{\"version\":2}"] {
             fs::write(dir.join(STATE_FILE), text).unwrap();
-            assert!(
-                matches!(Store::open(&dir), Err(StateError::Damaged(_))),
-                "{text}"
-            );
+            assert!(matches!(Store::open(&dir), Err(StateError::Damaged(_))), "{text}");
             assert_eq!(fs::read_to_string(dir.join(STATE_FILE)).unwrap(), text);
         }
         fs::remove_dir_all(dir).unwrap();

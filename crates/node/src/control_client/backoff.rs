@@ -73,10 +73,7 @@ mod tests {
     fn absurd_retry_after_is_replaced() {
         assert_eq!(retry_after(Some("17"), 0.0), Duration::from_secs(17));
         assert_eq!(retry_after(Some("0"), 0.0), Duration::from_secs(5));
-        assert_eq!(
-            retry_after(Some("99999999999999999999"), 1.0),
-            Duration::from_secs(10)
-        );
+        assert_eq!(retry_after(Some("99999999999999999999"), 1.0), Duration::from_secs(10));
         assert_eq!(retry_after(Some("3601"), 1.0), Duration::from_secs(10));
         assert_eq!(retry_after(None, 0.5), Duration::from_millis(7_500));
     }

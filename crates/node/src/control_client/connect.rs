@@ -44,10 +44,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
 /// Opens byte streams to a server; tests put a server in the same process behind it.
 pub trait Connector: Send + Sync + 'static {
     /// Opens a stream, with TLS if the address says so.
-    fn connect(
-        &self,
-        url: &ServerUrl,
-    ) -> impl Future<Output = Result<Box<dyn Stream>, ConnectError>> + Send;
+    fn connect(&self, url: &ServerUrl) -> impl Future<Output = Result<Box<dyn Stream>, ConnectError>> + Send;
 }
 
 /// Says why there is no connection to the server. Each text says what to do.
@@ -153,9 +150,7 @@ pub(super) async fn connect<C: Connector>(
 ) -> Result<Connection, ConnectError> {
     let url = &target.url;
     if target.pin.is_none() && url.scheme() == Scheme::Http && !url.is_loopback() {
-        return Err(ConnectError::PinNeeded {
-            url: url.to_string(),
-        });
+        return Err(ConnectError::PinNeeded { url: url.to_string() });
     }
     let mut http = open_http(connector, url).await?;
     let (server_key, server_date) = match known {
@@ -170,10 +165,7 @@ pub(super) async fn connect<C: Connector>(
         }
     };
     if target.pin.is_some_and(|pin| pin != server_key) {
-        return Err(ConnectError::WrongKey {
-            url: url.to_string(),
-            seen: server_key,
-        });
+        return Err(ConnectError::WrongKey { url: url.to_string(), seen: server_key });
     }
     let noise = in_time(url, upgrade(&mut http, target, &server_key)).await?;
     let handshake = http2::Builder::new(TokioExecutor::new())
@@ -181,22 +173,14 @@ pub(super) async fn connect<C: Connector>(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(16 * 1024)
         .handshake(TokioIo::new(SkipEarly::new(noise)));
-    let (sender, connection) = handshake.await.map_err(|error| ConnectError::Handshake {
-        url: url.to_string(),
-        reason: error.to_string(),
-    })?;
+    let (sender, connection) =
+        handshake.await.map_err(|error| ConnectError::Handshake { url: url.to_string(), reason: error.to_string() })?;
     let task = tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "connection to the server ended");
         }
     });
-    Ok(Connection {
-        url: url.clone(),
-        sender,
-        server_key,
-        server_date,
-        task: task.abort_handle(),
-    })
+    Ok(Connection { url: url.clone(), sender, server_key, server_date, task: task.abort_handle() })
 }
 
 impl Connection {
@@ -230,10 +214,7 @@ impl Connection {
             .body(Full::new(body));
         async move {
             let request = request.map_err(|_| CallError::Broken("path is not valid".into()))?;
-            sender
-                .send_request(request)
-                .await
-                .map_err(|error| CallError::Broken(error.to_string()))
+            sender.send_request(request).await.map_err(|error| CallError::Broken(error.to_string()))
         }
     }
 }
@@ -269,25 +250,14 @@ pub(super) async fn checked(response: Response<Incoming>) -> Result<Response<Inc
     if status == StatusCode::OK || status == StatusCode::NO_CONTENT {
         return Ok(response);
     }
-    let retry_after = response
-        .headers()
-        .get(header::RETRY_AFTER)
-        .and_then(|value| value.to_str().ok())
-        .map(str::to_owned);
-    let body = timeout(
-        STEP_TIMEOUT,
-        Limited::new(response.into_body(), 64 * 1024).collect(),
-    )
-    .await;
+    let retry_after =
+        response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let body = timeout(STEP_TIMEOUT, Limited::new(response.into_body(), 64 * 1024).collect()).await;
     let text = match body {
         Ok(Ok(body)) => crate::netmap::printable(&String::from_utf8_lossy(&body.to_bytes()), 200),
         Ok(Err(_)) | Err(_) => String::new(),
     };
-    Err(CallError::Status {
-        status: status.as_u16(),
-        text,
-        retry_after,
-    })
+    Err(CallError::Status { status: status.as_u16(), text, retry_after })
 }
 
 type Http1 = http1::SendRequest<Empty<Bytes>>;
@@ -310,36 +280,24 @@ struct KeyAnswer {
     public_key: MachineKey,
 }
 
-async fn ask_key(
-    http: &mut Http1,
-    url: &ServerUrl,
-) -> Result<(MachineKey, Option<Time>), ConnectError> {
+async fn ask_key(http: &mut Http1, url: &ServerUrl) -> Result<(MachineKey, Option<Time>), ConnectError> {
     let request = Request::builder()
         .uri(format!("/key?v={}", crate::CAPABILITY_VERSION))
         .header(header::HOST, url.authority())
         .body(Empty::new())
         .map_err(|error| not_a_server(url, &error))?;
     in_time(url, async {
-        let response = http
-            .send_request(request)
-            .await
-            .map_err(|error| not_a_server(url, &error))?;
+        let response = http.send_request(request).await.map_err(|error| not_a_server(url, &error))?;
         let status = response.status();
-        let date = response
-            .headers()
-            .get(header::DATE)
-            .and_then(|value| value.to_str().ok())
-            .and_then(http_date);
-        let body = Limited::new(response.into_body(), MAX_KEY_ANSWER)
-            .collect()
-            .await;
+        let date = response.headers().get(header::DATE).and_then(|value| value.to_str().ok()).and_then(http_date);
+        let body = Limited::new(response.into_body(), MAX_KEY_ANSWER).collect().await;
         let body = body.map_err(|error| not_a_server(url, &error))?.to_bytes();
         if status != StatusCode::OK {
             let text = crate::netmap::printable(&String::from_utf8_lossy(&body), 200);
             return Err(not_a_server(url, &format_args!("{status} {text}")));
         }
-        let answer: KeyAnswer = serde_json::from_slice(&body)
-            .map_err(|_| not_a_server(url, &"its /key is not the expected JSON"))?;
+        let answer: KeyAnswer =
+            serde_json::from_slice(&body).map_err(|_| not_a_server(url, &"its /key is not the expected JSON"))?;
         if answer.public_key.is_zero() {
             return Err(not_a_server(url, &"it has no key"));
         }
@@ -354,62 +312,34 @@ async fn upgrade(
     server_key: &MachineKey,
 ) -> Result<NoiseStream<TokioIo<hyper::upgrade::Upgraded>>, ConnectError> {
     let url = &target.url;
-    let failed = |reason: &dyn std::fmt::Display| ConnectError::Handshake {
-        url: url.to_string(),
-        reason: reason.to_string(),
-    };
+    let failed =
+        |reason: &dyn std::fmt::Display| ConnectError::Handshake { url: url.to_string(), reason: reason.to_string() };
     let mut ephemeral = zeroize::Zeroizing::new([0; 32]);
     getrandom::fill(ephemeral.as_mut_slice()).map_err(|error| failed(&error))?;
-    let (initiator, message) = noise::Initiator::new(
-        crate::CAPABILITY_VERSION,
-        &target.machine,
-        server_key,
-        *ephemeral,
-    )
-    .map_err(|error| failed(&error))?;
+    let (initiator, message) =
+        noise::Initiator::new(crate::CAPABILITY_VERSION, &target.machine, server_key, *ephemeral)
+            .map_err(|error| failed(&error))?;
     let request = Request::builder()
         .method(http::Method::POST)
         .uri("/ts2021")
         .header(header::HOST, url.authority())
         .header(header::UPGRADE, PROTOCOL)
         .header(header::CONNECTION, "upgrade")
-        .header(
-            "X-Tailscale-Handshake",
-            base64::engine::general_purpose::STANDARD.encode(message),
-        )
+        .header("X-Tailscale-Handshake", base64::engine::general_purpose::STANDARD.encode(message))
         .body(Empty::new())
         .map_err(|error| failed(&error))?;
-    let response = http
-        .send_request(request)
-        .await
-        .map_err(|error| failed(&error))?;
+    let response = http.send_request(request).await.map_err(|error| failed(&error))?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let status = response.status();
-        let body = Limited::new(response.into_body(), 64 * 1024)
-            .collect()
-            .await;
-        let text = body
-            .map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned())
-            .unwrap_or_default();
+        let body = Limited::new(response.into_body(), 64 * 1024).collect().await;
+        let text = body.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned()).unwrap_or_default();
         let text = crate::netmap::printable(&text, 200);
-        return Err(not_a_server(
-            url,
-            &format_args!("{status} {text} (a proxy in between must let upgrades through)"),
-        ));
+        return Err(not_a_server(url, &format_args!("{status} {text} (a proxy in between must let upgrades through)")));
     }
-    if response
-        .headers()
-        .get(header::UPGRADE)
-        .is_none_or(|value| value != PROTOCOL)
-    {
-        return Err(not_a_server(
-            url,
-            &"it switched to another protocol; a proxy in between may be at fault",
-        ));
+    if response.headers().get(header::UPGRADE).is_none_or(|value| value != PROTOCOL) {
+        return Err(not_a_server(url, &"it switched to another protocol; a proxy in between may be at fault"));
     }
-    let upgraded = hyper::upgrade::on(response)
-        .await
-        .map_err(|error| failed(&error))?;
+    let upgraded = hyper::upgrade::on(response).await.map_err(|error| failed(&error))?;
     let mut stream = TokioIo::new(upgraded);
     let mut head = [0; noise::HEADER_BYTES];
     stream.read_exact(&mut head).await.map_err(|_| {
@@ -419,14 +349,10 @@ async fn upgrade(
     let mut message = head.to_vec();
     message.resize(noise::HEADER_BYTES + length.min(MAX_HANDSHAKE_ANSWER), 0);
     let body = message.get_mut(noise::HEADER_BYTES..).unwrap_or_default();
-    stream
-        .read_exact(body)
-        .await
-        .map_err(|error| failed(&error))?;
+    stream.read_exact(body).await.map_err(|error| failed(&error))?;
     // The text of a refusal is not authenticated: a hint for a person, nothing more.
-    let transport = initiator
-        .finish(&message)
-        .map_err(|error| failed(&crate::netmap::printable(&error.to_string(), 200)))?;
+    let transport =
+        initiator.finish(&message).map_err(|error| failed(&crate::netmap::printable(&error.to_string(), 200)))?;
     Ok(NoiseStream::new(stream, transport, Vec::new()))
 }
 
@@ -437,21 +363,11 @@ const PROTOCOL: &str = "tailscale-control-protocol";
 const MAX_HANDSHAKE_ANSWER: usize = 1024;
 
 fn not_a_server(url: &ServerUrl, reason: &dyn std::fmt::Display) -> ConnectError {
-    ConnectError::NotAServer {
-        url: url.to_string(),
-        reason: reason.to_string(),
-    }
+    ConnectError::NotAServer { url: url.to_string(), reason: reason.to_string() }
 }
 
-async fn in_time<T>(
-    url: &ServerUrl,
-    step: impl Future<Output = Result<T, ConnectError>>,
-) -> Result<T, ConnectError> {
-    timeout(STEP_TIMEOUT, step).await.unwrap_or_else(|_| {
-        Err(ConnectError::Slow {
-            url: url.to_string(),
-        })
-    })
+async fn in_time<T>(url: &ServerUrl, step: impl Future<Output = Result<T, ConnectError>>) -> Result<T, ConnectError> {
+    timeout(STEP_TIMEOUT, step).await.unwrap_or_else(|_| Err(ConnectError::Slow { url: url.to_string() }))
 }
 
 /// Reads an HTTP date (RFC 9110 section 5.6.7, the preferred form).
@@ -466,10 +382,7 @@ mod tests {
 
     #[test]
     fn the_date_header_is_read() {
-        assert_eq!(
-            http_date("Sun, 06 Nov 1994 08:49:37 GMT"),
-            Time::from_unix(784_111_777, 0)
-        );
+        assert_eq!(http_date("Sun, 06 Nov 1994 08:49:37 GMT"), Time::from_unix(784_111_777, 0));
         assert_eq!(http_date("yesterday"), None);
     }
 }

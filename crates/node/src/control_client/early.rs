@@ -19,39 +19,20 @@ pub(super) struct SkipEarly<S> {
 
 #[derive(Debug)]
 enum Stage {
-    Header {
-        bytes: [u8; EARLY_HEADER_BYTES],
-        filled: usize,
-    },
-    Payload {
-        left: usize,
-    },
-    Replay {
-        bytes: [u8; EARLY_HEADER_BYTES],
-        given: usize,
-        filled: usize,
-    },
+    Header { bytes: [u8; EARLY_HEADER_BYTES], filled: usize },
+    Payload { left: usize },
+    Replay { bytes: [u8; EARLY_HEADER_BYTES], given: usize, filled: usize },
     Through,
 }
 
 impl<S> SkipEarly<S> {
     pub(super) fn new(inner: S) -> Self {
-        Self {
-            inner,
-            stage: Stage::Header {
-                bytes: [0; EARLY_HEADER_BYTES],
-                filled: 0,
-            },
-        }
+        Self { inner, stage: Stage::Header { bytes: [0; EARLY_HEADER_BYTES], filled: 0 } }
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for SkipEarly<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         loop {
             match &mut this.stage {
@@ -76,11 +57,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for SkipEarly<S> {
                         count => *left -= count,
                     }
                 }
-                Stage::Replay {
-                    bytes,
-                    given,
-                    filled,
-                } => {
+                Stage::Replay { bytes, given, filled } => {
                     let rest = bytes.get(*given..*filled).unwrap_or_default();
                     if rest.is_empty() {
                         this.stage = Stage::Through;
@@ -98,25 +75,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for SkipEarly<S> {
 
 fn judge(bytes: [u8; EARLY_HEADER_BYTES], filled: usize) -> io::Result<Stage> {
     match EarlyPayload::parse_header(bytes).filter(|_| filled == EARLY_HEADER_BYTES) {
-        None => Ok(Stage::Replay {
-            bytes,
-            given: 0,
-            filled,
-        }),
+        None => Ok(Stage::Replay { bytes, given: 0, filled }),
         Some(left) if left <= EARLY_MAX_BYTES => Ok(Stage::Payload { left }),
-        Some(_) => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "early payload too long",
-        )),
+        Some(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "early payload too long")),
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for SkipEarly<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(context, bytes)
     }
 
@@ -144,10 +110,7 @@ mod tests {
         }
         drop(far);
         let mut out = Vec::new();
-        SkipEarly::new(near)
-            .read_to_end(&mut out)
-            .await
-            .map(|_| out)
+        SkipEarly::new(near).read_to_end(&mut out).await.map(|_| out)
     }
 
     #[tokio::test]
@@ -158,10 +121,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_payload_nothing_is_lost() {
-        assert_eq!(
-            pass(&[b"0123456789abcdef"]).await.unwrap(),
-            b"0123456789abcdef"
-        );
+        assert_eq!(pass(&[b"0123456789abcdef"]).await.unwrap(), b"0123456789abcdef");
         assert_eq!(pass(&[b"short"]).await.unwrap(), b"short");
         assert_eq!(pass(&[]).await.unwrap(), b"");
     }

@@ -18,10 +18,7 @@ impl Connector for Network {
     async fn connect(&self, url: &ServerUrl) -> Result<Box<dyn Stream>, ConnectError> {
         let stream = TcpStream::connect((url.host(), url.port()))
             .await
-            .map_err(|source| ConnectError::Unreachable {
-                url: url.to_string(),
-                source,
-            })?;
+            .map_err(|source| ConnectError::Unreachable { url: url.to_string(), source })?;
         // Control messages are small and waited for.
         let _ = stream.set_nodelay(true);
         match url.scheme() {
@@ -35,33 +32,19 @@ async fn with_tls(
     stream: TcpStream,
     url: &ServerUrl,
 ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, ConnectError> {
-    let failed = |reason: String| ConnectError::Tls {
-        url: url.to_string(),
-        reason,
-        clock: false,
-    };
+    let failed = |reason: String| ConnectError::Tls { url: url.to_string(), reason, clock: false };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .and_then(BuilderVerifierExt::with_platform_verifier)
         .map_err(|error| failed(error.to_string()))?
         .with_no_client_auth();
-    let name =
-        ServerName::try_from(url.host().to_owned()).map_err(|error| failed(error.to_string()))?;
-    TlsConnector::from(Arc::new(config))
-        .connect(name, stream)
-        .await
-        .map_err(|error| {
-            let certificate = error
-                .get_ref()
-                .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-            let (advice, clock) = certificate.map_or(("", false), advice);
-            ConnectError::Tls {
-                url: url.to_string(),
-                reason: format!("{error}{advice}"),
-                clock,
-            }
-        })
+    let name = ServerName::try_from(url.host().to_owned()).map_err(|error| failed(error.to_string()))?;
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| {
+        let certificate = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        let (advice, clock) = certificate.map_or(("", false), advice);
+        ConnectError::Tls { url: url.to_string(), reason: format!("{error}{advice}"), clock }
+    })
 }
 
 /// Returns what the user can do about a TLS error, and whether this machine's clock is a likely cause.
@@ -78,15 +61,9 @@ fn advice(error: &rustls::Error) -> (&'static str, bool) {
             | Certificate::NotValidYetContext { .. }
     );
     if clock {
-        (
-            "; check this machine's clock (timedatectl), then the server's certificate",
-            true,
-        )
+        ("; check this machine's clock (timedatectl), then the server's certificate", true)
     } else if *reason == Certificate::UnknownIssuer {
-        (
-            "; this machine does not trust who signed the certificate: add its CA to the system's trusted roots",
-            false,
-        )
+        ("; this machine does not trust who signed the certificate: add its CA to the system's trusted roots", false)
     } else {
         ("", false)
     }

@@ -19,12 +19,7 @@ const MAX_PAYLOAD: usize = 64 * 1024;
 ///
 /// Nothing but this connection is ever used for it: a ping whose answer would have to go elsewhere gets none.
 pub(super) async fn answer(connection: &Connection, ping: &PingRequest) {
-    let Some(path) = ping
-        .url
-        .parse::<Uri>()
-        .ok()
-        .and_then(|uri| uri.path_and_query().map(ToString::to_string))
-    else {
+    let Some(path) = ping.url.parse::<Uri>().ok().and_then(|uri| uri.path_and_query().map(ToString::to_string)) else {
         return;
     };
     let (method, body) = match ping.types.as_str() {
@@ -33,10 +28,7 @@ pub(super) async fn answer(connection: &Connection, ping: &PingRequest) {
         _ => return,
     };
     match timeout(ANSWER_TIMEOUT, connection.send(method, &path, body)).await {
-        Ok(Ok(response)) => tracing::debug!(
-            status = response.status().as_u16(),
-            "answered the server's ping"
-        ),
+        Ok(Ok(response)) => tracing::debug!(status = response.status().as_u16(), "answered the server's ping"),
         Ok(Err(error)) => tracing::debug!(%error, "the server's ping could not be answered"),
         Err(_) => tracing::debug!("the server's ping could not be answered in time"),
     }
@@ -44,18 +36,12 @@ pub(super) async fn answer(connection: &Connection, ping: &PingRequest) {
 
 /// Returns the HTTP/1.1 response to a raw HTTP/1 request: `/echo` gives the body back, all else does not exist.
 fn respond(request: &[u8]) -> Vec<u8> {
-    let echoed = (request.len() <= MAX_PAYLOAD)
-        .then(|| parse(request))
-        .flatten();
+    let echoed = (request.len() <= MAX_PAYLOAD).then(|| parse(request)).flatten();
     let (status, body) = match echoed {
         Some(("/echo", body)) => ("200 OK", body),
         Some(_) | None => ("400 Bad Request", &b"unknown path\n"[..]),
     };
-    let mut response = format!(
-        "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    )
-    .into_bytes();
+    let mut response = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
     response.extend_from_slice(body);
     response
 }
@@ -73,17 +59,8 @@ fn parse(request: &[u8]) -> Option<(&str, &[u8])> {
         .headers
         .iter()
         .find(|header| header.name.eq_ignore_ascii_case("content-length"))
-        .and_then(|header| {
-            std::str::from_utf8(header.value)
-                .ok()?
-                .trim()
-                .parse::<usize>()
-                .ok()
-        });
-    Some((
-        path,
-        announced.map_or(&[][..], |length| body.get(..length).unwrap_or(body)),
-    ))
+        .and_then(|header| std::str::from_utf8(header.value).ok()?.trim().parse::<usize>().ok());
+    Some((path, announced.map_or(&[][..], |length| body.get(..length).unwrap_or(body))))
 }
 
 #[cfg(test)]
@@ -104,19 +81,10 @@ mod tests {
 
     #[test]
     fn everything_else_is_unknown() {
-        for request in [
-            &b"GET /debug/prefs HTTP/1.1\r\nHost: a\r\n\r\n"[..],
-            b"",
-            b"\0\0",
-            b"GET /echo HTTP/1.1\r\n",
-        ] {
+        for request in [&b"GET /debug/prefs HTTP/1.1\r\nHost: a\r\n\r\n"[..], b"", b"\0\0", b"GET /echo HTTP/1.1\r\n"] {
             assert!(text(request).starts_with("HTTP/1.1 400"));
         }
-        let long = [
-            &b"POST /echo HTTP/1.1\r\nContent-Length: 70000\r\n\r\n"[..],
-            &vec![b'x'; 70_000],
-        ]
-        .concat();
+        let long = [&b"POST /echo HTTP/1.1\r\nContent-Length: 70000\r\n\r\n"[..], &vec![b'x'; 70_000]].concat();
         assert!(text(&long).starts_with("HTTP/1.1 400"));
     }
 }

@@ -5,9 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
 use tokio::time::timeout;
-use warren_wire::control::{
-    self, CapabilityVersion, Hostinfo, RegisterAuth, RegisterRequest, RegisterResponse, Time,
-};
+use warren_wire::control::{self, CapabilityVersion, Hostinfo, RegisterAuth, RegisterRequest, RegisterResponse, Time};
 use warren_wire::key::NodeKey;
 
 use super::connect::{CallError, Connection, MAX_ANSWER, checked};
@@ -55,39 +53,25 @@ pub(super) async fn register(connection: &Connection, ask: &Ask<'_>) -> Result<O
         version: CapabilityVersion(crate::CAPABILITY_VERSION),
         node_key: ask.key,
         old_node_key: ask.previous,
-        auth: ask.auth_key.map(|key| RegisterAuth {
-            auth_key: key.to_owned(),
-            ..RegisterAuth::default()
-        }),
+        auth: ask.auth_key.map(|key| RegisterAuth { auth_key: key.to_owned(), ..RegisterAuth::default() }),
         followup: ask.followup.unwrap_or_default().to_owned(),
-        expiry: (ask.purpose == Purpose::Logout)
-            .then(|| Time::from_unix(LOGOUT_EXPIRY, 0))
-            .flatten(),
+        expiry: (ask.purpose == Purpose::Logout).then(|| Time::from_unix(LOGOUT_EXPIRY, 0)).flatten(),
         hostinfo: Some(ask.hostinfo.clone()),
         ..RegisterRequest::default()
     };
-    let body =
-        control::to_json(&request).map_err(|error| CallError::Malformed(error.to_string()))?;
+    let body = control::to_json(&request).map_err(|error| CallError::Malformed(error.to_string()))?;
     let call = async {
-        let response = connection
-            .send(http::Method::POST, "/machine/register", Bytes::from(body))
-            .await?;
+        let response = connection.send(http::Method::POST, "/machine/register", Bytes::from(body)).await?;
         let response = checked(response).await?;
-        let body = Limited::new(response.into_body(), MAX_ANSWER)
-            .collect()
-            .await;
-        body.map(|body| body.to_bytes())
-            .map_err(|error| CallError::Broken(error.to_string()))
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        body.map(|body| body.to_bytes()).map_err(|error| CallError::Broken(error.to_string()))
     };
     let body = if ask.followup.is_some() {
         call.await?
     } else {
-        timeout(ANSWER_TIMEOUT, call)
-            .await
-            .map_err(|_| CallError::Silent)??
+        timeout(ANSWER_TIMEOUT, call).await.map_err(|_| CallError::Silent)??
     };
-    let response =
-        control::from_json(&body).map_err(|error| CallError::Malformed(error.to_string()))?;
+    let response = control::from_json(&body).map_err(|error| CallError::Malformed(error.to_string()))?;
     Ok(interpret(response))
 }
 
@@ -113,8 +97,7 @@ fn interpret(response: RegisterResponse) -> Outcome {
 /// Returns `url` if it is a web address and harmless to print.
 pub(super) fn web_page(url: &str) -> Option<String> {
     let harmless = url.len() <= 2048 && url.bytes().all(|byte| byte.is_ascii_graphic());
-    (harmless && (url.starts_with("https://") || url.starts_with("http://")))
-        .then(|| url.to_owned())
+    (harmless && (url.starts_with("https://") || url.starts_with("http://"))).then(|| url.to_owned())
 }
 
 #[cfg(test)]
@@ -122,10 +105,7 @@ mod tests {
     use super::*;
 
     fn answer() -> RegisterResponse {
-        RegisterResponse {
-            machine_authorized: true,
-            ..RegisterResponse::default()
-        }
+        RegisterResponse { machine_authorized: true, ..RegisterResponse::default() }
     }
 
     #[test]
@@ -141,43 +121,22 @@ mod tests {
 
     #[test]
     fn an_expired_key_outranks_a_login_page() {
-        let response = RegisterResponse {
-            node_key_expired: true,
-            auth_url: "https://a/".into(),
-            ..answer()
-        };
+        let response = RegisterResponse { node_key_expired: true, auth_url: "https://a/".into(), ..answer() };
         assert_eq!(interpret(response), Outcome::NewKey);
     }
 
     #[test]
     fn an_answer_that_says_nothing_is_success() {
-        assert!(matches!(
-            interpret(RegisterResponse::default()),
-            Outcome::Done(_)
-        ));
+        assert!(matches!(interpret(RegisterResponse::default()), Outcome::Done(_)));
     }
 
     #[test]
     fn only_web_pages_are_shown() {
-        for url in [
-            "javascript:alert(1)",
-            "file:///etc/passwd",
-            "https://a/\u{1b}[31m",
-            "https://a b",
-        ] {
-            let response = RegisterResponse {
-                auth_url: url.into(),
-                ..answer()
-            };
+        for url in ["javascript:alert(1)", "file:///etc/passwd", "https://a/\u{1b}[31m", "https://a b"] {
+            let response = RegisterResponse { auth_url: url.into(), ..answer() };
             assert!(matches!(interpret(response), Outcome::Refused(_)), "{url}");
         }
-        let response = RegisterResponse {
-            auth_url: "https://a/register/x".into(),
-            ..answer()
-        };
-        assert_eq!(
-            interpret(response),
-            Outcome::Visit("https://a/register/x".into())
-        );
+        let response = RegisterResponse { auth_url: "https://a/register/x".into(), ..answer() };
+        assert_eq!(interpret(response), Outcome::Visit("https://a/register/x".into()));
     }
 }

@@ -58,11 +58,7 @@ impl ServerUrl {
     /// Returns `host` or `host:port` as it stands in a `Host` header.
     #[must_use]
     pub fn authority(&self) -> String {
-        let bracketed = if self.host.contains(':') {
-            format!("[{}]", self.host)
-        } else {
-            self.host.clone()
-        };
+        let bracketed = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
         match (self.scheme, self.port) {
             (Scheme::Http, 80) | (Scheme::Https, 443) => bracketed,
             (_, port) => format!("{bracketed}:{port}"),
@@ -73,10 +69,7 @@ impl ServerUrl {
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         self.host.eq_ignore_ascii_case("localhost")
-            || self
-                .host
-                .parse::<IpAddr>()
-                .is_ok_and(|address| address.is_loopback())
+            || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 }
 
@@ -92,33 +85,19 @@ impl FromStr for ServerUrl {
             None => return Err(UrlError::Syntax),
         };
         let authority = uri.authority().ok_or(UrlError::Syntax)?;
-        if authority.as_str().contains('@')
-            || uri.query().is_some()
-            || !matches!(uri.path(), "" | "/")
-        {
+        if authority.as_str().contains('@') || uri.query().is_some() || !matches!(uri.path(), "" | "/") {
             return Err(UrlError::Extra);
         }
-        let host = authority
-            .host()
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_owned();
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let known = host.parse::<IpAddr>().is_ok()
             || (!host.is_empty()
                 && host.len() <= 253
-                && host.bytes().all(|byte| {
-                    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_')
-                }));
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_')));
         if !known {
             return Err(UrlError::Syntax);
         }
         let port = match (authority.port(), scheme) {
-            (Some(port), _) => port
-                .as_str()
-                .parse()
-                .ok()
-                .filter(|port| *port != 0)
-                .ok_or(UrlError::Syntax)?,
+            (Some(port), _) => port.as_str().parse().ok().filter(|port| *port != 0).ok_or(UrlError::Syntax)?,
             (None, Scheme::Http) => 80,
             (None, Scheme::Https) => 443,
         };
@@ -142,18 +121,10 @@ mod tests {
 
     #[test]
     fn usual_addresses_survive_a_round_trip() {
-        for text in [
-            "https://warren.example.com",
-            "http://127.0.0.1:8080",
-            "http://[::1]:8080",
-            "https://a.b:8443",
-        ] {
+        for text in ["https://warren.example.com", "http://127.0.0.1:8080", "http://[::1]:8080", "https://a.b:8443"] {
             assert_eq!(text.parse::<ServerUrl>().unwrap().to_string(), text);
         }
-        assert_eq!(
-            "http://host/".parse::<ServerUrl>().unwrap().to_string(),
-            "http://host"
-        );
+        assert_eq!("http://host/".parse::<ServerUrl>().unwrap().to_string(), "http://host");
         assert_eq!("https://host:443".parse::<ServerUrl>().unwrap().port(), 443);
     }
 
@@ -181,11 +152,7 @@ mod tests {
             ("http://[::1]", true),
             ("http://10.0.0.1", false),
         ] {
-            assert_eq!(
-                text.parse::<ServerUrl>().unwrap().is_loopback(),
-                expected,
-                "{text}"
-            );
+            assert_eq!(text.parse::<ServerUrl>().unwrap().is_loopback(), expected, "{text}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One login's life: connect, register, follow the map, report changes, and again from the start when it breaks.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http_body_util::BodyExt as _;
@@ -19,12 +20,16 @@ use super::ping;
 use super::register::{Ask, Outcome, Purpose, register};
 use crate::engine::Endpoint;
 use crate::local_api::types::{Trouble, TroubleKind};
+use crate::netmap::MapError;
 use crate::state::NodeKeys;
 
 /// A map stream without a message for this long is dead.
 ///
 /// Source: Tailscale `control/controlclient/direct.go`, `watchdogTimeout`.
 pub const WATCHDOG: Duration = Duration::from_secs(120);
+
+/// A poll that lasted so long proves that server and way are sound: the next failure counts as the first.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// How long changes are collected before they are reported.
 const REPORT_DELAY: Duration = Duration::from_millis(30);
@@ -152,31 +157,23 @@ impl<C: Connector> Session<C> {
                 // The server may have a new key: ask again, so that the error says so.
                 known = None;
             }
-            if let Ended::Call(CallError::Status {
-                status: 401 | 403 | 404,
-                ..
-            }) = ended
-            {
+            if let Ended::Call(CallError::Status { status: 401 | 403 | 404, .. }) = ended {
                 registered = false;
             }
             let random = random();
             let wait = backoff.failed(random);
-            let wait = if let Ended::Call(CallError::Status {
-                status: 429,
-                retry_after,
-                ..
-            }) = &ended
-            {
+            let wait = if let Ended::Call(CallError::Status { status: 429, retry_after, .. }) = &ended {
                 backoff::retry_after(retry_after.as_deref(), random)
             } else {
                 wait
             };
             let trouble = trouble(&ended, backoff.failures());
-            tracing::info!(kind = ?trouble.kind, text = trouble.text, wait_ms = wait.as_millis(), "control session broke");
-            if matches!(
-                (&ended, &self.login),
-                (Ended::Refused(_), Login::AuthKey(_))
-            ) {
+            if trouble.attempts == 1 {
+                tracing::info!(kind = ?trouble.kind, text = trouble.text, "no contact with the server");
+            } else {
+                tracing::debug!(attempts = trouble.attempts, wait_ms = wait.as_millis(), text = trouble.text, "again");
+            }
+            if matches!((&ended, &self.login), (Ended::Refused(_), Login::AuthKey(_))) {
                 let _ = self.events.send(Event::Refused(trouble)).await;
                 return;
             }
@@ -187,12 +184,7 @@ impl<C: Connector> Session<C> {
         }
     }
 
-    async fn round(
-        &mut self,
-        registered: &mut bool,
-        known: &mut Option<MachineKey>,
-        backoff: &mut Backoff,
-    ) -> Ended {
+    async fn round(&mut self, registered: &mut bool, known: &mut Option<MachineKey>, backoff: &mut Backoff) -> Ended {
         let connection = match connect(&self.connector, &self.target, *known).await {
             Ok(connection) => Arc::new(connection),
             Err(error) => return Ended::Connect(error),
@@ -239,11 +231,7 @@ impl<C: Connector> Session<C> {
 
     async fn register(&mut self, connection: &Connection) -> Result<(), Ended> {
         let reuse = match self.login {
-            Login::Resume | Login::AuthKey(_) => self
-                .keys
-                .current
-                .clone()
-                .or_else(|| self.keys.pending.clone()),
+            Login::Resume | Login::AuthKey(_) => self.keys.current.clone().or_else(|| self.keys.pending.clone()),
             Login::Interactive => self.keys.pending.clone(),
         };
         let mut fresh = reuse.is_none();
@@ -258,11 +246,7 @@ impl<C: Connector> Session<C> {
             let hostinfo = self.hostinfo();
             let ask = Ask {
                 key: key.public(),
-                previous: if is_current {
-                    self.keys.previous
-                } else {
-                    current.or(self.keys.previous)
-                },
+                previous: if is_current { self.keys.previous } else { current.or(self.keys.previous) },
                 auth_key: match &self.login {
                     Login::AuthKey(AuthKey(text)) => Some(text.as_str()),
                     Login::Resume | Login::Interactive => None,
@@ -274,11 +258,7 @@ impl<C: Connector> Session<C> {
             match register(connection, &ask).await? {
                 Outcome::Done(response) => {
                     if !is_current {
-                        self.keys = NodeKeys {
-                            previous: current,
-                            current: Some(key),
-                            pending: None,
-                        };
+                        self.keys = NodeKeys { previous: current, current: Some(key), pending: None };
                         self.store_keys().await?;
                     }
                     // From now on the login is an ordinary one: the auth key is spent and forgotten.
@@ -287,18 +267,14 @@ impl<C: Connector> Session<C> {
                 }
                 Outcome::Visit(url) if followup.as_deref() == Some(url.as_str()) => {
                     // The same page at once means that the wait failed: back off.
-                    return Err(Ended::Call(CallError::Malformed(
-                        "the login is still open".into(),
-                    )));
+                    return Err(Ended::Call(CallError::Malformed("the login is still open".into())));
                 }
                 Outcome::Visit(url) => {
                     self.tell(Event::Visit(url.clone())).await?;
                     followup = Some(url);
                 }
                 Outcome::NewKey if fresh => {
-                    return Err(Ended::Refused(
-                        "the server calls a node key expired that was made just now".into(),
-                    ));
+                    return Err(Ended::Refused("the server calls a node key expired that was made just now".into()));
                 }
                 Outcome::NewKey => {
                     key = self.fresh_key().await?;
@@ -312,10 +288,7 @@ impl<C: Connector> Session<C> {
 
     fn hostinfo(&self) -> Hostinfo {
         let report = self.report.borrow();
-        Hostinfo {
-            net_info: report.net_info.clone(),
-            ..report.hostinfo.clone()
-        }
+        Hostinfo { net_info: report.net_info.clone(), ..report.hostinfo.clone() }
     }
 
     /// Follows the map until something breaks.
@@ -330,40 +303,36 @@ impl<C: Connector> Session<C> {
         let mut report = self.report.clone();
         report.mark_changed();
         let reports = send_reports(connection, key, report);
-        let stream = self.follow(connection, key, backoff);
-        tokio::select! {
-            ended = stream => ended,
+        let settled = AtomicBool::new(false);
+        let settle = async {
+            sleep(SETTLED).await;
+            settled.store(true, Ordering::Relaxed);
+            std::future::pending::<std::convert::Infallible>().await
+        };
+        let ended = tokio::select! {
+            ended = self.follow(connection, key) => ended,
             never = reports => match never {},
+            never = settle => match never {},
+        };
+        if settled.into_inner() {
+            backoff.succeeded();
         }
+        ended
     }
 
-    async fn follow(
-        &self,
-        connection: &Arc<Connection>,
-        key: NodeKey,
-        backoff: &mut Backoff,
-    ) -> Result<std::convert::Infallible, Ended> {
-        let request = MapRequest {
-            stream: true,
-            keep_alive: true,
-            compress: "zstd".into(),
-            ..self.map_request(key)
-        };
-        let body =
-            control::to_json(&request).map_err(|error| CallError::Malformed(error.to_string()))?;
+    async fn follow(&self, connection: &Arc<Connection>, key: NodeKey) -> Result<std::convert::Infallible, Ended> {
+        let request = MapRequest { stream: true, keep_alive: true, compress: "zstd".into(), ..self.map_request(key) };
+        let body = control::to_json(&request).map_err(|error| CallError::Malformed(error.to_string()))?;
         let call = connection.send(http::Method::POST, "/machine/map", body.into());
-        let response = timeout(WATCHDOG, call)
-            .await
-            .map_err(|_| CallError::Silent)??;
+        let response = timeout(WATCHDOG, call).await.map_err(|_| CallError::Silent)??;
         let mut body = checked(response).await?.into_body();
         self.tell(Event::PollStarted).await?;
         let mut decoder = mapframe::Decoder::new(mapframe::Compression::Zstd);
         let pings = Arc::new(Semaphore::new(MAX_PINGS));
         let mut last_ping = String::new();
+        let mut first = true;
         loop {
-            let frame = timeout(WATCHDOG, body.frame())
-                .await
-                .map_err(|_| CallError::Silent)?;
+            let frame = timeout(WATCHDOG, body.frame()).await.map_err(|_| CallError::Silent)?;
             let frame = match frame {
                 Some(Ok(frame)) => frame,
                 Some(Err(error)) => return Err(CallError::Broken(error.to_string()).into()),
@@ -373,13 +342,11 @@ impl<C: Connector> Session<C> {
                 continue;
             };
             let mut data = &data[..];
-            while let Some(json) = decoder
-                .next_document(&mut data)
-                .map_err(|error| CallError::Malformed(error.to_string()))?
+            while let Some(json) =
+                decoder.next_document(&mut data).map_err(|error| CallError::Malformed(error.to_string()))?
             {
-                let mut response: MapResponse = control::from_json(&json)
-                    .map_err(|error| CallError::Malformed(error.to_string()))?;
-                backoff.succeeded();
+                let mut response: MapResponse =
+                    control::from_json(&json).map_err(|error| CallError::Malformed(error.to_string()))?;
                 if let Some(ping) = response.ping_request.take()
                     && ping.url != last_ping
                 {
@@ -398,6 +365,10 @@ impl<C: Connector> Session<C> {
                     }
                     continue;
                 }
+                if let Some(error) = unusable(&response, first, key) {
+                    return Err(CallError::Malformed(error.to_string()).into());
+                }
+                first = false;
                 self.tell(Event::Map(Box::new(response))).await?;
             }
         }
@@ -409,12 +380,17 @@ impl<C: Connector> Session<C> {
             version: CapabilityVersion(crate::CAPABILITY_VERSION),
             node_key: key,
             disco_key: Some(report.disco_key),
-            hostinfo: Some(Hostinfo {
-                net_info: report.net_info.clone(),
-                ..report.hostinfo.clone()
-            }),
+            hostinfo: Some(Hostinfo { net_info: report.net_info.clone(), ..report.hostinfo.clone() }),
             ..MapRequest::default()
         }
+    }
+}
+
+/// Says why a map response cannot be for this node.
+fn unusable(response: &MapResponse, first: bool, key: NodeKey) -> Option<MapError> {
+    match &response.node {
+        None => first.then_some(MapError::NoSelf),
+        Some(node) => (node.key != key).then_some(MapError::WrongKey),
     }
 }
 
@@ -449,37 +425,19 @@ async fn send_reports(
     }
 }
 
-async fn send_report(
-    connection: &Connection,
-    key: NodeKey,
-    report: &Report,
-) -> Result<(), CallError> {
+async fn send_report(connection: &Connection, key: NodeKey, report: &Report) -> Result<(), CallError> {
     let request = MapRequest {
         version: CapabilityVersion(crate::CAPABILITY_VERSION),
         node_key: key,
         disco_key: Some(report.disco_key),
-        hostinfo: Some(Hostinfo {
-            net_info: report.net_info.clone(),
-            ..report.hostinfo.clone()
-        }),
-        endpoints: report
-            .endpoints
-            .iter()
-            .map(|endpoint| endpoint.address)
-            .collect(),
-        endpoint_types: report
-            .endpoints
-            .iter()
-            .map(|endpoint| endpoint.kind)
-            .collect(),
+        hostinfo: Some(Hostinfo { net_info: report.net_info.clone(), ..report.hostinfo.clone() }),
+        endpoints: report.endpoints.iter().map(|endpoint| endpoint.address).collect(),
+        endpoint_types: report.endpoints.iter().map(|endpoint| endpoint.kind).collect(),
         omit_peers: true,
         ..MapRequest::default()
     };
-    let body =
-        control::to_json(&request).map_err(|error| CallError::Malformed(error.to_string()))?;
-    let response = connection
-        .send(http::Method::POST, "/machine/map", body.into())
-        .await?;
+    let body = control::to_json(&request).map_err(|error| CallError::Malformed(error.to_string()))?;
+    let response = connection.send(http::Method::POST, "/machine/map", body.into()).await?;
     checked(response).await.map(drop)
 }
 
@@ -494,21 +452,9 @@ pub async fn log_out<C: Connector>(
     hostinfo: &Hostinfo,
 ) -> Result<(), Trouble> {
     let ended = |ended| trouble(&ended, 1);
-    let connection = connect(connector, target, None)
-        .await
-        .map_err(|error| ended(Ended::Connect(error)))?;
-    let ask = Ask {
-        key,
-        previous: None,
-        auth_key: None,
-        followup: None,
-        hostinfo,
-        purpose: Purpose::Logout,
-    };
-    register(&connection, &ask)
-        .await
-        .map(drop)
-        .map_err(|error| ended(Ended::Call(error)))
+    let connection = connect(connector, target, None).await.map_err(|error| ended(Ended::Connect(error)))?;
+    let ask = Ask { key, previous: None, auth_key: None, followup: None, hostinfo, purpose: Purpose::Logout };
+    register(&connection, &ask).await.map(drop).map_err(|error| ended(Ended::Call(error)))
 }
 
 /// Sorts a failure and words it for the user.
@@ -516,36 +462,22 @@ fn trouble(ended: &Ended, attempts: u32) -> Trouble {
     let (kind, text) = match ended {
         Ended::Connect(error) => {
             let kind = match error {
-                ConnectError::Unreachable { .. } | ConnectError::Slow { .. } => {
-                    TroubleKind::Unreachable
-                }
-                ConnectError::PinNeeded { .. } | ConnectError::WrongKey { .. } => {
-                    TroubleKind::ServerKey
-                }
+                ConnectError::Unreachable { .. } | ConnectError::Slow { .. } => TroubleKind::Unreachable,
+                ConnectError::PinNeeded { .. } | ConnectError::WrongKey { .. } => TroubleKind::ServerKey,
                 ConnectError::Tls { clock: true, .. } => TroubleKind::Clock,
-                ConnectError::Tls { .. }
-                | ConnectError::NotAServer { .. }
-                | ConnectError::Handshake { .. } => TroubleKind::Server,
+                ConnectError::Tls { .. } | ConnectError::NotAServer { .. } | ConnectError::Handshake { .. } => {
+                    TroubleKind::Server
+                }
             };
             (kind, error.to_string())
         }
         Ended::Call(error) => (TroubleKind::Server, error.to_string()),
-        Ended::Refused(text) => (
-            TroubleKind::Refused,
-            format!("the server refused this machine: {text}"),
-        ),
-        Ended::Disk => (
-            TroubleKind::Local,
-            "the node's keys cannot be stored; see the log of warren node".into(),
-        ),
+        Ended::Refused(text) => (TroubleKind::Refused, format!("the server refused this machine: {text}")),
+        Ended::Disk => (TroubleKind::Local, "the node's keys cannot be stored; see the log of warren node".into()),
         Ended::Random => (TroubleKind::Local, "the system gives no randomness".into()),
         Ended::Daemon => (TroubleKind::Local, "the node is shutting down".into()),
     };
-    Trouble {
-        kind,
-        text,
-        attempts,
-    }
+    Trouble { kind, text, attempts }
 }
 
 /// Returns a number uniform in 0.0 to 1.0, for jitter.

@@ -80,103 +80,35 @@ pub(super) fn carries_packets(state: State) -> bool {
 mod tests {
     use super::*;
 
-    const MAP: MapFacts = MapFacts {
-        expired: false,
-        authorised: true,
-        alive: false,
-    };
-    const UP: Facts = Facts {
-        wanted: Wanted::Up,
-        key: Key::Registered,
-        map: None,
-        login: Login::Idle,
-    };
+    const MAP: MapFacts = MapFacts { expired: false, authorised: true, alive: false };
+    const UP: Facts = Facts { wanted: Wanted::Up, key: Key::Registered, map: None, login: Login::Idle };
 
     #[test]
     fn a_new_machine_needs_a_login() {
         assert_eq!(state(Facts::default()), State::NeedsLogin);
-        assert_eq!(
-            state(Facts {
-                wanted: Wanted::Up,
-                login: Login::Waiting,
-                ..Facts::default()
-            }),
-            State::NeedsLogin
-        );
-        assert_eq!(
-            state(Facts {
-                wanted: Wanted::Up,
-                login: Login::Asking,
-                ..Facts::default()
-            }),
-            State::NoState
-        );
+        assert_eq!(state(Facts { wanted: Wanted::Up, login: Login::Waiting, ..Facts::default() }), State::NeedsLogin);
+        assert_eq!(state(Facts { wanted: Wanted::Up, login: Login::Asking, ..Facts::default() }), State::NoState);
     }
 
     #[test]
     fn down_outranks_every_map() {
-        let map = Some(MapFacts {
-            expired: true,
-            ..MAP
-        });
-        assert_eq!(
-            state(Facts {
-                wanted: Wanted::Down,
-                map,
-                ..UP
-            }),
-            State::Stopped
-        );
+        let map = Some(MapFacts { expired: true, ..MAP });
+        assert_eq!(state(Facts { wanted: Wanted::Down, map, ..UP }), State::Stopped);
     }
 
     #[test]
     fn the_way_up() {
         assert_eq!(state(UP), State::Starting);
-        assert_eq!(
-            state(Facts {
-                login: Login::Waiting,
-                ..UP
-            }),
-            State::NeedsLogin
-        );
-        assert_eq!(
-            state(Facts {
-                map: Some(MAP),
-                ..UP
-            }),
-            State::Starting
-        );
-        assert_eq!(
-            state(Facts {
-                map: Some(MapFacts { alive: true, ..MAP }),
-                ..UP
-            }),
-            State::Running
-        );
+        assert_eq!(state(Facts { login: Login::Waiting, ..UP }), State::NeedsLogin);
+        assert_eq!(state(Facts { map: Some(MAP), ..UP }), State::Starting);
+        assert_eq!(state(Facts { map: Some(MapFacts { alive: true, ..MAP }), ..UP }), State::Running);
     }
 
     #[test]
     fn an_expired_key_or_a_machine_not_approved_carries_nothing() {
-        let expired = state(Facts {
-            map: Some(MapFacts {
-                expired: true,
-                alive: true,
-                ..MAP
-            }),
-            ..UP
-        });
-        let unapproved = state(Facts {
-            map: Some(MapFacts {
-                authorised: false,
-                alive: true,
-                ..MAP
-            }),
-            ..UP
-        });
-        assert_eq!(
-            (expired, unapproved),
-            (State::NeedsLogin, State::NeedsMachineAuth)
-        );
+        let expired = state(Facts { map: Some(MapFacts { expired: true, alive: true, ..MAP }), ..UP });
+        let unapproved = state(Facts { map: Some(MapFacts { authorised: false, alive: true, ..MAP }), ..UP });
+        assert_eq!((expired, unapproved), (State::NeedsLogin, State::NeedsMachineAuth));
         assert!(!carries_packets(expired) && !carries_packets(unapproved));
     }
 }

@@ -62,12 +62,7 @@ impl View {
             own.host_name = printable(facts.hostname, 63);
         }
         own.os = "linux".to_owned();
-        for time in [
-            &mut own.created,
-            &mut own.last_write,
-            &mut own.last_seen,
-            &mut own.last_handshake,
-        ] {
+        for time in [&mut own.created, &mut own.last_write, &mut own.last_seen, &mut own.last_handshake] {
             if time.is_empty() {
                 *time = ZERO_TIME.to_owned();
             }
@@ -80,16 +75,7 @@ impl View {
             Peers::Omitted => Vec::new(),
             Peers::Listed => netmap
                 .peers()
-                .map(|peer| {
-                    (
-                        Arc::clone(peer),
-                        if netmap.is_expired(peer) {
-                            Expired::Yes
-                        } else {
-                            Expired::No
-                        },
-                    )
-                })
+                .map(|peer| (Arc::clone(peer), if netmap.is_expired(peer) { Expired::Yes } else { Expired::No }))
                 .collect(),
         };
         let status = Status {
@@ -109,26 +95,18 @@ impl View {
             }),
             cert_domains: None,
             peer: BTreeMap::new(),
-            user: netmap
-                .profiles()
-                .map(|user| (user.id.0.to_string(), profile(user)))
-                .collect(),
+            user: netmap.profiles().map(|user| (user.id.0.to_string(), profile(user))).collect(),
             client_version: None,
             trouble: facts.trouble.cloned(),
             control_url: facts.prefs.control_url.clone(),
         };
-        Self {
-            status,
-            peers,
-            relays: netmap.relays().cloned(),
-        }
+        Self { status, peers, relays: netmap.relays().cloned() }
     }
 
     /// Adds what the engine knows.
     pub(super) fn finish(mut self, engine: &engine::Status, now: Time) -> Status {
         let relays = self.relays.as_deref();
-        let known: HashMap<NodeKey, &engine::PeerStatus> =
-            engine.peers.iter().map(|peer| (peer.key, peer)).collect();
+        let known: HashMap<NodeKey, &engine::PeerStatus> = engine.peers.iter().map(|peer| (peer.key, peer)).collect();
         if let Some(home) = engine.home {
             self.status.self_.relay = region_code(relays, home);
         }
@@ -153,18 +131,14 @@ impl View {
 fn add_engine(shown: &mut PeerStatus, seen: &engine::PeerStatus, now: Time) {
     shown.in_engine = true;
     shown.in_magic_sock = true;
-    shown.cur_addr = seen
-        .direct
-        .map(|address| address.to_string())
-        .unwrap_or_default();
+    shown.cur_addr = seen.direct.map(|address| address.to_string()).unwrap_or_default();
     if !seen.endpoints.is_empty() {
         shown.addrs = seen.endpoints.iter().map(ToString::to_string).collect();
     }
     shown.rx_bytes = seen.rx_bytes;
     shown.tx_bytes = seen.tx_bytes;
     shown.path_reason.clone_from(&seen.reason);
-    let text =
-        |time: Option<Time>| time.map_or_else(|| ZERO_TIME.to_owned(), |time| time.to_string());
+    let text = |time: Option<Time>| time.map_or_else(|| ZERO_TIME.to_owned(), |time| time.to_string());
     let last_write = seen.last_write.map(Time::from);
     shown.active = last_write.is_some_and(|at| now.saturating_since(at) < ACTIVE);
     shown.last_write = text(last_write);
@@ -174,26 +148,16 @@ fn add_engine(shown: &mut PeerStatus, seen: &engine::PeerStatus, now: Time) {
 /// Describes a node as far as the map does.
 fn describe(node: &Node) -> PeerStatus {
     let hostinfo = node.hostinfo.as_ref();
-    let time =
-        |time: Option<Time>| time.map_or_else(|| ZERO_TIME.to_owned(), |time| time.to_string());
+    let time = |time: Option<Time>| time.map_or_else(|| ZERO_TIME.to_owned(), |time| time.to_string());
     let own: Vec<IpAddr> = node.addresses.iter().map(ipnet::IpNet::addr).collect();
-    let exit_routes = node
-        .allowed_ips
-        .iter()
-        .flatten()
-        .filter(|prefix| prefix.prefix_len() == 0)
-        .count();
+    let exit_routes = node.allowed_ips.iter().flatten().filter(|prefix| prefix.prefix_len() == 0).count();
     PeerStatus {
         id: printable(&node.stable_id, 64),
         node_id: node.id.0,
         public_key: node.key.to_string(),
-        host_name: hostinfo
-            .map(|info| printable(&info.hostname, 253))
-            .unwrap_or_default(),
+        host_name: hostinfo.map(|info| printable(&info.hostname, 253)).unwrap_or_default(),
         dns_name: printable(&node.name, 253),
-        os: hostinfo
-            .map(|info| printable(&info.os, 32))
-            .unwrap_or_default(),
+        os: hostinfo.map(|info| printable(&info.os, 32)).unwrap_or_default(),
         user_id: node.user.0,
         tailscale_ips: own,
         tags: node.tags.iter().map(|tag| printable(tag, 128)).collect(),
@@ -220,10 +184,7 @@ fn profile(user: &control::UserProfile) -> UserProfile {
 }
 
 fn suffix(name: &str) -> String {
-    let suffix = name
-        .split_once('.')
-        .map(|(_, rest)| rest)
-        .unwrap_or_default();
+    let suffix = name.split_once('.').map(|(_, rest)| rest).unwrap_or_default();
     printable(suffix.trim_end_matches('.'), 253)
 }
 
@@ -248,18 +209,9 @@ pub(super) fn who_is(netmap: &Netmap, who: Who) -> Option<WhoIs> {
         Who::Key(_) => netmap.peers().map(|peer| peer.node()).find(|node| is(node)),
     })?;
     let text = String::from_utf8(control::to_json(node).ok()?).ok()?;
-    let unknown = || UserProfile {
-        id: node.user.0,
-        ..UserProfile::default()
-    };
-    let owner = netmap
-        .profile(UserId(node.user.0))
-        .map_or_else(unknown, profile);
-    Some(WhoIs {
-        node: RawValue::from_string(text).ok()?,
-        user_profile: owner,
-        cap_map: BTreeMap::new(),
-    })
+    let unknown = || UserProfile { id: node.user.0, ..UserProfile::default() };
+    let owner = netmap.profile(UserId(node.user.0)).map_or_else(unknown, profile);
+    Some(WhoIs { node: RawValue::from_string(text).ok()?, user_profile: owner, cap_map: BTreeMap::new() })
 }
 
 /// Completes the answer to a ping.
@@ -294,12 +246,7 @@ pub(super) fn netcheck(report: &Netcheck, relays: Option<&DerpMap>) -> Value {
     let latencies: BTreeMap<String, u64> = report
         .latencies
         .iter()
-        .map(|(region, latency)| {
-            (
-                region.0.to_string(),
-                u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX),
-            )
-        })
+        .map(|(region, latency)| (region.0.to_string(), u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX)))
         .collect();
     let names: BTreeMap<String, Value> = relays
         .iter()
@@ -309,11 +256,8 @@ pub(super) fn netcheck(report: &Netcheck, relays: Option<&DerpMap>) -> Value {
             (id.0.to_string(), name)
         })
         .collect();
-    let address = |address: Option<std::net::SocketAddr>| {
-        address
-            .map(|address| address.to_string())
-            .unwrap_or_default()
-    };
+    let address =
+        |address: Option<std::net::SocketAddr>| address.map(|address| address.to_string()).unwrap_or_default();
     json!({
         "UDP": report.udp,
         "IPv4": report.global_v4.is_some(),

@@ -57,24 +57,14 @@ pub const RULES: &[Rule] = &[
     // Settings that decide whom the machine trusts need `Root`; `Prefs::patch` says which.
     rule(Verb::EditPrefs, Method::PATCH, "prefs", Need::Own),
     rule(Verb::Start, Method::POST, "start", Need::Own),
-    rule(
-        Verb::LoginInteractive,
-        Method::POST,
-        "login-interactive",
-        Need::Own,
-    ),
+    rule(Verb::LoginInteractive, Method::POST, "login-interactive", Need::Own),
     rule(Verb::Logout, Method::POST, "logout", Need::Own),
     rule(Verb::ResetAuth, Method::POST, "reset-auth", Need::Root),
     rule(Verb::Shutdown, Method::POST, "shutdown", Need::Root),
 ];
 
 const fn rule(verb: Verb, method: Method, path: &'static str, need: Need) -> Rule {
-    Rule {
-        verb,
-        method,
-        path,
-        need,
-    }
+    Rule { verb, method, path, need }
 }
 
 /// Is who the kernel says is calling.
@@ -120,11 +110,7 @@ pub fn authorise(method: &Method, path: &str, caller: &Caller) -> Result<Verb, D
     let mut denied = Denied::NotFound;
     for rule in RULES.iter().filter(|rule| rule.path == path) {
         if rule.method == *method {
-            return if caller.may(rule.need) {
-                Ok(rule.verb)
-            } else {
-                Err(Denied::Forbidden)
-            };
+            return if caller.may(rule.need) { Ok(rule.verb) } else { Err(Denied::Forbidden) };
         }
         denied = Denied::WrongMethod;
     }
@@ -139,9 +125,7 @@ pub fn uid_of(name: &str, passwd: &str) -> Option<u32> {
     }
     passwd.lines().find_map(|line| {
         let mut fields = line.split(':');
-        (fields.next() == Some(name))
-            .then(|| fields.nth(1)?.parse().ok())
-            .flatten()
+        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten()
     })
 }
 
@@ -153,11 +137,7 @@ mod tests {
     const OPERATOR: u32 = 1000;
 
     fn caller(uid: u32) -> Caller {
-        Caller {
-            uid,
-            daemon_uid: 0,
-            operator_uid: Some(OPERATOR),
-        }
+        Caller { uid, daemon_uid: 0, operator_uid: Some(OPERATOR) }
     }
 
     /// The expectation is written out a second time on purpose: a verb whose right changes, or a new verb without a
@@ -165,13 +145,9 @@ mod tests {
     #[test]
     fn every_verb_is_open_to_exactly_those_it_should_be() {
         let expected = |verb| match verb {
-            Verb::Status
-            | Verb::WhoIs
-            | Verb::Prefs
-            | Verb::DerpMap
-            | Verb::Netcheck
-            | Verb::WatchBus
-            | Verb::Ping => (true, true),
+            Verb::Status | Verb::WhoIs | Verb::Prefs | Verb::DerpMap | Verb::Netcheck | Verb::WatchBus | Verb::Ping => {
+                (true, true)
+            }
             Verb::EditPrefs | Verb::Start | Verb::LoginInteractive | Verb::Logout => (false, true),
             Verb::ResetAuth | Verb::Shutdown => (false, false),
         };
@@ -179,11 +155,7 @@ mod tests {
             let (stranger, operator) = expected(rule.verb);
             for (uid, allowed) in [(STRANGER, stranger), (OPERATOR, operator), (0, true)] {
                 let answer = authorise(&rule.method, rule.path, &caller(uid));
-                let wanted = if allowed {
-                    Ok(rule.verb)
-                } else {
-                    Err(Denied::Forbidden)
-                };
+                let wanted = if allowed { Ok(rule.verb) } else { Err(Denied::Forbidden) };
                 assert_eq!(answer, wanted, "{:?} as {uid}", rule.verb);
             }
         }
@@ -192,44 +164,26 @@ mod tests {
     #[test]
     fn verbs_are_named_once() {
         for (index, rule) in RULES.iter().enumerate() {
-            let same = |other: &Rule| {
-                other.verb == rule.verb || (other.path == rule.path && other.method == rule.method)
-            };
+            let same =
+                |other: &Rule| other.verb == rule.verb || (other.path == rule.path && other.method == rule.method);
             assert!(!RULES[..index].iter().any(same), "{:?}", rule.verb);
         }
     }
 
     #[test]
     fn without_operator_nobody_but_root_writes() {
-        let nobody = Caller {
-            uid: 1000,
-            daemon_uid: 0,
-            operator_uid: None,
-        };
+        let nobody = Caller { uid: 1000, daemon_uid: 0, operator_uid: None };
         assert!(!nobody.may(Need::Own));
-        let own_daemon = Caller {
-            uid: 1000,
-            daemon_uid: 1000,
-            operator_uid: None,
-        };
+        let own_daemon = Caller { uid: 1000, daemon_uid: 1000, operator_uid: None };
         assert!(own_daemon.may(Need::Root));
     }
 
     #[test]
     fn unknown_paths_and_methods_are_told_apart() {
         let root = caller(0);
-        assert_eq!(
-            authorise(&Method::GET, "nothing", &root),
-            Err(Denied::NotFound)
-        );
-        assert_eq!(
-            authorise(&Method::GET, "status/", &root),
-            Err(Denied::NotFound)
-        );
-        assert_eq!(
-            authorise(&Method::DELETE, "prefs", &root),
-            Err(Denied::WrongMethod)
-        );
+        assert_eq!(authorise(&Method::GET, "nothing", &root), Err(Denied::NotFound));
+        assert_eq!(authorise(&Method::GET, "status/", &root), Err(Denied::NotFound));
+        assert_eq!(authorise(&Method::DELETE, "prefs", &root), Err(Denied::WrongMethod));
     }
 
     #[test]

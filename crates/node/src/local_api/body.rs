@@ -33,15 +33,10 @@ impl Body for Answer {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match self.get_mut() {
             Self::Whole(full) => Pin::new(full).poll_frame(context),
-            Self::Lines(lines) => lines
-                .poll_recv(context)
-                .map(|line| line.map(|line| Ok(Frame::data(line)))),
+            Self::Lines(lines) => lines.poll_recv(context).map(|line| line.map(|line| Ok(Frame::data(line)))),
         }
     }
 
@@ -67,10 +62,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let limited = Limited::new(body, MAX_BODY);
-    let collected = tokio::time::timeout(BODY_TIMEOUT, limited.collect())
-        .await
-        .ok()?
-        .ok()?;
+    let collected = tokio::time::timeout(BODY_TIMEOUT, limited.collect()).await.ok()?.ok()?;
     Some(collected.to_bytes())
 }
 
@@ -116,16 +108,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_long_body_is_refused() {
-        assert!(
-            read(Full::new(Bytes::from(vec![0; MAX_BODY])))
-                .await
-                .is_some()
-        );
-        assert!(
-            read(Full::new(Bytes::from(vec![0; MAX_BODY + 1])))
-                .await
-                .is_none()
-        );
+        assert!(read(Full::new(Bytes::from(vec![0; MAX_BODY]))).await.is_some());
+        assert!(read(Full::new(Bytes::from(vec![0; MAX_BODY + 1]))).await.is_none());
     }
 
     #[tokio::test(start_paused = true)]

@@ -51,9 +51,7 @@ impl Client {
     /// Returns a client for the daemon at `socket`. Nothing is opened yet.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self {
-            socket: socket.into(),
-        }
+        Self { socket: socket.into() }
     }
 
     /// Returns the path of the socket.
@@ -74,12 +72,7 @@ impl Client {
     ///
     /// # Errors
     /// Says why there is no answer.
-    pub async fn json<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        body: Bytes,
-    ) -> Result<T, ClientError> {
+    pub async fn json<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, ClientError> {
         let text = self.request(method, path, body).await?;
         serde_json::from_slice(&text).map_err(|error| ClientError::Broken(error.to_string()))
     }
@@ -88,29 +81,16 @@ impl Client {
     ///
     /// # Errors
     /// Says why there is no answer.
-    pub async fn request(
-        &self,
-        method: Method,
-        path: &str,
-        body: Bytes,
-    ) -> Result<Bytes, ClientError> {
+    pub async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
         let response = self.send(method, path, body).await?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER)
-            .collect()
-            .await;
-        let body = body
-            .map_err(|error| ClientError::Broken(error.to_string()))?
-            .to_bytes();
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        let body = body.map_err(|error| ClientError::Broken(error.to_string()))?.to_bytes();
         if status.is_success() {
             return Ok(body);
         }
         let text = refusal_text(&body);
-        Err(if status == StatusCode::FORBIDDEN {
-            ClientError::Denied(text)
-        } else {
-            ClientError::Refused(text)
-        })
+        Err(if status == StatusCode::FORBIDDEN { ClientError::Denied(text) } else { ClientError::Refused(text) })
     }
 
     /// Follows the bus, beginning with the present state.
@@ -118,40 +98,24 @@ impl Client {
     /// # Errors
     /// Says why there is no answer.
     pub async fn watch(&self) -> Result<Watcher, ClientError> {
-        let response = self
-            .send(Method::GET, "watch-ipn-bus?mask=2", Bytes::new())
-            .await?;
+        let response = self.send(Method::GET, "watch-ipn-bus?mask=2", Bytes::new()).await?;
         if !response.status().is_success() {
-            return Err(ClientError::Refused(format!(
-                "status {}",
-                response.status()
-            )));
+            return Err(ClientError::Refused(format!("status {}", response.status())));
         }
-        Ok(Watcher {
-            body: response.into_body(),
-            buffer: BytesMut::new(),
-        })
+        Ok(Watcher { body: response.into_body(), buffer: BytesMut::new() })
     }
 
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        body: Bytes,
-    ) -> Result<http::Response<Incoming>, ClientError> {
-        let stream =
-            UnixStream::connect(&self.socket)
-                .await
-                .map_err(|error| match error.kind() {
-                    io::ErrorKind::PermissionDenied => {
-                        ClientError::SocketPermission(self.socket.clone())
-                    }
-                    _ => ClientError::NoDaemon(self.socket.clone()),
-                })?;
+    async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<http::Response<Incoming>, ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
+            if error.kind() == io::ErrorKind::PermissionDenied {
+                ClientError::SocketPermission(self.socket.clone())
+            } else {
+                ClientError::NoDaemon(self.socket.clone())
+            }
+        })?;
         let broken = |error: hyper::Error| ClientError::Broken(error.to_string());
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(broken)?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
@@ -169,10 +133,8 @@ fn refusal_text(body: &[u8]) -> String {
     struct Refusal {
         error: String,
     }
-    serde_json::from_slice::<Refusal>(body).map_or_else(
-        |_| String::from_utf8_lossy(body).trim().to_owned(),
-        |refusal| refusal.error,
-    )
+    serde_json::from_slice::<Refusal>(body)
+        .map_or_else(|_| String::from_utf8_lossy(body).trim().to_owned(), |refusal| refusal.error)
 }
 
 /// Yields the lines of the bus.
@@ -191,8 +153,7 @@ impl Watcher {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(end + 1);
-                return serde_json::from_slice(&line)
-                    .map_err(|error| ClientError::Broken(error.to_string()));
+                return serde_json::from_slice(&line).map_err(|error| ClientError::Broken(error.to_string()));
             }
             if self.buffer.len() > MAX_LINE {
                 return Err(ClientError::Broken("line too long".into()));

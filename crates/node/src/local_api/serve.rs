@@ -67,22 +67,12 @@ pub enum ListenError {
 /// # Errors
 /// Refuses a socket on which another daemon answers.
 pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
-    let failed = |source| ListenError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| ListenError::Io { path: path.to_owned(), source };
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(ListenError::InUse(path.to_owned()));
     }
-    if let Some(parent) = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(parent)
-            .map_err(failed)?;
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(failed)?;
     }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
@@ -149,10 +139,7 @@ impl Slot {
             return None;
         }
         *count += 1;
-        Some(Self {
-            open: Arc::clone(open),
-            uid,
-        })
+        Some(Self { open: Arc::clone(open), uid })
     }
 }
 
@@ -187,35 +174,21 @@ async fn connection(stream: UnixStream, uid: u32, shared: Shared) {
 
 fn with_headers(mut response: Response<Answer>) -> Response<Answer> {
     let headers = response.headers_mut();
-    headers.insert(
-        "Tailscale-Version",
-        HeaderValue::from_static(crate::VERSION),
-    );
-    headers.insert(
-        "Tailscale-Cap",
-        HeaderValue::from(crate::CAPABILITY_VERSION),
-    );
+    headers.insert("Tailscale-Version", HeaderValue::from_static(crate::VERSION));
+    headers.insert("Tailscale-Cap", HeaderValue::from(crate::CAPABILITY_VERSION));
     headers.insert(
         header::CONTENT_SECURITY_POLICY,
         HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"),
     );
     headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
-    headers.insert(
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    );
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 
 async fn answer(request: http::Request<Incoming>, uid: u32, shared: &Shared) -> Response<Answer> {
     let headers = request.headers();
-    let host_ok = headers
-        .get(header::HOST)
-        .is_none_or(|host| host.is_empty() || host == HOST)
-        && request
-            .uri()
-            .authority()
-            .is_none_or(|authority| authority.as_str() == HOST);
+    let host_ok = headers.get(header::HOST).is_none_or(|host| host.is_empty() || host == HOST)
+        && request.uri().authority().is_none_or(|authority| authority.as_str() == HOST);
     if !host_ok || headers.contains_key(header::ORIGIN) || headers.contains_key(header::REFERER) {
         return plain(StatusCode::FORBIDDEN, "invalid localapi request");
     }
@@ -246,16 +219,10 @@ async fn caller(uid: u32, shared: &Shared) -> Caller {
     let operator_uid = if operator.is_empty() {
         None
     } else {
-        let passwd = tokio::fs::read_to_string("/etc/passwd")
-            .await
-            .unwrap_or_default();
+        let passwd = tokio::fs::read_to_string("/etc/passwd").await.unwrap_or_default();
         access::uid_of(&operator, &passwd)
     };
-    Caller {
-        uid,
-        daemon_uid: shared.daemon_uid,
-        operator_uid,
-    }
+    Caller { uid, daemon_uid: shared.daemon_uid, operator_uid }
 }
 
 /// Sends a request to the daemon and waits for its reply; `None` if the daemon is gone.
@@ -273,11 +240,7 @@ async fn perform(
     caller: Caller,
     shared: &Shared,
 ) -> Option<Response<Answer>> {
-    let authority = if caller.may(Need::Root) {
-        Authority::Root
-    } else {
-        Authority::Operator
-    };
+    let authority = if caller.may(Need::Root) { Authority::Root } else { Authority::Operator };
     Some(match verb {
         Verb::Status => {
             let peers = match body::query(query, "peers").as_deref() {
@@ -293,10 +256,7 @@ async fn perform(
         }
         Verb::WhoIs => {
             let Some(who) = body::query(query, "addr").as_deref().and_then(parse_who) else {
-                return Some(plain(
-                    StatusCode::BAD_REQUEST,
-                    "missing or invalid 'addr' parameter",
-                ));
+                return Some(plain(StatusCode::BAD_REQUEST, "missing or invalid 'addr' parameter"));
             };
             match ask(shared, |reply| Request::WhoIs(who, reply)).await? {
                 Some(found) => json_answer(&found),
@@ -316,34 +276,21 @@ async fn perform(
             }
         }
         Verb::Start => {
-            let options = if body.is_empty() {
-                Ok(StartOptions::default())
-            } else {
-                serde_json::from_slice(body)
-            };
+            let options = if body.is_empty() { Ok(StartOptions::default()) } else { serde_json::from_slice(body) };
             let Ok(options) = options else {
                 return Some(plain(StatusCode::BAD_REQUEST, "invalid JSON body"));
             };
-            done(
-                path,
-                ask(shared, |reply| Request::Start(authority, options, reply)).await?,
-            )
+            done(path, ask(shared, |reply| Request::Start(authority, options, reply)).await?)
         }
         Verb::LoginInteractive => done(path, ask(shared, Request::LoginInteractive).await?),
         Verb::Logout => done(path, ask(shared, Request::Logout).await?),
         Verb::ResetAuth => done(path, ask(shared, Request::ResetAuth).await?),
         Verb::Ping => {
-            let Some(ip) = body::query(query, "ip").and_then(|text| text.parse::<IpAddr>().ok())
-            else {
-                return Some(plain(
-                    StatusCode::BAD_REQUEST,
-                    "missing or invalid 'ip' parameter",
-                ));
+            let Some(ip) = body::query(query, "ip").and_then(|text| text.parse::<IpAddr>().ok()) else {
+                return Some(plain(StatusCode::BAD_REQUEST, "missing or invalid 'ip' parameter"));
             };
             match body::query(query, "type").as_deref() {
-                None | Some("disco") => {
-                    json_answer(&ask(shared, |reply| Request::Ping(ip, reply)).await?)
-                }
+                None | Some("disco") => json_answer(&ask(shared, |reply| Request::Ping(ip, reply)).await?),
                 Some(_) => plain(StatusCode::BAD_REQUEST, "this node answers only type=disco"),
             }
         }
@@ -361,36 +308,21 @@ async fn perform(
 const MASK_STATE: u64 = 1 << 1;
 const MASK_PREFS: u64 = 1 << 2;
 
-async fn watch_bus(
-    mask: Option<&str>,
-    caller: Caller,
-    shared: &Shared,
-) -> Option<Response<Answer>> {
+async fn watch_bus(mask: Option<&str>, caller: Caller, shared: &Shared) -> Option<Response<Answer>> {
     let Ok(mask) = mask.unwrap_or("0").parse::<u64>() else {
         return Some(plain(StatusCode::BAD_REQUEST, "invalid 'mask' parameter"));
     };
-    let prefs = if mask & MASK_PREFS == 0 {
-        None
-    } else {
-        Some(ask(shared, Request::Prefs).await?)
-    };
+    let prefs = if mask & MASK_PREFS == 0 { None } else { Some(ask(shared, Request::Prefs).await?) };
     let mut bus = shared.bus.clone();
     let see_url = caller.may(Need::Own);
     let mut seen = bus.borrow_and_update().clone();
     let (lines, body) = mpsc::channel(1);
     tokio::spawn(async move {
         if mask & (MASK_STATE | MASK_PREFS) != 0 {
-            let mut first = Notify {
-                version: Some(crate::VERSION.to_owned()),
-                prefs,
-                ..Notify::default()
-            };
+            let mut first = Notify { version: Some(crate::VERSION.to_owned()), prefs, ..Notify::default() };
             if mask & MASK_STATE != 0 {
-                first = Notify {
-                    version: first.version,
-                    prefs: first.prefs,
-                    ..changes(&Bus::default(), &seen, see_url)
-                };
+                first =
+                    Notify { version: first.version, prefs: first.prefs, ..changes(&Bus::default(), &seen, see_url) };
                 first.state = Some(seen.state.number());
             }
             if lines.send(line(&first)).await.is_err() {
@@ -411,22 +343,16 @@ async fn watch_bus(
         }
     });
     let mut response = Response::new(Answer::Lines(body));
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Some(response)
 }
 
 fn changes(before: &Bus, now: &Bus, see_url: bool) -> Notify {
     let url_changed = see_url && now.browse_to_url != before.browse_to_url;
-    let trouble = (now.trouble != before.trouble)
-        .then(|| now.trouble.clone())
-        .flatten();
+    let trouble = (now.trouble != before.trouble).then(|| now.trouble.clone()).flatten();
     Notify {
         state: (now.state != before.state).then(|| now.state.number()),
-        browse_to_url: (url_changed && !now.browse_to_url.is_empty())
-            .then(|| now.browse_to_url.clone()),
+        browse_to_url: (url_changed && !now.browse_to_url.is_empty()).then(|| now.browse_to_url.clone()),
         err_message: trouble.as_ref().map(|trouble| trouble.text.clone()),
         trouble,
         ..Notify::default()
@@ -443,36 +369,23 @@ fn parse_who(text: &str) -> Option<Who> {
     if text.starts_with("nodekey:") {
         return text.parse().ok().map(Who::Key);
     }
-    let address = text
-        .parse::<IpAddr>()
-        .or_else(|_| text.parse::<SocketAddr>().map(|address| address.ip()));
-    address
-        .ok()
-        .map(|address| Who::Address(address.to_canonical()))
+    let address = text.parse::<IpAddr>().or_else(|_| text.parse::<SocketAddr>().map(|address| address.ip()));
+    address.ok().map(|address| Who::Address(address.to_canonical()))
 }
 
 fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Answer> {
     let mut response = Response::new(Answer::text(text));
     *response.status_mut() = status;
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
 
 fn json_answer(value: &impl Serialize) -> Response<Answer> {
     let Ok(text) = serde_json::to_vec(value) else {
-        return plain(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "answer cannot be written",
-        );
+        return plain(StatusCode::INTERNAL_SERVER_ERROR, "answer cannot be written");
     };
     let mut response = Response::new(Answer::text(text));
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

@@ -18,10 +18,7 @@ pub const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 /// Is the answer to `GET status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-#[expect(
-    missing_docs,
-    reason = "the names are the official ones; protocol documentation says what they mean"
-)]
+#[expect(missing_docs, reason = "the names are the official ones; protocol documentation says what they mean")]
 pub struct Status {
     pub version: String,
     #[serde(rename = "TUN")]
@@ -163,11 +160,7 @@ pub struct PingResult {
     pub derp_region_id: i64,
     #[serde(rename = "DERPRegionCode")]
     pub derp_region_code: String,
-    #[serde(
-        rename = "IsLocalIP",
-        default,
-        skip_serializing_if = "std::ops::Not::not"
-    )]
+    #[serde(rename = "IsLocalIP", default, skip_serializing_if = "std::ops::Not::not")]
     pub is_local_ip: bool,
 }
 
@@ -185,9 +178,7 @@ pub struct StartOptions {
 
 impl std::fmt::Debug for StartOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StartOptions")
-            .field("update_prefs", &self.update_prefs)
-            .finish_non_exhaustive()
+        f.debug_struct("StartOptions").field("update_prefs", &self.update_prefs).finish_non_exhaustive()
     }
 }
 
@@ -205,11 +196,7 @@ pub struct Notify {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefs: Option<Prefs>,
     /// Page where a person must log in; shown only to callers who may log in.
-    #[serde(
-        default,
-        rename = "BrowseToURL",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, rename = "BrowseToURL", skip_serializing_if = "Option::is_none")]
     pub browse_to_url: Option<String>,
     /// What went wrong, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -287,16 +274,9 @@ impl State {
     /// Returns the state that a number on the bus stands for.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
-        [
-            Self::NoState,
-            Self::NeedsLogin,
-            Self::NeedsMachineAuth,
-            Self::Stopped,
-            Self::Starting,
-            Self::Running,
-        ]
-        .into_iter()
-        .find(|state| state.number() == number)
+        [Self::NoState, Self::NeedsLogin, Self::NeedsMachineAuth, Self::Stopped, Self::Starting, Self::Running]
+            .into_iter()
+            .find(|state| state.number() == number)
     }
 
     /// Returns the name that stands in `Status.BackendState`.

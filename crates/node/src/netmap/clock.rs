@@ -26,11 +26,7 @@ impl ClockSkew {
             return;
         }
         let ahead = server.unix_seconds().saturating_sub(now.unix_seconds());
-        self.ahead = if ahead.unsigned_abs() <= TOLERANCE.as_secs() {
-            0
-        } else {
-            ahead
-        };
+        self.ahead = if ahead.unsigned_abs() <= TOLERANCE.as_secs() { 0 } else { ahead };
     }
 
     /// Returns by how many seconds the server is ahead of this machine (negative: behind); zero if they agree.

@@ -64,11 +64,7 @@ impl Peer {
         if node.addresses.len() > MAX_ADDRESSES {
             return Err(Refusal::TooManyAddresses);
         }
-        if node
-            .addresses
-            .iter()
-            .any(|address| address.prefix_len() != address.max_prefix_len())
-        {
+        if node.addresses.iter().any(|address| address.prefix_len() != address.max_prefix_len()) {
             return Err(Refusal::NotAHost);
         }
         let own = |prefix: &IpNet| local.is_some_and(|local| local.addresses.contains(prefix));
@@ -77,24 +73,9 @@ impl Peer {
             Some(prefixes) if !node.unsigned_peer_api_only => prefixes,
             Some(_) | None => &node.addresses,
         };
-        let allowed_ips = routed
-            .iter()
-            .map(IpNet::trunc)
-            .filter(|prefix| !own(prefix))
-            .take(MAX_PREFIXES)
-            .collect();
-        let endpoints = node
-            .endpoints
-            .iter()
-            .copied()
-            .filter(usable)
-            .take(MAX_ENDPOINTS)
-            .collect();
-        Ok(Self {
-            node,
-            endpoints,
-            allowed_ips,
-        })
+        let allowed_ips = routed.iter().map(IpNet::trunc).filter(|prefix| !own(prefix)).take(MAX_PREFIXES).collect();
+        let endpoints = node.endpoints.iter().copied().filter(usable).take(MAX_ENDPOINTS).collect();
+        Ok(Self { node, endpoints, allowed_ips })
     }
 
     /// Returns the record as the server sent it.

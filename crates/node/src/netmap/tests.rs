@@ -2,9 +2,7 @@ use std::collections::BTreeMap;
 
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
-use warren_wire::control::{
-    DerpRegion, DisplayMessage, ExpiryChange, RegionId, from_json, to_json,
-};
+use warren_wire::control::{DerpRegion, DisplayMessage, ExpiryChange, RegionId, from_json, to_json};
 
 use super::*;
 
@@ -50,11 +48,7 @@ fn peer(id: i64, variant: u8) -> Node {
 }
 
 fn first(peers: Vec<Node>) -> MapResponse {
-    MapResponse {
-        node: Some(Box::new(local())),
-        peers,
-        ..MapResponse::default()
-    }
+    MapResponse { node: Some(Box::new(local())), peers, ..MapResponse::default() }
 }
 
 fn started(peers: Vec<Node>) -> Netmap {
@@ -72,21 +66,11 @@ fn apply(netmap: &mut Netmap, response: MapResponse) -> Change {
 fn the_first_message_must_describe_this_node() {
     let mut netmap = Netmap::default();
     netmap.begin_poll();
-    assert_eq!(
-        netmap.apply(MapResponse::default(), &own_key(), at(NOW)),
-        Err(MapError::NoSelf)
-    );
+    assert_eq!(netmap.apply(MapResponse::default(), &own_key(), at(NOW)), Err(MapError::NoSelf));
     let other = NodeKey::from_bytes([1; 32]);
-    assert_eq!(
-        netmap.apply(first(vec![]), &other, at(NOW)),
-        Err(MapError::WrongKey)
-    );
+    assert_eq!(netmap.apply(first(vec![]), &other, at(NOW)), Err(MapError::WrongKey));
     assert!(netmap.apply(first(vec![]), &own_key(), at(NOW)).is_ok());
-    assert!(
-        netmap
-            .apply(MapResponse::default(), &own_key(), at(NOW))
-            .is_ok()
-    );
+    assert!(netmap.apply(MapResponse::default(), &own_key(), at(NOW)).is_ok());
 }
 
 #[test]
@@ -97,14 +81,7 @@ fn a_new_poll_replaces_and_reports_only_what_differs() {
     assert_eq!(netmap.peers().count(), 3);
     let change = apply(&mut netmap, first(vec![peer(1, 0), peer(3, 7)]));
     assert_eq!(change.removed, [key(2, 0), key(3, 0)]);
-    assert_eq!(
-        change
-            .peers
-            .iter()
-            .map(|peer| peer.key())
-            .collect::<Vec<_>>(),
-        [key(3, 7)]
-    );
+    assert_eq!(change.peers.iter().map(|peer| peer.key()).collect::<Vec<_>>(), [key(3, 7)]);
     assert!(!change.local && change.filter);
 }
 
@@ -112,25 +89,16 @@ fn a_new_poll_replaces_and_reports_only_what_differs() {
 fn peers_may_come_as_changes_in_the_first_message() {
     let mut netmap = started(vec![peer(1, 0)]);
     netmap.begin_poll();
-    let response = MapResponse {
-        peers_changed: vec![peer(2, 0)],
-        ..first(vec![])
-    };
+    let response = MapResponse { peers_changed: vec![peer(2, 0)], ..first(vec![]) };
     let change = apply(&mut netmap, response);
     assert_eq!(change.removed, [key(1, 0)]);
-    assert_eq!(
-        netmap.peers().map(|peer| peer.id()).collect::<Vec<_>>(),
-        [NodeId(2)]
-    );
+    assert_eq!(netmap.peers().map(|peer| peer.id()).collect::<Vec<_>>(), [NodeId(2)]);
 }
 
 #[test]
 fn an_empty_list_of_peers_later_changes_nothing() {
     let mut netmap = started(vec![peer(1, 0)]);
-    assert_eq!(
-        apply(&mut netmap, MapResponse::default()),
-        Change::default()
-    );
+    assert_eq!(apply(&mut netmap, MapResponse::default()), Change::default());
     assert_eq!(netmap.peers().count(), 1);
 }
 
@@ -144,158 +112,64 @@ fn a_complete_list_outranks_every_other_peer_field() {
         ..MapResponse::default()
     };
     apply(&mut netmap, response);
-    assert_eq!(
-        netmap.peers().map(|peer| peer.id()).collect::<Vec<_>>(),
-        [NodeId(2)]
-    );
+    assert_eq!(netmap.peers().map(|peer| peer.id()).collect::<Vec<_>>(), [NodeId(2)]);
 }
 
 #[test]
 fn whoever_cannot_be_a_peer_is_left_out_and_the_rest_stays() {
-    let network = Node {
-        addresses: vec!["100.64.0.0/10".parse().unwrap()],
-        ..peer(4, 0)
-    };
-    let many = Node {
-        addresses: vec!["100.64.0.5/32".parse().unwrap(); 17],
-        ..peer(5, 0)
-    };
+    let network = Node { addresses: vec!["100.64.0.0/10".parse().unwrap()], ..peer(4, 0) };
+    let many = Node { addresses: vec!["100.64.0.5/32".parse().unwrap(); 17], ..peer(5, 0) };
     let bad = [
-        Node {
-            id: NodeId(0),
-            ..peer(1, 0)
-        },
-        Node {
-            key: NodeKey::default(),
-            ..peer(2, 0)
-        },
-        Node {
-            key: own_key(),
-            ..peer(3, 0)
-        },
+        Node { id: NodeId(0), ..peer(1, 0) },
+        Node { key: NodeKey::default(), ..peer(2, 0) },
+        Node { key: own_key(), ..peer(3, 0) },
         local(),
         network,
         many,
     ];
     let netmap = started(bad.into_iter().chain([peer(9, 0)]).collect());
-    assert_eq!(
-        netmap.peers().map(|peer| peer.id()).collect::<Vec<_>>(),
-        [NodeId(9)]
-    );
+    assert_eq!(netmap.peers().map(|peer| peer.id()).collect::<Vec<_>>(), [NodeId(9)]);
 }
 
 #[test]
 fn a_peer_cannot_claim_our_address_nor_route_if_unsigned() {
-    let routes = vec![
-        "100.64.0.100/32".parse().unwrap(),
-        "10.0.0.7/8".parse().unwrap(),
-    ];
-    let greedy = Node {
-        allowed_ips: Some(routes.clone()),
-        ..peer(1, 0)
-    };
-    let unsigned = Node {
-        allowed_ips: Some(routes),
-        unsigned_peer_api_only: true,
-        ..peer(2, 0)
-    };
+    let routes = vec!["100.64.0.100/32".parse().unwrap(), "10.0.0.7/8".parse().unwrap()];
+    let greedy = Node { allowed_ips: Some(routes.clone()), ..peer(1, 0) };
+    let unsigned = Node { allowed_ips: Some(routes), unsigned_peer_api_only: true, ..peer(2, 0) };
     let netmap = started(vec![greedy, unsigned]);
-    let allowed: Vec<_> = netmap
-        .peers()
-        .map(|peer| peer.allowed_ips().to_vec())
-        .collect();
-    assert_eq!(
-        allowed,
-        [
-            vec!["10.0.0.0/8".parse().unwrap()],
-            vec!["100.64.0.2/32".parse().unwrap()]
-        ]
-    );
+    let allowed: Vec<_> = netmap.peers().map(|peer| peer.allowed_ips().to_vec()).collect();
+    assert_eq!(allowed, [vec!["10.0.0.0/8".parse().unwrap()], vec!["100.64.0.2/32".parse().unwrap()]]);
     assert!(netmap.peers().last().unwrap().is_jailed());
 }
 
 #[test]
 fn explicitly_no_routes_is_not_the_own_addresses() {
-    let netmap = started(vec![
-        Node {
-            allowed_ips: Some(vec![]),
-            ..peer(1, 0)
-        },
-        peer(2, 0),
-    ]);
-    let counts: Vec<_> = netmap
-        .peers()
-        .map(|peer| peer.allowed_ips().len())
-        .collect();
+    let netmap = started(vec![Node { allowed_ips: Some(vec![]), ..peer(1, 0) }, peer(2, 0)]);
+    let counts: Vec<_> = netmap.peers().map(|peer| peer.allowed_ips().len()).collect();
     assert_eq!(counts, [0, 1]);
 }
 
 #[test]
 fn endpoints_nobody_can_send_to_are_left_out() {
-    let texts = [
-        "192.0.2.1:0",
-        "0.0.0.0:1",
-        "224.0.0.1:1",
-        "[fe80::1]:1",
-        "255.255.255.255:1",
-        "[2001:db8::1]:1",
-    ];
+    let texts = ["192.0.2.1:0", "0.0.0.0:1", "224.0.0.1:1", "[fe80::1]:1", "255.255.255.255:1", "[2001:db8::1]:1"];
     let endpoints = texts.iter().map(|text| text.parse().unwrap()).collect();
-    let netmap = started(vec![Node {
-        endpoints,
-        ..peer(1, 0)
-    }]);
-    assert_eq!(
-        netmap.peers().next().unwrap().endpoints(),
-        ["[2001:db8::1]:1".parse().unwrap()]
-    );
-    let many = (1..=1000)
-        .map(|port| std::net::SocketAddr::from(([192, 0, 2, 1], port)))
-        .collect();
-    let netmap = started(vec![Node {
-        endpoints: many,
-        ..peer(1, 0)
-    }]);
+    let netmap = started(vec![Node { endpoints, ..peer(1, 0) }]);
+    assert_eq!(netmap.peers().next().unwrap().endpoints(), ["[2001:db8::1]:1".parse().unwrap()]);
+    let many = (1..=1000).map(|port| std::net::SocketAddr::from(([192, 0, 2, 1], port))).collect();
+    let netmap = started(vec![Node { endpoints: many, ..peer(1, 0) }]);
     assert_eq!(netmap.peers().next().unwrap().endpoints().len(), 64);
 }
 
 #[test]
 fn the_relay_map_never_becomes_empty() {
-    let region = DerpRegion {
-        region_id: RegionId(900),
-        ..DerpRegion::default()
-    };
-    let map = DerpMap {
-        regions: Some(BTreeMap::from([(RegionId(900), region)])),
-        ..DerpMap::default()
-    };
+    let region = DerpRegion { region_id: RegionId(900), ..DerpRegion::default() };
+    let map = DerpMap { regions: Some(BTreeMap::from([(RegionId(900), region)])), ..DerpMap::default() };
     let mut netmap = Netmap::default();
     netmap.begin_poll();
-    assert!(
-        apply(
-            &mut netmap,
-            MapResponse {
-                derp_map: Some(map.clone()),
-                ..first(vec![])
-            }
-        )
-        .relays
-    );
-    let empty = DerpMap {
-        regions: Some(BTreeMap::new()),
-        ..DerpMap::default()
-    };
+    assert!(apply(&mut netmap, MapResponse { derp_map: Some(map.clone()), ..first(vec![]) }).relays);
+    let empty = DerpMap { regions: Some(BTreeMap::new()), ..DerpMap::default() };
     for emptier in [DerpMap::default(), empty] {
-        assert!(
-            !apply(
-                &mut netmap,
-                MapResponse {
-                    derp_map: Some(emptier),
-                    ..MapResponse::default()
-                }
-            )
-            .relays
-        );
+        assert!(!apply(&mut netmap, MapResponse { derp_map: Some(emptier), ..MapResponse::default() }).relays);
     }
     // A new poll that does not mention it keeps it, too.
     netmap.begin_poll();
@@ -308,116 +182,46 @@ fn an_expired_peer_is_taken_away_by_the_servers_clock() {
     let mut netmap = Netmap::default();
     netmap.begin_poll();
     // This machine's clock is an hour behind.
-    let expiring = Node {
-        key_expiry: Some(at(NOW + 3700)),
-        ..peer(1, 0)
-    };
-    let response = MapResponse {
-        control_time: Some(at(NOW + 3600)),
-        ..first(vec![expiring.clone(), peer(2, 0)])
-    };
+    let expiring = Node { key_expiry: Some(at(NOW + 3700)), ..peer(1, 0) };
+    let response = MapResponse { control_time: Some(at(NOW + 3600)), ..first(vec![expiring.clone(), peer(2, 0)]) };
     assert_eq!(apply(&mut netmap, response).peers.len(), 2);
     assert_eq!(netmap.next_expiry(), Some(at(NOW + 100)));
     assert_eq!(netmap.expire(at(NOW + 99)), []);
     assert_eq!(netmap.expire(at(NOW + 100)), [key(1, 0)]);
     assert_eq!(netmap.expire(at(NOW + 100)), []);
     assert_eq!(netmap.whole().peers.len(), 1);
-    assert_eq!(
-        netmap
-            .peers()
-            .filter(|peer| netmap.is_expired(peer))
-            .count(),
-        1
-    );
+    assert_eq!(netmap.peers().filter(|peer| netmap.is_expired(peer)).count(), 1);
     // Extended by the administrator: it comes back.
-    let patch = PeerChange {
-        node_id: NodeId(1),
-        key_expiry: Some(ExpiryChange::Never),
-        ..PeerChange::default()
-    };
-    let change = apply(
-        &mut netmap,
-        MapResponse {
-            peers_changed_patch: vec![patch],
-            ..MapResponse::default()
-        },
-    );
+    let patch = PeerChange { node_id: NodeId(1), key_expiry: Some(ExpiryChange::Never), ..PeerChange::default() };
+    let change = apply(&mut netmap, MapResponse { peers_changed_patch: vec![patch], ..MapResponse::default() });
     assert_eq!(change.peers.len(), 1);
     // And a peer that comes expired never gets to the engine.
-    let gone = Node {
-        key_expiry: Some(at(NOW - 1)),
-        ..peer(3, 0)
-    };
-    let marked = Node {
-        expired: true,
-        ..peer(4, 0)
-    };
-    let change = apply(
-        &mut netmap,
-        MapResponse {
-            peers_changed: vec![gone, marked],
-            ..MapResponse::default()
-        },
-    );
+    let gone = Node { key_expiry: Some(at(NOW - 1)), ..peer(3, 0) };
+    let marked = Node { expired: true, ..peer(4, 0) };
+    let change = apply(&mut netmap, MapResponse { peers_changed: vec![gone, marked], ..MapResponse::default() });
     assert_eq!(change.peers, []);
 }
 
 #[test]
 fn pieces_of_the_filter_are_joined_in_the_order_of_their_names() {
-    let rule = |source: &str| FilterRule {
-        src_ips: vec![source.into()],
-        ..FilterRule::default()
-    };
+    let rule = |source: &str| FilterRule { src_ips: vec![source.into()], ..FilterRule::default() };
     let mut netmap = Netmap::default();
     netmap.begin_poll();
-    apply(
-        &mut netmap,
-        MapResponse {
-            packet_filter: Some(vec![rule("b")]),
-            ..first(vec![])
-        },
-    );
-    let sources = |netmap: &Netmap| {
-        netmap
-            .filter()
-            .iter()
-            .map(|rule| rule.src_ips[0].clone())
-            .collect::<Vec<_>>()
-    };
+    apply(&mut netmap, MapResponse { packet_filter: Some(vec![rule("b")]), ..first(vec![]) });
+    let sources = |netmap: &Netmap| netmap.filter().iter().map(|rule| rule.src_ips[0].clone()).collect::<Vec<_>>();
     let chunks = |pairs: Vec<(&str, Option<Vec<FilterRule>>)>| MapResponse {
-        packet_filters: pairs
-            .into_iter()
-            .map(|(name, rules)| (name.to_owned(), rules))
-            .collect(),
+        packet_filters: pairs.into_iter().map(|(name, rules)| (name.to_owned(), rules)).collect(),
         ..MapResponse::default()
     };
-    apply(
-        &mut netmap,
-        chunks(vec![
-            ("z", Some(vec![rule("z")])),
-            ("a", Some(vec![rule("a")])),
-        ]),
-    );
+    apply(&mut netmap, chunks(vec![("z", Some(vec![rule("z")])), ("a", Some(vec![rule("a")]))]));
     assert_eq!(sources(&netmap), ["a", "b", "z"]);
     assert!(apply(&mut netmap, chunks(vec![("a", None)])).filter);
     assert_eq!(sources(&netmap), ["b", "z"]);
     // The same again is no change.
     assert!(!apply(&mut netmap, chunks(vec![("z", Some(vec![rule("z")]))])).filter);
-    apply(
-        &mut netmap,
-        chunks(vec![("*", None), ("q", Some(vec![rule("q")]))]),
-    );
+    apply(&mut netmap, chunks(vec![("*", None), ("q", Some(vec![rule("q")]))]));
     assert_eq!(sources(&netmap), ["q"]);
-    assert!(
-        apply(
-            &mut netmap,
-            MapResponse {
-                packet_filter: Some(vec![]),
-                ..MapResponse::default()
-            }
-        )
-        .filter
-    );
+    assert!(apply(&mut netmap, MapResponse { packet_filter: Some(vec![]), ..MapResponse::default() }).filter);
     // A new poll without a filter lets nothing in.
     netmap.begin_poll();
     assert!(apply(&mut netmap, first(vec![])).filter);
@@ -427,62 +231,24 @@ fn pieces_of_the_filter_are_joined_in_the_order_of_their_names() {
 #[test]
 fn the_servers_messages_are_bounded_and_harmless() {
     let mut netmap = started(vec![]);
-    let health = (0..100)
-        .map(|i| format!("{i}\u{1b}[31m{}", "x".repeat(1000)))
-        .collect();
-    let message = DisplayMessage {
-        title: "T".into(),
-        text: "text".into(),
-        ..DisplayMessage::default()
-    };
-    let display_messages = (0..100)
-        .map(|i| (i.to_string(), Some(message.clone())))
-        .collect();
-    apply(
-        &mut netmap,
-        MapResponse {
-            health: Some(health),
-            display_messages,
-            ..MapResponse::default()
-        },
-    );
+    let health = (0..100).map(|i| format!("{i}\u{1b}[31m{}", "x".repeat(1000))).collect();
+    let message = DisplayMessage { title: "T".into(), text: "text".into(), ..DisplayMessage::default() };
+    let display_messages = (0..100).map(|i| (i.to_string(), Some(message.clone()))).collect();
+    apply(&mut netmap, MapResponse { health: Some(health), display_messages, ..MapResponse::default() });
     assert_eq!(netmap.health().count(), 64);
-    assert!(
-        netmap
-            .health()
-            .all(|text| text.len() <= 400 && !text.contains('\u{1b}'))
-    );
+    assert!(netmap.health().all(|text| text.len() <= 400 && !text.contains('\u{1b}')));
     let clear = BTreeMap::from([("*".to_owned(), None)]);
-    apply(
-        &mut netmap,
-        MapResponse {
-            health: Some(vec![]),
-            display_messages: clear,
-            ..MapResponse::default()
-        },
-    );
+    apply(&mut netmap, MapResponse { health: Some(vec![]), display_messages: clear, ..MapResponse::default() });
     assert_eq!(netmap.health().count(), 0);
 }
 
 #[test]
 fn a_change_of_our_addresses_judges_all_peers_again() {
-    let claim = Node {
-        allowed_ips: Some(vec!["100.64.0.200/32".parse().unwrap()]),
-        ..peer(1, 0)
-    };
+    let claim = Node { allowed_ips: Some(vec!["100.64.0.200/32".parse().unwrap()]), ..peer(1, 0) };
     let mut netmap = started(vec![claim]);
     assert_eq!(netmap.peers().next().unwrap().allowed_ips().len(), 1);
-    let moved = Node {
-        addresses: vec!["100.64.0.200/32".parse().unwrap()],
-        ..local()
-    };
-    let change = apply(
-        &mut netmap,
-        MapResponse {
-            node: Some(Box::new(moved)),
-            ..MapResponse::default()
-        },
-    );
+    let moved = Node { addresses: vec!["100.64.0.200/32".parse().unwrap()], ..local() };
+    let change = apply(&mut netmap, MapResponse { node: Some(Box::new(moved)), ..MapResponse::default() });
     assert!(change.local);
     assert_eq!(change.peers.len(), 1);
     assert_eq!(netmap.peers().next().unwrap().allowed_ips().len(), 0);
@@ -503,10 +269,7 @@ impl Model {
     }
 
     fn edit(&mut self, id: NodeId, edit: impl Fn(&mut Node)) {
-        self.peers
-            .iter_mut()
-            .filter(|node| node.id == id)
-            .for_each(edit);
+        self.peers.iter_mut().filter(|node| node.id == id).for_each(edit);
     }
 
     fn apply(&mut self, first: bool, response: &MapResponse, now: Time) {
@@ -515,12 +278,8 @@ impl Model {
             self.filters.clear();
         }
         if response.peers.is_empty() {
-            self.peers
-                .retain(|node| !response.peers_removed.contains(&node.id));
-            response
-                .peers_changed
-                .iter()
-                .for_each(|node| self.upsert(node));
+            self.peers.retain(|node| !response.peers_removed.contains(&node.id));
+            response.peers_changed.iter().for_each(|node| self.upsert(node));
             for (id, seen) in &response.peer_seen_change {
                 self.edit(*id, |node| node.last_seen = seen.then_some(now));
             }
@@ -532,10 +291,7 @@ impl Model {
                     if patch.derp_region != RegionId(0) {
                         node.home_derp = patch.derp_region;
                     }
-                    node.endpoints = patch
-                        .endpoints
-                        .clone()
-                        .unwrap_or_else(|| node.endpoints.clone());
+                    node.endpoints = patch.endpoints.clone().unwrap_or_else(|| node.endpoints.clone());
                     node.key = patch.key.unwrap_or(node.key);
                     node.online = patch.online.or(node.online);
                     node.last_seen = patch.last_seen.or(node.last_seen);
@@ -555,14 +311,9 @@ impl Model {
         if response.packet_filters.get("*") == Some(&None) {
             self.filters.clear();
         }
-        for (name, rules) in response
-            .packet_filters
-            .iter()
-            .filter(|(name, _)| *name != "*")
-        {
+        for (name, rules) in response.packet_filters.iter().filter(|(name, _)| *name != "*") {
             self.filters.retain(|(old, _)| old != name);
-            self.filters
-                .extend(rules.clone().map(|rules| (name.clone(), rules)));
+            self.filters.extend(rules.clone().map(|rules| (name.clone(), rules)));
         }
         self.filters.sort_by(|a, b| a.0.cmp(&b.0));
     }
@@ -570,23 +321,14 @@ impl Model {
     /// One complete message that says the same.
     fn whole(&self) -> MapResponse {
         MapResponse {
-            packet_filters: self
-                .filters
-                .iter()
-                .map(|(name, rules)| (name.clone(), Some(rules.clone())))
-                .collect(),
+            packet_filters: self.filters.iter().map(|(name, rules)| (name.clone(), Some(rules.clone()))).collect(),
             ..first(self.peers.clone())
         }
     }
 }
 
 fn arb_time() -> impl Strategy<Value = Option<Time>> {
-    prop_oneof![
-        Just(None),
-        Just(Some(at(NOW - 10))),
-        Just(Some(at(NOW + 10))),
-        Just(Some(at(NOW + 100)))
-    ]
+    prop_oneof![Just(None), Just(Some(at(NOW - 10))), Just(Some(at(NOW + 10))), Just(Some(at(NOW + 100)))]
 }
 
 fn arb_id() -> impl Strategy<Value = i64> {
@@ -594,61 +336,37 @@ fn arb_id() -> impl Strategy<Value = i64> {
 }
 
 fn arb_node() -> impl Strategy<Value = Node> {
-    (arb_id(), 0_u8..3, arb_time(), any::<bool>(), 0_u16..3).prop_map(
-        |(id, variant, key_expiry, expired, home)| Node {
-            key_expiry,
-            expired: expired && variant == 2,
-            home_derp: RegionId(home),
-            ..peer(id, variant)
-        },
-    )
+    (arb_id(), 0_u8..3, arb_time(), any::<bool>(), 0_u16..3).prop_map(|(id, variant, key_expiry, expired, home)| Node {
+        key_expiry,
+        expired: expired && variant == 2,
+        home_derp: RegionId(home),
+        ..peer(id, variant)
+    })
 }
 
 fn arb_patch() -> impl Strategy<Value = PeerChange> {
     let key_part = proptest::option::of(0_u8..3);
     let expiry = proptest::option::of(arb_time());
-    (
-        arb_id(),
-        0_u16..3,
-        key_part,
-        proptest::option::of(0_u16..3),
-        any::<Option<bool>>(),
-        expiry,
+    (arb_id(), 0_u16..3, key_part, proptest::option::of(0_u16..3), any::<Option<bool>>(), expiry).prop_map(
+        |(id, region, variant, endpoints, online, expiry)| PeerChange {
+            node_id: NodeId(id),
+            derp_region: RegionId(region),
+            key: variant.map(|variant| key(id, variant)),
+            endpoints: endpoints.map(|count| (0..count).map(|port| ([192, 0, 2, 9], port + 1).into()).collect()),
+            online,
+            key_expiry: expiry.map(ExpiryChange::from),
+            ..PeerChange::default()
+        },
     )
-        .prop_map(
-            |(id, region, variant, endpoints, online, expiry)| PeerChange {
-                node_id: NodeId(id),
-                derp_region: RegionId(region),
-                key: variant.map(|variant| key(id, variant)),
-                endpoints: endpoints.map(|count| {
-                    (0..count)
-                        .map(|port| ([192, 0, 2, 9], port + 1).into())
-                        .collect()
-                }),
-                online,
-                key_expiry: expiry.map(ExpiryChange::from),
-                ..PeerChange::default()
-            },
-        )
 }
 
 fn arb_rules() -> impl Strategy<Value = Vec<FilterRule>> {
-    vec(
-        (0_u8..3).prop_map(|n| FilterRule {
-            src_ips: vec![n.to_string()],
-            ..FilterRule::default()
-        }),
-        0..3,
-    )
+    vec((0_u8..3).prop_map(|n| FilterRule { src_ips: vec![n.to_string()], ..FilterRule::default() }), 0..3)
 }
 
 fn arb_response() -> impl Strategy<Value = MapResponse> {
     let ids = || arb_id().prop_map(NodeId);
-    let chunk_name = prop_oneof![
-        Just("*".to_owned()),
-        Just("base".to_owned()),
-        Just("x".to_owned())
-    ];
+    let chunk_name = prop_oneof![Just("*".to_owned()), Just("base".to_owned()), Just("x".to_owned())];
     let chunks = btree_map(chunk_name, proptest::option::of(arb_rules()), 0..3);
     (
         prop_oneof![3 => Just(vec![]), 1 => vec(arb_node(), 1..5)],
@@ -660,34 +378,23 @@ fn arb_response() -> impl Strategy<Value = MapResponse> {
         proptest::option::of(arb_rules()),
         chunks,
     )
-        .prop_map(
-            |(
+        .prop_map(|(peers, changed, removed, seen, online, patches, packet_filter, mut packet_filters)| {
+            // A "*" with rules means nothing.
+            if packet_filters.get("*").is_some_and(Option::is_some) {
+                packet_filters.remove("*");
+            }
+            MapResponse {
                 peers,
-                changed,
-                removed,
-                seen,
-                online,
-                patches,
+                peers_changed: changed,
+                peers_removed: removed,
+                peer_seen_change: seen,
+                online_change: online,
+                peers_changed_patch: patches,
                 packet_filter,
-                mut packet_filters,
-            )| {
-                // A "*" with rules means nothing.
-                if packet_filters.get("*").is_some_and(Option::is_some) {
-                    packet_filters.remove("*");
-                }
-                MapResponse {
-                    peers,
-                    peers_changed: changed,
-                    peers_removed: removed,
-                    peer_seen_change: seen,
-                    online_change: online,
-                    peers_changed_patch: patches,
-                    packet_filter,
-                    packet_filters,
-                    ..MapResponse::default()
-                }
-            },
-        )
+                packet_filters,
+                ..MapResponse::default()
+            }
+        })
 }
 
 #[derive(Debug, Clone)]

@@ -26,21 +26,13 @@ impl Drop for Fixture {
 
 /// Serves on a scratch socket with a daemon that answers a few verbs.
 fn fixture(name: &str, daemon_uid: u32) -> Fixture {
-    let socket = std::env::temp_dir().join(format!(
-        "warren-local-api-{name}-{}.sock",
-        std::process::id()
-    ));
+    let socket = std::env::temp_dir().join(format!("warren-local-api-{name}-{}.sock", std::process::id()));
     let _ = std::fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket).unwrap();
     let (requests, mut asked) = mpsc::channel(4);
     let (bus, bus_seen) = watch::channel(Bus::default());
     let (operator, operator_seen) = watch::channel(String::new());
-    let shared = Shared {
-        requests,
-        bus: bus_seen,
-        operator: operator_seen,
-        daemon_uid,
-    };
+    let shared = Shared { requests, bus: bus_seen, operator: operator_seen, daemon_uid };
     let tasks = vec![
         tokio::spawn(serve(listener, shared)),
         tokio::spawn(async move {
@@ -55,12 +47,7 @@ fn fixture(name: &str, daemon_uid: u32) -> Fixture {
             }
         }),
     ];
-    Fixture {
-        socket,
-        bus,
-        _operator: operator,
-        tasks,
-    }
+    Fixture { socket, bus, _operator: operator, tasks }
 }
 
 fn own_uid() -> u32 {
@@ -84,22 +71,12 @@ async fn requests_with_signs_of_a_browser_are_refused() {
         ("Host:\r\n", "200"),
         ("Host: localhost\r\n", "403"),
         ("Host: evil.example\r\n", "403"),
-        (
-            "Host: local-tailscaled.sock\r\nOrigin: http://evil.example\r\n",
-            "403",
-        ),
-        (
-            "Host: local-tailscaled.sock\r\nReferer: http://evil.example/\r\n",
-            "403",
-        ),
+        ("Host: local-tailscaled.sock\r\nOrigin: http://evil.example\r\n", "403"),
+        ("Host: local-tailscaled.sock\r\nReferer: http://evil.example/\r\n", "403"),
     ] {
-        let request =
-            format!("GET /localapi/v0/prefs HTTP/1.1\r\n{headers}Connection: close\r\n\r\n");
+        let request = format!("GET /localapi/v0/prefs HTTP/1.1\r\n{headers}Connection: close\r\n\r\n");
         let answer = raw(&fixture, &request).await;
-        assert!(
-            answer.starts_with(&format!("HTTP/1.1 {status}")),
-            "{headers}: {answer}"
-        );
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{headers}: {answer}");
     }
 }
 
@@ -109,12 +86,8 @@ async fn answers_carry_the_guarding_headers() {
     let request = "GET /localapi/v0/nothing HTTP/1.1\r\nHost: local-tailscaled.sock\r\nConnection: close\r\n\r\n";
     let answer = raw(&fixture, request).await.to_ascii_lowercase();
     assert!(answer.starts_with("http/1.1 404"));
-    for header in [
-        "tailscale-cap: ",
-        "tailscale-version: ",
-        "x-frame-options: deny",
-        "x-content-type-options: nosniff",
-    ] {
+    for header in ["tailscale-cap: ", "tailscale-version: ", "x-frame-options: deny", "x-content-type-options: nosniff"]
+    {
         assert!(answer.contains(header), "{header}: {answer}");
     }
 }
@@ -136,31 +109,13 @@ async fn a_stranger_reads_but_does_not_write() {
 async fn refusals_reach_the_client_as_text() {
     let fixture = fixture("refusal", own_uid());
     let client = Client::new(&fixture.socket);
-    assert_eq!(
-        client.get::<Prefs>("prefs").await.unwrap(),
-        Prefs::default()
-    );
-    let refused = client
-        .request(Method::PATCH, "prefs", "{}".into())
-        .await
-        .unwrap_err();
+    assert_eq!(client.get::<Prefs>("prefs").await.unwrap(), Prefs::default());
+    let refused = client.request(Method::PATCH, "prefs", "{}".into()).await.unwrap_err();
     assert_eq!(refused.to_string(), "no such setting");
-    let bad = client
-        .request(Method::PATCH, "prefs", "{".into())
-        .await
-        .unwrap_err();
+    let bad = client.request(Method::PATCH, "prefs", "{".into()).await.unwrap_err();
     assert_eq!(bad.to_string(), "invalid JSON body");
-    let long = client
-        .request(
-            Method::PATCH,
-            "prefs",
-            vec![b' '; body::MAX_BODY + 1].into(),
-        )
-        .await;
-    assert!(
-        matches!(long, Err(ClientError::Refused(_) | ClientError::Broken(_))),
-        "{long:?}"
-    );
+    let long = client.request(Method::PATCH, "prefs", vec![b' '; body::MAX_BODY + 1].into()).await;
+    assert!(matches!(long, Err(ClientError::Refused(_) | ClientError::Broken(_))), "{long:?}");
     // A verb that this daemon never answers must not hang the caller once the daemon drops it.
     let status = client.get::<Status>("status").await;
     assert!(matches!(status, Err(ClientError::Refused(_))));
@@ -173,14 +128,8 @@ async fn the_bus_begins_with_the_state_and_then_says_what_changed() {
     let first = watcher.next().await.unwrap();
     assert_eq!(first.state, Some(State::NoState.number()));
     assert!(first.version.is_some());
-    let trouble = Trouble {
-        kind: TroubleKind::Unreachable,
-        text: "no route".into(),
-        attempts: 1,
-    };
-    fixture
-        .bus
-        .send_modify(|bus| bus.trouble = Some(trouble.clone()));
+    let trouble = Trouble { kind: TroubleKind::Unreachable, text: "no route".into(), attempts: 1 };
+    fixture.bus.send_modify(|bus| bus.trouble = Some(trouble.clone()));
     let next = watcher.next().await.unwrap();
     assert_eq!((next.state, next.trouble), (None, Some(trouble)));
     fixture.bus.send_modify(|bus| {
@@ -206,9 +155,6 @@ async fn one_user_cannot_take_every_connection() {
 
 #[tokio::test]
 async fn without_a_daemon_the_client_says_how_to_start_one() {
-    let error = Client::new("/nonexistent/warren.sock")
-        .get::<Prefs>("prefs")
-        .await
-        .unwrap_err();
+    let error = Client::new("/nonexistent/warren.sock").get::<Prefs>("prefs").await.unwrap_err();
     assert!(error.to_string().contains("warren node"), "{error}");
 }

@@ -1,0 +1,108 @@
+//! `warren node`: the daemon.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use warren_node::control_client::Network;
+use warren_node::daemon::{Daemon, Ended};
+use warren_node::engine::{self, StartError};
+use warren_node::local_api::{self, ListenError};
+use warren_node::state::{StateError, Store};
+
+use crate::exit::{Exit, Failure, OrExit};
+use crate::paths::Role;
+
+/// Engine events that may wait for the daemon.
+const EVENTS: usize = 64;
+
+/// Arguments of `warren node`.
+#[derive(Debug, Args)]
+pub(crate) struct Node {
+    /// Directory that holds the keys and settings of this machine.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Socket on which to listen for commands.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Name of the network interface to make.
+    #[arg(long, value_name = "NAME", default_value = "warren0")]
+    tun: String,
+    /// UDP port for tunnels; 0 takes any free one.
+    #[arg(long, value_name = "PORT", default_value_t = 41641)]
+    port: u16,
+}
+
+impl Node {
+    /// Runs the daemon until a signal ends it.
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let state_dir = self.state_dir.unwrap_or_else(|| Role::Node.state_dir());
+        let socket = self.socket.unwrap_or_else(|| Role::Node.socket());
+        let (store, state) = Store::open(&state_dir)?;
+        let listener = local_api::listen(&socket)?;
+        let (events, engine_events) = mpsc::channel(EVENTS);
+        let options = engine::Options { interface: self.tun, port: self.port };
+        let engine = match engine::start(options, events).await {
+            Ok(engine) => engine,
+            Err(error) => {
+                drop(std::fs::remove_file(&socket));
+                return Err(error.into());
+            }
+        };
+        let uid = rustix::process::geteuid().as_raw();
+        let (daemon, shared) = Daemon::new(engine, Network, store, state, uid);
+        let serving = tokio::spawn(local_api::serve(listener, shared));
+        tracing::info!(socket = %socket.display(), state = %state_dir.display(), "node is ready");
+        let ended = daemon.run(engine_events, stopped()?).await;
+        serving.abort();
+        drop(std::fs::remove_file(&socket));
+        match ended {
+            Ended::Asked => Ok(()),
+            Ended::Engine(reason) => Err(Failure::new(
+                Exit::General,
+                format_args!("the tunnel cannot go on: {reason}; start the node again"),
+            )),
+        }
+    }
+}
+
+/// Is ready when the system or a person asks for the end.
+fn stopped() -> Result<impl Future<Output = ()>, Failure> {
+    let mut interrupt = signal(SignalKind::interrupt()).or_exit(Exit::General, "cannot listen for signals")?;
+    let mut terminate = signal(SignalKind::terminate()).or_exit(Exit::General, "cannot listen for signals")?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tracing::info!("stopping");
+    })
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        let exit = if matches!(error, StateError::InUse(_)) { Exit::AlreadyRunning } else { Exit::General };
+        Self::new(exit, error)
+    }
+}
+
+impl From<ListenError> for Failure {
+    fn from(error: ListenError) -> Self {
+        let exit = if matches!(error, ListenError::InUse(_)) { Exit::AlreadyRunning } else { Exit::General };
+        Self::new(exit, error)
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        let exit = if matches!(error, StartError::Permission(_)) {
+            Exit::Permission
+        } else if matches!(error, StartError::InterfaceBusy(_) | StartError::PortBusy(_)) {
+            Exit::AlreadyRunning
+        } else {
+            Exit::Unsupported
+        };
+        Self::new(exit, error)
+    }
+}

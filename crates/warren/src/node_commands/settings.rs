@@ -1,0 +1,142 @@
+//! `warren down`, `logout` and `set`.
+
+use clap::Args;
+use http::Method;
+use serde_json::{Map, Value, json};
+use warren_node::local_api::Client;
+use warren_node::prefs::Prefs;
+
+use super::Socket;
+use crate::exit::{Exit, Failure};
+
+/// Collects settings to change, in the masked form of the local API.
+#[derive(Debug, Default)]
+pub(super) struct Changes(Map<String, Value>);
+
+impl Changes {
+    /// Adds a setting, if it was given.
+    pub(super) fn add(&mut self, name: &str, value: Option<impl Into<Value>>) {
+        if let Some(value) = value {
+            self.0.insert(name.to_owned(), value.into());
+            self.0.insert(format!("{name}Set"), true.into());
+        }
+    }
+
+    /// Tells whether there is nothing to change.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns the document to send.
+    pub(super) fn into_value(self) -> Value {
+        Value::Object(self.0)
+    }
+
+    /// Makes the daemon change the settings.
+    pub(super) async fn apply(self, client: &Client) -> Result<Prefs, Failure> {
+        let body = self.into_value().to_string().into();
+        Ok(client.json(Method::PATCH, "prefs", body).await?)
+    }
+}
+
+/// Arguments of `warren down`.
+#[derive(Debug, Args)]
+pub(crate) struct Down {
+    #[command(flatten)]
+    socket: Socket,
+}
+
+impl Down {
+    /// Takes the node down.
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let client = self.socket.client();
+        if !client.get::<Prefs>("prefs").await?.want_running {
+            eprintln!("The node is down already.");
+            return Ok(());
+        }
+        let mut changes = Changes::default();
+        changes.add("WantRunning", Some(false));
+        changes.apply(&client).await.map(drop)
+    }
+}
+
+/// Arguments of `warren logout`.
+#[derive(Debug, Args)]
+pub(crate) struct Logout {
+    #[command(flatten)]
+    socket: Socket,
+}
+
+impl Logout {
+    /// Logs out.
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        self.socket.client().request(Method::POST, "logout", "".into()).await?;
+        Ok(())
+    }
+}
+
+/// Arguments of `warren set`.
+#[derive(Debug, Args)]
+pub(crate) struct Set {
+    /// Name to show instead of this machine's own; empty for the machine's own.
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// Use routes that peers offer.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    accept_routes: Option<bool>,
+    /// Refuse every connection that a peer opens.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    shields_up: Option<bool>,
+    /// Local user who may use up, down, login, logout and set without root; empty for nobody.
+    #[arg(long, value_name = "USER")]
+    operator: Option<String>,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+impl Set {
+    /// Changes what was named and nothing else.
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let mut changes = Changes::default();
+        changes.add("Hostname", self.hostname);
+        changes.add("RouteAll", self.accept_routes);
+        changes.add("ShieldsUp", self.shields_up);
+        changes.add("OperatorUser", self.operator);
+        if changes.is_empty() {
+            return Err(Failure::new(Exit::Usage, "nothing to set; see: warren set --help"));
+        }
+        changes.apply(&self.socket.client()).await.map(drop)
+    }
+}
+
+/// Returns the changes that put every setting that `up` and `set` know back to its default.
+pub(super) fn defaults() -> Changes {
+    let Value::Object(all) = json!({
+        "Hostname": "", "HostnameSet": true,
+        "RouteAll": false, "RouteAllSet": true,
+        "ShieldsUp": false, "ShieldsUpSet": true,
+    }) else {
+        return Changes::default();
+    };
+    Changes(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_is_a_setting_that_the_node_has() {
+        let mut prefs = Prefs { hostname: "x".into(), route_all: true, shields_up: true, ..Prefs::default() };
+        prefs.patch(&defaults().into_value()).unwrap();
+        assert_eq!(prefs, Prefs::default());
+    }
+
+    #[test]
+    fn only_what_is_named_changes() {
+        let mut changes = Changes::default();
+        changes.add("ShieldsUp", Some(true));
+        changes.add("RouteAll", None::<bool>);
+        assert_eq!(changes.into_value(), json!({ "ShieldsUp": true, "ShieldsUpSet": true }));
+    }
+}
