@@ -6,6 +6,8 @@
 mod backoff;
 mod connect;
 mod early;
+#[cfg(test)]
+pub(crate) mod fake;
 mod network;
 mod ping;
 mod register;

@@ -1,1 +1,472 @@
+use std::time::Duration;
 
+use tokio::time::Instant;
+use warren_wire::control::{Node, NodeId, PingRequest};
+use warren_wire::key::{DiscoKey, MachineSecret};
+
+use super::super::fake::{Call, Fake, MapStream, Mood, Reply};
+use super::*;
+
+/// A session against a fake server, seen from the daemon's side.
+struct Fixture {
+    server: Fake,
+    calls: mpsc::Receiver<Call>,
+    events: mpsc::Receiver<Event>,
+    report: watch::Sender<Report>,
+    stored: NodeKeys,
+    disk_works: bool,
+    task: tokio::task::JoinHandle<()>,
+}
+
+fn report() -> Report {
+    Report {
+        hostinfo: Hostinfo { hostname: "alpha".into(), ..Hostinfo::default() },
+        net_info: None,
+        endpoints: Vec::new(),
+        disco_key: DiscoKey::from_bytes([9; 32]),
+    }
+}
+
+fn start(login: Login, keys: NodeKeys) -> Fixture {
+    start_with(login, keys, "http://127.0.0.1:8080", |_| None)
+}
+
+fn start_with(login: Login, keys: NodeKeys, url: &str, pin: impl Fn(&Fake) -> Option<MachineKey>) -> Fixture {
+    let (server, calls) = Fake::new();
+    let (events, heard) = mpsc::channel(16);
+    let report = watch::Sender::new(report());
+    let target =
+        Target { url: url.parse().unwrap(), pin: pin(&server), machine: Arc::new(MachineSecret::from_bytes([1; 32])) };
+    let session =
+        Session { connector: server.clone(), target, keys: keys.clone(), login, report: report.subscribe(), events };
+    let task = tokio::spawn(session.run());
+    Fixture { server, calls, events: heard, report, stored: keys, disk_works: true, task }
+}
+
+fn registered() -> NodeKeys {
+    NodeKeys { current: Some(Arc::new(NodeSecret::from_bytes([3; 32]))), ..NodeKeys::default() }
+}
+
+fn own_node(key: NodeKey) -> MapResponse {
+    MapResponse {
+        node: Some(Box::new(Node { id: NodeId(1), key, machine_authorized: true, ..Node::default() })),
+        ..MapResponse::default()
+    }
+}
+
+impl Fixture {
+    async fn call(&mut self) -> Call {
+        self.calls.recv().await.unwrap()
+    }
+
+    /// Returns the next event that is not about keys (which are "stored" here) nor about the clock.
+    async fn event(&mut self) -> Event {
+        loop {
+            match self.events.recv().await.unwrap() {
+                Event::Keys(keys, saved) => {
+                    self.stored = keys;
+                    let _ = saved.send(self.disk_works);
+                }
+                Event::ServerTime(_) => {}
+                event => return event,
+            }
+        }
+    }
+
+    /// Stores keys until the next call to the server arrives.
+    async fn call_while_storing(&mut self) -> Call {
+        loop {
+            tokio::select! {
+                call = self.calls.recv() => return call.unwrap(),
+                event = self.events.recv() => match event.unwrap() {
+                    Event::Keys(keys, saved) => {
+                        self.stored = keys;
+                        let _ = saved.send(self.disk_works);
+                    }
+                    Event::ServerTime(_) => {}
+                    event => panic!("{event:?}"),
+                },
+            }
+        }
+    }
+
+    async fn register(&mut self) -> (RegisterRequest, oneshot::Sender<Reply>) {
+        match self.call_while_storing().await {
+            Call::Register(request, reply) => (request, reply),
+            call => panic!("{call:?}"),
+        }
+    }
+
+    async fn trouble(&mut self) -> Trouble {
+        match self.event().await {
+            Event::Trouble(trouble) => trouble,
+            event => panic!("{event:?}"),
+        }
+    }
+
+    /// Accepts the registration and answers the poll; returns it with the first report.
+    async fn reach_poll(&mut self) -> (MapRequest, MapStream, MapRequest) {
+        let (_, reply) = self.register().await;
+        reply.send(Reply::ok()).unwrap();
+        assert!(matches!(self.event().await, Event::Registered(_)));
+        self.poll().await
+    }
+
+    async fn poll(&mut self) -> (MapRequest, MapStream, MapRequest) {
+        let (mut poll, mut report) = (None, None);
+        while poll.is_none() || report.is_none() {
+            match self.call().await {
+                Call::Poll(request, stream) => poll = Some((request, stream)),
+                Call::Report(request) => report = Some(request),
+                call => panic!("{call:?}"),
+            }
+        }
+        assert!(matches!(self.event().await, Event::PollStarted));
+        let (request, stream) = poll.unwrap();
+        (request, stream, report.unwrap())
+    }
+}
+
+use warren_wire::control::RegisterRequest;
+
+#[tokio::test(start_paused = true)]
+async fn a_new_key_is_on_disk_before_the_server_hears_of_it() {
+    let mut fixture = start(Login::AuthKey(AuthKey::new(" wkey-x \n")), NodeKeys::default());
+    let (request, reply) = fixture.register().await;
+    let pending = fixture.stored.pending.clone().unwrap().public();
+    assert_eq!(request.node_key, pending);
+    assert_eq!(request.auth.unwrap().auth_key, "wkey-x");
+    assert_eq!(request.old_node_key, None);
+    assert_eq!(request.version, CapabilityVersion(130));
+    assert_eq!(request.hostinfo.unwrap().hostname, "alpha");
+    assert!(fixture.stored.current.is_none());
+    reply.send(Reply::ok()).unwrap();
+    assert!(matches!(fixture.event().await, Event::Registered(_)));
+    assert_eq!(fixture.stored.current.clone().unwrap().public(), pending);
+    assert!(fixture.stored.pending.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_disk_the_server_hears_of_no_new_key() {
+    let mut fixture = start(Login::Resume, NodeKeys::default());
+    fixture.disk_works = false;
+    assert_eq!(fixture.trouble().await.kind, TroubleKind::Local);
+    assert!(fixture.calls.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_registers_the_same_key_and_asks_nobody() {
+    let mut fixture = start(Login::Resume, registered());
+    let (request, reply) = fixture.register().await;
+    assert_eq!(request.node_key, registered().current.unwrap().public());
+    assert_eq!((request.auth, request.expiry, request.followup.as_str()), (None, None, ""));
+    reply.send(Reply::ok()).unwrap();
+    assert!(matches!(fixture.event().await, Event::Registered(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_between_storing_and_registering_goes_on_with_the_stored_key() {
+    let pending = Arc::new(NodeSecret::from_bytes([4; 32]));
+    let keys = NodeKeys { pending: Some(Arc::clone(&pending)), ..NodeKeys::default() };
+    let mut fixture = start(Login::Resume, keys);
+    assert_eq!(fixture.register().await.0.node_key, pending.public());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interactive_login_waits_on_the_page_and_names_the_old_key() {
+    let mut fixture = start(Login::Interactive, registered());
+    let old = registered().current.unwrap().public();
+    let (request, reply) = fixture.register().await;
+    assert_ne!(request.node_key, old);
+    assert_eq!(request.old_node_key, Some(old));
+    let page = || RegisterResponse { auth_url: "https://s/register/1".into(), ..RegisterResponse::default() };
+    reply.send(Reply::Json(Box::new(page()))).unwrap();
+    assert!(matches!(fixture.event().await, Event::Visit(url) if url == "https://s/register/1"));
+    let (followup, reply) = fixture.register().await;
+    assert_eq!(followup.followup, "https://s/register/1");
+    assert_eq!(followup.node_key, request.node_key);
+    // A person takes longer than any timeout.
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    reply.send(Reply::ok()).unwrap();
+    assert!(matches!(fixture.event().await, Event::Registered(_)));
+    assert_eq!(fixture.stored.current.clone().unwrap().public(), request.node_key);
+    assert_eq!(fixture.stored.previous, Some(old));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forgotten_login_page_is_replaced_by_the_new_one() {
+    let mut fixture = start(Login::Resume, NodeKeys::default());
+    for number in 1..3 {
+        let (_, reply) = fixture.register().await;
+        let auth_url = format!("https://s/register/{number}");
+        reply.send(Reply::Json(Box::new(RegisterResponse { auth_url, ..RegisterResponse::default() }))).unwrap();
+        assert!(matches!(fixture.event().await, Event::Visit(url) if url.ends_with(&number.to_string())));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_key_is_replaced_once() {
+    let mut fixture = start(Login::Resume, registered());
+    let expired = || RegisterResponse { node_key_expired: true, ..RegisterResponse::default() };
+    let (first, reply) = fixture.register().await;
+    reply.send(Reply::Json(Box::new(expired()))).unwrap();
+    let (second, reply) = fixture.register().await;
+    assert_ne!(first.node_key, second.node_key);
+    assert_eq!(second.old_node_key, Some(first.node_key));
+    reply.send(Reply::Json(Box::new(expired()))).unwrap();
+    let trouble = fixture.trouble().await;
+    assert_eq!(trouble.kind, TroubleKind::Refused);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_auth_key_ends_the_session_with_the_servers_words() {
+    let mut fixture = start(Login::AuthKey(AuthKey::new("wkey-x")), NodeKeys::default());
+    let (_, reply) = fixture.register().await;
+    let response = RegisterResponse { error: "auth key has expired".into(), ..RegisterResponse::default() };
+    reply.send(Reply::Json(Box::new(response))).unwrap();
+    let Event::Refused(trouble) = fixture.event().await else { panic!() };
+    assert_eq!(trouble.kind, TroubleKind::Refused);
+    assert!(trouble.text.contains("auth key has expired") && !trouble.text.contains("wkey-x"));
+    assert!(fixture.events.recv().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_server_says_when_to_come_again() {
+    let mut fixture = start(Login::Resume, registered());
+    let (_, reply) = fixture.register().await;
+    reply.send(Reply::Status(429, "busy", Some("17"))).unwrap();
+    let trouble = fixture.trouble().await;
+    assert!(trouble.text.contains("busy"), "{}", trouble.text);
+    let asked = Instant::now();
+    fixture.register().await;
+    assert!(asked.elapsed() >= Duration::from_secs(17) && asked.elapsed() < Duration::from_secs(18));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_map_arrives_in_pieces_and_pings_are_answered_once() {
+    let mut fixture = start(Login::Resume, registered());
+    let (request, stream, first_report) = fixture.reach_poll().await;
+    let key = registered().current.unwrap().public();
+    assert_eq!((request.node_key, request.compress.as_str(), request.keep_alive), (key, "zstd", true));
+    assert_eq!((first_report.stream, first_report.omit_peers, first_report.read_only), (false, true, false));
+    assert_eq!(first_report.disco_key, Some(DiscoKey::from_bytes([9; 32])));
+    stream.send(&MapResponse { keep_alive: true, ..MapResponse::default() }).await;
+    let ping = PingRequest {
+        url: "https://anything/machine/c2n/token".into(),
+        url_is_noise: true,
+        types: "c2n".into(),
+        payload: warren_wire::control::Blob(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n".to_vec()),
+        ..PingRequest::default()
+    };
+    for _ in 0..2 {
+        stream.send(&MapResponse { ping_request: Some(ping.clone()), ..own_node(key) }).await;
+        assert!(matches!(fixture.event().await, Event::Map(response) if response.ping_request.is_none()));
+    }
+    match fixture.call().await {
+        Call::Other(method, path, body) => {
+            assert_eq!((method, path.as_str()), (http::Method::POST, "/machine/c2n/token"));
+            assert!(body.starts_with(b"HTTP/1.1 200"));
+        }
+        call => panic!("{call:?}"),
+    }
+    let head = PingRequest { url: "https://s/ping/1".into(), url_is_noise: true, ..PingRequest::default() };
+    stream.send(&MapResponse { keep_alive: true, ping_request: Some(head), ..MapResponse::default() }).await;
+    assert!(matches!(fixture.call().await, Call::Other(method, path, _) if method == "HEAD" && path == "/ping/1"));
+    // The ping that came twice was answered once, and one that is not for Noise not at all.
+    let elsewhere = PingRequest { url: "https://example.com/".into(), ..PingRequest::default() };
+    stream.send(&MapResponse { ping_request: Some(elsewhere), ..own_node(key) }).await;
+    fixture.event().await;
+    assert!(fixture.calls.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_are_reported_together_and_only_when_they_are_changes() {
+    let mut fixture = start(Login::Resume, registered());
+    let (_, _stream, _) = fixture.reach_poll().await;
+    for port in 1..=20 {
+        let address = ([192, 0, 2, 1], port).into();
+        let kind = warren_wire::control::EndpointType::Stun;
+        fixture.report.send_modify(|report| report.endpoints = vec![Endpoint { address, kind }]);
+        tokio::task::yield_now().await;
+    }
+    let Call::Report(request) = fixture.call().await else { panic!() };
+    assert_eq!(request.endpoints, ["192.0.2.1:20".parse().unwrap()]);
+    assert_eq!(request.endpoint_types.len(), 1);
+    fixture.report.send_modify(|_| {});
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(fixture.calls.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_ends_the_poll_and_the_next_one_does_not_register_again() {
+    let mut fixture = start(Login::Resume, registered());
+    let (_, stream, _) = fixture.reach_poll().await;
+    stream.send(&own_node(registered().current.unwrap().public())).await;
+    assert!(matches!(fixture.event().await, Event::Map(_)));
+    let quiet_since = Instant::now();
+    let trouble = fixture.trouble().await;
+    assert!(trouble.text.contains("silent"), "{}", trouble.text);
+    assert_eq!(quiet_since.elapsed().as_secs(), WATCHDOG.as_secs());
+    stream.closed().await;
+    fixture.poll().await;
+    assert_eq!((fixture.server.connections(), fixture.server.key_requests()), (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn keepalives_keep_the_poll() {
+    let mut fixture = start(Login::Resume, registered());
+    let (_, stream, _) = fixture.reach_poll().await;
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        stream.send(&MapResponse { keep_alive: true, ..MapResponse::default() }).await;
+    }
+    assert!(fixture.events.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_away_is_asked_with_growing_patience() {
+    let mut fixture = start(Login::Resume, registered());
+    let (_, stream, _) = fixture.reach_poll().await;
+    fixture.server.set_mood(Mood::Down);
+    drop(stream);
+    let before = fixture.server.connections();
+    let gone = Instant::now();
+    for attempt in 1..=30 {
+        let trouble = fixture.trouble().await;
+        assert_eq!(trouble.attempts, attempt);
+        assert_eq!(trouble.kind, if attempt == 1 { TroubleKind::Server } else { TroubleKind::Unreachable });
+    }
+    assert_eq!(fixture.server.connections() - before, 29);
+    assert!(gone.elapsed() > Duration::from_secs(30));
+    fixture.server.set_mood(Mood::Normal);
+    fixture.poll().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_map_for_another_node_is_not_passed_on() {
+    let mut fixture = start(Login::Resume, registered());
+    let (_, stream, _) = fixture.reach_poll().await;
+    stream.send(&own_node(NodeKey::from_bytes([8; 32]))).await;
+    assert!(fixture.trouble().await.text.contains("another node key"));
+    let (_, stream, _) = fixture.poll().await;
+    stream.send(&MapResponse { domain: "x".into(), ..MapResponse::default() }).await;
+    assert!(fixture.trouble().await.text.contains("does not describe this node"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hostile_stream_is_cut_off() {
+    let mut fixture = start(Login::Resume, registered());
+    let (_, stream, _) = fixture.reach_poll().await;
+    stream.send_raw(vec![0xff; 8]).await;
+    assert_eq!(fixture.trouble().await.kind, TroubleKind::Server);
+    let (_, stream, _) = fixture.poll().await;
+    // A small frame that unpacks to more than is allowed.
+    let bomb = zstd_bomb();
+    stream.send_raw(bomb).await;
+    assert_eq!(fixture.trouble().await.kind, TroubleKind::Server);
+}
+
+/// A frame of a few kilobytes with a document of 65 MiB.
+fn zstd_bomb() -> Vec<u8> {
+    let json = vec![b' '; 65 << 20];
+    mapframe::encode(&json, mapframe::Compression::Zstd).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_early_payload_makes_no_difference() {
+    let mut fixture = start(Login::Resume, registered());
+    fixture.server.set_mood(Mood::Early);
+    fixture.reach_poll().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pinned_key_is_the_only_one_that_is_accepted() {
+    let other = MachineSecret::from_bytes([77; 32]).public();
+    let mut fixture = start_with(Login::Resume, registered(), "http://server.example", |_| Some(other));
+    let trouble = fixture.trouble().await;
+    assert_eq!(trouble.kind, TroubleKind::ServerKey);
+    assert!(trouble.text.contains(&fixture.server.key().to_string()), "{}", trouble.text);
+    assert!(fixture.calls.try_recv().is_err());
+
+    let mut fixture = start_with(Login::Resume, registered(), "http://server.example", |server| Some(server.key()));
+    fixture.reach_poll().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_tls_and_pin_only_loopback_is_spoken_to() {
+    for (url, wants_pin) in [
+        ("http://10.0.0.1", true),
+        ("http://server.example:8080", true),
+        ("http://[::1]:8080", false),
+        ("https://s", false),
+    ] {
+        let mut fixture = start_with(Login::Resume, registered(), url, |_| None);
+        if wants_pin {
+            let trouble = fixture.trouble().await;
+            assert_eq!((trouble.kind, fixture.server.connections()), (TroubleKind::ServerKey, 0), "{url}");
+        } else {
+            fixture.reach_poll().await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_changed_its_key_is_named_as_such() {
+    let mut fixture = start_with(Login::Resume, registered(), "https://s", |server| Some(server.key()));
+    let (_, stream, _) = fixture.reach_poll().await;
+    fixture.server.change_key();
+    drop(stream);
+    // The stream ends, then the handshake fails, then the server is asked for its key.
+    let kinds = [fixture.trouble().await.kind, fixture.trouble().await.kind, fixture.trouble().await.kind];
+    assert_eq!(kinds, [TroubleKind::Server, TroubleKind::Server, TroubleKind::ServerKey]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_server_is_told_in_one_line() {
+    let mut fixture = start(Login::Resume, registered());
+    fixture.server.set_mood(Mood::Proxy);
+    let text = fixture.trouble().await.text;
+    assert!(text.contains("502") && text.contains("upgrades"), "{text}");
+    fixture.server.set_mood(Mood::Silent);
+    let trouble = fixture.trouble().await;
+    assert_eq!(trouble.kind, TroubleKind::Unreachable);
+    assert!(trouble.text.contains("in time"), "{}", trouble.text);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_the_server_forgot_registers_again() {
+    let mut fixture = start(Login::Resume, registered());
+    let (_, reply) = fixture.register().await;
+    reply.send(Reply::Status(404, "no such node", None)).unwrap();
+    assert!(fixture.trouble().await.text.contains("no such node"));
+    fixture.register().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_session_ends_with_its_daemon() {
+    let mut fixture = start(Login::Resume, registered());
+    fixture.server.set_mood(Mood::Down);
+    fixture.trouble().await;
+    drop(fixture.events);
+    fixture.task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_logout_tells_the_server_a_past_expiry() {
+    let (server, mut calls) = Fake::new();
+    let machine = Arc::new(MachineSecret::from_bytes([1; 32]));
+    let target = Target { url: "http://localhost".parse().unwrap(), pin: None, machine };
+    let key = NodeKey::from_bytes([3; 32]);
+    let task = tokio::spawn(async move { log_out(&server, &target, key, &Hostinfo::default()).await });
+    let Call::Register(request, reply) = calls.recv().await.unwrap() else { panic!() };
+    assert_eq!(request.node_key, key);
+    assert_eq!(request.expiry.unwrap().unix_seconds(), 123);
+    reply.send(Reply::ok()).unwrap();
+    task.await.unwrap().unwrap();
+}
+
+#[test]
+fn an_auth_key_does_not_print() {
+    let login = Login::AuthKey(AuthKey::new("wkey-secret"));
+    assert!(!format!("{login:?}").contains("secret"));
+}
