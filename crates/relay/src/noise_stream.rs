@@ -80,11 +80,7 @@ impl<S> NoiseStream<S> {
 
 impl<S: AsyncWrite + Unpin> NoiseStream<S> {
     fn poll_drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(bytes) = self
-            .sealed
-            .get(self.sealed_at..)
-            .filter(|bytes| !bytes.is_empty())
-        {
+        while let Some(bytes) = self.sealed.get(self.sealed_at..).filter(|bytes| !bytes.is_empty()) {
             let written = ready!(Pin::new(&mut self.inner).poll_write(context, bytes))?;
             if written == 0 {
                 return Poll::Ready(Err(ErrorKind::WriteZero.into()));
@@ -98,18 +94,10 @@ impl<S: AsyncWrite + Unpin> NoiseStream<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for NoiseStream<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         loop {
-            if let Some(plain) = this
-                .plain
-                .get(this.plain_at..)
-                .filter(|plain| !plain.is_empty())
-            {
+            if let Some(plain) = this.plain.get(this.plain_at..).filter(|plain| !plain.is_empty()) {
                 let length = plain.len().min(out.remaining());
                 out.put_slice(plain.get(..length).unwrap_or_default());
                 this.plain_at += length;
@@ -124,31 +112,20 @@ impl<S: AsyncRead + Unpin> AsyncRead for NoiseStream<S> {
             ready!(Pin::new(&mut this.inner).poll_read(context, &mut buffer))?;
             if buffer.filled().is_empty() {
                 let cut_short = !this.partial.is_empty();
-                return Poll::Ready(if cut_short {
-                    Err(ErrorKind::UnexpectedEof.into())
-                } else {
-                    Ok(())
-                });
+                return Poll::Ready(if cut_short { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(()) });
             }
-            this.take_in(buffer.filled())
-                .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+            this.take_in(buffer.filled()).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
         }
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for NoiseStream<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         ready!(this.poll_drain(context))?;
         let bytes = bytes.get(..WRITE_BYTES).unwrap_or(bytes);
         for chunk in bytes.chunks(PLAINTEXT_MAX) {
-            this.sealer
-                .seal(chunk, &mut this.sealed)
-                .map_err(io::Error::other)?;
+            this.sealer.seal(chunk, &mut this.sealed).map_err(io::Error::other)?;
         }
         // What cannot be written now is kept; the next write or flush goes on with it.
         match this.poll_drain(context) {
@@ -181,11 +158,7 @@ mod tests {
         let machine = MachineSecret::from_bytes([1; 32]);
         let (initiator, message): (_, [u8; INITIATION_BYTES]) =
             Initiator::new(130, &machine, &server.public(), [3; 32]).unwrap();
-        let Accepted {
-            response,
-            transport,
-            ..
-        } = respond(&server, &message, [4; 32]).unwrap();
+        let Accepted { response, transport, .. } = respond(&server, &message, [4; 32]).unwrap();
         (initiator.finish(&response).unwrap(), transport, response)
     }
 
@@ -194,9 +167,7 @@ mod tests {
         let (client, server, response) = handshake();
         // Narrower than a record: every read and write is partial.
         let (near, mut far) = duplex(1000);
-        let sent: Vec<u8> = (0..100_000_u32)
-            .map(|i| i.to_le_bytes()[0] ^ i.to_le_bytes()[1])
-            .collect();
+        let sent: Vec<u8> = (0..100_000_u32).map(|i| i.to_le_bytes()[0] ^ i.to_le_bytes()[1]).collect();
         let expected = sent.clone();
         let writer = tokio::spawn(async move {
             let mut stream = NoiseStream::new(near, server, response.to_vec());
@@ -207,10 +178,7 @@ mod tests {
         far.read_exact(&mut greeting).await.unwrap();
         assert_eq!(greeting, response);
         let mut got = Vec::new();
-        NoiseStream::new(far, client, Vec::new())
-            .read_to_end(&mut got)
-            .await
-            .unwrap();
+        NoiseStream::new(far, client, Vec::new()).read_to_end(&mut got).await.unwrap();
         writer.await.unwrap();
         assert!(got == expected);
     }
@@ -228,10 +196,7 @@ mod tests {
             far.write_all(bytes).await.unwrap();
             drop(far);
             let mut stream = NoiseStream::new(near, client, Vec::new());
-            assert!(
-                stream.read_to_end(&mut Vec::new()).await.is_err(),
-                "{bytes:?}"
-            );
+            assert!(stream.read_to_end(&mut Vec::new()).await.is_err(), "{bytes:?}");
         }
     }
 }

@@ -25,7 +25,8 @@ pub const MAGIC: [u8; 8] = *b"DERP\xF0\x9F\x94\x91";
 const SERVER_KEY: u8 = 0x01;
 const CLIENT_INFO: u8 = 0x02;
 const SERVER_INFO: u8 = 0x03;
-const SEND_PACKET: u8 = 0x04;
+/// Type byte of [`Frame::SendPacket`], which a server reads piece by piece.
+pub const SEND_PACKET: u8 = 0x04;
 const RECV_PACKET: u8 = 0x05;
 const KEEP_ALIVE: u8 = 0x06;
 const NOTE_PREFERRED: u8 = 0x07;

@@ -1,0 +1,338 @@
+//! The relay client: one connection to one relay.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::ServerName;
+use rustls_platform_verifier::BuilderVerifierExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use warren_wire::control::DerpNode;
+use warren_wire::derp::{self, ClientInfo, Frame, FrameError, GoneReason, Reader, ServerInfo};
+use warren_wire::key::{NodeKey, NodeSecret};
+
+use crate::pin::{Demand, Verifier};
+
+/// Time for the whole of connecting: names, TCP, TLS, upgrade, introductions.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// Time for one address.
+const DIAL_DEADLINE: Duration = Duration::from_millis(1500);
+/// Time without any frame after which a connection is dead.
+const READ_DEADLINE: Duration = Duration::from_secs(120);
+/// Time for one write.
+const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+/// Most bytes of the server's answer to the upgrade.
+const ANSWER_MAX: usize = 4 << 10;
+/// Port of a relay whose port the map does not say.
+const DEFAULT_PORT: u16 = 443;
+/// Text before the hash of a pinned certificate.
+const PIN_PREFIX: &str = "sha256-raw:";
+
+/// A byte stream to a relay.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// Says why there is no connection.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// No address of the relay can be used: both families are off, or the name does not resolve.
+    #[error("the relay {0} has no usable address")]
+    NoAddress(String),
+    /// Nothing listens there, or TLS failed, or the stream broke.
+    #[error("cannot reach the relay {name}: {cause}")]
+    Io {
+        /// Host name of the relay.
+        name: String,
+        /// What happened.
+        cause: io::Error,
+    },
+    /// Took longer than ten seconds.
+    #[error("the relay {0} does not answer")]
+    Deadline(String),
+    /// The settings for TLS cannot be made, for instance because this machine has no certificate store.
+    #[error("cannot verify relays: {0}")]
+    Tls(#[from] rustls::Error),
+    /// It answered something else than a relay does.
+    #[error("{0} is not a relay")]
+    NotARelay(String),
+    /// It closed the connection after our introduction.
+    #[error("the relay {0} does not admit this node")]
+    Refused(String),
+    /// The system gives no randomness.
+    #[error("no randomness: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+/// Says why a connection ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// The stream broke.
+    #[error("the connection to the relay broke: {0}")]
+    Io(#[from] io::Error),
+    /// Nothing for two minutes, or a write that hangs.
+    #[error("the relay has fallen silent")]
+    Silent,
+    /// A frame that breaks the protocol.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+}
+
+/// What a relay says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Received {
+    /// A packet from a peer.
+    Packet {
+        /// Who sent it.
+        from: NodeKey,
+        /// Its bytes.
+        packet: Vec<u8>,
+    },
+    /// A peer is not there.
+    PeerGone {
+        /// Who.
+        key: NodeKey,
+        /// Why.
+        reason: GoneReason,
+    },
+    /// Answer with a pong of the same bytes.
+    Ping([u8; 8]),
+    /// Answers our ping.
+    Pong([u8; 8]),
+    /// A trouble with this connection; empty: it is over.
+    Health(String),
+    /// A sign of life, or something that needs no answer.
+    Nothing,
+}
+
+/// Receives; give it a task of its own, for its methods must not be dropped half way.
+pub struct ClientReader(BufReader<ReadHalf<Box<dyn Stream>>>);
+
+/// Sends.
+pub struct ClientWriter {
+    stream: WriteHalf<Box<dyn Stream>>,
+    buffer: Vec<u8>,
+}
+
+impl fmt::Debug for ClientReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClientReader")
+    }
+}
+
+impl fmt::Debug for ClientWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClientWriter")
+    }
+}
+
+/// Connects to a relay of the map as the holder of `secret`.
+///
+/// # Errors
+/// [`ConnectError`]; try again later, or the region's next relay.
+pub async fn connect(node: &DerpNode, secret: &NodeSecret) -> Result<(ClientReader, ClientWriter), ConnectError> {
+    let name = || node.host_name.clone();
+    match timeout(CONNECT_DEADLINE, async { introduce(open(node).await?, secret, name).await }).await {
+        Ok(result) => result,
+        Err(_) => Err(ConnectError::Deadline(name())),
+    }
+}
+
+/// Opens the byte stream.
+async fn open(node: &DerpNode) -> Result<Box<dyn Stream>, ConnectError> {
+    let io = |cause| ConnectError::Io { name: node.host_name.clone(), cause };
+    let mut last = ConnectError::NoAddress(node.host_name.clone());
+    let mut stream = None;
+    for address in addresses(node).await {
+        match timeout(DIAL_DEADLINE, TcpStream::connect(address)).await {
+            Ok(Ok(connected)) => {
+                stream = Some(connected);
+                break;
+            }
+            Ok(Err(cause)) => last = io(cause),
+            Err(_) => last = io(io::ErrorKind::TimedOut.into()),
+        }
+    }
+    let Some(stream) = stream else { return Err(last) };
+    stream.set_nodelay(true).map_err(io)?;
+    let verified = if node.cert_name.is_empty() || node.cert_name.starts_with(PIN_PREFIX) {
+        &node.host_name
+    } else {
+        &node.cert_name
+    };
+    let verified = ServerName::try_from(verified.clone())
+        .map_err(|_| io(io::Error::new(io::ErrorKind::InvalidInput, "the relay's name is none")))?;
+    let connector = TlsConnector::from(Arc::new(tls(node)?));
+    Ok(Box::new(connector.connect(verified, stream).await.map_err(io)?))
+}
+
+/// Returns the addresses to try, in order.
+async fn addresses(node: &DerpNode) -> Vec<SocketAddr> {
+    let port = if node.derp_port == 0 { DEFAULT_PORT } else { node.derp_port };
+    let mut found = Vec::new();
+    let mut resolve = Vec::new();
+    for (text, is_v4) in [(&node.ipv4, true), (&node.ipv6, false)] {
+        match text.parse::<IpAddr>() {
+            Ok(ip) if ip.is_ipv4() == is_v4 => found.push(SocketAddr::new(ip, port)),
+            Ok(_) | Err(_) if text.is_empty() => resolve.push(is_v4),
+            // Any other text switches the family off.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    if !resolve.is_empty()
+        && let Ok(names) = tokio::net::lookup_host((node.host_name.as_str(), port)).await
+    {
+        found.extend(names.filter(|address| resolve.contains(&address.is_ipv4())).take(8));
+    }
+    found
+}
+
+fn tls(node: &DerpNode) -> Result<ClientConfig, ConnectError> {
+    let provider = Arc::new(default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+    let demand = match node.cert_name.strip_prefix(PIN_PREFIX) {
+        Some(pin) => Some(Demand::Pin(pin.to_ascii_lowercase())),
+        None => node.insecure_for_tests.then_some(Demand::Nothing),
+    };
+    Ok(match demand {
+        Some(demand) => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Verifier { demand, provider }))
+            .with_no_client_auth(),
+        None => builder.with_platform_verifier()?.with_no_client_auth(),
+    })
+}
+
+/// Upgrades and introduces us.
+async fn introduce(
+    mut stream: Box<dyn Stream>,
+    secret: &NodeSecret,
+    name: impl Fn() -> String,
+) -> Result<(ClientReader, ClientWriter), ConnectError> {
+    let io = |cause| ConnectError::Io { name: name(), cause };
+    let request = format!("GET /derp HTTP/1.1\r\nHost: {}\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n", name());
+    stream.write_all(request.as_bytes()).await.map_err(io)?;
+    stream.flush().await.map_err(io)?;
+    let (reader, mut writer) = tokio::io::split(stream);
+    let mut reader = BufReader::with_capacity(16 << 10, reader);
+    if !is_switching(&mut reader).await.map_err(io)? {
+        return Err(ConnectError::NotARelay(name()));
+    }
+    let not_a_relay = |_| ConnectError::NotARelay(name());
+    let (kind, payload) = read_frame(&mut reader).await.map_err(not_a_relay)?;
+    let Ok(Frame::ServerKey(server)) = Frame::decode(kind, &payload) else {
+        return Err(ConnectError::NotARelay(name()));
+    };
+    let mut nonce = [0; 24];
+    getrandom::fill(&mut nonce)?;
+    let info = ClientInfo { version: u32::from(derp::VERSION), can_ack_pings: true, is_prober: false };
+    let sealed = derp::seal_info(&info, secret, &server, nonce).ok_or_else(|| ConnectError::NotARelay(name()))?;
+    let mut bytes = Vec::new();
+    Frame::ClientInfo { key: secret.public(), sealed: &sealed }.encode(&mut bytes);
+    writer.write_all(&bytes).await.map_err(io)?;
+    writer.flush().await.map_err(io)?;
+    let (kind, payload) = read_frame(&mut reader).await.map_err(|_| ConnectError::Refused(name()))?;
+    match Frame::decode(kind, &payload) {
+        Ok(Frame::ServerInfo { sealed }) if derp::open_info::<ServerInfo>(sealed, secret, &server).is_some() => {}
+        _ => return Err(ConnectError::NotARelay(name())),
+    }
+    Ok((ClientReader(reader), ClientWriter { stream: writer, buffer: Vec::new() }))
+}
+
+/// Reads the head of the answer to the upgrade, byte by byte out of the buffer, and tells whether it is status 101.
+async fn is_switching<R: AsyncRead + Unpin>(reader: &mut BufReader<R>) -> io::Result<bool> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if head.len() >= ANSWER_MAX {
+            return Ok(false);
+        }
+        head.push(reader.read_u8().await?);
+    }
+    let mut fields = [httparse::EMPTY_HEADER; 32];
+    let mut answer = httparse::Response::new(&mut fields);
+    Ok(answer.parse(&head).is_ok() && answer.code == Some(101))
+}
+
+async fn read_frame<R: AsyncRead + Unpin>(reader: &mut R) -> Result<(u8, Vec<u8>), ClientError> {
+    let mut header = [0; derp::HEADER_BYTES];
+    reader.read_exact(&mut header).await?;
+    let (kind, length) = derp::parse_header(header, Reader::Client)?;
+    let mut payload = vec![0; length];
+    reader.read_exact(&mut payload).await?;
+    Ok((kind, payload))
+}
+
+impl ClientReader {
+    /// Waits for what the relay says next.
+    ///
+    /// # Errors
+    /// [`ClientError`]: the connection is over.
+    pub async fn next(&mut self) -> Result<Received, ClientError> {
+        let (kind, payload) =
+            timeout(READ_DEADLINE, read_frame(&mut self.0)).await.map_err(|_| ClientError::Silent)??;
+        Ok(match Frame::decode(kind, &payload)? {
+            Frame::RecvPacket { from, packet } => Received::Packet { from, packet: packet.to_vec() },
+            Frame::PeerGone { key, reason } => Received::PeerGone { key, reason },
+            Frame::Ping(data) => Received::Ping(data),
+            Frame::Pong(data) => Received::Pong(data),
+            Frame::Health(text) => Received::Health(text.chars().take(200).collect()),
+            _ => Received::Nothing,
+        })
+    }
+}
+
+impl ClientWriter {
+    /// Sends a packet to a peer.
+    ///
+    /// # Errors
+    /// [`ClientError`]: the connection is over.
+    pub async fn send_packet(&mut self, to: &NodeKey, packet: &[u8]) -> Result<(), ClientError> {
+        if packet.len() > derp::PACKET_MAX {
+            return Ok(());
+        }
+        self.send(Frame::SendPacket { to: *to, packet }).await
+    }
+
+    /// Answers a ping.
+    ///
+    /// # Errors
+    /// [`ClientError`]: the connection is over.
+    pub async fn pong(&mut self, data: [u8; 8]) -> Result<(), ClientError> {
+        self.send(Frame::Pong(data)).await
+    }
+
+    /// Tells the relay whether it is our home.
+    ///
+    /// # Errors
+    /// [`ClientError`]: the connection is over.
+    pub async fn note_preferred(&mut self, home: bool) -> Result<(), ClientError> {
+        self.send(Frame::NotePreferred(home)).await
+    }
+
+    /// Asks for a pong.
+    ///
+    /// # Errors
+    /// [`ClientError`]: the connection is over.
+    pub async fn ping(&mut self, data: [u8; 8]) -> Result<(), ClientError> {
+        self.send(Frame::Ping(data)).await
+    }
+
+    async fn send(&mut self, frame: Frame<'_>) -> Result<(), ClientError> {
+        self.buffer.clear();
+        frame.encode(&mut self.buffer);
+        let write = async {
+            self.stream.write_all(&self.buffer).await?;
+            self.stream.flush().await
+        };
+        timeout(WRITE_DEADLINE, write).await.map_err(|_| ClientError::Silent)??;
+        Ok(())
+    }
+}

@@ -1,0 +1,171 @@
+//! What a relay answers over HTTP/1.1, and which requests become relay connections.
+//!
+//! Source: Tailscale `derp/derpserver`, `cmd/derper/derper.go`.
+
+use warren_wire::key::NodeKey;
+
+/// Most bytes of a request's head.
+pub const HEAD_MAX: usize = 16 << 10;
+/// Most header fields of a request.
+const FIELDS_MAX: usize = 64;
+/// Most bytes of a challenge that is echoed.
+const CHALLENGE_MAX: usize = 64;
+
+/// How a relay connection begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// With an answer of status 101.
+    Upgrade,
+    /// Without an answer: the client knows our key from the meta certificate and has sent its first frame already.
+    Fast,
+}
+
+/// What a request is to a relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// The head is not complete yet.
+    Partial,
+    /// Not HTTP/1, or too much of it.
+    Malformed,
+    /// Nothing of ours.
+    Other,
+    /// A relay connection; `head` bytes are the request.
+    Connect {
+        /// How it begins.
+        start: Start,
+        /// Bytes of the request.
+        head: usize,
+    },
+    /// A request that this answers; `head` bytes are the request.
+    Answer {
+        /// The whole answer.
+        answer: Vec<u8>,
+        /// Bytes of the request.
+        head: usize,
+    },
+}
+
+/// Reads the head of a request. The method of a relay connection and the `Host` do not matter.
+#[must_use]
+pub fn read_request(bytes: &[u8]) -> Request {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let mut request = httparse::Request::new(&mut fields);
+    let head = match request.parse(bytes) {
+        Ok(httparse::Status::Complete(head)) => head,
+        Ok(httparse::Status::Partial) if bytes.len() < HEAD_MAX => return Request::Partial,
+        Ok(httparse::Status::Partial) | Err(_) => return Request::Malformed,
+    };
+    let method = request.method.unwrap_or_default();
+    let path = path_of(request.path.unwrap_or_default());
+    let field = |name: &str| {
+        let field = request.headers.iter().find(|field| field.name.eq_ignore_ascii_case(name));
+        field.and_then(|field| std::str::from_utf8(field.value).ok()).map(str::trim)
+    };
+    let answer = |answer: Vec<u8>| Request::Answer { answer, head };
+    match path {
+        "/derp" => match field("Upgrade").map(str::to_ascii_lowercase).as_deref() {
+            // Ancient clients ask for a WebSocket without its subprotocol and mean the plain form.
+            Some("derp" | "websocket") if field("Sec-WebSocket-Protocol").is_none() => {
+                let start = if field("Derp-Fast-Start") == Some("1") { Start::Fast } else { Start::Upgrade };
+                Request::Connect { start, head }
+            }
+            _ => answer(respond("426 Upgrade Required", "Upgrade: DERP\r\n", "DERP requires connection upgrade\n")),
+        },
+        "/derp/probe" | "/derp/latency-check" => match method {
+            "GET" | "HEAD" => answer(respond("200 OK", "Access-Control-Allow-Origin: *\r\n", "")),
+            _ => answer(respond("405 Method Not Allowed", "", "")),
+        },
+        "/generate_204" => answer(generate_204(field("X-Tailscale-Challenge"))),
+        _ => Request::Other,
+    }
+}
+
+/// Returns the path of a request target in origin or absolute form, without its query.
+fn path_of(target: &str) -> &str {
+    let target = match target.split_once("://") {
+        Some((_, rest)) => rest.find('/').and_then(|at| rest.get(at..)).unwrap_or("/"),
+        None => target,
+    };
+    target.split(['?', '#']).next().unwrap_or_default()
+}
+
+fn generate_204(challenge: Option<&str>) -> Vec<u8> {
+    let echoed = challenge.filter(|text| {
+        text.len() <= CHALLENGE_MAX
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b':' | b'_' | b'-'))
+    });
+    let echo = echoed.map(|text| format!("X-Tailscale-Response: response {text}\r\n")).unwrap_or_default();
+    format!(
+        "HTTP/1.1 204 No Content\r\nCache-Control: no-cache, no-store, must-revalidate, no-transform, max-age=0\r\n{echo}\r\n"
+    )
+    .into_bytes()
+}
+
+fn respond(status: &str, fields: &str, body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 {status}\r\n{fields}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+/// Builds the answer that begins an upgraded connection.
+pub(crate) fn switching(key: &NodeKey) -> Vec<u8> {
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection: Upgrade\r\nDerp-Version: {}\r\nDerp-Public-Key: {}\r\n\r\n",
+        warren_wire::derp::VERSION,
+        key.to_hex()
+    )
+    .into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn connect(start: Start, request: &str) -> Request {
+        Request::Connect { start, head: request.len() }
+    }
+
+    /// The Go client's request, the Rust client's (POST, absolute form, no port in Host), and a fast start.
+    #[test]
+    fn both_official_clients_connect() {
+        let go = "GET /derp HTTP/1.1\r\nHost: derp.example\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n";
+        assert_eq!(read_request(go.as_bytes()), connect(Start::Upgrade, go));
+        let rust = "POST https://10.0.0.1:8443/derp HTTP/1.1\r\nhost: 10.0.0.1\r\nupgrade: derp\r\n\r\n";
+        assert_eq!(read_request(rust.as_bytes()), connect(Start::Upgrade, rust));
+        let fast = "GET /derp HTTP/1.1\r\nHost: x\r\nUpgrade: DERP\r\nDerp-Fast-Start: 1\r\n\r\n";
+        let with_frame = [fast.as_bytes(), b"\x02\0\0"].concat();
+        assert_eq!(read_request(&with_frame), connect(Start::Fast, fast));
+    }
+
+    #[test]
+    fn other_requests_are_told_apart() {
+        let status = |request: &str| match read_request(request.as_bytes()) {
+            Request::Answer { answer, .. } => String::from_utf8(answer).unwrap().get(9..12).unwrap().to_owned(),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(status("GET /derp HTTP/1.1\r\n\r\n"), "426");
+        assert_eq!(status("GET https://relay/derp/latency-check HTTP/1.1\r\nHost: r\r\n\r\n"), "200");
+        assert_eq!(status("DELETE /derp/probe HTTP/1.1\r\n\r\n"), "405");
+        assert_eq!(status("GET /generate_204?t=5 HTTP/1.1\r\n\r\n"), "204");
+        assert_eq!(status("GET /key?v=130 HTTP/1.1\r\n\r\n"), "Other");
+        assert_eq!(status("GET /derp HTT"), "Partial");
+        assert_eq!(status("\u{1}\u{2}"), "Malformed");
+        let long = format!("GET /derp HTTP/1.1\r\nX: {}", "y".repeat(HEAD_MAX));
+        assert_eq!(status(&long), "Malformed");
+    }
+
+    #[test]
+    fn only_harmless_challenges_are_echoed() {
+        let answer = |challenge| String::from_utf8(generate_204(Some(challenge))).unwrap();
+        assert!(answer("ts_derp.example").contains("X-Tailscale-Response: response ts_derp.example\r\n"));
+        assert!(!answer("<script>").contains("X-Tailscale-Response"));
+        assert!(!answer(&"a".repeat(65)).contains("X-Tailscale-Response"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read_request(&bytes);
+            let _ = read_request(&[&b"GET /derp HTTP/1.1\r\n"[..], &bytes].concat());
+        }
+    }
+}

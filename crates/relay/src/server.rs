@@ -1,0 +1,390 @@
+//! The relay server: connections in, frames between them.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use warren_wire::derp::{self, ClientInfo, Frame, FrameError, GoneReason, Reader, ServerInfo};
+use warren_wire::disco;
+use warren_wire::key::{NodeKey, NodeSecret};
+
+use crate::http::{self, HEAD_MAX, Request, Start};
+use crate::hub::{Connection, Counters, Delivery, Hub};
+
+/// Time for a request's head, and between requests of one connection.
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// Time for the server's key to leave and for the client's introduction to arrive, each.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// Time for each write to a client.
+const WRITE_DEADLINE: Duration = Duration::from_secs(2);
+/// Time between keep-alives, before a constant of 0 to 5 s that each connection adds.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// Requests on one connection before it is closed.
+const REQUESTS: usize = 16;
+/// About how many bytes go out in one write.
+const WRITE_BYTES: usize = 32 << 10;
+/// Bytes of the reading buffer of a connection.
+const READ_BYTES: usize = 4 << 10;
+/// Bytes of a packet's frame before the packet.
+const PACKET_OFFSET: usize = derp::HEADER_BYTES + 32;
+/// Notices that a peer is not here, for each sender: how many at once, and one more for each second.
+const NOTICE_BURST: u32 = 3;
+
+/// Decides who may use a relay.
+pub trait Admission: Send + Sync + 'static {
+    /// Tells whether the holder of `key`, which it has proved to be, may connect from `source`.
+    fn admit(&self, key: &NodeKey, source: IpAddr) -> bool;
+}
+
+/// A relay; clones are the same relay.
+#[derive(Clone)]
+pub struct Server(Arc<Inner>);
+
+struct Inner {
+    secret: NodeSecret,
+    key: NodeKey,
+    admission: Box<dyn Admission>,
+    hub: Hub,
+    stop: CancellationToken,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("key", &self.0.key)
+            .field("counters", &self.0.hub.counters)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What became of a connection.
+#[derive(Debug)]
+pub enum Taken<S> {
+    /// It was for the relay and is over.
+    Done,
+    /// Its request is for somebody else: the stream, and the bytes that were read from it.
+    Other {
+        /// The stream.
+        stream: S,
+        /// What was read from it: a request, and perhaps more.
+        read_ahead: Vec<u8>,
+    },
+}
+
+/// Says why a connection ended. All of them are normal events on a public port.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The stream broke.
+    #[error("the connection broke: {0}")]
+    Io(#[from] io::Error),
+    /// Too slow.
+    #[error("too slow: {0}")]
+    Deadline(&'static str),
+    /// Not HTTP, or a head that is too long.
+    #[error("no HTTP request")]
+    Request,
+    /// A frame that breaks the protocol.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// Another frame than the one that is due.
+    #[error("a frame that is not due")]
+    Unexpected,
+    /// The client does not hold the key that it claims.
+    #[error("the introduction does not open")]
+    Introduction,
+    /// The key is not admitted.
+    #[error("{0} is not admitted")]
+    Refused(NodeKey),
+    /// The system gives no randomness.
+    #[error("no randomness: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+impl Server {
+    /// Makes a relay with the key `secret`.
+    #[must_use]
+    pub fn new(secret: NodeSecret, admission: impl Admission) -> Self {
+        let key = secret.public();
+        let hub = Hub::default();
+        Self(Arc::new(Inner { secret, key, admission: Box::new(admission), hub, stop: CancellationToken::new() }))
+    }
+
+    /// Returns the relay's public key.
+    #[must_use]
+    pub fn key(&self) -> NodeKey {
+        self.0.key
+    }
+
+    /// Returns the counters.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.0.hub.counters
+    }
+
+    /// Ends all connections of a key, for instance because its node was removed.
+    pub fn disconnect(&self, key: &NodeKey) {
+        self.0.hub.disconnect(key);
+    }
+
+    /// Ends the connections of every key that may no longer be here.
+    pub fn retain(&self, stays: impl FnMut(&NodeKey) -> bool) {
+        self.0.hub.retain(stays);
+    }
+
+    /// Ends all connections.
+    pub fn stop(&self) {
+        self.0.stop.cancel();
+    }
+
+    /// Serves a new connection from `source` if its first request is for the relay, else gives it back.
+    ///
+    /// # Errors
+    /// Says why the connection ended; the stream is closed.
+    pub async fn take<S>(&self, mut stream: S, source: IpAddr) -> Result<Taken<S>, ServeError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut read = Vec::new();
+        for _ in 0..REQUESTS {
+            let request = match timeout(HEAD_DEADLINE, read_request(&mut stream, &mut read)).await {
+                Ok(request) => request?,
+                Err(_) => return Err(ServeError::Deadline("request")),
+            };
+            match request {
+                Request::Other => return Ok(Taken::Other { stream, read_ahead: read }),
+                Request::Malformed | Request::Partial => return Err(ServeError::Request),
+                Request::Answer { answer, head } => {
+                    write(&mut stream, &answer, HANDSHAKE_DEADLINE).await?;
+                    read.drain(..head.min(read.len()));
+                }
+                Request::Connect { start, head } => {
+                    read.drain(..head.min(read.len()));
+                    self.connection(stream, read, source, start).await?;
+                    return Ok(Taken::Done);
+                }
+            }
+        }
+        Ok(Taken::Done)
+    }
+
+    /// Serves a relay connection whose request was read; `read_ahead` is what followed it.
+    async fn connection<S>(
+        &self,
+        stream: S,
+        read_ahead: Vec<u8>,
+        source: IpAddr,
+        start: Start,
+    ) -> Result<(), ServeError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (reader, mut writer) = tokio::io::split(stream);
+        let mut reader = BufReader::with_capacity(READ_BYTES, io::Cursor::new(read_ahead).chain(reader));
+        let mut greeting = Vec::new();
+        if start == Start::Upgrade {
+            greeting = http::switching(&self.0.key);
+        }
+        Frame::ServerKey(self.0.key).encode(&mut greeting);
+        write(&mut writer, &greeting, HANDSHAKE_DEADLINE).await?;
+
+        let introduction = timeout(HANDSHAKE_DEADLINE, read_frame(&mut reader, Reader::ServerHandshake)).await;
+        let (kind, payload) = introduction.map_err(|_| ServeError::Deadline("introduction"))??;
+        let Frame::ClientInfo { key, sealed } = Frame::decode(kind, &payload)? else {
+            return Err(ServeError::Unexpected);
+        };
+        let info: ClientInfo = derp::open_info(sealed, &self.0.secret, &key).ok_or(ServeError::Introduction)?;
+        if key.is_zero() || !self.0.admission.admit(&key, source) {
+            self.0.hub.counters.rejected.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            return Err(ServeError::Refused(key));
+        }
+        tracing::debug!(key = %key.short(), ?info, "relay client connected");
+
+        let mut random = [0; 32];
+        getrandom::fill(&mut random)?;
+        let connection = self.0.hub.join(key, self.0.stop.child_token());
+        let _leave = Leave { hub: &self.0.hub, connection: &connection };
+        let nonce = random.first_chunk().copied().unwrap_or_default();
+        let answer = ServerInfo { version: u32::from(derp::VERSION), ..ServerInfo::default() };
+        let sealed = derp::seal_info(&answer, &self.0.secret, &key, nonce).ok_or(ServeError::Introduction)?;
+        let mut bytes = Vec::new();
+        Frame::ServerInfo { sealed: &sealed }.encode(&mut bytes);
+        write(&mut writer, &bytes, HANDSHAKE_DEADLINE).await?;
+
+        let jitter = Duration::from_millis(u64::from(random.last().copied().unwrap_or_default()) * 20);
+        let ended = tokio::select! {
+            ended = self.read_loop(&mut reader, &connection) => ended,
+            ended = write_loop(&mut writer, &connection, KEEP_ALIVE + jitter) => ended,
+            () = connection.closed.cancelled() => Ok(()),
+        };
+        // A client that is told goodbye reconnects at once; one that is not may wait for a timeout.
+        drop(timeout(WRITE_DEADLINE, writer.shutdown()).await);
+        match ended {
+            Err(ServeError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Reads frames until the connection ends.
+    async fn read_loop<R: AsyncRead + Unpin>(
+        &self,
+        reader: &mut R,
+        connection: &Arc<Connection>,
+    ) -> Result<(), ServeError> {
+        let hub = &self.0.hub;
+        let mut notices = NoticeBudget::new();
+        loop {
+            let (kind, len) = read_header(reader, Reader::Server).await?;
+            if kind == derp::SEND_PACKET {
+                let len = len.checked_sub(32).ok_or(FrameError::Malformed { kind })?;
+                let mut to = [0; 32];
+                reader.read_exact(&mut to).await?;
+                let to = NodeKey::from_bytes(to);
+                // The outgoing frame is built around the packet, so that it is copied once.
+                let mut frame = Vec::with_capacity(PACKET_OFFSET + len);
+                Frame::RecvPacket { from: connection.key, packet: &[] }.encode(&mut frame);
+                let length = u32::try_from(32 + len).unwrap_or(u32::MAX).to_be_bytes();
+                frame.iter_mut().skip(1).zip(length).for_each(|(byte, new)| *byte = new);
+                let missing = len as u64;
+                if reader.take(missing).read_to_end(&mut frame).await? < len {
+                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                }
+                hub.wrote(connection);
+                let is_disco = disco::looks_like_disco(frame.get(PACKET_OFFSET..).unwrap_or_default());
+                let delivery = hub.deliver(connection.key, to, Bytes::from(frame), PACKET_OFFSET);
+                if delivery == Delivery::Absent && is_disco && notices.take() {
+                    connection.notice(to, GoneReason::NotHere);
+                }
+                continue;
+            }
+            let mut payload = vec![0; len];
+            reader.read_exact(&mut payload).await?;
+            hub.wrote(connection);
+            match Frame::decode(kind, &payload)? {
+                Frame::Ping(data) => connection.pong(data),
+                // Who may ask for these: nobody yet.
+                Frame::ServerKey(_) | Frame::ClientInfo { .. } | Frame::ServerInfo { .. } => {
+                    return Err(ServeError::Unexpected);
+                }
+                // Homes are counted nowhere; unknown types are skipped, as every server does.
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Takes a connection out of the hub when its task ends, however it ends.
+struct Leave<'a> {
+    hub: &'a Hub,
+    connection: &'a Arc<Connection>,
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.hub.leave(self.connection);
+    }
+}
+
+/// Limits the notices that one client can cause.
+struct NoticeBudget {
+    tokens: u32,
+    since: Instant,
+}
+
+impl NoticeBudget {
+    fn new() -> Self {
+        Self { tokens: NOTICE_BURST, since: now() }
+    }
+
+    fn take(&mut self) -> bool {
+        let now = now();
+        let whole = u32::try_from(now.duration_since(self.since).as_secs()).unwrap_or(u32::MAX);
+        if whole > 0 {
+            self.tokens = self.tokens.saturating_add(whole).min(NOTICE_BURST);
+            self.since = now;
+        }
+        let has = self.tokens > 0;
+        self.tokens = self.tokens.saturating_sub(1);
+        has
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the shell reads the clock here, for the notice budget alone")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// Sends what waits until the connection ends, and keep-alives in between.
+async fn write_loop<W: AsyncWrite + Unpin>(
+    writer: &mut W,
+    connection: &Connection,
+    keep_alive: Duration,
+) -> Result<(), ServeError> {
+    let mut ticks = tokio::time::interval(keep_alive);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks.reset();
+    let mut out = Vec::new();
+    loop {
+        if connection.drain(&mut out, WRITE_BYTES) {
+            write(writer, &out, WRITE_DEADLINE).await?;
+            out.clear();
+            continue;
+        }
+        // An idle connection holds no buffer.
+        out = Vec::new();
+        tokio::select! {
+            () = connection.wake.notified() => {}
+            _ = ticks.tick() => Frame::KeepAlive.encode(&mut out),
+        }
+        if !out.is_empty() {
+            write(writer, &out, WRITE_DEADLINE).await?;
+            out.clear();
+        }
+    }
+}
+
+/// Reads until the request in `read` is complete.
+async fn read_request<S: AsyncRead + Unpin>(stream: &mut S, read: &mut Vec<u8>) -> Result<Request, ServeError> {
+    loop {
+        match http::read_request(read) {
+            Request::Partial => {
+                let room = HEAD_MAX.saturating_sub(read.len()).max(1) as u64;
+                let mut limited = stream.take(room);
+                if limited.read_buf(read).await? == 0 {
+                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                }
+            }
+            request => return Ok(request),
+        }
+    }
+}
+
+async fn read_header<R: AsyncRead + Unpin>(reader: &mut R, limits: Reader) -> Result<(u8, usize), ServeError> {
+    let mut header = [0; derp::HEADER_BYTES];
+    reader.read_exact(&mut header).await?;
+    Ok(derp::parse_header(header, limits)?)
+}
+
+async fn read_frame<R: AsyncRead + Unpin>(reader: &mut R, limits: Reader) -> Result<(u8, Vec<u8>), ServeError> {
+    let (kind, len) = read_header(reader, limits).await?;
+    let mut payload = vec![0; len];
+    reader.read_exact(&mut payload).await?;
+    Ok((kind, payload))
+}
+
+async fn write<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8], deadline: Duration) -> Result<(), ServeError> {
+    let write = async {
+        writer.write_all(bytes).await?;
+        writer.flush().await
+    };
+    timeout(deadline, write).await.map_err(|_| ServeError::Deadline("write"))?.map_err(ServeError::Io)
+}
+
+#[cfg(test)]
+mod tests;
