@@ -1,0 +1,325 @@
+#![expect(clippy::disallowed_methods, reason = "any instant will do as the start of the virtual clock")]
+
+use super::*;
+use proptest::prelude::*;
+
+const MTU: usize = 1280;
+
+/// Two nodes on a virtual clock with an ideal link.
+struct Pair {
+    now: Instant,
+    sides: [Side; 2],
+}
+
+struct Side {
+    tunnels: Tunnels,
+    table: Arc<SessionTable>,
+    session: Option<Arc<Session>>,
+    received: Vec<Vec<u8>>,
+    sent_messages: usize,
+}
+
+fn secret(number: u8) -> NodeSecret {
+    NodeSecret::from_bytes([number + 1; 32])
+}
+
+impl Pair {
+    fn new() -> Self {
+        let now = Instant::now();
+        let side = |number: u8| {
+            let table = Arc::new(SessionTable::new());
+            let wall = Duration::from_secs(1_795_000_000);
+            let mut tunnels = Tunnels::new(secret(number), Arc::clone(&table), [number; 32], now, wall);
+            assert!(tunnels.add_peer(secret(1 - number).public()));
+            Side { tunnels, table, session: None, received: Vec::new(), sent_messages: 0 }
+        };
+        Self { now, sides: [side(0), side(1)] }
+    }
+
+    fn origin() -> Origin {
+        Origin::Udp(SocketAddr::from(([192, 0, 2, 1], 41_641)))
+    }
+
+    /// Delivers everything that waits, dropping messages for which `lose` is true, until all is quiet.
+    fn settle(&mut self, mut lose: impl FnMut(usize, &[u8]) -> bool) {
+        loop {
+            let mut quiet = true;
+            for from in [0, 1] {
+                while let Some(event) = self.sides[from].tunnels.poll_event() {
+                    match event {
+                        Event::Ready { session, .. } => self.sides[from].session = Some(session),
+                        Event::Closed { .. } => self.sides[from].session = None,
+                        Event::Failed { .. } => {}
+                    }
+                }
+                while let Some(transmit) = self.sides[from].tunnels.poll_transmit() {
+                    quiet = false;
+                    self.sides[from].sent_messages += 1;
+                    if !lose(from, &transmit.bytes) {
+                        self.deliver(1 - from, transmit.bytes);
+                    }
+                }
+            }
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    fn deliver(&mut self, to: usize, mut bytes: Vec<u8>) {
+        let now = self.now;
+        let side = &mut self.sides[to];
+        if MessageType::of(&bytes) != Some(MessageType::Transport) {
+            side.tunnels.handle_datagram(&bytes, Self::origin(), now);
+            return;
+        }
+        let Some(session) = side.table.for_message(&bytes) else { return };
+        if let Ok(opened) = session.open(&mut bytes, now) {
+            if opened.confirmed {
+                side.tunnels.confirm(&session, now);
+            }
+            side.tunnels.note_activity(&session.peer(), now);
+            if opened.length > 0 {
+                side.received.push(bytes[HEADROOM..HEADROOM + opened.length].to_vec());
+            }
+        }
+    }
+
+    /// Sends data from one side as a worker would; true if there was a session.
+    fn send(&mut self, from: usize, data: &[u8]) -> bool {
+        let now = self.now;
+        let peer = secret(1 - u8::try_from(from).unwrap()).public();
+        let Some(session) = self.sides[from].session.clone() else {
+            self.sides[from].tunnels.start_handshake(&peer, now).unwrap();
+            return false;
+        };
+        let mut buffer = vec![0; HEADROOM + data.len() + TAILROOM];
+        buffer[HEADROOM..HEADROOM + data.len()].copy_from_slice(data);
+        let Ok(length) = session.seal(&mut buffer, data.len(), MTU, now) else {
+            self.sides[from].tunnels.start_handshake(&peer, now).unwrap();
+            return false;
+        };
+        buffer.truncate(length);
+        self.sides[from].tunnels.note_activity(&peer, now);
+        self.deliver(1 - from, buffer);
+        true
+    }
+
+    /// Lets time pass, acting on deadlines.
+    fn advance(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            let next = self.sides.iter().filter_map(|side| side.tunnels.poll_timeout()).min();
+            match next.filter(|at| *at <= end) {
+                Some(at) => {
+                    self.now = self.now.max(at);
+                    let now = self.now;
+                    self.sides.iter_mut().for_each(|side| side.tunnels.handle_timeout(now));
+                    self.settle(|_, _| false);
+                }
+                None => break,
+            }
+        }
+        self.now = end;
+    }
+
+    fn connected() -> Self {
+        let mut pair = Self::new();
+        assert!(!pair.send(0, b"first"));
+        pair.settle(|_, _| false);
+        assert!(pair.sides.iter().all(|side| side.session.is_some()), "both sides have a session");
+        pair
+    }
+}
+
+#[test]
+fn data_flows_both_ways_after_one_handshake() {
+    let mut pair = Pair::connected();
+    assert!(pair.send(0, b"hello") && pair.send(1, &[7; 1280]));
+    assert_eq!(pair.sides[1].received, [[b"hello".as_slice(), &[0; 11]].concat()]);
+    assert_eq!(pair.sides[0].received, [vec![7; 1280]]);
+}
+
+#[test]
+fn responder_does_not_send_before_it_heard_the_initiator() {
+    let mut pair = Pair::new();
+    pair.send(0, b"");
+    // The confirmation is lost: the responder has no session to send with.
+    pair.settle(|_, bytes| bytes.first() == Some(&4));
+    assert!(pair.sides[0].session.is_some() && pair.sides[1].session.is_none());
+}
+
+#[test]
+fn replayed_data_and_replayed_initiations_do_nothing() {
+    let mut pair = Pair::new();
+    pair.send(0, b"");
+    let mut initiation = Vec::new();
+    pair.settle(|_, bytes| {
+        if bytes.first() == Some(&1) {
+            initiation = bytes.to_vec();
+        }
+        false
+    });
+    pair.advance(Duration::from_secs(1));
+    let before = pair.sides[1].sent_messages;
+    pair.deliver(1, initiation);
+    pair.settle(|_, _| false);
+    assert_eq!(pair.sides[1].sent_messages, before, "no answer to a replayed initiation");
+
+    let session = pair.sides[0].session.clone().unwrap();
+    let mut buffer = vec![0; HEADROOM + 16 + TAILROOM];
+    let length = session.seal(&mut buffer, 16, MTU, pair.now).unwrap();
+    buffer.truncate(length);
+    pair.deliver(1, buffer.clone());
+    pair.deliver(1, buffer);
+    assert_eq!(pair.sides[1].received.len(), 1);
+}
+
+#[test]
+fn idle_tunnel_is_silent_and_dies() {
+    let mut pair = Pair::connected();
+    pair.send(0, b"x");
+    // The one keep-alive that answers the data.
+    pair.advance(Duration::from_secs(60));
+    let sent = |pair: &Pair| pair.sides.iter().map(|side| side.sent_messages).sum::<usize>();
+    let before = sent(&pair);
+    pair.advance(Duration::from_secs(600));
+    assert_eq!(sent(&pair), before);
+    assert!(pair.sides.iter().all(|side| side.session.is_none() && side.tunnels.poll_timeout().is_none()));
+}
+
+#[test]
+fn traffic_renews_the_session_without_a_gap() {
+    let mut pair = Pair::connected();
+    let first = pair.sides[0].session.clone().unwrap();
+    let mut lost = 0;
+    for _ in 0..400 {
+        pair.advance(Duration::from_secs(1));
+        lost += usize::from(!pair.send(0, b"ping")) + usize::from(!pair.send(1, b"pong"));
+        pair.settle(|_, _| false);
+    }
+    assert_eq!(lost, 0);
+    assert!(!Arc::ptr_eq(&first, pair.sides[0].session.as_ref().unwrap()));
+    assert_eq!(pair.sides[0].received.len(), 400);
+    assert_eq!(pair.sides[1].received.len(), 400);
+}
+
+#[test]
+fn unanswered_handshake_is_retried_and_given_up() {
+    let mut pair = Pair::new();
+    pair.send(0, b"x");
+    let mut initiations = 0;
+    let start = pair.now;
+    while let Some(at) = pair.sides[0].tunnels.poll_timeout() {
+        pair.now = at;
+        pair.sides[0].tunnels.handle_timeout(at);
+        while let Some(transmit) = pair.sides[0].tunnels.poll_transmit() {
+            initiations += usize::from(transmit.bytes.first() == Some(&1));
+        }
+    }
+    assert!((16..=18).contains(&initiations), "{initiations}");
+    assert_eq!(pair.now - start, REKEY_ATTEMPT);
+    assert!(matches!(pair.sides[0].tunnels.poll_event(), Some(Event::Failed { .. })));
+}
+
+#[test]
+fn silence_after_data_leads_to_a_handshake() {
+    let mut pair = Pair::connected();
+    let session = pair.sides[0].session.clone().unwrap();
+    let mut buffer = vec![0; HEADROOM + 16 + TAILROOM];
+    session.seal(&mut buffer, 16, MTU, pair.now).unwrap();
+    let now = pair.now;
+    pair.sides[0].tunnels.note_activity(&secret(1).public(), now);
+    pair.advance(Duration::from_secs(16));
+    assert!(!Arc::ptr_eq(&session, pair.sides[0].session.as_ref().unwrap()), "renewed after 15 s of silence");
+}
+
+#[test]
+fn strangers_and_removed_peers_get_no_answer() {
+    let mut pair = Pair::connected();
+    let stranger_table = Arc::new(SessionTable::new());
+    let mut stranger = Tunnels::new(secret(7), stranger_table, [9; 32], pair.now, Duration::from_secs(1));
+    stranger.add_peer(secret(1).public());
+    let now = pair.now;
+    stranger.start_handshake(&secret(1).public(), now).unwrap();
+    let message = stranger.poll_transmit().unwrap().bytes;
+    pair.sides[1].tunnels.handle_datagram(&message, Pair::origin(), now);
+    assert_eq!(pair.sides[1].tunnels.poll_transmit(), None);
+
+    pair.sides[1].tunnels.remove_peer(&secret(0).public());
+    pair.send(0, b"late");
+    assert!(pair.sides[1].received.is_empty(), "its sessions are gone");
+}
+
+#[test]
+fn under_load_an_address_must_be_proved_and_then_a_handshake_completes() {
+    let mut pair = Pair::new();
+    let now = pair.now;
+    // A flood of messages with a valid first code from one who knows our public key.
+    let mut flooder = Tunnels::new(secret(9), Arc::new(SessionTable::new()), [5; 32], now, Duration::from_secs(5));
+    flooder.add_peer(secret(1).public());
+    flooder.start_handshake(&secret(1).public(), now).unwrap();
+    let message = flooder.poll_transmit().unwrap().bytes;
+    for _ in 0..300 {
+        pair.sides[1].tunnels.handle_datagram(&message, Pair::origin(), now);
+    }
+    let replies = std::iter::from_fn(|| pair.sides[1].tunnels.poll_transmit()).collect::<Vec<_>>();
+    assert!(replies.len() >= 99 && replies.iter().all(|reply| reply.bytes.len() == 64 && reply.peer.is_none()));
+    assert!(replies.iter().all(|reply| reply.bytes.len() < message.len()), "nothing is amplified");
+
+    pair.send(0, b"x");
+    pair.settle(|_, _| false);
+    assert!(pair.sides[0].session.is_none(), "the first try got a cookie");
+    pair.now += Duration::from_millis(500);
+    for _ in 0..300 {
+        let now = pair.now;
+        pair.sides[1].tunnels.handle_datagram(&message, Pair::origin(), now);
+    }
+    let now = pair.now;
+    let key = secret(1).public();
+    pair.sides[0].tunnels.initiate(&key, now, now).unwrap();
+    while pair.sides[1].tunnels.poll_transmit().is_some() {}
+    pair.settle(|_, _| false);
+    assert!(pair.sides[0].session.is_some(), "the cookie let it through");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Over a link that loses handshake messages, data is never delivered twice or changed, and traffic recovers.
+    #[test]
+    fn lossy_link_never_duplicates_and_recovers(losses in proptest::collection::vec(any::<bool>(), 60)) {
+        let mut pair = Pair::new();
+        for (number, lose) in losses.iter().enumerate() {
+            let data = [b"number ".as_slice(), &u32::try_from(number).unwrap().to_be_bytes()].concat();
+            pair.send(number % 2, &data);
+            pair.settle(|_, _| *lose);
+            pair.advance(Duration::from_secs(7));
+        }
+        for side in &pair.sides {
+            let mut unique = side.received.clone();
+            unique.sort();
+            unique.dedup();
+            prop_assert_eq!(unique.len(), side.received.len());
+            prop_assert!(side.received.iter().all(|data| data.starts_with(b"number ")));
+        }
+        pair.advance(Duration::from_secs(200));
+        pair.send(0, b"");
+        pair.settle(|_, _| false);
+        pair.advance(Duration::from_secs(6));
+        prop_assert!(pair.send(0, b"at last"));
+    }
+
+    #[test]
+    fn no_datagram_panics(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0_u8..6, size in 0_usize..5) {
+        let mut pair = Pair::connected();
+        let now = pair.now;
+        pair.sides[1].tunnels.handle_datagram(&bytes, Pair::origin(), now);
+        bytes.resize([0, 148, 92, 64, 100][size], 0);
+        if bytes.len() >= 4 {
+            bytes[..4].copy_from_slice(&[kind, 0, 0, 0]);
+        }
+        pair.deliver(1, bytes);
+        prop_assert!(pair.sides[1].received.is_empty());
+    }
+}
