@@ -1,1 +1,24 @@
-//! Empty so far.
+//! The policy file: read, check, and compile to what each node may receive and which peers it sees.
+//!
+//! [`Policy::parse`] keeps the author's text byte for byte and reports every error with its place and what to write
+//! instead. [`Policy::compile`] turns it, with a [`Directory`] of users and nodes, into a [`Compiled`] value that
+//! answers per node. Anything that the language knows and this version does not is refused by name, never ignored.
+
+#![forbid(unsafe_code)]
+
+mod compile;
+mod default;
+mod directory;
+mod hujson;
+mod policy;
+mod problem;
+mod read;
+mod selector;
+mod service;
+
+pub use compile::{Compiled, RuleSet};
+pub use default::DEFAULT_POLICY;
+pub use directory::{Directory, DirectoryNode, DirectoryUser, Owner};
+pub use hujson::{POLICY_MAX_BYTES, POLICY_MAX_DEPTH};
+pub use policy::Policy;
+pub use problem::{ERRORS_MAX, PolicyError, PolicyErrors, Position, Problem};

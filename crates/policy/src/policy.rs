@@ -1,0 +1,117 @@
+//! A policy that was read and found valid.
+
+use crate::problem::{Errors, PolicyErrors};
+use crate::selector::Selector;
+use crate::service::Service;
+use crate::{Compiled, Directory, hujson, read};
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// A valid policy, with its text.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    text: Arc<str>,
+    pub(crate) sections: Sections,
+}
+
+/// What the text says.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sections {
+    /// Login names by group, `group:…`.
+    pub(crate) groups: BTreeMap<String, Vec<String>>,
+    /// Addresses by alias.
+    pub(crate) hosts: BTreeMap<String, IpNet>,
+    /// Owners by tag, `tag:…`.
+    pub(crate) tag_owners: BTreeMap<String, Vec<TagOwner>>,
+    /// Rules in order.
+    pub(crate) grants: Vec<Grant>,
+}
+
+/// Who may give a tag to a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum TagOwner {
+    User(String),
+    Group(String),
+    Tag(String),
+    Members,
+}
+
+/// The common form of all rules: sources reach destinations with services.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Grant {
+    pub(crate) sources: Vec<Selector>,
+    pub(crate) destinations: Vec<Selector>,
+    pub(crate) services: Vec<Service>,
+}
+
+impl Policy {
+    /// Reads a policy.
+    ///
+    /// # Errors
+    /// All errors of the text, each with its place and what to write instead.
+    pub fn parse(text: &str) -> Result<Self, PolicyErrors> {
+        let mut errors = Errors::new(text);
+        let sections = hujson::read(text, &mut errors).and_then(|document| read::sections(&document, &mut errors));
+        let sections = errors.finish(sections)?;
+        Ok(Self { text: text.into(), sections })
+    }
+
+    /// Returns the text exactly as it was read.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Compiles the policy for these users and nodes.
+    #[must_use]
+    pub fn compile(&self, directory: &Directory) -> Compiled {
+        Compiled::new(self, directory)
+    }
+
+    /// Tells whether the policy knows a tag, like `tag:web`.
+    #[must_use]
+    pub fn defines_tag(&self, tag: &str) -> bool {
+        self.sections.tag_owners.contains_key(tag)
+    }
+
+    /// Tells whether a user may give `tag` to a node; `user` is the login name of a direct member.
+    #[must_use]
+    pub fn may_own_tag(&self, user: &str, tag: &str) -> bool {
+        let owners = self.sections.tag_owners.get(tag);
+        owners.into_iter().flatten().any(|owner| match owner {
+            TagOwner::User(login) => login == user,
+            TagOwner::Group(group) => {
+                self.sections.groups.get(group).is_some_and(|members| members.iter().any(|member| member == user))
+            }
+            TagOwner::Members => true,
+            TagOwner::Tag(_) => false,
+        })
+    }
+
+    /// Tells whether whoever holds the tags `held` (a node or an auth key) may give `tag` to a node.
+    ///
+    /// A tag passes itself on, and every tag that it owns, directly or through others.
+    #[must_use]
+    pub fn may_pass_on_tag<'a>(&self, held: impl IntoIterator<Item = &'a str>, tag: &str) -> bool {
+        let held: BTreeSet<&str> = held.into_iter().collect();
+        let mut seen = BTreeSet::new();
+        let mut open = vec![tag];
+        while let Some(tag) = open.pop() {
+            if !seen.insert(tag) {
+                continue;
+            }
+            let Some(owners) = self.sections.tag_owners.get(tag) else {
+                continue;
+            };
+            if held.contains(tag) {
+                return true;
+            }
+            open.extend(owners.iter().filter_map(|owner| match owner {
+                TagOwner::Tag(owner) => Some(owner.as_str()),
+                TagOwner::User(_) | TagOwner::Group(_) | TagOwner::Members => None,
+            }));
+        }
+        false
+    }
+}
