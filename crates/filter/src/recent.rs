@@ -196,7 +196,7 @@ mod tests {
                         prop_assert_eq!(map.remove(&key), at.map(|at| list.remove(at).1));
                     }
                     Step::RemoveOldest => {
-                        let stale = |value: u16| value % 2 == 0;
+                        let stale = |value: u16| value.is_multiple_of(2);
                         let expected = list.first().is_some_and(|one| stale(one.1));
                         prop_assert_eq!(map.remove_oldest_if(|&value| stale(value)), expected);
                         if expected {

@@ -228,6 +228,31 @@ fn a_syn_opens_even_on_ports_that_we_used_ourselves() {
 }
 
 #[test]
+fn who_opened_last_owns_the_connection() {
+    let mut bench = Bench::new(&["100.64.0.2 * 22 22"]);
+    assert_eq!(bench.inbound(&tcp((PEER, 5), (US, 22), SYN)), ACCEPT);
+    bench.send(&tcp((US, 22), (PEER, 5), SYN));
+    assert_eq!(bench.firewall.flows(), 1, "ours alone");
+    assert_eq!(bench.inbound(&tcp((PEER, 5), (US, 22), SYN)), ACCEPT);
+    assert_eq!(bench.firewall.flows(), 1, "theirs alone");
+    bench.replace(&[]);
+    assert_eq!(bench.inbound(&tcp((PEER, 5), (US, 22), ACK)), dropped(DropReason::NoFlow));
+}
+
+#[test]
+fn a_refused_conversation_stays_refused_while_anybody_speaks() {
+    let mut bench = Bench::new(&["100.64.0.2 * 53 53"]);
+    assert_eq!(bench.inbound(&udp((PEER, 5), (US, 53))), ACCEPT);
+    bench.replace(&[]);
+    for _ in 0..5 {
+        bench.wait(crate::flow::UDP);
+        assert_eq!(bench.inbound(&udp((PEER, 5), (US, 53))), dropped(DropReason::NoRule));
+    }
+    bench.send(&udp((US, 53), (PEER, 5)));
+    assert_eq!(bench.inbound(&udp((PEER, 5), (US, 53))), dropped(DropReason::NoRule));
+}
+
+#[test]
 fn connections_are_adopted_only_just_after_the_start() {
     let ours = tcp((US, 5000), (PEER, 22), ACK);
     let theirs = tcp((PEER, 22), (US, 5000), ACK);
@@ -347,6 +372,9 @@ fn icmp_errors_pass_only_about_packets_of_ours() {
     assert_eq!(bench.inbound(&unreachable(PEER, US, &udp((PEER, 53), (US, 5000)))), refused, "not ours");
     assert_eq!(bench.inbound(&icmp_packet(PEER, US, 3, 1, &[0; 4])), refused, "quotes nothing");
     assert_eq!(bench.inbound(&icmp_packet(OTHER, US, 5, 1, &[0; 4])), refused, "a redirect, though pings are allowed");
+    let elsewhere = udp(("169.254.169.254", 5000), (PEER, 53));
+    bench.send(&elsewhere);
+    assert_eq!(bench.inbound(&unreachable(PEER, US, &elsewhere)), refused, "sent from another address");
     bench.send(&echo_request(US, PEER, 7));
     assert_eq!(bench.inbound(&unreachable(PEER, US, &echo_request(US, PEER, 7))), ACCEPT);
     assert_eq!(bench.inbound(&unreachable(PEER, US, &echo_request(US, PEER, 8))), refused);
