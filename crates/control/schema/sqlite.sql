@@ -7,10 +7,12 @@ CREATE TABLE secret (
     value BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+-- `next_address` is the offset in 100.64.0.0/10 where the search for a free address goes on.
 CREATE TABLE tailnet (
-    id   INTEGER PRIMARY KEY AUTOINCREMENT,
-    name TEXT NOT NULL UNIQUE,
-    body TEXT NOT NULL CHECK (json_valid(body))
+    id           INTEGER PRIMARY KEY AUTOINCREMENT,
+    name         TEXT NOT NULL UNIQUE,
+    body         TEXT NOT NULL CHECK (json_valid(body)),
+    next_address INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 CREATE TABLE user (

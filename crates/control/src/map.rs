@@ -1,8 +1,28 @@
 //! Maps: what a node learns of its tailnet.
+//!
+//! A stream remembers the snapshot that its client knows and compares it with the newest one. What changed is never
+//! taken from a hint, so that a full map and a full map with changes on top say the same.
 
-use bytes::Bytes;
+pub(crate) mod delta;
+mod frame;
+mod full;
+mod stream;
+pub(crate) mod view;
 
 use crate::store::StoreError;
+
+pub(crate) use frame::Framing;
+pub(crate) use full::once;
+pub use stream::MapStream;
+
+/// The oldest clients that are served: Tailscale 1.80.
+///
+/// From here on clients know `HomeDERP`, named packet filters and capability maps. Source: control.md, section 5.3.
+pub(crate) const LEAST_CAPABILITY: u16 = 113;
+
+/// Bytes of peers in one message; a longer list is spread over several messages, which some clients need and which
+/// bounds what a stream holds.
+const MESSAGE_BYTES: usize = 1 << 20;
 
 /// Says why a map request is not answered; the texts are for the person at the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -12,12 +32,10 @@ pub enum MapError {
     #[error("this server knows no such node; log in again")]
     UnknownNode,
     /// The client is too old.
-    #[error("this client is too old for this server: it has capability version {found}, at least {least} is needed")]
+    #[error("{}", too_old(*found))]
     TooOld {
         /// Capability version of the client.
         found: u16,
-        /// The least that is served.
-        least: u16,
     },
     /// The client asks for a compression that nobody knows.
     #[error("unknown compression")]
@@ -27,14 +45,13 @@ pub enum MapError {
     Store(#[from] StoreError),
 }
 
-/// The maps of one poll: a full one, then what changes.
-#[derive(Debug)]
-pub struct MapStream {}
-
-impl MapStream {
-    /// Waits for the next message, ready to be sent; `None` ends the poll. May be dropped and called again.
-    #[expect(clippy::unused_async, reason = "signatures first")]
-    pub async fn next(&mut self) -> Option<Bytes> {
-        unimplemented!()
-    }
+/// Says in words that a client is too old.
+pub(crate) fn too_old(found: u16) -> String {
+    format!(
+        "this client is too old for this server: it has capability version {found}, and at least {LEAST_CAPABILITY} \
+         (Tailscale 1.80) is needed; update it"
+    )
 }
+
+#[cfg(test)]
+mod tests;

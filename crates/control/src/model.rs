@@ -63,8 +63,6 @@ pub struct TailnetRecord {
     pub created: Timestamp,
     /// Whether a new node waits until an administrator approves it.
     pub machine_approval: bool,
-    /// Offset in 100.64.0.0/10 where the search for a free address goes on.
-    pub next_address: u32,
     /// Version of the policy in force.
     pub policy_version: u64,
 }

@@ -30,6 +30,7 @@ use ipnet::IpNet;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use warren_relay::CertificateError;
 use warren_wire::key::MachineKey;
 
 pub use address::UrlError;
@@ -44,7 +45,7 @@ use accept::Offer;
 use address::ServerUrl;
 use limits::{BodyBudget, Gate};
 use proxies::TrustedProxies;
-use relaying::Relaying;
+use relaying::{Relaying, Tls};
 use shared::Shared;
 
 /// How long connections may take to end when the server stops.
@@ -111,9 +112,20 @@ pub enum StartError {
         /// The option that changes it.
         option: &'static str,
     },
+    /// A file of the certificate cannot be read.
+    #[error("cannot read {}: {error}", path.display())]
+    CertificateFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
     /// A certificate cannot be used.
-    #[error("the certificate cannot be used: {0}")]
-    Certificate(String),
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// The machine's clock is before 1970.
+    #[error("this machine's clock is wrong; set it")]
+    Clock,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -184,7 +196,7 @@ impl Server {
             derp_map: map(None),
         })
         .await?;
-        let tls = relaying::tls(&control, options.certificate.as_ref()).await?;
+        let tls = Arc::new(Tls::open(&control, options.certificate.as_ref()).await?);
         control.set_derp_map(map(tls.pin.as_deref())).await?;
 
         let admin_listener = admin_socket::bind(&options.socket).map_err(|error| StartError::Listen {
@@ -204,14 +216,15 @@ impl Server {
         });
         let relaying = Arc::new(Relaying::new(&control));
         let mut tasks = JoinSet::new();
-        let offer = Offer::Tls(tls.acceptor, Arc::clone(&relaying));
+        let offer = Offer::Tls(Arc::clone(&tls), Arc::clone(&relaying));
         let clients_offer = if options.certificate.is_some() { offer.clone() } else { Offer::Http };
         tasks.spawn(accept::run(listener, clients_offer, Arc::clone(&shared)));
         if let Some(listener) = relay_listener {
             tasks.spawn(accept::run(listener, offer, Arc::clone(&shared)));
         }
+        tasks.spawn(tls.keep_fresh(stop.clone()));
         tasks.spawn(relaying::serve_stun(stun, stop.clone()));
-        tasks.spawn(relaying::drop_departed(relaying, control.clone(), stop.clone()));
+        tasks.spawn(relaying.follow(control.clone(), stop.clone()));
         let facts = Facts { url: url.text.clone(), key: control.noise_key() };
         tasks.spawn(admin_socket::serve(admin_listener, control.clone(), facts, stop));
         Ok(Self { control, shared, tasks, addresses, url: url.text, socket: options.socket })

@@ -13,10 +13,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
 
 use super::limits::{HEAD_DEADLINE, HTTP_LIFETIME, MAX_HEAD_BYTES, MAX_HEADER_FIELDS, TLS_DEADLINE};
-use super::relaying::Relaying;
+use super::relaying::{Relaying, Tls};
 use super::replay::Replay;
 use super::shared::{Arrival, Shared};
 use super::web;
@@ -48,7 +47,7 @@ pub(crate) enum Offer {
     /// Plain HTTP.
     Http,
     /// TLS, with the relay and HTTP behind it.
-    Tls(TlsAcceptor, Arc<Relaying>),
+    Tls(Arc<Tls>, Arc<Relaying>),
 }
 
 /// Accepts connections until the server stops.
@@ -87,13 +86,13 @@ fn start(stream: TcpStream, peer: SocketAddr, offer: &Offer, shared: &Arc<Shared
         Offer::Http => {
             tokio::spawn(serve_http(arrival, Replay::new(Bytes::new(), Box::new(stream))));
         }
-        Offer::Tls(acceptor, relaying) => {
-            tokio::spawn(serve_tls(arrival, acceptor.clone(), Arc::clone(relaying), stream));
+        Offer::Tls(tls, relaying) => {
+            tokio::spawn(serve_tls(arrival, tls.acceptor(), Arc::clone(relaying), stream));
         }
     }
 }
 
-async fn serve_tls(arrival: Arrival, acceptor: TlsAcceptor, relaying: Arc<Relaying>, stream: TcpStream) {
+async fn serve_tls(arrival: Arrival, acceptor: tokio_rustls::TlsAcceptor, relaying: Arc<Relaying>, stream: TcpStream) {
     // Connections that end here are normal: clients probe latency with them.
     let stream = match tokio::time::timeout(TLS_DEADLINE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,

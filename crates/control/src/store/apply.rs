@@ -35,7 +35,9 @@ pub(crate) enum Change {
     PutUser(UserRecord),
     /// Removes a user.
     RemoveUser(UserId),
-    /// Makes or replaces a node.
+    /// Makes a node; `next_address` is where the search for the address of the next one begins.
+    AddNode { record: Arc<NodeRecord>, next_address: u32 },
+    /// Replaces a node.
     PutNode(Arc<NodeRecord>),
     /// Removes a node; if `lease` is given, only if the stored lease is not later.
     RemoveNode {
@@ -70,6 +72,12 @@ pub(super) fn entry(connection: &Connection, entry: &Entry, at: Timestamp) -> Re
         Change::RemoveUser(id) => {
             let before = take(connection, "DELETE FROM user WHERE id = ?1 RETURNING body", id.0)?;
             (format!("user:{}", id.0), Some(before), None)
+        }
+        Change::AddNode { record, next_address } => {
+            connection
+                .prepare_cached("UPDATE tailnet SET next_address = ?2 WHERE id = ?1")?
+                .execute((record.tailnet.0, next_address))?;
+            put_node(connection, record)?
         }
         Change::PutNode(record) => put_node(connection, record)?,
         Change::RemoveNode { id, lease } => remove_node(connection, *id, *lease)?,

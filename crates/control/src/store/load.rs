@@ -26,6 +26,7 @@ pub(crate) struct Loaded {
 #[derive(Debug)]
 pub(crate) struct LoadedTailnet {
     pub(crate) record: TailnetRecord,
+    pub(crate) next_address: u32,
     pub(crate) policy: Option<Arc<str>>,
     pub(crate) users: BTreeMap<UserId, Arc<UserRecord>>,
     pub(crate) nodes: Vec<(Arc<NodeRecord>, Arc<NodeState>)>,
@@ -47,8 +48,9 @@ pub struct Quarantined {
 pub(super) fn everything(connection: &Connection) -> Result<Loaded, OpenError> {
     let mut loaded = Loaded::default();
     let mut tailnets: BTreeMap<TailnetId, LoadedTailnet> = BTreeMap::new();
-    for (id, text) in rows(connection, "SELECT id, body FROM tailnet ORDER BY id", |row| {
-        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
+    let sql = "SELECT id, body, next_address FROM tailnet ORDER BY id";
+    for (id, text, next_address) in rows(connection, sql, |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, u32>(2)?))
     })? {
         let Some(record) = loaded.decode::<TailnetRecord>("tailnet", id, &text) else {
             continue;
@@ -56,6 +58,7 @@ pub(super) fn everything(connection: &Connection) -> Result<Loaded, OpenError> {
         let policy = policy(connection, &record)?;
         let tailnet = LoadedTailnet {
             record,
+            next_address,
             policy,
             users: BTreeMap::new(),
             nodes: Vec::new(),

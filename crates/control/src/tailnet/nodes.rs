@@ -3,7 +3,8 @@
 //! A change copies one chunk and the list of chunks; comparing two lists skips the chunks that they share. That is what
 //! keeps thousands of map streams cheap: each compares pointers, not nodes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::cmp::Ordering;
+use std::sync::atomic::{self, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use warren_wire::control::NodeId;
@@ -44,7 +45,7 @@ impl Node {
             state,
             online,
             expired,
-            revision: REVISIONS.fetch_add(1, Ordering::Relaxed),
+            revision: REVISIONS.fetch_add(1, atomic::Ordering::Relaxed),
             peer_json: OnceLock::new(),
         })
     }
@@ -68,6 +69,18 @@ impl Node {
     pub(crate) fn takes_part(&self) -> bool {
         self.record.approved && !self.expired
     }
+}
+
+/// A node before and after; `None` where it is not there.
+pub(crate) type Pair<'a> = (Option<&'a Arc<Node>>, Option<&'a Arc<Node>>);
+
+/// Which nodes a comparison looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Visit {
+    /// All of both lists.
+    All,
+    /// Those that differ.
+    Changed,
 }
 
 /// All nodes of a tailnet, in the order of their IDs.
@@ -136,29 +149,33 @@ impl Nodes {
     }
 
     /// Calls `visit` with the old and the new version of each node that differs, in the order of their IDs.
-    pub(crate) fn changes(old: &Self, new: &Self, mut visit: impl FnMut(Option<&Arc<Node>>, Option<&Arc<Node>>)) {
+    pub(crate) fn changes<'a>(old: &'a Self, new: &'a Self, visit: impl FnMut(Pair<'a>)) {
+        Self::compare(old, new, Visit::Changed, visit);
+    }
+
+    /// Calls `visit` with the old and the new version of each node, or of each that differs.
+    pub(crate) fn compare<'a>(old: &'a Self, new: &'a Self, which: Visit, mut visit: impl FnMut(Pair<'a>)) {
         let mut old_chunks = old.chunks.iter().peekable();
         let mut new_chunks = new.chunks.iter().peekable();
-        let none = Arc::new(Vec::new());
         loop {
             let (one, two) = match (old_chunks.peek().copied(), new_chunks.peek().copied()) {
                 (None, None) => return,
-                (Some((_, one)), None) => (one, &none),
-                (None, Some((_, two))) => (&none, two),
                 (Some((left, one)), Some((right, two))) => match left.cmp(right) {
-                    std::cmp::Ordering::Less => (one, &none),
-                    std::cmp::Ordering::Greater => (&none, two),
-                    std::cmp::Ordering::Equal => (one, two),
+                    Ordering::Less => (Some(one), None),
+                    Ordering::Greater => (None, Some(two)),
+                    Ordering::Equal => (Some(one), Some(two)),
                 },
+                (one, two) => (one.map(|(_, one)| one), two.map(|(_, two)| two)),
             };
-            if !Arc::ptr_eq(one, two) {
-                chunk_changes(one, two, &mut visit);
+            let shared = matches!((one, two), (Some(one), Some(two)) if Arc::ptr_eq(one, two));
+            if which == Visit::All || !shared {
+                let nodes = |chunk: Option<&'a Arc<Vec<Arc<Node>>>>| chunk.map_or(&[][..], |chunk| chunk.as_slice());
+                compare_chunks(nodes(one), nodes(two), which, &mut visit);
             }
-            let (took_one, took_two) = (!Arc::ptr_eq(one, &none), !Arc::ptr_eq(two, &none));
-            if took_one {
+            if one.is_some() {
                 old_chunks.next();
             }
-            if took_two {
+            if two.is_some() {
                 new_chunks.next();
             }
         }
@@ -174,41 +191,33 @@ fn chunk_of(id: NodeId) -> i64 {
     id.0 >> CHUNK_BITS
 }
 
-fn chunk_changes(
-    old: &[Arc<Node>],
-    new: &[Arc<Node>],
-    visit: &mut impl FnMut(Option<&Arc<Node>>, Option<&Arc<Node>>),
+fn compare_chunks<'a>(
+    old: &'a [Arc<Node>],
+    new: &'a [Arc<Node>],
+    which: Visit,
+    visit: &mut impl FnMut(Pair<'a>),
 ) {
     let mut old = old.iter().peekable();
     let mut new = new.iter().peekable();
     loop {
-        match (old.peek().copied(), new.peek().copied()) {
+        let pair = match (old.peek().copied(), new.peek().copied()) {
             (None, None) => return,
-            (Some(one), None) => {
-                visit(Some(one), None);
-                old.next();
-            }
-            (None, Some(two)) => {
-                visit(None, Some(two));
-                new.next();
-            }
             (Some(one), Some(two)) => match one.id().cmp(&two.id()) {
-                std::cmp::Ordering::Less => {
-                    visit(Some(one), None);
-                    old.next();
-                }
-                std::cmp::Ordering::Greater => {
-                    visit(None, Some(two));
-                    new.next();
-                }
-                std::cmp::Ordering::Equal => {
-                    if !Arc::ptr_eq(one, two) {
-                        visit(Some(one), Some(two));
-                    }
-                    old.next();
-                    new.next();
-                }
+                Ordering::Less => (Some(one), None),
+                Ordering::Greater => (None, Some(two)),
+                Ordering::Equal => (Some(one), Some(two)),
             },
+            pair => pair,
+        };
+        if pair.0.is_some() {
+            old.next();
+        }
+        if pair.1.is_some() {
+            new.next();
+        }
+        let same = matches!(pair, (Some(one), Some(two)) if Arc::ptr_eq(one, two));
+        if which == Visit::All || !same {
+            visit(pair);
         }
     }
 }

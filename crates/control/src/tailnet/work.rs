@@ -19,6 +19,8 @@ use crate::store::{Change, Entry, Store};
 #[derive(Debug, Clone)]
 pub(crate) struct State {
     pub(crate) tailnet: Arc<TailnetRecord>,
+    /// Offset in 100.64.0.0/10 where the search for a free address goes on.
+    pub(crate) next_address: u32,
     pub(crate) users: Arc<BTreeMap<UserId, Arc<UserRecord>>>,
     pub(crate) nodes: Nodes,
     pub(crate) auth_keys: Arc<BTreeMap<String, (AuthKeyRecord, [u8; 32])>>,
@@ -42,8 +44,10 @@ pub(crate) struct Work<'a> {
     pub(crate) entries: Vec<Entry>,
     /// Whether the policy must be compiled again.
     pub(crate) recompile: bool,
-    /// States of new nodes, to be stored with them.
+    /// Nodes whose state must be stored.
     pub(crate) touched: Vec<NodeId>,
+    /// Nodes that registered, and whose next poll therefore counts as a report.
+    pub(crate) fresh: Vec<NodeId>,
 }
 
 impl<'a> Work<'a> {
@@ -56,6 +60,7 @@ impl<'a> Work<'a> {
             entries: Vec::new(),
             recompile: false,
             touched: Vec::new(),
+            fresh: Vec::new(),
         }
     }
 
@@ -96,7 +101,16 @@ impl<'a> Work<'a> {
         self.state.nodes.put(Arc::clone(&node));
         self.recompile = true;
         self.touched.push(record.id);
-        self.record(who, "node.create", Change::PutNode(record));
+        let next_address = self.state.next_address;
+        self.record(who, "node.create", Change::AddNode { record, next_address });
+        node
+    }
+
+    /// Changes what a node reported before it reports itself.
+    pub(crate) fn put_state(&mut self, before: &Node, state: NodeState) -> Arc<Node> {
+        let node = before.with_state(state, before.online);
+        self.state.nodes.put(Arc::clone(&node));
+        self.touched.push(node.id());
         node
     }
 
@@ -167,13 +181,11 @@ impl<'a> Work<'a> {
     }
 
     /// Takes a free address for a new node.
-    pub(crate) fn take_address(&mut self, who: &Who) -> Option<Ipv4Addr> {
+    pub(crate) fn take_address(&mut self) -> Option<Ipv4Addr> {
         let mut taken: HashSet<_> = self.state.nodes.iter().map(|node| node.record.ipv4).collect();
         taken.extend(self.state.reserved.iter().filter_map(|(_, address)| *address));
-        let (address, cursor) = crate::address::next(self.state.tailnet.next_address, &taken)?;
-        let mut record = (*self.state.tailnet).clone();
-        record.next_address = cursor;
-        self.put_tailnet(who, "tailnet.address", record);
+        let (address, next) = crate::address::next(self.state.next_address, &taken)?;
+        self.state.next_address = next;
         Some(address)
     }
 

@@ -198,7 +198,12 @@ fn not_started(error: StartError) -> Failure {
     let system = match &error {
         StartError::Listen { error, .. } => Some(error.kind()),
         StartError::State(OpenError::Folder { error, .. }) => Some(*error),
-        StartError::State(_) | StartError::Url(_) | StartError::Certificate(_) | StartError::Store(_) => None,
+        StartError::CertificateFile { error, .. } => Some(error.kind()),
+        StartError::State(_)
+        | StartError::Url(_)
+        | StartError::Certificate(_)
+        | StartError::Clock
+        | StartError::Store(_) => None,
     };
     let exit = if matches!(error, StartError::State(OpenError::InUse { .. })) || system == Some(ErrorKind::AddrInUse) {
         Exit::AlreadyRunning

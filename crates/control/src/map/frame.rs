@@ -1,0 +1,137 @@
+//! Putting messages together and framing them.
+
+use std::cell::RefCell;
+
+use bytes::Bytes;
+use warren_wire::control::{MapResponse, NodeId, to_json};
+use warren_wire::mapframe::{Compression, Encoder};
+
+use crate::tailnet::access::Filter;
+use crate::tailnet::nodes::Node;
+use crate::tailnet::snapshot::Snapshot;
+
+use super::view;
+
+/// How a client wants its messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Framing(pub(crate) Compression);
+
+impl Framing {
+    /// Reads `MapRequest.Compress`; `None` if nobody knows it.
+    pub(crate) fn of(compress: &str) -> Option<Self> {
+        Compression::from_request(compress).map(Self)
+    }
+
+    /// Tells whether messages are compressed.
+    pub(crate) fn compresses(self) -> bool {
+        self.0 == Compression::Zstd
+    }
+
+    /// Makes a frame of a message.
+    pub(crate) fn frame(self, json: &[u8]) -> Bytes {
+        thread_local! {
+            // A compressor holds some hundred KiB, so threads keep one instead of making one a message.
+            static COMPRESSOR: RefCell<Option<Encoder>> = const { RefCell::new(None) };
+        }
+        let framed = match self.0 {
+            Compression::None => Encoder::new(self.0).and_then(|mut encoder| encoder.encode(json)),
+            Compression::Zstd => COMPRESSOR.with_borrow_mut(|kept| {
+                if kept.is_none() {
+                    *kept = Some(Encoder::new(self.0)?);
+                }
+                kept.as_mut().map_or(Ok(Vec::new()), |encoder| encoder.encode(json))
+            }),
+        };
+        match framed {
+            Ok(framed) => Bytes::from(framed),
+            Err(error) => {
+                tracing::error!(%error, bytes = json.len(), "a map message cannot be framed");
+                Bytes::new()
+            }
+        }
+    }
+}
+
+/// The parts of a message that are encoded once and go to many.
+#[derive(Debug, Default)]
+pub(crate) struct Parts<'a> {
+    /// Name of the field with the nodes: `Peers` or `PeersChanged`.
+    pub(crate) field: &'static str,
+    /// The nodes.
+    pub(crate) nodes: &'a [&'a Node],
+    /// The rules that replace those before.
+    pub(crate) filter: Option<&'a Filter>,
+}
+
+/// Writes a message: `head`, which must say something, and `parts`.
+pub(crate) fn message(snapshot: &Snapshot, head: &MapResponse, parts: &Parts<'_>) -> Vec<u8> {
+    let mut json = encode(head);
+    // The closing brace comes back at the end.
+    json.pop();
+    if let Some(filter) = parts.filter {
+        json.extend_from_slice(b",\"PacketFilters\":{\"base\":");
+        json.extend_from_slice(filter.json.get_or_init(|| encode(&filter.rules).into()));
+        json.push(b'}');
+    }
+    for (at, node) in parts.nodes.iter().enumerate() {
+        if at == 0 {
+            json.extend_from_slice(format!(",\"{}\":[", parts.field).as_bytes());
+        } else {
+            json.push(b',');
+        }
+        json.extend_from_slice(peer_json(snapshot, node));
+    }
+    if !parts.nodes.is_empty() {
+        json.push(b']');
+    }
+    json.push(b'}');
+    json
+}
+
+/// Returns a node as JSON for its peers, which is made once.
+fn peer_json<'a>(snapshot: &Snapshot, node: &'a Node) -> &'a [u8] {
+    node.peer_json.get_or_init(|| encode(&view::peer(snapshot, node)).into())
+}
+
+/// Splits a sorted list of nodes so that each part fills one message.
+pub(super) fn split<'a>(snapshot: &Snapshot, nodes: &'a [&'a Node], limit: usize) -> Vec<&'a [&'a Node]> {
+    let mut parts = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (at, node) in nodes.iter().enumerate() {
+        let more = peer_json(snapshot, node).len();
+        if bytes > 0 && bytes + more > limit {
+            parts.extend(nodes.get(start..at));
+            (start, bytes) = (at, 0);
+        }
+        bytes += more;
+    }
+    parts.extend(nodes.get(start..));
+    parts
+}
+
+/// Returns how many of the nodes after `cursor` fill one message, and whether more are left.
+pub(super) fn take<'a>(
+    snapshot: &Snapshot,
+    nodes: impl Iterator<Item = &'a Node>,
+    cursor: Option<NodeId>,
+    limit: usize,
+) -> (Vec<&'a Node>, bool) {
+    let mut taken = Vec::new();
+    let mut bytes = 0;
+    for node in nodes.filter(|node| Some(node.id()) > cursor) {
+        bytes += peer_json(snapshot, node).len();
+        if bytes > limit && !taken.is_empty() {
+            return (taken, true);
+        }
+        taken.push(node);
+    }
+    (taken, false)
+}
+
+fn encode<T: serde::Serialize>(value: &T) -> Vec<u8> {
+    to_json(value).unwrap_or_else(|error| {
+        // Only maps with strange keys fail, and there are none in our types.
+        tracing::error!(%error, "a map message cannot be encoded");
+        b"{}".to_vec()
+    })
+}

@@ -1,0 +1,538 @@
+//! The task that owns a tailnet: check, write to the store, publish.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use warren_wire::control::NodeId;
+use warren_wire::key::NodeKey;
+
+use super::access::Access;
+use super::nodes::{Node, Nodes};
+use super::report::Report;
+use super::snapshot::{Messages, Snapshot};
+use super::work::{State, Work};
+use super::{Attached, Change, Closed, Command, PollGuard, Shared, Updated};
+use crate::map::delta;
+use crate::model::{NodeState, Who};
+use crate::store::{Entry, LoadedTailnet, StoreError};
+
+/// How long an ephemeral node may be away before it is removed.
+pub(crate) const EPHEMERAL_LEASE: Duration = Duration::from_secs(10 * 60);
+/// How long a node without a poll still counts as connected: reconnecting takes that long.
+const OFFLINE_GRACE: Duration = Duration::from_secs(10);
+/// Least time between two snapshots that differ only in what nodes report.
+const PUBLISH_EVERY: Duration = Duration::from_millis(50);
+/// How long reports wait to be stored together.
+const FLUSH_AFTER: Duration = Duration::from_millis(500);
+/// How long to wait after the store failed to take reports.
+const FLUSH_RETRY: Duration = Duration::from_secs(5);
+/// How often the time of day is looked at while something waits for it, in case somebody sets the clock.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
+/// How many commands are taken at once; their changes share one transaction.
+const BATCH: usize = 64;
+
+/// The task's state.
+pub(super) struct Actor {
+    shared: Arc<Shared>,
+    suffix: Arc<str>,
+    state: State,
+    published: Arc<Snapshot>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    closed: Arc<Closed>,
+    polls: Polls,
+    /// Nodes whose reports are not stored yet.
+    dirty: BTreeSet<NodeId>,
+    due: Due,
+}
+
+/// Who is connected.
+#[derive(Default)]
+struct Polls {
+    generation: u64,
+    open: HashMap<NodeId, Poll>,
+    /// Nodes whose poll ended a moment ago: until when they still count as connected, and when it ended.
+    grace: HashMap<NodeId, (Instant, Timestamp)>,
+    /// Nodes that registered and did not report since.
+    fresh: HashSet<NodeId>,
+}
+
+struct Poll {
+    generation: u64,
+    replaced: oneshot::Sender<()>,
+}
+
+/// When something is to be done without a command.
+struct Due {
+    publish: Option<Instant>,
+    published: Instant,
+    flush: Option<Instant>,
+    /// When a key or a lease ends; looked up again when `clock_stale`.
+    clock: Option<Instant>,
+    clock_stale: bool,
+}
+
+impl Actor {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        loaded: LoadedTailnet,
+        derp: Arc<warren_wire::control::DerpMap>,
+        closed: Arc<Closed>,
+    ) -> (Self, watch::Receiver<Arc<Snapshot>>) {
+        let now = shared.clock.now();
+        let mut dirty = BTreeSet::new();
+        let mut nodes = Nodes::default();
+        for (record, mut state) in loaded.nodes {
+            if record.ephemeral {
+                // Nobody could connect while the server was away, so the time starts anew.
+                let lease = lease_end(now);
+                if state.lease_until.is_none_or(|until| until < lease) {
+                    Arc::make_mut(&mut state).lease_until = Some(lease);
+                    dirty.insert(record.id);
+                }
+            }
+            let expired = record.expired_at(now);
+            nodes.put(Node::new(record, state, false, expired));
+        }
+        let suffix: Arc<str> = format!("{}.{}", loaded.record.name, shared.base_domain).into();
+        let users = Arc::new(loaded.users);
+        let policy = loaded.policy.unwrap_or_default();
+        let access = Access::compile(&nodes, None);
+        let state = State {
+            next_address: loaded.next_address,
+            tailnet: Arc::new(loaded.record),
+            users,
+            nodes,
+            auth_keys: Arc::new(loaded.auth_keys),
+            policy,
+            derp,
+            access,
+            reserved: Arc::new(loaded.reserved),
+        };
+        let published = Arc::new(snapshot(&state, &suffix, now));
+        shared.registry.follow(state.tailnet.id, &Nodes::default(), &state.nodes);
+        let (snapshots, receiver) = watch::channel(Arc::clone(&published));
+        let instant = shared.clock.instant();
+        let due = Due {
+            publish: None,
+            published: instant,
+            flush: (!dirty.is_empty()).then_some(instant + FLUSH_AFTER),
+            clock: None,
+            clock_stale: true,
+        };
+        let actor = Self {
+            shared,
+            suffix,
+            state,
+            published,
+            snapshots,
+            closed,
+            polls: Polls::default(),
+            dirty,
+            due,
+        };
+        (actor, receiver)
+    }
+
+    /// Works until nobody holds a handle any more.
+    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let wake = self.next_wake();
+            let closed = Arc::clone(&self.closed);
+            tokio::select! {
+                biased;
+                taken = queue.recv_many(&mut batch, BATCH) => {
+                    if taken == 0 {
+                        break;
+                    }
+                    self.handle(batch.drain(..)).await;
+                }
+                () = closed.wake.notified() => {}
+                () = sleep_until(wake) => {}
+            }
+            self.note_ended_polls();
+            self.handle_timeout().await;
+        }
+        self.flush().await;
+    }
+
+    async fn handle(&mut self, batch: impl Iterator<Item = Command>) {
+        let mut changes = Vec::new();
+        let mut flushes = Vec::new();
+        for command in batch {
+            match command {
+                Command::Change(change) => changes.push(change),
+                Command::Attach { node, key, report, reply } => {
+                    let attached = self.attach(node, key, report);
+                    // If the asker went away, the guard in the answer ends the poll again.
+                    let _ = reply.send(attached);
+                }
+                Command::Update { node, key, report, reply } => {
+                    let updated = self.update(node, key, report);
+                    let _ = reply.send(updated);
+                }
+                Command::SetDerp { derp, reply } => {
+                    if *self.state.derp != *derp {
+                        self.state.derp = derp;
+                        self.publish();
+                    }
+                    let _ = reply.send(());
+                }
+                Command::Flush { reply } => flushes.push(reply),
+            }
+        }
+        if !changes.is_empty() {
+            self.commit(changes).await;
+        }
+        if !flushes.is_empty() {
+            self.flush().await;
+        }
+        for reply in flushes {
+            let _ = reply.send(());
+        }
+    }
+
+    /// Carries out changes in one transaction; if the store refuses them together, one by one.
+    async fn commit(&mut self, mut changes: Vec<Box<dyn Change>>) {
+        let before = self.state.clone();
+        let outcome = self.run_changes(&mut changes);
+        let stored = self.store(outcome.entries).await;
+        if stored.is_err() {
+            self.state = before;
+        }
+        if stored.is_err() && changes.len() > 1 {
+            for mut change in changes {
+                let before = self.state.clone();
+                let outcome = self.run_changes(std::slice::from_mut(&mut change));
+                let stored = self.store(outcome.entries).await;
+                if stored.is_ok() {
+                    self.adopt(outcome.touched, outcome.fresh);
+                } else {
+                    self.state = before;
+                }
+                change.finish(stored);
+            }
+            return;
+        }
+        if stored.is_ok() {
+            self.adopt(outcome.touched, outcome.fresh);
+        }
+        for change in changes {
+            change.finish(stored.clone());
+        }
+    }
+
+    /// Tries changes on the state, one after the other; a refused one leaves no trace.
+    fn run_changes(&mut self, changes: &mut [Box<dyn Change>]) -> Outcome {
+        let now = self.shared.clock.now();
+        let before = Arc::clone(&self.state.access);
+        let mut outcome = Outcome::default();
+        let mut recompile = false;
+        for change in changes {
+            let saved = self.state.clone();
+            let mut work = Work::new(&mut self.state, &self.shared.store, now);
+            if change.run(&mut work) {
+                outcome.entries.append(&mut work.entries);
+                outcome.touched.append(&mut work.touched);
+                outcome.fresh.append(&mut work.fresh);
+                recompile |= work.recompile;
+            } else {
+                self.state = saved;
+            }
+        }
+        if recompile {
+            self.state.access = Access::compile(&self.state.nodes, Some(&before));
+        }
+        outcome
+    }
+
+    async fn store(&self, entries: Vec<Entry>) -> Result<(), StoreError> {
+        self.shared.store.apply(entries, self.shared.clock.now()).await
+    }
+
+    /// Shows what was stored.
+    fn adopt(&mut self, touched: Vec<NodeId>, fresh: Vec<NodeId>) {
+        self.dirty.extend(touched);
+        self.polls.fresh.extend(fresh);
+        self.plan_flush();
+        self.due.clock_stale = true;
+        self.publish();
+    }
+
+    fn attach(&mut self, id: NodeId, key: NodeKey, report: Report) -> Option<Attached> {
+        let node = self.state.nodes.get(id).filter(|node| node.record.key == key)?;
+        let node = Arc::clone(node);
+        self.polls.generation += 1;
+        let generation = self.polls.generation;
+        let (replaced, receiver) = oneshot::channel();
+        if let Some(older) = self.polls.open.insert(id, Poll { generation, replaced }) {
+            // The older stream may be gone already.
+            let _ = older.replaced.send(());
+        }
+        self.polls.grace.remove(&id);
+        let mut state = NodeState::clone(&node.state);
+        state.lease_until = None;
+        state.cap = report.cap;
+        // A poll does not report, except the first after a registration: some clients report nothing else.
+        if self.polls.fresh.remove(&id) {
+            report.apply(&mut state);
+        }
+        self.replace_state(&node, state, true);
+        let guard = PollGuard {
+            closed: Arc::clone(&self.closed),
+            node: id,
+            generation,
+        };
+        Some(Attached {
+            replaced: receiver,
+            guard,
+        })
+    }
+
+    fn update(&mut self, id: NodeId, key: NodeKey, report: Report) -> Option<Updated> {
+        let node = Arc::clone(self.state.nodes.get(id).filter(|node| node.record.key == key)?);
+        self.polls.fresh.remove(&id);
+        let mut state = NodeState::clone(&node.state);
+        report.apply(&mut state);
+        let label = |state: &NodeState| state.hostinfo.as_ref().map(|info| crate::name::label(&info.hostname));
+        let wanted = label(&state).filter(|wanted| {
+            !node.record.name_chosen && label(&node.state).is_some_and(|before| before != *wanted)
+        });
+        self.replace_state(&node, state, node.online);
+        Some(Updated { rename: wanted })
+    }
+
+    /// Puts a new state of a node in place, if it is new; wakes others only if they can see the difference.
+    fn replace_state(&mut self, node: &Arc<Node>, state: NodeState, online: bool) {
+        if *node.state == state && node.online == online {
+            return;
+        }
+        if *node.state != state {
+            self.dirty.insert(node.id());
+            self.plan_flush();
+        }
+        self.due.clock_stale |= node.state.lease_until != state.lease_until;
+        let after = node.with_state(state, online);
+        let visible = delta::differs_for_peers(node, &after) || delta::differs_for_itself(node, &after);
+        self.state.nodes.put(after);
+        if visible {
+            self.plan_publish();
+        }
+    }
+
+    fn note_ended_polls(&mut self) {
+        for (id, generation) in self.closed.take() {
+            if self.polls.open.get(&id).is_some_and(|poll| poll.generation == generation) {
+                self.polls.open.remove(&id);
+                let until = self.shared.clock.instant() + OFFLINE_GRACE;
+                self.polls.grace.insert(id, (until, self.shared.clock.now()));
+            }
+        }
+    }
+
+    fn next_wake(&mut self) -> Option<Instant> {
+        if self.due.clock_stale {
+            self.due.clock_stale = false;
+            self.due.clock = self.next_by_clock();
+        }
+        let grace = self.polls.grace.values().map(|(until, _)| *until).min();
+        [self.due.publish, self.due.flush, self.due.clock, grace].into_iter().flatten().min()
+    }
+
+    /// Returns when to look at the time of day next.
+    fn next_by_clock(&self) -> Option<Instant> {
+        let next = self.state.nodes.iter().filter_map(|node| self.next_end(node)).min()?;
+        let soon = self.shared.clock.instant() + LOOK_AT_CLOCK;
+        Some(self.shared.clock.instant_of(next).min(soon))
+    }
+
+    /// Returns when the node's key or lease ends, whichever is first.
+    fn next_end(&self, node: &Node) -> Option<Timestamp> {
+        let key = node.record.key_expiry.filter(|_| !node.expired);
+        let lease = node.state.lease_until.filter(|_| self.is_away(node));
+        key.into_iter().chain(lease).min()
+    }
+
+    fn is_away(&self, node: &Node) -> bool {
+        !self.polls.open.contains_key(&node.id()) && !self.polls.grace.contains_key(&node.id())
+    }
+
+    async fn handle_timeout(&mut self) {
+        let now = self.shared.clock.instant();
+        self.end_grace(now);
+        if self.due.clock.is_some_and(|due| due <= now) {
+            self.due.clock_stale = true;
+            self.end_keys();
+            self.end_leases().await;
+        }
+        if self.due.publish.is_some_and(|due| due <= now) {
+            self.publish();
+        }
+        if self.due.flush.is_some_and(|due| due <= now) {
+            self.flush().await;
+        }
+    }
+
+    /// Nodes that did not come back count as away.
+    fn end_grace(&mut self, now: Instant) {
+        let over: Vec<_> = self
+            .polls
+            .grace
+            .iter()
+            .filter(|(_, (until, _))| *until <= now)
+            .map(|(id, (_, ended))| (*id, *ended))
+            .collect();
+        for (id, ended) in over {
+            self.polls.grace.remove(&id);
+            let Some(node) = self.state.nodes.get(id).map(Arc::clone) else { continue };
+            let mut state = NodeState::clone(&node.state);
+            state.last_seen = Some(ended);
+            if node.record.ephemeral {
+                state.lease_until = Some(lease_end(self.shared.clock.now()));
+            }
+            self.replace_state(&node, state, false);
+        }
+    }
+
+    /// Keys whose time is over stop being valid.
+    fn end_keys(&mut self) {
+        let now = self.shared.clock.now();
+        let over: Vec<_> = self
+            .state
+            .nodes
+            .iter()
+            .filter(|node| !node.expired && node.record.expired_at(now))
+            .map(Arc::clone)
+            .collect();
+        if over.is_empty() {
+            return;
+        }
+        for node in over {
+            tracing::info!(node = %node.record.name, "a node key expired");
+            self.state.nodes.put(node.with_record(Arc::clone(&node.record), true));
+        }
+        self.state.access = Access::compile(&self.state.nodes, Some(&self.published.access));
+        self.publish();
+    }
+
+    /// Ephemeral nodes that stayed away are removed; the store checks the lease once more.
+    async fn end_leases(&mut self) {
+        let now = self.shared.clock.now();
+        let over: Vec<_> = self
+            .state
+            .nodes
+            .iter()
+            .filter(|node| node.state.lease_until.is_some_and(|until| until <= now) && self.is_away(node))
+            .map(|node| node.id())
+            .collect();
+        if over.is_empty() {
+            return;
+        }
+        self.flush().await;
+        let changes = over
+            .into_iter()
+            .map(|id| {
+                let change: Box<dyn Change> = Box::new(EndLease { id });
+                change
+            })
+            .collect();
+        self.commit(changes).await;
+    }
+
+    fn plan_publish(&mut self) {
+        let due = (self.due.published + PUBLISH_EVERY).max(self.shared.clock.instant());
+        self.due.publish.get_or_insert(due);
+    }
+
+    fn plan_flush(&mut self) {
+        if !self.dirty.is_empty() {
+            let due = self.shared.clock.instant() + FLUSH_AFTER;
+            self.due.flush.get_or_insert(due);
+        }
+    }
+
+    /// Shows the state to all readers.
+    fn publish(&mut self) {
+        let next = Arc::new(snapshot(&self.state, &self.suffix, self.shared.clock.now()));
+        let tailnet = self.state.tailnet.id;
+        self.shared.registry.follow(tailnet, &self.published.nodes, &next.nodes);
+        self.snapshots.send_replace(Arc::clone(&next));
+        self.published = next;
+        self.due.publish = None;
+        self.due.published = self.shared.clock.instant();
+    }
+
+    /// Stores what nodes reported.
+    async fn flush(&mut self) {
+        self.due.flush = None;
+        let states: Vec<_> = self
+            .dirty
+            .iter()
+            .filter_map(|id| self.state.nodes.get(*id))
+            .map(|node| (node.id(), Arc::clone(&node.state)))
+            .collect();
+        match self.shared.store.save_states(states).await {
+            Ok(()) => self.dirty.clear(),
+            Err(error) => {
+                tracing::error!(%error, "what nodes reported is not stored");
+                self.due.flush = Some(self.shared.clock.instant() + FLUSH_RETRY);
+            }
+        }
+    }
+}
+
+/// What changes left behind.
+#[derive(Default)]
+struct Outcome {
+    entries: Vec<Entry>,
+    touched: Vec<NodeId>,
+    fresh: Vec<NodeId>,
+}
+
+/// Removes a node whose lease is over.
+struct EndLease {
+    id: NodeId,
+}
+
+impl Change for EndLease {
+    fn run(&mut self, work: &mut Work<'_>) -> bool {
+        work.remove_node(&Who::server(), "node.remove-ephemeral", self.id, Some(work.now));
+        true
+    }
+
+    fn finish(self: Box<Self>, stored: Result<(), StoreError>) {
+        if let Err(error) = stored {
+            tracing::warn!(node = %self.id, %error, "an ephemeral node is not removed");
+        }
+    }
+}
+
+fn snapshot(state: &State, suffix: &Arc<str>, now: Timestamp) -> Snapshot {
+    Snapshot {
+        at: now,
+        tailnet: Arc::clone(&state.tailnet),
+        suffix: Arc::clone(suffix),
+        users: Arc::clone(&state.users),
+        nodes: state.nodes.clone(),
+        access: Arc::clone(&state.access),
+        policy: Arc::clone(&state.policy),
+        derp: Arc::clone(&state.derp),
+        messages: Messages::default(),
+    }
+}
+
+/// Returns when a lease that begins at `now` ends.
+pub(crate) fn lease_end(now: Timestamp) -> Timestamp {
+    now.checked_add(EPHEMERAL_LEASE).unwrap_or(Timestamp::MAX)
+}
+
+async fn sleep_until(wake: Option<Instant>) {
+    match wake {
+        Some(wake) => tokio::time::sleep_until(wake).await,
+        None => std::future::pending().await,
+    }
+}
