@@ -48,10 +48,7 @@ pub fn endpoint_addresses(interfaces: &[Interface], own_tun: Option<IfIndex>) ->
             }
         }
     }
-    found
-        .into_iter()
-        .find(|list| !list.is_empty())
-        .unwrap_or_default()
+    found.into_iter().find(|list| !list.is_empty()).unwrap_or_default()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,9 +88,7 @@ fn is_tailnet_address(ip: IpAddr) -> bool {
             let [a, b, ..] = ip.octets();
             a == 100 && b & 0xc0 == 64
         }
-        IpAddr::V6(ip) => {
-            ip.segments().first_chunk::<3>() == UNIQUE_LOCAL.segments().first_chunk::<3>()
-        }
+        IpAddr::V6(ip) => ip.segments().first_chunk::<3>() == UNIQUE_LOCAL.segments().first_chunk::<3>(),
     }
 }
 
@@ -113,27 +108,14 @@ mod tests {
     }
 
     fn picked(interfaces: &[Interface]) -> Vec<String> {
-        endpoint_addresses(interfaces, Some(IfIndex(9)))
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        endpoint_addresses(interfaces, Some(IfIndex(9))).iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn regular_addresses_win_over_local_ones() {
         let all = [
             interface(1, "lo", &["127.0.0.1/8", "::1/128"]),
-            interface(
-                2,
-                "eth0",
-                &[
-                    "192.168.1.2/24",
-                    "169.254.3.4/16",
-                    "fe80::1/64",
-                    "fd00::1/64",
-                    "2001:db8::1/64",
-                ],
-            ),
+            interface(2, "eth0", &["192.168.1.2/24", "169.254.3.4/16", "fe80::1/64", "fd00::1/64", "2001:db8::1/64"]),
         ];
         assert_eq!(picked(&all), ["192.168.1.2", "2001:db8::1"]);
     }
@@ -146,16 +128,7 @@ mod tests {
             interface(2, "zt3jnkd", &["10.1.0.1/24"]),
             interface(3, "wt0", &["10.2.0.1/24"]),
             interface(9, "warren0", &["10.3.0.1/24"]),
-            interface(
-                4,
-                "eth0",
-                &[
-                    "100.64.0.1/10",
-                    "100.127.255.255/32",
-                    "fd7a:115c:a1e0::1/48",
-                    "100.128.0.1/24",
-                ],
-            ),
+            interface(4, "eth0", &["100.64.0.1/10", "100.127.255.255/32", "fd7a:115c:a1e0::1/48", "100.128.0.1/24"]),
             down,
         ];
         assert_eq!(picked(&all), ["100.128.0.1"]);
@@ -175,21 +148,9 @@ mod tests {
     #[test]
     fn a_subnet_gives_at_most_two_ipv6_addresses_and_none_twice() {
         let all = [
-            interface(
-                1,
-                "eth0",
-                &[
-                    "2001:db8::1/64",
-                    "2001:db8::2/64",
-                    "2001:db8::3/64",
-                    "2001:db8:0:1::1/64",
-                ],
-            ),
+            interface(1, "eth0", &["2001:db8::1/64", "2001:db8::2/64", "2001:db8::3/64", "2001:db8:0:1::1/64"]),
             interface(2, "eth1", &["2001:db8:0:1::1/64"]),
         ];
-        assert_eq!(
-            picked(&all),
-            ["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"]
-        );
+        assert_eq!(picked(&all), ["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"]);
     }
 }

@@ -43,23 +43,14 @@ pub enum FileError {
 /// # Errors
 /// See [`FileError`].
 pub fn create_private_dir(path: &Path) -> Result<(), FileError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(io_error("create the directory", path))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("create the directory", path))?;
     let metadata = fs::metadata(path).map_err(io_error("look at", path))?;
     let us = rustix::process::geteuid().as_raw();
     if metadata.uid() != us {
-        return Err(FileError::NotOurs {
-            path: path.to_owned(),
-            owner: metadata.uid(),
-            us,
-        });
+        return Err(FileError::NotOurs { path: path.to_owned(), owner: metadata.uid(), us });
     }
     if metadata.mode() & 0o077 != 0 {
-        fs::set_permissions(path, Permissions::from_mode(0o700))
-            .map_err(io_error("close to others", path))?;
+        fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(io_error("close to others", path))?;
     }
     Ok(())
 }
@@ -89,11 +80,7 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
         _ => {}
     }
     let written = (|| {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()
     })();
@@ -102,9 +89,7 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
         return Err(io_error("write", &temporary)(error));
     }
     fs::rename(&temporary, path).map_err(io_error("replace", path))?;
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(io_error("flush", directory))
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(io_error("flush", directory))
 }
 
 /// Holds a lock file; the lock ends with the value or the process, however it ends.
@@ -151,18 +136,12 @@ impl LockFile {
             Err(Errno::WOULDBLOCK) => {
                 let mut text = String::new();
                 let _ = file.take(16).read_to_string(&mut text);
-                return Err(LockError::Held {
-                    path: path.to_owned(),
-                    pid: text.trim().parse().ok(),
-                });
+                return Err(LockError::Held { path: path.to_owned(), pid: text.trim().parse().ok() });
             }
             Err(errno) => return Err(io_error("lock", path)(errno.into()).into()),
         }
         // The number only serves the message above; the lock holds without it.
-        let _ = file
-            .set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", std::process::id()));
+        let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
         Ok(Self { _file: file })
     }
 }
@@ -180,8 +159,7 @@ mod tests {
 
     impl Scratch {
         fn new(name: &str) -> Self {
-            let path =
-                std::env::temp_dir().join(format!("warren-os-{}-{name}", std::process::id()));
+            let path = std::env::temp_dir().join(format!("warren-os-{}-{name}", std::process::id()));
             fs::create_dir(&path).unwrap();
             Self(path)
         }
@@ -213,12 +191,7 @@ mod tests {
         let scratch = Scratch::new("notdir");
         let path = scratch.0.join("file");
         fs::write(&path, "x").unwrap();
-        assert!(
-            create_private_dir(&path)
-                .unwrap_err()
-                .to_string()
-                .contains("file")
-        );
+        assert!(create_private_dir(&path).unwrap_err().to_string().contains("file"));
     }
 
     #[test]
@@ -253,10 +226,7 @@ mod tests {
         let held = LockFile::acquire(&path).unwrap();
         assert_eq!(mode(&path), 0o600);
         let error = LockFile::acquire(&path).unwrap_err();
-        assert!(
-            matches!(error, LockError::Held { pid: Some(pid), .. } if pid == std::process::id()),
-            "{error}"
-        );
+        assert!(matches!(error, LockError::Held { pid: Some(pid), .. } if pid == std::process::id()), "{error}");
         drop(held);
         drop(LockFile::acquire(&path).unwrap());
     }

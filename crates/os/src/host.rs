@@ -37,9 +37,7 @@ impl HostFacts {
             distro: field("ID"),
             distro_version: field("VERSION_ID"),
             distro_code_name: field("VERSION_CODENAME"),
-            in_container: ["/.dockerenv", "/run/.containerenv"]
-                .iter()
-                .any(|mark| Path::new(mark).exists()),
+            in_container: ["/.dockerenv", "/run/.containerenv"].iter().any(|mark| Path::new(mark).exists()),
         }
     }
 }
@@ -49,16 +47,8 @@ impl HostFacts {
 /// Source: os-release(5): shell assignments, values in double, single or no quotes, a backslash before `$`, quotes,
 /// backslash and back quote.
 fn os_release_field(text: &str, key: &str) -> Option<String> {
-    let value = text
-        .lines()
-        .rev()
-        .find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))?
-        .trim();
-    let quoted = |quote| {
-        value
-            .strip_prefix(quote)
-            .and_then(|value| value.strip_suffix(quote))
-    };
+    let value = text.lines().rev().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))?.trim();
+    let quoted = |quote| value.strip_prefix(quote).and_then(|value| value.strip_suffix(quote));
     if let Some(value) = quoted('\'') {
         return Some(value.to_owned());
     }
@@ -79,13 +69,11 @@ mod tests {
 
     #[test]
     fn values_are_found_in_every_quoting() {
-        let text = "NAME=\"X\"\nID=debian\nVERSION_ID=\"13\"\n# ID=no\nVERSION_CODENAME='tri xie'\nODD=\"a\\\"b\\\\\"\n";
+        let text =
+            "NAME=\"X\"\nID=debian\nVERSION_ID=\"13\"\n# ID=no\nVERSION_CODENAME='tri xie'\nODD=\"a\\\"b\\\\\"\n";
         assert_eq!(os_release_field(text, "ID").unwrap(), "debian");
         assert_eq!(os_release_field(text, "VERSION_ID").unwrap(), "13");
-        assert_eq!(
-            os_release_field(text, "VERSION_CODENAME").unwrap(),
-            "tri xie"
-        );
+        assert_eq!(os_release_field(text, "VERSION_CODENAME").unwrap(), "tri xie");
         assert_eq!(os_release_field(text, "ODD").unwrap(), "a\"b\\");
         assert_eq!(os_release_field(text, "VERSION"), None);
     }

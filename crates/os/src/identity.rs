@@ -45,9 +45,6 @@ mod tests {
     #[test]
     fn what_is_no_unix_socket_has_no_identity() {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        assert!(
-            peer_credentials(&socket).is_err()
-                || peer_credentials(&socket).unwrap().uid == u32::MAX
-        );
+        assert!(peer_credentials(&socket).is_err() || peer_credentials(&socket).unwrap().uid == u32::MAX);
     }
 }

@@ -80,16 +80,9 @@ mod tests {
     #[test]
     fn names_that_escape_a_path_or_a_pattern_are_refused() {
         for name in ["a/b", ".", "..", "tun%d", "a b", "a:1", "ä", "a\n"] {
-            assert_eq!(
-                name.parse::<IfName>(),
-                Err(IfNameError::Character),
-                "{name:?}"
-            );
+            assert_eq!(name.parse::<IfName>(), Err(IfNameError::Character), "{name:?}");
         }
         assert_eq!("".parse::<IfName>(), Err(IfNameError::Length { len: 0 }));
-        assert_eq!(
-            "sixteen-bytes-xy".parse::<IfName>(),
-            Err(IfNameError::Length { len: 16 })
-        );
+        assert_eq!("sixteen-bytes-xy".parse::<IfName>(), Err(IfNameError::Length { len: 16 }));
     }
 }

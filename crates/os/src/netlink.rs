@@ -32,9 +32,7 @@ use futures_util::{Stream, TryStreamExt};
 use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use rtnetlink::packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
-};
+use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -127,13 +125,8 @@ impl Netlink {
     /// Panics outside a tokio runtime.
     pub fn connect() -> Result<Self, NetlinkError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(|error| {
-            let errno = error
-                .raw_os_error()
-                .map_or(Errno::IO, Errno::from_raw_os_error);
-            NetlinkError::Refused {
-                step: "open the route socket",
-                errno,
-            }
+            let errno = error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
+            NetlinkError::Refused { step: "open the route socket", errno }
         })?;
         tokio::spawn(connection);
         Ok(Self { handle })
@@ -153,12 +146,7 @@ impl Netlink {
             tracing::debug!(%error, %interface, "cannot turn off automatic IPv6 addresses");
         }
         let up = LinkUnspec::new_with_index(interface.0).up().build();
-        self.handle
-            .link()
-            .set(up)
-            .execute()
-            .await
-            .map_err(failed("take the interface up"))
+        self.handle.link().set(up).execute().await.map_err(failed("take the interface up"))
     }
 
     /// Takes an interface down; routes through it vanish, addresses stay.
@@ -167,12 +155,7 @@ impl Netlink {
     /// See [`NetlinkError`].
     pub async fn set_down(&self, interface: IfIndex) -> Result<(), NetlinkError> {
         let down = LinkUnspec::new_with_index(interface.0).down().build();
-        self.handle
-            .link()
-            .set(down)
-            .execute()
-            .await
-            .map_err(failed("take the interface down"))
+        self.handle.link().set(down).execute().await.map_err(failed("take the interface down"))
     }
 
     /// Changes an interface's MTU in bytes.
@@ -180,26 +163,15 @@ impl Netlink {
     /// # Errors
     /// See [`NetlinkError`].
     pub async fn set_mtu(&self, interface: IfIndex, mtu_bytes: u32) -> Result<(), NetlinkError> {
-        let message = LinkUnspec::new_with_index(interface.0)
-            .mtu(mtu_bytes)
-            .build();
-        self.handle
-            .link()
-            .set(message)
-            .execute()
-            .await
-            .map_err(failed("set the interface's MTU"))
+        let message = LinkUnspec::new_with_index(interface.0).mtu(mtu_bytes).build();
+        self.handle.link().set(message).execute().await.map_err(failed("set the interface's MTU"))
     }
 
     /// Adds an address to an interface.
     ///
     /// # Errors
     /// See [`NetlinkError`]; an address that is there already is no error.
-    pub async fn add_address(
-        &self,
-        interface: IfIndex,
-        address: IpNet,
-    ) -> Result<(), NetlinkError> {
+    pub async fn add_address(&self, interface: IfIndex, address: IpNet) -> Result<(), NetlinkError> {
         let handle = self.handle.address();
         let mut request = handle.add(interface.0, address.addr(), address.prefix_len());
         if address.addr().is_ipv6() {
@@ -207,31 +179,18 @@ impl Netlink {
             let at_once = AddressAttribute::Flags(AddressFlags::Nodad);
             request.message_mut().attributes.push(at_once);
         }
-        unless(
-            request.execute().await.map_err(failed("add an address")),
-            &[Errno::EXIST],
-        )
+        unless(request.execute().await.map_err(failed("add an address")), &[Errno::EXIST])
     }
 
     /// Removes an address from an interface.
     ///
     /// # Errors
     /// See [`NetlinkError`]; an address that is not there is no error.
-    pub async fn remove_address(
-        &self,
-        interface: IfIndex,
-        address: IpNet,
-    ) -> Result<(), NetlinkError> {
+    pub async fn remove_address(&self, interface: IfIndex, address: IpNet) -> Result<(), NetlinkError> {
         let step = "list addresses";
         for message in collect(step, self.handle.address().get().execute()).await? {
             if message.header.index == interface.0 && address_of(&message) == Some(address) {
-                let result = self
-                    .handle
-                    .address()
-                    .del(message)
-                    .execute()
-                    .await
-                    .map_err(failed("remove an address"));
+                let result = self.handle.address().del(message).execute().await.map_err(failed("remove an address"));
                 unless(result, &[Errno::ADDRNOTAVAIL])?;
             }
         }
@@ -243,11 +202,7 @@ impl Netlink {
     /// # Errors
     /// Returns an error if addresses cannot be listed or a stray one cannot be removed; refused additions are in
     /// [`Changes::refused`].
-    pub async fn sync_addresses(
-        &self,
-        interface: IfIndex,
-        wanted: &[IpNet],
-    ) -> Result<Changes, NetlinkError> {
+    pub async fn sync_addresses(&self, interface: IfIndex, wanted: &[IpNet]) -> Result<Changes, NetlinkError> {
         let mut changes = Changes::default();
         let present: Vec<IpNet> = collect("list addresses", self.handle.address().get().execute())
             .await?
@@ -275,11 +230,7 @@ impl Netlink {
     /// See [`NetlinkError`].
     pub async fn routes(&self, interface: IfIndex) -> Result<Vec<IpNet>, NetlinkError> {
         let routes = self.main_table().await?;
-        Ok(routes
-            .iter()
-            .filter(|route| is_ours(route, interface))
-            .filter_map(destination)
-            .collect())
+        Ok(routes.iter().filter(|route| is_ours(route, interface)).filter_map(destination).collect())
     }
 
     /// Routes a prefix to an interface, in the main table with [`ROUTE_METRIC`].
@@ -287,12 +238,7 @@ impl Netlink {
     /// # Errors
     /// See [`NetlinkError`]; a route that is there already is no error.
     pub async fn add_route(&self, interface: IfIndex, prefix: IpNet) -> Result<(), NetlinkError> {
-        let result = self
-            .handle
-            .route()
-            .add(route(interface, prefix))
-            .execute()
-            .await;
+        let result = self.handle.route().add(route(interface, prefix)).execute().await;
         unless(result.map_err(failed("add a route")), &[Errno::EXIST])
     }
 
@@ -300,21 +246,9 @@ impl Netlink {
     ///
     /// # Errors
     /// See [`NetlinkError`]; a route that is not there is no error.
-    pub async fn remove_route(
-        &self,
-        interface: IfIndex,
-        prefix: IpNet,
-    ) -> Result<(), NetlinkError> {
-        let result = self
-            .handle
-            .route()
-            .del(route(interface, prefix))
-            .execute()
-            .await;
-        unless(
-            result.map_err(failed("remove a route")),
-            &[Errno::SRCH, Errno::NOENT],
-        )
+    pub async fn remove_route(&self, interface: IfIndex, prefix: IpNet) -> Result<(), NetlinkError> {
+        let result = self.handle.route().del(route(interface, prefix)).execute().await;
+        unless(result.map_err(failed("remove a route")), &[Errno::SRCH, Errno::NOENT])
     }
 
     /// Makes `wanted` the only routes to an interface, which must be up.
@@ -322,46 +256,25 @@ impl Netlink {
     /// # Errors
     /// Returns an error if routes cannot be listed or a stray one cannot be removed; refused additions are in
     /// [`Changes::refused`].
-    pub async fn sync_routes(
-        &self,
-        interface: IfIndex,
-        wanted: &[IpNet],
-    ) -> Result<Changes, NetlinkError> {
+    pub async fn sync_routes(&self, interface: IfIndex, wanted: &[IpNet]) -> Result<Changes, NetlinkError> {
         let mut changes = Changes::default();
-        let present: Vec<RouteMessage> = self
-            .main_table()
-            .await?
-            .into_iter()
-            .filter(|route| is_ours(route, interface))
-            .collect();
+        let present: Vec<RouteMessage> =
+            self.main_table().await?.into_iter().filter(|route| is_ours(route, interface)).collect();
         let mut kept = Vec::new();
         for stray in present {
             let prefix = destination(&stray);
             match prefix {
-                Some(prefix)
-                    if wanted.iter().any(|net| net.trunc() == prefix)
-                        && metric(&stray) == ROUTE_METRIC =>
-                {
+                Some(prefix) if wanted.iter().any(|net| net.trunc() == prefix) && metric(&stray) == ROUTE_METRIC => {
                     kept.push(prefix);
                 }
                 _ => {
-                    let result = self
-                        .handle
-                        .route()
-                        .del(stray)
-                        .execute()
-                        .await
-                        .map_err(failed("remove a route"));
+                    let result = self.handle.route().del(stray).execute().await.map_err(failed("remove a route"));
                     unless(result, &[Errno::SRCH, Errno::NOENT])?;
                     changes.removed.extend(prefix);
                 }
             }
         }
-        for missing in wanted
-            .iter()
-            .map(IpNet::trunc)
-            .filter(|net| !kept.contains(net))
-        {
+        for missing in wanted.iter().map(IpNet::trunc).filter(|net| !kept.contains(net)) {
             match self.add_route(interface, missing).await {
                 Ok(()) => changes.added.push(missing),
                 Err(error) => changes.refused.push((missing, error)),
@@ -376,10 +289,8 @@ impl Netlink {
     /// See [`NetlinkError`].
     pub async fn interfaces(&self) -> Result<Vec<Interface>, NetlinkError> {
         let links = collect("list interfaces", self.handle.link().get().execute()).await?;
-        let mut interfaces: BTreeMap<u32, Interface> = links
-            .iter()
-            .filter_map(|link| Some((link.header.index, interface_of(link)?)))
-            .collect();
+        let mut interfaces: BTreeMap<u32, Interface> =
+            links.iter().filter_map(|link| Some((link.header.index, interface_of(link)?))).collect();
         for message in collect("list addresses", self.handle.address().get().execute()).await? {
             if let Some(interface) = interfaces.get_mut(&message.header.index)
                 && is_usable(&message)
@@ -400,12 +311,9 @@ impl Netlink {
         let best = |any: IpAddr| {
             let default = routes.iter().filter(|route| {
                 route.header.kind == RouteType::Unicast
-                    && destination(route)
-                        .is_some_and(|net| net.prefix_len() == 0 && net.addr() == any)
+                    && destination(route).is_some_and(|net| net.prefix_len() == 0 && net.addr() == any)
             });
-            default
-                .filter_map(|route| Some((metric(route), output(route)?)))
-                .min_by_key(|&(metric, _)| metric)
+            default.filter_map(|route| Some((metric(route), output(route)?))).min_by_key(|&(metric, _)| metric)
         };
         Ok(DefaultRoutes {
             v4: best(Ipv4Addr::UNSPECIFIED.into()).map(|(_, interface)| interface),
@@ -415,16 +323,9 @@ impl Netlink {
 
     async fn main_table(&self) -> Result<Vec<RouteMessage>, NetlinkError> {
         let mut all = Vec::new();
-        for family in [
-            RouteMessageBuilder::<Ipv4Addr>::new().build(),
-            RouteMessageBuilder::<Ipv6Addr>::new().build(),
-        ] {
+        for family in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
             let routes = collect("list routes", self.handle.route().get(family).execute()).await?;
-            all.extend(
-                routes
-                    .into_iter()
-                    .filter(|route| table(route) == u32::from(RouteHeader::RT_TABLE_MAIN)),
-            );
+            all.extend(routes.into_iter().filter(|route| table(route) == u32::from(RouteHeader::RT_TABLE_MAIN)));
         }
         Ok(all)
     }
@@ -452,49 +353,35 @@ fn interface_of(link: &LinkMessage) -> Option<Interface> {
 
 /// Returns the interface's own address: on point-to-point interfaces `Address` is the other end's.
 fn address_of(message: &AddressMessage) -> Option<IpNet> {
-    let local = message.attributes.iter().find_map(|attribute| {
-        if let AddressAttribute::Local(ip) = attribute {
-            Some(*ip)
-        } else {
-            None
-        }
-    });
-    let address = message.attributes.iter().find_map(|attribute| {
-        if let AddressAttribute::Address(ip) = attribute {
-            Some(*ip)
-        } else {
-            None
-        }
-    });
+    let local = message
+        .attributes
+        .iter()
+        .find_map(|attribute| if let AddressAttribute::Local(ip) = attribute { Some(*ip) } else { None });
+    let address = message
+        .attributes
+        .iter()
+        .find_map(|attribute| if let AddressAttribute::Address(ip) = attribute { Some(*ip) } else { None });
     IpNet::new(local.or(address)?, message.header.prefix_len).ok()
 }
 
 fn is_usable(message: &AddressMessage) -> bool {
     let unusable = AddressFlags::Tentative | AddressFlags::Deprecated | AddressFlags::Dadfailed;
-    !message.attributes.iter().any(|attribute| {
-        matches!(attribute, AddressAttribute::Flags(flags) if flags.intersects(unusable))
-    })
+    !message
+        .attributes
+        .iter()
+        .any(|attribute| matches!(attribute, AddressAttribute::Flags(flags) if flags.intersects(unusable)))
 }
 
 fn route(interface: IfIndex, prefix: IpNet) -> RouteMessage {
     let prefix = prefix.trunc();
     let mut message = match prefix {
         IpNet::V4(net) => {
-            let builder = RouteMessageBuilder::<Ipv4Addr>::new()
-                .destination_prefix(net.network(), net.prefix_len());
-            builder
-                .scope(RouteScope::Link)
-                .output_interface(interface.0)
-                .priority(ROUTE_METRIC)
-                .build()
+            let builder = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(net.network(), net.prefix_len());
+            builder.scope(RouteScope::Link).output_interface(interface.0).priority(ROUTE_METRIC).build()
         }
         IpNet::V6(net) => {
-            let builder = RouteMessageBuilder::<Ipv6Addr>::new()
-                .destination_prefix(net.network(), net.prefix_len());
-            builder
-                .output_interface(interface.0)
-                .priority(ROUTE_METRIC)
-                .build()
+            let builder = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(net.network(), net.prefix_len());
+            builder.output_interface(interface.0).priority(ROUTE_METRIC).build()
         }
     };
     message.header.protocol = RouteProtocol::Static;
@@ -528,34 +415,25 @@ fn destination(route: &RouteMessage) -> Option<IpNet> {
 }
 
 fn output(route: &RouteMessage) -> Option<IfIndex> {
-    route.attributes.iter().find_map(|attribute| {
-        if let RouteAttribute::Oif(index) = attribute {
-            Some(IfIndex(*index))
-        } else {
-            None
-        }
-    })
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| if let RouteAttribute::Oif(index) = attribute { Some(IfIndex(*index)) } else { None })
 }
 
 fn metric(route: &RouteMessage) -> u32 {
-    let metric = route.attributes.iter().find_map(|attribute| {
-        if let RouteAttribute::Priority(metric) = attribute {
-            Some(*metric)
-        } else {
-            None
-        }
-    });
+    let metric = route
+        .attributes
+        .iter()
+        .find_map(|attribute| if let RouteAttribute::Priority(metric) = attribute { Some(*metric) } else { None });
     metric.unwrap_or(0)
 }
 
 fn table(route: &RouteMessage) -> u32 {
-    let table = route.attributes.iter().find_map(|attribute| {
-        if let RouteAttribute::Table(table) = attribute {
-            Some(*table)
-        } else {
-            None
-        }
-    });
+    let table = route
+        .attributes
+        .iter()
+        .find_map(|attribute| if let RouteAttribute::Table(table) = attribute { Some(*table) } else { None });
     table.unwrap_or(u32::from(route.header.table))
 }
 

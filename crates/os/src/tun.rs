@@ -98,52 +98,25 @@ impl Tun {
     /// See [`TunError`]; each variant's text tells a user what to do.
     pub fn open(name: &IfName, mtu_bytes: u16) -> Result<Self, TunError> {
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = rustix::fs::open("/dev/net/tun", flags, Mode::empty()).map_err(
-            |errno| match errno {
-                Errno::NOENT | Errno::NODEV | Errno::NXIO | Errno::NOTDIR => TunError::Missing,
-                Errno::ACCESS | Errno::PERM => TunError::OpenDenied,
-                errno => TunError::System {
-                    step: "open /dev/net/tun",
-                    errno,
-                },
-            },
-        )?;
+        let fd = rustix::fs::open("/dev/net/tun", flags, Mode::empty()).map_err(|errno| match errno {
+            Errno::NOENT | Errno::NODEV | Errno::NXIO | Errno::NOTDIR => TunError::Missing,
+            Errno::ACCESS | Errno::PERM => TunError::OpenDenied,
+            errno => TunError::System { step: "open /dev/net/tun", errno },
+        })?;
         let mut request = IfReq::new(name);
         request.set_u16(IFF_TUN | IFF_NO_PI);
-        request
-            .run::<TUNSETIFF>(fd.as_fd())
-            .map_err(|errno| match errno {
-                Errno::PERM | Errno::ACCESS => TunError::CreateDenied { name: name.clone() },
-                Errno::BUSY => TunError::Busy { name: name.clone() },
-                Errno::INVAL => TunError::OtherKind { name: name.clone() },
-                errno => TunError::System {
-                    step: "create the TUN interface",
-                    errno,
-                },
-            })?;
-        let control = rustix::net::socket_with(
-            AddressFamily::INET,
-            SocketType::DGRAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|errno| TunError::System {
-            step: "open a control socket",
-            errno,
+        request.run::<TUNSETIFF>(fd.as_fd()).map_err(|errno| match errno {
+            Errno::PERM | Errno::ACCESS => TunError::CreateDenied { name: name.clone() },
+            Errno::BUSY => TunError::Busy { name: name.clone() },
+            Errno::INVAL => TunError::OtherKind { name: name.clone() },
+            errno => TunError::System { step: "create the TUN interface", errno },
         })?;
-        let index =
-            rustix::net::netdevice::name_to_index(&control, name.as_str()).map_err(|errno| {
-                TunError::System {
-                    step: "look up the TUN interface",
-                    errno,
-                }
-            })?;
+        let control = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+            .map_err(|errno| TunError::System { step: "open a control socket", errno })?;
+        let index = rustix::net::netdevice::name_to_index(&control, name.as_str())
+            .map_err(|errno| TunError::System { step: "look up the TUN interface", errno })?;
         set_mtu(&control, name, mtu_bytes)?;
-        Ok(Self {
-            fd,
-            name: name.clone(),
-            index: IfIndex(index),
-        })
+        Ok(Self { fd, name: name.clone(), index: IfIndex(index) })
     }
 
     /// Returns the interface's name.
@@ -201,26 +174,18 @@ impl AsRawFd for Tun {
 
 fn set_mtu(control: &OwnedFd, name: &IfName, mtu_bytes: u16) -> Result<(), TunError> {
     let wanted = u32::from(mtu_bytes);
-    let refused = |errno| TunError::Mtu {
-        name: name.clone(),
-        mtu_bytes,
-        errno,
-    };
+    let refused = |errno| TunError::Mtu { name: name.clone(), mtu_bytes, errno };
     let mut request = IfReq::new(name);
-    request
-        .run::<SIOCGIFMTU>(control.as_fd())
-        .map_err(refused)?;
+    request.run::<SIOCGIFMTU>(control.as_fd()).map_err(refused)?;
     if request.u32() == wanted {
         return Ok(());
     }
     let mut request = IfReq::new(name);
     request.set_u32(wanted);
-    request
-        .run::<SIOCSIFMTU>(control.as_fd())
-        .map_err(|errno| match errno {
-            Errno::PERM => TunError::CreateDenied { name: name.clone() },
-            errno => refused(errno),
-        })
+    request.run::<SIOCSIFMTU>(control.as_fd()).map_err(|errno| match errno {
+        Errno::PERM => TunError::CreateDenied { name: name.clone() },
+        errno => refused(errno),
+    })
 }
 
 /// The kernel's `struct ifreq`: a name and a union whose largest member has 24 bytes on 64-bit machines.
@@ -233,10 +198,7 @@ struct IfReq {
 
 impl IfReq {
     fn new(name: &IfName) -> Self {
-        let mut request = Self {
-            name: [0; 16],
-            value: [0; 24],
-        };
+        let mut request = Self { name: [0; 16], value: [0; 24] };
         for (to, from) in request.name.iter_mut().zip(name.as_str().bytes()) {
             *to = from;
         }
@@ -279,11 +241,7 @@ mod tests {
             assert_eq!(tun.name(), &name);
             assert!(tun.index().0 > 0);
             assert_eq!(tun.read(&mut [0; 2048]), Ok(TunRead::Empty));
-            assert_eq!(
-                tun.write(&[0x45; 20]),
-                Err(Errno::IO),
-                "a device that is down takes no packet"
-            );
+            assert_eq!(tun.write(&[0x45; 20]), Err(Errno::IO), "a device that is down takes no packet");
             let devices = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
             assert!(devices.contains("wtest0:"));
         });
@@ -296,10 +254,7 @@ mod tests {
             let _held = Tun::open(&name, 1280).unwrap();
             assert_eq!(Tun::open(&name, 1280).unwrap_err(), TunError::Busy { name });
             let name: IfName = "lo".parse().unwrap();
-            assert_eq!(
-                Tun::open(&name, 1280).unwrap_err(),
-                TunError::OtherKind { name }
-            );
+            assert_eq!(Tun::open(&name, 1280).unwrap_err(), TunError::OtherKind { name });
         });
     }
 
@@ -307,10 +262,7 @@ mod tests {
     fn an_impossible_mtu_is_an_error() {
         in_own_network(async || {
             let name: IfName = "wtest0".parse().unwrap();
-            assert!(matches!(
-                Tun::open(&name, 20),
-                Err(TunError::Mtu { mtu_bytes: 20, .. })
-            ));
+            assert!(matches!(Tun::open(&name, 20), Err(TunError::Mtu { mtu_bytes: 20, .. })));
         });
     }
 }

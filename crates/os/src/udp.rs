@@ -87,11 +87,7 @@ impl UdpSocket {
             Family::V4 => (Domain::IPV4, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
             Family::V6 => (Domain::IPV6, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
         };
-        let socket = Socket::new(
-            domain,
-            Type::DGRAM.nonblocking().cloexec(),
-            Some(Protocol::UDP),
-        )?;
+        let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
         if family == Family::V6 {
             socket.set_only_v6(true)?;
         }
@@ -105,10 +101,7 @@ impl UdpSocket {
         } else {
             bound?;
         }
-        let local = socket
-            .local_addr()?
-            .as_socket()
-            .unwrap_or(SocketAddr::new(any, port));
+        let local = socket.local_addr()?.as_socket().unwrap_or(SocketAddr::new(any, port));
         Ok(Self { socket, local })
     }
 
@@ -120,9 +113,7 @@ impl UdpSocket {
     /// Returns the kernel's error when IPv4 is not available or no port is free.
     pub fn bind_pair(port: u16) -> io::Result<(Self, Option<Self>)> {
         let v4 = Self::bind(Family::V4, port)?;
-        let v6 = Self::bind(Family::V6, v4.port())
-            .inspect_err(|error| tracing::debug!(%error, "no IPv6 socket"))
-            .ok();
+        let v6 = Self::bind(Family::V6, v4.port()).inspect_err(|error| tracing::debug!(%error, "no IPv6 socket")).ok();
         Ok((v4, v6))
     }
 
@@ -151,16 +142,8 @@ impl UdpSocket {
         let mut messages: [libc::mmsghdr; BATCH] = unsafe { mem::zeroed() };
         let mut count: libc::c_uint = 0;
         let slots = batch.buffer.chunks_exact_mut(batch.slot_bytes);
-        for (((message, slice), name), slot) in messages
-            .iter_mut()
-            .zip(&mut slices)
-            .zip(&mut names)
-            .zip(slots)
-        {
-            *slice = libc::iovec {
-                iov_base: slot.as_mut_ptr().cast(),
-                iov_len: slot.len(),
-            };
+        for (((message, slice), name), slot) in messages.iter_mut().zip(&mut slices).zip(&mut names).zip(slots) {
+            *slice = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() };
             message.msg_hdr.msg_name = ptr::from_mut(name).cast();
             message.msg_hdr.msg_namelen = NAME_BYTES;
             message.msg_hdr.msg_iov = slice;
@@ -172,13 +155,7 @@ impl UdpSocket {
             // through it to its own chunk of `batch.buffer`, all of which live and are not used otherwise during the
             // call; no control buffer is given; a null timeout is allowed.
             let result = unsafe {
-                libc::recvmmsg(
-                    self.socket.as_raw_fd(),
-                    messages.as_mut_ptr(),
-                    count,
-                    DONT_WAIT as _,
-                    ptr::null_mut(),
-                )
+                libc::recvmmsg(self.socket.as_raw_fd(), messages.as_mut_ptr(), count, DONT_WAIT as _, ptr::null_mut())
             };
             match usize::try_from(result) {
                 Ok(received) => break received,
@@ -244,22 +221,15 @@ impl UdpSocket {
     /// Sends up to [`BATCH`] datagrams in one system call and returns how many the kernel took before the first
     /// refusal; a refusal of the very first is the error. `datagrams` must not be empty.
     fn send_some(&self, datagrams: &[Outgoing<'_>]) -> Result<usize, Errno> {
-        let names: [Option<SockAddr>; BATCH] = std::array::from_fn(|at| {
-            datagrams
-                .get(at)
-                .map(|datagram| SockAddr::from(datagram.to))
-        });
+        let names: [Option<SockAddr>; BATCH] =
+            std::array::from_fn(|at| datagrams.get(at).map(|datagram| SockAddr::from(datagram.to)));
         let mut slices: [libc::iovec; BATCH] = [EMPTY_SLICE; BATCH];
         // SAFETY: all fields of `mmsghdr` are integers and raw pointers, for which zero is a valid value.
         let mut messages: [libc::mmsghdr; BATCH] = unsafe { mem::zeroed() };
         let mut count: libc::c_uint = 0;
         let pairs = datagrams.iter().zip(names.iter().flatten());
-        for ((message, slice), (datagram, name)) in messages.iter_mut().zip(&mut slices).zip(pairs)
-        {
-            *slice = libc::iovec {
-                iov_base: datagram.bytes.as_ptr().cast_mut().cast(),
-                iov_len: datagram.bytes.len(),
-            };
+        for ((message, slice), (datagram, name)) in messages.iter_mut().zip(&mut slices).zip(pairs) {
+            *slice = libc::iovec { iov_base: datagram.bytes.as_ptr().cast_mut().cast(), iov_len: datagram.bytes.len() };
             message.msg_hdr.msg_name = name.as_ptr().cast_mut().cast();
             message.msg_hdr.msg_namelen = name.len();
             message.msg_hdr.msg_iov = slice;
@@ -269,23 +239,14 @@ impl UdpSocket {
         // SAFETY: the first `count` messages point each to an address in `names`, to an iovec in `slices` and through
         // it to the bytes of a datagram, all of which live until the call returns. The kernel only reads through these
         // pointers, so that casting away `const` is sound; it writes `msg_len` of the messages alone.
-        let result = unsafe {
-            libc::sendmmsg(
-                self.socket.as_raw_fd(),
-                messages.as_mut_ptr(),
-                count,
-                DONT_WAIT as _,
-            )
-        };
+        let result = unsafe { libc::sendmmsg(self.socket.as_raw_fd(), messages.as_mut_ptr(), count, DONT_WAIT as _) };
         usize::try_from(result).map_err(|_| last_errno())
     }
 }
 
 impl fmt::Debug for UdpSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UdpSocket")
-            .field("local", &self.local)
-            .finish_non_exhaustive()
+        f.debug_struct("UdpSocket").field("local", &self.local).finish_non_exhaustive()
     }
 }
 
@@ -320,11 +281,7 @@ impl RecvBatch {
     /// Makes room for 64 datagrams of up to `slot_bytes` bytes each.
     pub fn new(slot_bytes: usize) -> Self {
         let slot_bytes = slot_bytes.max(1);
-        Self {
-            buffer: vec![0; slot_bytes * BATCH],
-            slot_bytes,
-            received: Vec::with_capacity(BATCH),
-        }
+        Self { buffer: vec![0; slot_bytes * BATCH], slot_bytes, received: Vec::with_capacity(BATCH) }
     }
 
     /// Goes through the datagrams of the last [`UdpSocket::recv_batch`] in the order of arrival.
@@ -333,18 +290,12 @@ impl RecvBatch {
         let slots = self.buffer.chunks_exact_mut(self.slot_bytes).enumerate();
         slots.filter_map(move |(at, slot)| {
             let one = received.next_if(|one| one.slot == at)?;
-            Some(Datagram {
-                from: one.from,
-                bytes: slot.get_mut(..one.len)?,
-            })
+            Some(Datagram { from: one.from, bytes: slot.get_mut(..one.len)? })
         })
     }
 }
 
-const EMPTY_SLICE: libc::iovec = libc::iovec {
-    iov_base: ptr::null_mut(),
-    iov_len: 0,
-};
+const EMPTY_SLICE: libc::iovec = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
 const DONT_WAIT: libc::c_int = libc::MSG_DONTWAIT;
 
 /// Room for `struct sockaddr_in` or `struct sockaddr_in6`, in the layout of the latter.
@@ -376,9 +327,7 @@ fn address_of(name: &Name) -> Option<SocketAddr> {
 }
 
 fn last_errno() -> Errno {
-    io::Error::last_os_error()
-        .raw_os_error()
-        .map_or(Errno::IO, Errno::from_raw_os_error)
+    io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
 }
 
 /// Asks for large buffers: by force with privilege, else as large as the system's limit allows.

@@ -17,26 +17,17 @@ pub struct Watched<'fd> {
 impl<'fd> Watched<'fd> {
     /// Waits until the descriptor can be read.
     pub fn readable(fd: &'fd impl AsFd) -> Self {
-        Self {
-            fd: fd.as_fd(),
-            flags: PollFlags::IN,
-        }
+        Self { fd: fd.as_fd(), flags: PollFlags::IN }
     }
 
     /// Waits until the descriptor can be written.
     pub fn writable(fd: &'fd impl AsFd) -> Self {
-        Self {
-            fd: fd.as_fd(),
-            flags: PollFlags::OUT,
-        }
+        Self { fd: fd.as_fd(), flags: PollFlags::OUT }
     }
 
     /// Waits until the descriptor can be read or written.
     pub fn both(fd: &'fd impl AsFd) -> Self {
-        Self {
-            fd: fd.as_fd(),
-            flags: PollFlags::IN | PollFlags::OUT,
-        }
+        Self { fd: fd.as_fd(), flags: PollFlags::IN | PollFlags::OUT }
     }
 }
 
@@ -58,16 +49,10 @@ pub struct Ready {
 ///
 /// # Errors
 /// Returns the kernel's error other than `EINTR`, which counts as "nothing ready".
-pub fn poll<const N: usize>(
-    watched: [Option<Watched<'_>>; N],
-    timeout: Option<Duration>,
-) -> io::Result<[Ready; N]> {
+pub fn poll<const N: usize>(watched: [Option<Watched<'_>>; N], timeout: Option<Duration>) -> io::Result<[Ready; N]> {
     let mut ready = [Ready::default(); N];
     let Some(stand_in) = watched.iter().flatten().next().copied() else {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "no descriptor to wait for",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no descriptor to wait for"));
     };
     // An absent descriptor is polled as another one with no events; its answer is ignored below.
     let mut fds = watched.map(|watched| match watched {
@@ -106,9 +91,7 @@ impl Waker {
     /// # Errors
     /// Returns the kernel's error when descriptors run out.
     pub fn new() -> io::Result<Self> {
-        Ok(Self {
-            fd: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-        })
+        Ok(Self { fd: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)? })
     }
 
     /// Makes the waker readable until the next [`Self::clear`].
@@ -153,8 +136,7 @@ mod tests {
     fn a_waker_wakes_a_thread_that_waits_without_timeout() {
         let waker = Waker::new().unwrap();
         std::thread::scope(|scope| {
-            let waiting =
-                scope.spawn(|| poll([None, Some(Watched::readable(&waker))], None).unwrap());
+            let waiting = scope.spawn(|| poll([None, Some(Watched::readable(&waker))], None).unwrap());
             waker.wake();
             let [absent, ready] = waiting.join().unwrap();
             assert!(ready.readable);
@@ -172,9 +154,6 @@ mod tests {
 
     #[test]
     fn waiting_for_nothing_is_an_error() {
-        assert_eq!(
-            poll([None], None).unwrap_err().kind(),
-            io::ErrorKind::InvalidInput
-        );
+        assert_eq!(poll([None], None).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -11,13 +11,7 @@ fn open(name: &str) -> Tun {
 }
 
 async fn interface(netlink: &Netlink, index: IfIndex) -> Interface {
-    netlink
-        .interfaces()
-        .await
-        .unwrap()
-        .into_iter()
-        .find(|one| one.index == index)
-        .unwrap()
+    netlink.interfaces().await.unwrap().into_iter().find(|one| one.index == index).unwrap()
 }
 
 #[test]
@@ -37,15 +31,8 @@ fn an_interface_gets_addresses_and_routes_and_every_change_can_be_repeated() {
                 netlink.add_route(index, route).await.unwrap();
             }
             let found = interface(&netlink, index).await;
-            assert_eq!(
-                (found.name.as_str(), found.up, found.mtu_bytes),
-                ("wtest0", true, 1280),
-                "round {round}"
-            );
-            assert_eq!(
-                found.addresses, addresses,
-                "no address but ours, link-local neither"
-            );
+            assert_eq!((found.name.as_str(), found.up, found.mtu_bytes), ("wtest0", true, 1280), "round {round}");
+            assert_eq!(found.addresses, addresses, "no address but ours, link-local neither");
             assert_eq!(netlink.routes(index).await.unwrap(), routes);
         }
         netlink.set_mtu(index, 1400).await.unwrap();
@@ -67,37 +54,19 @@ fn synchronising_removes_strays_and_adds_what_is_missing() {
         let index = tun.index();
         netlink.set_up(index).await.unwrap();
         let first = nets(&["100.64.0.7/32", "100.64.0.8/32"]);
-        assert_eq!(
-            netlink.sync_addresses(index, &first).await.unwrap().added,
-            first
-        );
+        assert_eq!(netlink.sync_addresses(index, &first).await.unwrap().added, first);
         let second = nets(&["100.64.0.8/32", "fd7a:115c:a1e0::7/128"]);
         let changes = netlink.sync_addresses(index, &second).await.unwrap();
-        assert_eq!(
-            (changes.added, changes.removed),
-            (nets(&["fd7a:115c:a1e0::7/128"]), nets(&["100.64.0.7/32"]))
-        );
-        assert_eq!(
-            netlink.sync_addresses(index, &second).await.unwrap(),
-            Changes::default()
-        );
+        assert_eq!((changes.added, changes.removed), (nets(&["fd7a:115c:a1e0::7/128"]), nets(&["100.64.0.7/32"])));
+        assert_eq!(netlink.sync_addresses(index, &second).await.unwrap(), Changes::default());
 
         let first = nets(&["100.64.0.0/10", "10.1.0.0/16", "fd7a:115c:a1e0::/48"]);
-        assert_eq!(
-            netlink.sync_routes(index, &first).await.unwrap().added,
-            first
-        );
+        assert_eq!(netlink.sync_routes(index, &first).await.unwrap().added, first);
         let second = nets(&["100.64.0.0/10", "10.2.0.9/16"]);
         let changes = netlink.sync_routes(index, &second).await.unwrap();
         assert_eq!(changes.added, nets(&["10.2.0.0/16"]));
-        assert_eq!(
-            changes.removed,
-            nets(&["10.1.0.0/16", "fd7a:115c:a1e0::/48"])
-        );
-        assert_eq!(
-            netlink.sync_routes(index, &second).await.unwrap(),
-            Changes::default()
-        );
+        assert_eq!(changes.removed, nets(&["10.1.0.0/16", "fd7a:115c:a1e0::/48"]));
+        assert_eq!(netlink.sync_routes(index, &second).await.unwrap(), Changes::default());
     });
 }
 
@@ -105,34 +74,13 @@ fn synchronising_removes_strays_and_adds_what_is_missing() {
 fn nothing_is_left_when_the_device_goes() {
     in_own_network(async || {
         let netlink = Netlink::connect().unwrap();
-        let before = (
-            netlink.interfaces().await.unwrap(),
-            netlink.main_table().await.unwrap(),
-        );
+        let before = (netlink.interfaces().await.unwrap(), netlink.main_table().await.unwrap());
         let tun = open("wtest0");
         netlink.set_up(tun.index()).await.unwrap();
-        netlink
-            .sync_addresses(
-                tun.index(),
-                &nets(&["100.64.0.7/32", "fd7a:115c:a1e0::7/128"]),
-            )
-            .await
-            .unwrap();
-        netlink
-            .sync_routes(
-                tun.index(),
-                &nets(&["100.64.0.0/10", "fd7a:115c:a1e0::/48"]),
-            )
-            .await
-            .unwrap();
+        netlink.sync_addresses(tun.index(), &nets(&["100.64.0.7/32", "fd7a:115c:a1e0::7/128"])).await.unwrap();
+        netlink.sync_routes(tun.index(), &nets(&["100.64.0.0/10", "fd7a:115c:a1e0::/48"])).await.unwrap();
         drop(tun);
-        assert_eq!(
-            (
-                netlink.interfaces().await.unwrap(),
-                netlink.main_table().await.unwrap()
-            ),
-            before
-        );
+        assert_eq!((netlink.interfaces().await.unwrap(), netlink.main_table().await.unwrap()), before);
     });
 }
 
@@ -144,21 +92,12 @@ fn a_connected_network_wins_over_the_same_prefix_through_the_tunnel() {
         for device in [&lan, &tun] {
             netlink.set_up(device.index()).await.unwrap();
         }
-        netlink
-            .add_route(tun.index(), "192.168.7.0/24".parse().unwrap())
-            .await
-            .unwrap();
-        netlink
-            .add_address(lan.index(), "192.168.7.1/24".parse().unwrap())
-            .await
-            .unwrap();
+        netlink.add_route(tun.index(), "192.168.7.0/24".parse().unwrap()).await.unwrap();
+        netlink.add_address(lan.index(), "192.168.7.1/24".parse().unwrap()).await.unwrap();
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.send_to(b"x", "192.168.7.9:9").unwrap();
         let mut buffer = [0; 2048];
-        assert!(matches!(
-            lan.read(&mut buffer),
-            Ok(crate::TunRead::Packet(_))
-        ));
+        assert!(matches!(lan.read(&mut buffer), Ok(crate::TunRead::Packet(_))));
         assert!(matches!(tun.read(&mut buffer), Ok(crate::TunRead::Empty)));
     });
 }
@@ -169,23 +108,13 @@ fn packets_flow_between_the_kernel_and_the_device() {
         let netlink = Netlink::connect().unwrap();
         let tun = open("wtest0");
         netlink.set_up(tun.index()).await.unwrap();
-        netlink
-            .add_address(tun.index(), "100.64.0.7/32".parse().unwrap())
-            .await
-            .unwrap();
-        netlink
-            .add_route(tun.index(), "100.64.0.0/10".parse().unwrap())
-            .await
-            .unwrap();
+        netlink.add_address(tun.index(), "100.64.0.7/32".parse().unwrap()).await.unwrap();
+        netlink.add_route(tun.index(), "100.64.0.0/10".parse().unwrap()).await.unwrap();
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-        socket
-            .set_read_timeout(Some(std::time::Duration::from_secs(5)))
-            .unwrap();
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
         socket.send_to(b"ping", "100.64.0.9:7").unwrap();
         let mut buffer = [0; 2048];
-        let Ok(crate::TunRead::Packet(len)) = tun.read(&mut buffer) else {
-            panic!("no packet")
-        };
+        let Ok(crate::TunRead::Packet(len)) = tun.read(&mut buffer) else { panic!("no packet") };
         let packet = &mut buffer[..len];
         assert_eq!(&packet[12..20], &[100, 64, 0, 7, 100, 64, 0, 9]);
         // Turn it round: swapped addresses and ports leave both checksums right.
@@ -198,10 +127,7 @@ fn packets_flow_between_the_kernel_and_the_device() {
         tun.write(packet).unwrap();
         let mut answer = [0; 16];
         let (len, from) = socket.recv_from(&mut answer).unwrap();
-        assert_eq!(
-            (&answer[..len], from),
-            (&b"ping"[..], "100.64.0.9:7".parse().unwrap())
-        );
+        assert_eq!((&answer[..len], from), (&b"ping"[..], "100.64.0.9:7".parse().unwrap()));
     });
 }
 
@@ -209,42 +135,19 @@ fn packets_flow_between_the_kernel_and_the_device() {
 fn the_best_default_route_is_found() {
     in_own_network(async || {
         let netlink = Netlink::connect().unwrap();
-        assert_eq!(
-            netlink.default_routes().await.unwrap(),
-            DefaultRoutes::default()
-        );
+        assert_eq!(netlink.default_routes().await.unwrap(), DefaultRoutes::default());
         let (a, b) = (open("wa"), open("wb"));
         for device in [&a, &b] {
             netlink.set_up(device.index()).await.unwrap();
         }
         let mut better = route(b.index(), "0.0.0.0/0".parse().unwrap());
-        better
-            .attributes
-            .retain(|attribute| !matches!(attribute, RouteAttribute::Priority(_)));
-        netlink
-            .add_route(a.index(), "0.0.0.0/0".parse().unwrap())
-            .await
-            .unwrap();
-        assert_eq!(
-            netlink.default_routes().await.unwrap(),
-            DefaultRoutes {
-                v4: Some(a.index()),
-                v6: None
-            }
-        );
+        better.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::Priority(_)));
+        netlink.add_route(a.index(), "0.0.0.0/0".parse().unwrap()).await.unwrap();
+        assert_eq!(netlink.default_routes().await.unwrap(), DefaultRoutes { v4: Some(a.index()), v6: None });
         netlink.handle.route().add(better).execute().await.unwrap();
-        netlink
-            .add_route(a.index(), "::/0".parse().unwrap())
-            .await
-            .unwrap();
+        netlink.add_route(a.index(), "::/0".parse().unwrap()).await.unwrap();
         let found = netlink.default_routes().await.unwrap();
-        assert_eq!(
-            found,
-            DefaultRoutes {
-                v4: Some(b.index()),
-                v6: Some(a.index())
-            }
-        );
+        assert_eq!(found, DefaultRoutes { v4: Some(b.index()), v6: Some(a.index()) });
     });
 }
 
@@ -253,13 +156,7 @@ fn changes_on_a_missing_interface_name_the_step() {
     in_own_network(async || {
         let netlink = Netlink::connect().unwrap();
         let error = netlink.set_up(IfIndex(4_000_000)).await.unwrap_err();
-        assert_eq!(
-            error,
-            NetlinkError::Refused {
-                step: "take the interface up",
-                errno: Errno::NODEV
-            }
-        );
+        assert_eq!(error, NetlinkError::Refused { step: "take the interface up", errno: Errno::NODEV });
     });
 }
 
@@ -270,10 +167,7 @@ fn a_watch_reports_a_storm_of_changes_once() {
         let mut watch = LinkWatch::new().unwrap();
         let tun = open("wtest0");
         netlink.set_up(tun.index()).await.unwrap();
-        netlink
-            .add_address(tun.index(), "100.64.0.7/32".parse().unwrap())
-            .await
-            .unwrap();
+        netlink.add_address(tun.index(), "100.64.0.7/32".parse().unwrap()).await.unwrap();
         tokio::time::pause();
         watch.changed().await.unwrap();
         let again = tokio::time::timeout(std::time::Duration::from_secs(60), watch.changed()).await;

@@ -39,8 +39,7 @@ impl LinkWatch {
     pub fn new() -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         // No protocol is protocol 0, NETLINK_ROUTE.
-        let socket =
-            rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
+        let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
         rustix::net::bind(&socket, &SocketAddrNetlink::new(0, GROUPS))?;
         // SAFETY: `OwnedFd` owns an open descriptor, answers `as_raw_fd` with it always, and is never taken out of or
         // replaced inside the `AsyncFd`, so that the descriptor stays open and the same until both are dropped.
@@ -62,9 +61,7 @@ impl LinkWatch {
             }
             Ok(())
         };
-        tokio::time::timeout(PATIENCE, storm)
-            .await
-            .unwrap_or(Ok(()))
+        tokio::time::timeout(PATIENCE, storm).await.unwrap_or(Ok(()))
     }
 
     /// Waits for messages and throws away all that are there.

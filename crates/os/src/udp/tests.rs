@@ -3,11 +3,8 @@ use crate::wait::{Watched, poll};
 use std::time::Duration;
 
 fn loopback(socket: &UdpSocket) -> SocketAddr {
-    let ip: IpAddr = if socket.local_addr().is_ipv4() {
-        Ipv4Addr::LOCALHOST.into()
-    } else {
-        Ipv6Addr::LOCALHOST.into()
-    };
+    let ip: IpAddr =
+        if socket.local_addr().is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
     SocketAddr::new(ip, socket.port())
 }
 
@@ -16,52 +13,23 @@ fn receive(socket: &UdpSocket, want: usize, slot_bytes: usize) -> Vec<(SocketAdd
     let mut batch = RecvBatch::new(slot_bytes);
     let mut all = Vec::new();
     while all.len() < want {
-        let ready = poll(
-            [Some(Watched::readable(socket))],
-            Some(Duration::from_secs(5)),
-        )
-        .unwrap();
+        let ready = poll([Some(Watched::readable(socket))], Some(Duration::from_secs(5))).unwrap();
         assert!(ready[0].readable, "{} of {want} datagrams came", all.len());
         socket.recv_batch(&mut batch).unwrap();
-        all.extend(
-            batch
-                .datagrams()
-                .map(|datagram| (datagram.from, datagram.bytes.to_vec())),
-        );
+        all.extend(batch.datagrams().map(|datagram| (datagram.from, datagram.bytes.to_vec())));
     }
     all
 }
 
 fn batches_keep_order_and_senders(family: Family) {
-    let (a, b) = (
-        UdpSocket::bind(family, 0).unwrap(),
-        UdpSocket::bind(family, 0).unwrap(),
-    );
+    let (a, b) = (UdpSocket::bind(family, 0).unwrap(), UdpSocket::bind(family, 0).unwrap());
     let payloads: Vec<Vec<u8>> = (0..150_u8).map(|at| vec![at; usize::from(at)]).collect();
-    let outgoing: Vec<Outgoing<'_>> = payloads
-        .iter()
-        .map(|bytes| Outgoing {
-            to: loopback(&b),
-            bytes,
-        })
-        .collect();
+    let outgoing: Vec<Outgoing<'_>> = payloads.iter().map(|bytes| Outgoing { to: loopback(&b), bytes }).collect();
     let report = a.send_batch(&outgoing);
-    assert_eq!(
-        report,
-        SendReport {
-            sent: 150,
-            ..SendReport::default()
-        }
-    );
+    assert_eq!(report, SendReport { sent: 150, ..SendReport::default() });
     let received = receive(&b, 150, 2048);
     assert!(received.iter().all(|(from, _)| *from == loopback(&a)));
-    assert_eq!(
-        received
-            .into_iter()
-            .map(|(_, bytes)| bytes)
-            .collect::<Vec<_>>(),
-        payloads
-    );
+    assert_eq!(received.into_iter().map(|(_, bytes)| bytes).collect::<Vec<_>>(), payloads);
     assert_eq!(b.recv_batch(&mut RecvBatch::new(64)), Ok(0));
 }
 
@@ -72,8 +40,7 @@ fn batches_keep_order_and_senders_over_ipv4() {
 
 #[test]
 fn batches_keep_order_and_senders_over_ipv6() {
-    if UdpSocket::bind(Family::V6, 0).is_ok_and(|probe| probe.send(loopback(&probe), b"x").is_ok())
-    {
+    if UdpSocket::bind(Family::V6, 0).is_ok_and(|probe| probe.send(loopback(&probe), b"x").is_ok()) {
         batches_keep_order_and_senders(Family::V6);
     } else {
         println!("skipped: no IPv6 on the loopback interface");
@@ -99,56 +66,26 @@ fn both_families_share_a_port() {
 
 #[test]
 fn a_refused_datagram_does_not_stop_the_ones_behind_it() {
-    let (a, b) = (
-        UdpSocket::bind(Family::V4, 0).unwrap(),
-        UdpSocket::bind(Family::V4, 0).unwrap(),
-    );
+    let (a, b) = (UdpSocket::bind(Family::V4, 0).unwrap(), UdpSocket::bind(Family::V4, 0).unwrap());
     let huge = vec![0; 70_000];
     let outgoing = [
-        Outgoing {
-            to: loopback(&b),
-            bytes: b"one",
-        },
-        Outgoing {
-            to: loopback(&b),
-            bytes: &huge,
-        },
-        Outgoing {
-            to: "[::1]:9".parse().unwrap(),
-            bytes: b"wrong family",
-        },
-        Outgoing {
-            to: loopback(&b),
-            bytes: b"two",
-        },
+        Outgoing { to: loopback(&b), bytes: b"one" },
+        Outgoing { to: loopback(&b), bytes: &huge },
+        Outgoing { to: "[::1]:9".parse().unwrap(), bytes: b"wrong family" },
+        Outgoing { to: loopback(&b), bytes: b"two" },
     ];
     let report = a.send_batch(&outgoing);
-    assert_eq!(
-        (report.sent, report.refused, report.error, report.blocked),
-        (2, 2, Some(Errno::MSGSIZE), false)
-    );
-    let received: Vec<Vec<u8>> = receive(&b, 2, 2048)
-        .into_iter()
-        .map(|(_, bytes)| bytes)
-        .collect();
+    assert_eq!((report.sent, report.refused, report.error, report.blocked), (2, 2, Some(Errno::MSGSIZE), false));
+    let received: Vec<Vec<u8>> = receive(&b, 2, 2048).into_iter().map(|(_, bytes)| bytes).collect();
     assert_eq!(received, [b"one".to_vec(), b"two".to_vec()]);
 }
 
 #[test]
 fn a_datagram_longer_than_a_slot_is_dropped_and_the_next_kept() {
-    let (a, b) = (
-        UdpSocket::bind(Family::V4, 0).unwrap(),
-        UdpSocket::bind(Family::V4, 0).unwrap(),
-    );
+    let (a, b) = (UdpSocket::bind(Family::V4, 0).unwrap(), UdpSocket::bind(Family::V4, 0).unwrap());
     let report = a.send_batch(&[
-        Outgoing {
-            to: loopback(&b),
-            bytes: &[1; 101],
-        },
-        Outgoing {
-            to: loopback(&b),
-            bytes: &[2; 100],
-        },
+        Outgoing { to: loopback(&b), bytes: &[1; 101] },
+        Outgoing { to: loopback(&b), bytes: &[2; 100] },
     ]);
     assert_eq!(report.sent, 2);
     assert_eq!(receive(&b, 1, 100), [(loopback(&a), vec![2; 100])]);
@@ -170,8 +107,5 @@ fn addresses_are_read_from_the_kernels_layout() {
     bytes.0[8..10].copy_from_slice(&[0xfe, 0x80]);
     bytes.0[23] = 1;
     bytes.0[24..28].copy_from_slice(&7_u32.to_ne_bytes());
-    assert_eq!(
-        address_of(&bytes),
-        Some(SocketAddrV6::new("fe80::1".parse().unwrap(), 9, 0, 7).into())
-    );
+    assert_eq!(address_of(&bytes), Some(SocketAddrV6::new("fe80::1".parse().unwrap(), 9, 0, 7).into()));
 }
