@@ -1,1 +1,22 @@
-//! Empty so far.
+//! Where a peer's packets go, without I/O.
+//!
+//! Two machines, each with one owner. [`Paths`] finds and keeps the best path to each peer: it exchanges disco pings
+//! with the addresses a peer may have, adopts the best that answers, trusts it for a while, and falls back to the
+//! relay. [`Netcheck`] finds out how this node looks from outside: it asks the STUN servers of the relay map for its
+//! addresses, measures how far the relays are, and chooses the home relay.
+//!
+//! Nothing here reads a clock, opens a socket or draws randomness that it was not given. After each call of a method
+//! that takes `now`, drain every `poll_*` before the next input.
+//!
+//! Source: Tailscale `wgengine/magicsock`, `net/netcheck` and `disco`.
+
+#![forbid(unsafe_code)]
+
+mod netcheck;
+mod paths;
+
+pub use netcheck::{Families, Kind, Latencies, Netcheck, Probe, RelayAddress, Report};
+pub use paths::{
+    CandidateStatus, Destination, Direct, Event, Origin, Path, PathStatus, Paths, PeerConfig, PingError, PingId,
+    Reason, Transmit, Via,
+};
