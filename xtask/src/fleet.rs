@@ -29,13 +29,27 @@ pub(crate) struct Invitation {
     pub(crate) arguments: Vec<String>,
 }
 
+impl Invitation {
+    /// Returns the value of an option of the line, `--server-key` for instance.
+    pub(crate) fn value(&self, option: &str) -> Result<String> {
+        let at = self.arguments.iter().position(|word| word == option);
+        let value = at.and_then(|index| self.arguments.get(index + 1));
+        value.cloned().with_context(|| format!("no {option} in {:?}", self.arguments))
+    }
+}
+
 impl Server {
     /// Starts a server on `host`, reachable for all hosts of the lab, and waits until it serves.
     pub(crate) fn start(warren: &Path, host: &Host, further: &[&str]) -> Result<Self> {
-        let url = format!("http://{}:8080", host.address);
+        Self::start_on(warren, host, &host.address, further)
+    }
+
+    /// Starts a server on `host` that listens on `address`, and waits until it serves.
+    pub(crate) fn start_on(warren: &Path, host: &Host, address: &str, further: &[&str]) -> Result<Self> {
+        let url = format!("http://{address}:8080");
         let socket = path_text(&host.dir().join("server.sock"));
         let state = path_text(&host.dir().join("server-state"));
-        let listen = format!("{}:8080", host.address);
+        let listen = format!("{address}:8080");
         let mut arguments: Vec<String> =
             ["server", "--state-dir", &state, "--socket", &socket, "--listen", &listen, "--url", &url]
                 .map(str::to_owned)
@@ -77,10 +91,19 @@ impl Server {
             .1;
         let mut arguments = vec!["up".to_owned()];
         arguments.extend(line.split_whitespace().map(str::to_owned));
-        let at = arguments.iter().position(|word| word == "--auth-key");
-        let key =
-            at.and_then(|index| arguments.get(index + 1)).with_context(|| format!("no auth key in {line:?}"))?.clone();
-        Ok(Invitation { key, arguments })
+        let mut invitation = Invitation { key: String::new(), arguments };
+        invitation.key = invitation.value("--auth-key")?;
+        Ok(invitation)
+    }
+
+    /// Runs `warren policy …` beside the server and returns what it prints.
+    pub(crate) fn policy(&self, words: &[&str]) -> Result<String> {
+        self.command("policy", words)
+    }
+
+    /// The server's process.
+    pub(crate) fn process(&self) -> &Process {
+        &self.process
     }
 
     /// Kills the server with SIGKILL and starts it again over the same state.
@@ -95,6 +118,7 @@ impl Server {
 /// A `warren node` on a host of the lab.
 pub(crate) struct Node {
     warren: PathBuf,
+    name: String,
     /// The host it runs on.
     pub(crate) host: Host,
     process: Process,
@@ -105,16 +129,22 @@ pub(crate) struct Node {
 impl Node {
     /// Starts the daemon on `host` and waits until its socket answers.
     pub(crate) fn start(warren: &Path, host: &Host) -> Result<Self> {
-        let socket = path_text(&host.dir().join(format!("{}.sock", host.name)));
-        let state = path_text(&host.dir().join(format!("{}-state", host.name)));
-        let process = Self::daemon(warren, host, &state, &socket)?;
-        let node = Self { warren: warren.to_owned(), host: host.clone(), process, socket, state };
+        Self::start_named(warren, host, &host.name)
+    }
+
+    /// Starts the daemon on `host` as the node `name`, with a state of its own.
+    pub(crate) fn start_named(warren: &Path, host: &Host, name: &str) -> Result<Self> {
+        let socket = path_text(&host.dir().join(format!("{name}.sock")));
+        let state = path_text(&host.dir().join(format!("{name}-state")));
+        let process = Self::daemon(warren, host, name, &state, &socket)?;
+        let (warren, name) = (warren.to_owned(), name.to_owned());
+        let node = Self { warren, name, host: host.clone(), process, socket, state };
         node.wait_ready()?;
         Ok(node)
     }
 
-    fn daemon(warren: &Path, host: &Host, state: &str, socket: &str) -> Result<Process> {
-        host.spawn("node", warren, &["node", "--state-dir", state, "--socket", socket])
+    fn daemon(warren: &Path, host: &Host, name: &str, state: &str, socket: &str) -> Result<Process> {
+        host.spawn(&format!("node-{name}"), warren, &["node", "--state-dir", state, "--socket", socket])
     }
 
     fn wait_ready(&self) -> Result<()> {
@@ -126,7 +156,7 @@ impl Node {
     /// Joins with an invitation and these further options; returns when the node is up.
     pub(crate) fn up(&self, invitation: &Invitation, further: &[&str]) -> Result<()> {
         let mut words: Vec<&str> = invitation.arguments.iter().map(String::as_str).collect();
-        words.extend(["--hostname", &self.host.name, "--timeout", "30"]);
+        words.extend(["--hostname", &self.name, "--timeout", "30"]);
         words.extend(further);
         self.cli(&words).map(drop).with_context(|| format!("the node's log says:\n{}", self.process.log()))
     }
@@ -179,7 +209,7 @@ impl Node {
     pub(crate) fn kill_and_restart(&mut self) -> Result<()> {
         self.process.signal("KILL")?;
         self.process.wait_end(PATIENCE)?;
-        self.process = Self::daemon(&self.warren, &self.host, &self.state, &self.socket)?;
+        self.process = Self::daemon(&self.warren, &self.host, &self.name, &self.state, &self.socket)?;
         self.wait_ready()
     }
 

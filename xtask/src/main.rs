@@ -9,6 +9,7 @@
     reason = "a developer's tool: it prints, reads clocks, and may stop on a broken invariant"
 )]
 
+mod bench;
 mod check;
 mod demo;
 mod e2e;
@@ -55,6 +56,11 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
+    /// Measures and prints figures and ratios: one thing, or all.
+    Bench {
+        #[command(subcommand)]
+        what: Option<bench::Bench>,
+    },
     /// Sends or receives inside a host of the lab.
     #[command(subcommand, hide = true)]
     Traffic(traffic::Traffic),
@@ -75,6 +81,7 @@ fn main() -> ExitCode {
         Command::Test { long: true } => test::long(),
         Command::Demo { keep } => demo::show(keep),
         Command::E2e { name, list } => e2e::command(name.as_deref(), list),
+        Command::Bench { what } => bench::command(what.as_ref()),
         Command::Traffic(traffic) => traffic::run(&traffic),
         Command::Fuzz { seconds, name } => fuzz::search(seconds, name.as_deref()),
     };

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -64,6 +65,22 @@ impl Run {
             bail!("`{shown}` failed: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs it with `text` as its standard input and returns standard output.
+    pub(crate) fn input(mut self, text: &str) -> Result<String> {
+        let shown = self.shown();
+        let mut child = self.0.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let child = child.as_mut().map_err(|error| anyhow::anyhow!("cannot start `{shown}`: {error}"))?;
+        // Dropped at once, so that the program sees the end of its input.
+        child.stdin.take().with_context(|| format!("`{shown}` has no input"))?.write_all(text.as_bytes())?;
+        let mut output = String::new();
+        child.stdout.take().with_context(|| format!("`{shown}` has no output"))?.read_to_string(&mut output)?;
+        let status = child.wait()?;
+        if !status.success() {
+            bail!("`{shown}` failed: {status}");
+        }
+        Ok(output)
     }
 
     fn shown(&self) -> String {

@@ -64,6 +64,25 @@ impl Process {
         wait_for(&what, limit, || self.child.try_wait().ok().flatten())
     }
 
+    /// Returns the resident memory of the process in KiB.
+    pub(crate) fn memory_kib(&self) -> Result<f64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))
+            .with_context(|| format!("{} has ended", self.title))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS in its status")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
+
+    /// Returns the CPU time that the process has used, in seconds.
+    pub(crate) fn cpu_seconds(&self) -> Result<f64> {
+        // The name, in parentheses, may contain anything: count the fields after it. proc(5): user time is the 14th
+        // field of all and system time the 15th, in ticks of 10 ms.
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))
+            .with_context(|| format!("{} has ended", self.title))?;
+        let (_, fields) = text.rsplit_once(')').context("an unreadable /proc/…/stat")?;
+        let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
+        Ok(ticks / 100.0)
+    }
+
     fn tail(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();

@@ -1,0 +1,75 @@
+//! `cargo xtask bench`: what is measured, not tested. Prints figures and ratios; nothing here fails for being slow.
+
+mod join;
+mod streams;
+mod tunnel;
+
+use crate::packages;
+use crate::run::{Run, require_root, target};
+use anyhow::Result;
+use clap::Subcommand;
+use std::path::PathBuf;
+
+/// What to measure.
+#[derive(Subcommand)]
+pub(crate) enum Bench {
+    /// From `warren up` to the first answered ping, and to a direct path; medians over RUNS joins.
+    Join {
+        /// How many joins.
+        #[arg(long, default_value_t = 20)]
+        runs: u32,
+    },
+    /// A server under COUNT map streams: memory, time until a change has reached all, CPU at rest.
+    Streams {
+        /// How many simulated nodes.
+        #[arg(long, default_value_t = 1000)]
+        count: u32,
+        /// How many changes are timed.
+        #[arg(long, default_value_t = 50)]
+        rounds: u16,
+        /// Seconds for which the server's CPU time is taken at rest.
+        #[arg(long, default_value_t = 60)]
+        rest: u64,
+        /// Every node in a tailnet policy of its own tag, seeing only one hub, instead of all seeing all.
+        #[arg(long)]
+        hub: bool,
+    },
+    /// TCP through the tunnel of two nodes, beside wireguard-go on the same lab, in turns.
+    Tunnel {
+        /// How many turns for each.
+        #[arg(long, default_value_t = 3)]
+        runs: u32,
+    },
+    /// The benchmarks beside the code (`cargo bench`).
+    Code,
+}
+
+/// Measures one thing, or all of them one after another.
+pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
+    match what {
+        Some(Bench::Join { runs }) => join::measure(*runs),
+        Some(Bench::Streams { count, rounds, rest, hub }) => streams::measure(*count, *rounds, *rest, *hub),
+        Some(Bench::Tunnel { runs }) => tunnel::measure(*runs),
+        Some(Bench::Code) => Run::cargo().args("bench --quiet --workspace --locked --benches").go(),
+        None => {
+            join::measure(20)?;
+            streams::measure(1000, 50, 60, false)?;
+            tunnel::measure(3)?;
+            Run::cargo().args("bench --quiet --workspace --locked --benches").go()
+        }
+    }
+}
+
+/// Builds the program in the release profile and returns its path.
+fn release_warren() -> Result<PathBuf> {
+    require_root("the benchmark")?;
+    packages::debian(&[("ip", "iproute2"), ("ping", "iputils-ping"), ("nft", "nftables")])?;
+    Run::cargo().args("build --quiet --locked --release --package warren").go()?;
+    Ok(target().join("release/warren"))
+}
+
+/// Returns the value in the middle.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
