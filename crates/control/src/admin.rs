@@ -1,8 +1,11 @@
 //! Administration: what `warren admin` and `warren policy` ask for.
 
+mod auth_keys;
+mod nodes;
+mod records;
 mod views;
 
-use std::path::Path;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -11,9 +14,13 @@ pub use views::{
     AuthKeyView, CreatedAuthKey, LoginState, LoginView, NodeView, PolicyView, TailnetView, UserView,
 };
 
-use crate::model::Who;
+use crate::Control;
+use crate::model::{Owner, TailnetRecord, UserRecord, Who};
 use crate::store::StoreError;
-use crate::{AuditEntry, AuditVerdict, Control, Quarantined};
+use crate::tailnet::Tailnet;
+use crate::tailnet::snapshot::Snapshot;
+use crate::tailnet::work::Work;
+use warren_wire::control::UserId;
 
 /// Administration in somebody's name.
 #[derive(Debug, Clone)]
@@ -86,7 +93,7 @@ pub enum AdminError {
         keys: usize,
     },
     /// The policy is refused.
-    #[error("the policy is refused: {reason}")]
+    #[error("the policy is refused:\n{reason}")]
     Policy {
         /// Why.
         reason: String,
@@ -105,7 +112,6 @@ pub enum AdminError {
     Store(#[from] StoreError),
 }
 
-#[expect(unused_variables, clippy::unused_async, reason = "signatures first")]
 impl Admin {
     pub(crate) fn new(control: Control, who: Who) -> Self {
         Self { control, who }
@@ -116,13 +122,20 @@ impl Admin {
     /// # Errors
     /// [`AdminError::Taken`], [`AdminError::Invalid`] if the name is no DNS label.
     pub async fn create_tailnet(&self, name: &str) -> Result<TailnetView, AdminError> {
-        unimplemented!()
+        if !crate::name::is_label(name) {
+            return Err(invalid("network name: use lower-case letters, digits and dashes, 63 at most", name));
+        }
+        match self.control.make_tailnet(name, &self.who).await {
+            Ok(tailnet) => Ok(tailnet_view(&tailnet.snapshot())),
+            Err(StoreError::Conflict { .. }) => Err(AdminError::Taken { what: "network", name: name.to_owned() }),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Returns all tailnets.
     #[must_use]
     pub fn tailnets(&self) -> Vec<TailnetView> {
-        unimplemented!()
+        self.control.tailnets().iter().map(|tailnet| tailnet_view(&tailnet.snapshot())).collect()
     }
 
     /// Decides whether new nodes of a tailnet wait for approval.
@@ -130,15 +143,59 @@ impl Admin {
     /// # Errors
     /// [`AdminError::NotFound`].
     pub async fn set_machine_approval(&self, tailnet: &str, needed: bool) -> Result<TailnetView, AdminError> {
-        unimplemented!()
+        let tailnet = self.tailnet(tailnet)?;
+        let who = self.who.clone();
+        tailnet
+            .change(move |work: &mut Work<'_>| {
+                let record = TailnetRecord { machine_approval: needed, ..(*work.state.tailnet).clone() };
+                if record != *work.state.tailnet {
+                    work.put_tailnet(&who, "tailnet.machine-approval", record);
+                }
+                Ok::<_, AdminError>(())
+            })
+            .await?;
+        Ok(tailnet_view(&tailnet.snapshot()))
     }
 
     /// Makes a user.
     ///
     /// # Errors
     /// [`AdminError::NotFound`], [`AdminError::Taken`], [`AdminError::Invalid`].
-    pub async fn create_user(&self, tailnet: &str, login: &str, display_name: Option<&str>) -> Result<UserView, AdminError> {
-        unimplemented!()
+    pub async fn create_user(
+        &self,
+        tailnet: &str,
+        login: &str,
+        display_name: Option<&str>,
+    ) -> Result<UserView, AdminError> {
+        let tailnet = self.tailnet(tailnet)?;
+        if !is_login(login) {
+            return Err(invalid("login name: write NAME@DOMAIN in lower case, without spaces", login));
+        }
+        let display_name = display_name.unwrap_or(login);
+        if display_name.is_empty() || display_name.len() > TEXT_MAX || display_name.chars().any(char::is_control) {
+            return Err(invalid("name to show", display_name));
+        }
+        let (who, login, display_name) = (self.who.clone(), login.to_owned(), display_name.to_owned());
+        let id = tailnet
+            .change(move |work: &mut Work<'_>| {
+                if work.state.users.values().any(|user| user.login == login) {
+                    return Err(AdminError::Taken { what: "user", name: login.clone() });
+                }
+                let record = UserRecord {
+                    id: work.store.next_user(),
+                    tailnet: work.state.tailnet.id,
+                    login: login.clone(),
+                    display_name: display_name.clone(),
+                    created: work.now,
+                };
+                let id = record.id;
+                work.put_user(&who, "user.create", record);
+                Ok(id)
+            })
+            .await?;
+        let snapshot = tailnet.snapshot();
+        let user = snapshot.users.get(&id).ok_or_else(|| not_found("user", &id.to_string()))?;
+        Ok(user_view(&snapshot, user))
     }
 
     /// Returns the users of a tailnet, or of all.
@@ -146,7 +203,12 @@ impl Admin {
     /// # Errors
     /// [`AdminError::NotFound`].
     pub fn users(&self, tailnet: Option<&str>) -> Result<Vec<UserView>, AdminError> {
-        unimplemented!()
+        let mut users = Vec::new();
+        for tailnet in self.chosen(tailnet)? {
+            let snapshot = tailnet.snapshot();
+            users.extend(snapshot.users.values().map(|user| user_view(&snapshot, user)));
+        }
+        Ok(users)
     }
 
     /// Removes a user who owns nothing any more.
@@ -154,163 +216,91 @@ impl Admin {
     /// # Errors
     /// [`AdminError::NotFound`], [`AdminError::Busy`].
     pub async fn remove_user(&self, tailnet: &str, login: &str) -> Result<(), AdminError> {
-        unimplemented!()
+        let tailnet = self.tailnet(tailnet)?;
+        let (who, login) = (self.who.clone(), login.to_owned());
+        tailnet
+            .change(move |work: &mut Work<'_>| {
+                let id = user_id(work.state.users.values(), &login)?;
+                let owner = Owner::User(id);
+                let nodes = work.state.nodes.iter().filter(|node| node.record.owner == owner).count();
+                let usable = |key: &crate::AuthKeyRecord| {
+                    key.owner == owner && crate::auth_key::check(key, work.now).is_ok()
+                };
+                let keys = work.state.auth_keys.values().filter(|(key, _)| usable(key)).count();
+                if nodes + keys > 0 {
+                    return Err(AdminError::Busy { login: login.clone(), nodes, keys });
+                }
+                work.remove_user(&who, id);
+                Ok(())
+            })
+            .await
     }
 
-    /// Makes an auth key.
-    ///
-    /// # Errors
-    /// [`AdminError::NotFound`], [`AdminError::Invalid`] for a tag or a lifetime.
-    pub async fn create_auth_key(&self, new: NewAuthKey) -> Result<CreatedAuthKey, AdminError> {
-        unimplemented!()
+    /// Finds a tailnet by its name.
+    fn tailnet(&self, name: &str) -> Result<Tailnet, AdminError> {
+        let found = self.control.tailnets().into_iter().find(|tailnet| *tailnet.name == *name);
+        found.ok_or_else(|| not_found("network", name))
     }
 
-    /// Returns the auth keys of a tailnet, or of all, the newest first.
-    ///
-    /// # Errors
-    /// [`AdminError::NotFound`].
-    pub async fn auth_keys(&self, tailnet: Option<&str>) -> Result<Vec<AuthKeyView>, AdminError> {
-        unimplemented!()
+    /// Returns the tailnet of that name, or all.
+    fn chosen(&self, name: Option<&str>) -> Result<Vec<Tailnet>, AdminError> {
+        match name {
+            Some(name) => Ok(vec![self.tailnet(name)?]),
+            None => Ok(self.control.tailnets()),
+        }
     }
+}
 
-    /// Takes an auth key back; nodes that it let in stay.
-    ///
-    /// # Errors
-    /// [`AdminError::NotFound`].
-    pub async fn revoke_auth_key(&self, id: &str) -> Result<AuthKeyView, AdminError> {
-        unimplemented!()
+/// Longest login name and name to show, in bytes.
+const TEXT_MAX: usize = 254;
+
+fn not_found(what: &'static str, name: &str) -> AdminError {
+    AdminError::NotFound { what, name: name.to_owned() }
+}
+
+fn invalid(what: &'static str, value: &str) -> AdminError {
+    AdminError::Invalid { what, value: value.to_owned() }
+}
+
+/// Tells whether `text` can be a login name; policies name users by it, letter by letter, so there is one way to write
+/// it only.
+fn is_login(text: &str) -> bool {
+    let odd = |letter: char| letter.is_whitespace() || letter.is_control() || letter.is_uppercase();
+    text.len() <= TEXT_MAX
+        && !text.contains(odd)
+        && text.split_once('@').is_some_and(|(name, domain)| {
+            !name.is_empty() && !domain.is_empty() && !domain.contains('@') && !name.contains(':')
+        })
+}
+
+fn user_id<'a>(users: impl IntoIterator<Item = &'a Arc<UserRecord>>, login: &str) -> Result<UserId, AdminError> {
+    let found = users.into_iter().find(|user| user.login == login);
+    found.map(|user| user.id).ok_or_else(|| not_found("user", login))
+}
+
+fn tailnet_view(snapshot: &Snapshot) -> TailnetView {
+    let record = &snapshot.tailnet;
+    TailnetView {
+        id: record.id.0,
+        name: record.name.clone(),
+        domain: snapshot.suffix.to_string(),
+        created: record.created,
+        machine_approval: record.machine_approval,
+        users: snapshot.users.len(),
+        nodes: snapshot.nodes.len(),
+        online: snapshot.nodes.iter().filter(|node| node.online).count(),
     }
+}
 
-    /// Returns the nodes of a tailnet, or of all.
-    ///
-    /// # Errors
-    /// [`AdminError::NotFound`].
-    pub fn nodes(&self, tailnet: Option<&str>) -> Result<Vec<NodeView>, AdminError> {
-        unimplemented!()
-    }
-
-    /// Returns one node: `node` is its number, stable ID, name, full name or an address.
-    ///
-    /// # Errors
-    /// [`AdminError::NotFound`], [`AdminError::Ambiguous`].
-    pub fn node(&self, tailnet: Option<&str>, node: &str) -> Result<NodeView, AdminError> {
-        unimplemented!()
-    }
-
-    /// Lets a node take part.
-    ///
-    /// # Errors
-    /// As [`Self::node`].
-    pub async fn approve_node(&self, tailnet: Option<&str>, node: &str) -> Result<NodeView, AdminError> {
-        unimplemented!()
-    }
-
-    /// Gives a node a name that stays; `None` lets it follow the host name again.
-    ///
-    /// # Errors
-    /// As [`Self::node`]; [`AdminError::Taken`], [`AdminError::Invalid`].
-    pub async fn rename_node(&self, tailnet: Option<&str>, node: &str, name: Option<&str>) -> Result<NodeView, AdminError> {
-        unimplemented!()
-    }
-
-    /// Makes a node a tagged one, which no user owns.
-    ///
-    /// # Errors
-    /// As [`Self::node`]; [`AdminError::Invalid`] for a tag or none.
-    pub async fn tag_node(&self, tailnet: Option<&str>, node: &str, tags: &[String]) -> Result<NodeView, AdminError> {
-        unimplemented!()
-    }
-
-    /// Ends the time of a node's key now, or sets another end.
-    ///
-    /// # Errors
-    /// As [`Self::node`].
-    pub async fn expire_node(&self, tailnet: Option<&str>, node: &str, expiry: Expiry) -> Result<NodeView, AdminError> {
-        unimplemented!()
-    }
-
-    /// Removes a node.
-    ///
-    /// # Errors
-    /// As [`Self::node`].
-    pub async fn remove_node(&self, tailnet: Option<&str>, node: &str) -> Result<NodeView, AdminError> {
-        unimplemented!()
-    }
-
-    /// Returns the logins that wait, and those decided lately.
-    #[must_use]
-    pub fn logins(&self) -> Vec<LoginView> {
-        unimplemented!()
-    }
-
-    /// Returns one login, for the page that its URL shows.
-    ///
-    /// # Errors
-    /// [`AdminError::NotFound`].
-    pub fn login(&self, id: &str) -> Result<LoginView, AdminError> {
-        unimplemented!()
-    }
-
-    /// Lets the machine of a login in as a node of that user; the register call that waits returns.
-    ///
-    /// # Errors
-    /// [`AdminError::NotFound`], [`AdminError::Refused`].
-    pub async fn approve_login(&self, id: &str, tailnet: &str, user: &str) -> Result<NodeView, AdminError> {
-        unimplemented!()
-    }
-
-    /// Refuses a login.
-    ///
-    /// # Errors
-    /// [`AdminError::NotFound`].
-    pub async fn reject_login(&self, id: &str) -> Result<LoginView, AdminError> {
-        unimplemented!()
-    }
-
-    /// Returns the policy in force.
-    ///
-    /// # Errors
-    /// [`AdminError::NotFound`].
-    pub fn policy(&self, tailnet: &str) -> Result<PolicyView, AdminError> {
-        unimplemented!()
-    }
-
-    /// Puts a policy in force, if it can be compiled.
-    ///
-    /// # Errors
-    /// [`AdminError::NotFound`], [`AdminError::Policy`].
-    pub async fn set_policy(&self, tailnet: &str, text: &str) -> Result<PolicyView, AdminError> {
-        unimplemented!()
-    }
-
-    /// Returns up to `limit` entries of the audit log, the newest first, older than number `before` if given.
-    ///
-    /// # Errors
-    /// [`AdminError::NotFound`], [`AdminError::Store`].
-    pub async fn audit(&self, tailnet: Option<&str>, before: Option<i64>, limit: u32) -> Result<Vec<AuditEntry>, AdminError> {
-        unimplemented!()
-    }
-
-    /// Follows the hash chain of the audit log.
-    ///
-    /// # Errors
-    /// [`AdminError::Store`].
-    pub async fn verify_audit(&self) -> Result<AuditVerdict, AdminError> {
-        unimplemented!()
-    }
-
-    /// Returns the records that could not be read at the start.
-    #[must_use]
-    pub fn quarantined(&self) -> Vec<Quarantined> {
-        unimplemented!()
-    }
-
-    /// Copies everything into the new file `to`, mode 0600.
-    ///
-    /// # Errors
-    /// [`AdminError::Store`].
-    pub async fn backup(&self, to: &Path) -> Result<(), AdminError> {
-        unimplemented!()
+fn user_view(snapshot: &Snapshot, user: &UserRecord) -> UserView {
+    let owner = Owner::User(user.id);
+    UserView {
+        id: user.id.0,
+        tailnet: snapshot.tailnet.name.clone(),
+        login: user.login.clone(),
+        display_name: user.display_name.clone(),
+        created: user.created,
+        nodes: snapshot.nodes.iter().filter(|node| node.record.owner == owner).count(),
     }
 }
 

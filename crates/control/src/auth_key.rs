@@ -85,7 +85,7 @@ pub(crate) fn parse(text: &str) -> Option<Shown> {
 /// Says why a key lets nobody in; the text is shown to the person at the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum AuthKeyError {
+pub(crate) enum AuthKeyError {
     /// No such key, or its secret is wrong.
     #[error("this auth key is not known here; ask for a new one")]
     Unknown,

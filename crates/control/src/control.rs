@@ -1,23 +1,49 @@
 //! The whole server without sockets.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
 use tokio::sync::broadcast;
+use warren_policy::DEFAULT_POLICY;
 use warren_wire::control::{DerpMap, MapRequest, RegisterRequest, RegisterResponse};
 use warren_wire::key::{MachineKey, MachineSecret, NodeKey, NodeSecret};
 
 use crate::admin::Admin;
+use crate::clock::Clock;
 use crate::config::Config;
-use crate::map::{MapError, MapStream};
-use crate::model::Who;
-use crate::store::{OpenError, StoreError};
+use crate::identity::{Identity, StateDir};
+use crate::login::Logins;
+use crate::map::{self, MapError, MapStream};
+use crate::model::{TailnetId, TailnetRecord, UserRecord, Who};
+use crate::store::{Change, Entry, Loaded, LoadedTailnet, OpenError, Quarantined, Store, StoreError};
+use crate::tailnet::access::PolicyInForce;
+use crate::tailnet::registry::{Registered, Registry};
+use crate::tailnet::{Shared, Tailnet};
+
+/// Path below the server's URL where logins are shown.
+const LOGIN_PATH: &str = "/login/";
 
 /// The coordination server; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Control {}
+pub struct Control {
+    inner: Arc<Inner>,
+}
 
-#[expect(unused_variables, clippy::unused_async, reason = "signatures first")]
+#[derive(Debug)]
+struct Inner {
+    tailnets: RwLock<BTreeMap<TailnetId, Tailnet>>,
+    logins: Logins,
+    identity: Identity,
+    server_url: String,
+    quarantined: Vec<Quarantined>,
+    derp: Mutex<Arc<DerpMap>>,
+    /// Held while a tailnet is made or the relays change, so that no tailnet misses the newest relays.
+    changing: tokio::sync::Mutex<()>,
+    shared: Arc<Shared>,
+}
+
 impl Control {
     /// Opens the state folder and starts a task for each tailnet on the present runtime; on the first start makes the
     /// server's keys and the tailnet `default` with the user `owner@default`.
@@ -25,25 +51,125 @@ impl Control {
     /// # Errors
     /// [`OpenError`] says what is wrong with the folder or the database; nothing is replaced then.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
-        unimplemented!()
+        let path = config.state_dir.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            let dir = StateDir::open(&path)?;
+            let opened = Store::open(&dir)?;
+            Ok::<_, OpenError>((dir, opened))
+        });
+        let (dir, opened) = opened.await.map_err(|_| StoreError::Closed)??;
+        Self::start(config, Clock::system(), dir, opened).await
+    }
+
+    /// Opens the state folder like [`Self::open`], with a store that works on the caller's thread and a clock that
+    /// follows tokio's, so that a test can stop time.
+    #[cfg(test)]
+    pub(crate) async fn open_in_paused_time(config: Config, now: jiff::Timestamp) -> Result<Self, OpenError> {
+        let dir = StateDir::open(&config.state_dir)?;
+        let opened = Store::open_inline(&dir)?;
+        Self::start(config, Clock::following_tokio(now), dir, opened).await
+    }
+
+    async fn start(
+        config: Config,
+        clock: Clock,
+        dir: StateDir,
+        (store, identity, loaded): (Store, Identity, Loaded),
+    ) -> Result<Self, OpenError> {
+        check_relays(&config.derp_map)?;
+        let Loaded { tailnets, quarantined } = loaded;
+        let shared =
+            Arc::new(Shared { store, clock, registry: Registry::new(), base_domain: config.base_domain, _dir: dir });
+        let control = Self {
+            inner: Arc::new(Inner {
+                tailnets: RwLock::default(),
+                logins: Logins::default(),
+                identity,
+                server_url: config.server_url,
+                quarantined,
+                derp: Mutex::new(Arc::new(config.derp_map)),
+                changing: tokio::sync::Mutex::new(()),
+                shared,
+            }),
+        };
+        let first_start = tailnets.is_empty() && !control.inner.quarantined.iter().any(|one| one.table == "tailnet");
+        for loaded in tailnets {
+            control.start_tailnet(loaded);
+        }
+        if first_start {
+            control.make_tailnet("default", &Who::server()).await?;
+        }
+        Ok(control)
+    }
+
+    /// Makes a tailnet with the default policy and one user, `owner@<name>`.
+    pub(crate) async fn make_tailnet(&self, name: &str, who: &Who) -> Result<Tailnet, StoreError> {
+        let _changing = self.inner.changing.lock().await;
+        let (store, now) = (&self.inner.shared.store, self.clock().now());
+        let policy = PolicyInForce::parse(DEFAULT_POLICY).unwrap_or_else(|errors| {
+            tracing::error!(%errors, "the default policy is broken");
+            PolicyInForce::nothing_allowed(DEFAULT_POLICY)
+        });
+        let record = TailnetRecord {
+            id: store.next_tailnet(),
+            name: name.to_owned(),
+            created: now,
+            machine_approval: false,
+            policy_version: 1,
+        };
+        let login = format!("owner@{name}");
+        let user = UserRecord {
+            id: store.next_user(),
+            tailnet: record.id,
+            display_name: login.clone(),
+            login,
+            created: now,
+        };
+        let entry = |what, change| Entry { who: who.clone(), what, tailnet: record.id, change };
+        let entries = vec![
+            entry("tailnet.create", Change::PutTailnet(record.clone())),
+            entry("user.create", Change::PutUser(user.clone())),
+            entry("policy.set", Change::PutPolicy { version: 1, text: Arc::clone(policy.text()) }),
+        ];
+        store.apply(entries, now).await?;
+        Ok(self.start_tailnet(LoadedTailnet {
+            record,
+            next_address: 0,
+            policy: Arc::new(policy),
+            users: BTreeMap::from([(user.id, Arc::new(user))]),
+            nodes: Vec::new(),
+            auth_keys: BTreeMap::new(),
+            reserved: Vec::new(),
+        }))
+    }
+
+    fn start_tailnet(&self, loaded: LoadedTailnet) -> Tailnet {
+        for id in loaded.auth_keys.keys() {
+            self.registry().add_auth_key(id.clone(), loaded.record.id);
+        }
+        let derp = Arc::clone(&self.inner.derp.lock().unwrap_or_else(PoisonError::into_inner));
+        let tailnet = Tailnet::start(&self.inner.shared, loaded, derp);
+        let mut tailnets = self.inner.tailnets.write().unwrap_or_else(PoisonError::into_inner);
+        tailnets.insert(tailnet.id, tailnet.clone());
+        tailnet
     }
 
     /// Returns the key by which clients know the server.
     #[must_use]
     pub fn noise_key(&self) -> MachineKey {
-        unimplemented!()
+        self.inner.identity.noise.public()
     }
 
     /// Returns its private half.
     #[must_use]
     pub fn noise_secret(&self) -> &MachineSecret {
-        unimplemented!()
+        &self.inner.identity.noise
     }
 
     /// Returns the private key of the embedded relay.
     #[must_use]
     pub fn relay_secret(&self) -> &NodeSecret {
-        unimplemented!()
+        &self.inner.identity.relay
     }
 
     /// Returns a secret that belongs to the server, such as the relay's certificate with its key, making it the first
@@ -56,7 +182,7 @@ impl Control {
         name: &'static str,
         make: impl FnOnce() -> Vec<u8> + Send + 'static,
     ) -> Result<Vec<u8>, StoreError> {
-        unimplemented!()
+        self.store().secret_or_insert(name, make).await
     }
 
     /// Tells clients of other relays from now on; a map without any relay is refused.
@@ -64,12 +190,19 @@ impl Control {
     /// # Errors
     /// [`OpenError::NoRelay`].
     pub async fn set_derp_map(&self, map: DerpMap) -> Result<(), OpenError> {
-        unimplemented!()
+        check_relays(&map)?;
+        let _changing = self.inner.changing.lock().await;
+        let map = Arc::new(map);
+        *self.inner.derp.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&map);
+        for tailnet in self.tailnets() {
+            tailnet.set_derp(Arc::clone(&map)).await?;
+        }
+        Ok(())
     }
 
     /// Answers a register request; waits as long as a login does if the request follows one up. May be dropped.
     pub async fn register(&self, machine: MachineKey, request: RegisterRequest, from: IpAddr) -> RegisterResponse {
-        unimplemented!()
+        crate::register::register(self, machine, request, from).await
     }
 
     /// Begins a map poll, which ends an earlier one of the same node.
@@ -77,15 +210,15 @@ impl Control {
     /// # Errors
     /// [`MapError`].
     pub async fn map_stream(&self, machine: MachineKey, request: MapRequest) -> Result<MapStream, MapError> {
-        unimplemented!()
+        map::stream(self, machine, request).await
     }
 
     /// Answers a request for one full map, framed and compressed as asked.
     ///
     /// # Errors
     /// [`MapError`].
-    pub async fn map_once(&self, machine: MachineKey, request: MapRequest) -> Result<Bytes, MapError> {
-        unimplemented!()
+    pub fn map_once(&self, machine: MachineKey, request: &MapRequest) -> Result<Bytes, MapError> {
+        map::fetch(self, machine, request)
     }
 
     /// Takes what a node reports about itself.
@@ -93,25 +226,91 @@ impl Control {
     /// # Errors
     /// [`MapError`].
     pub async fn update(&self, machine: MachineKey, request: MapRequest) -> Result<(), MapError> {
-        unimplemented!()
+        map::update(self, machine, request).await
     }
 
     /// Tells whether the relay may serve that node key: registered, approved, and not past its time.
     #[must_use]
     pub fn relay_admits(&self, node: &NodeKey) -> bool {
-        unimplemented!()
+        self.registry().admits(node)
     }
 
     /// Returns the node keys that the relay must stop serving, as it happens; a receiver that lags must ask
     /// [`Self::relay_admits`] for every connection.
     #[must_use]
     pub fn relay_departures(&self) -> broadcast::Receiver<NodeKey> {
-        unimplemented!()
+        self.registry().departures()
     }
 
     /// Returns administration in somebody's name.
     #[must_use]
     pub fn admin(&self, who: Who) -> Admin {
         Admin::new(self.clone(), who)
+    }
+
+    /// Waits until everything that nodes reported is stored.
+    ///
+    /// # Errors
+    /// Fails when the store fails.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        for tailnet in self.tailnets() {
+            tailnet.flush().await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn clock(&self) -> Clock {
+        self.inner.shared.clock
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.inner.shared.store
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.inner.shared.registry
+    }
+
+    pub(crate) fn logins(&self) -> &Logins {
+        &self.inner.logins
+    }
+
+    pub(crate) fn quarantined(&self) -> &[Quarantined] {
+        &self.inner.quarantined
+    }
+
+    /// Returns all tailnets, the oldest first.
+    pub(crate) fn tailnets(&self) -> Vec<Tailnet> {
+        self.inner.tailnets.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    pub(crate) fn tailnet_by_id(&self, id: TailnetId) -> Option<Tailnet> {
+        self.inner.tailnets.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// Finds the tailnet and the node of a node key.
+    pub(crate) fn registered(&self, key: &NodeKey) -> Option<(Tailnet, Registered)> {
+        let known = self.registry().node(key)?;
+        Some((self.tailnet_by_id(known.tailnet)?, known))
+    }
+
+    /// Returns the URL at which a login is shown.
+    pub(crate) fn login_url(&self, id: &str) -> String {
+        format!("{}{LOGIN_PATH}{id}", self.inner.server_url)
+    }
+
+    /// Returns the login that a URL of [`Self::login_url`] shows.
+    pub(crate) fn login_id<'a>(&self, url: &'a str) -> Option<&'a str> {
+        url.strip_prefix(self.inner.server_url.as_str())?.strip_prefix(LOGIN_PATH)
+    }
+}
+
+/// Clients that lose their last relay are lost themselves.
+fn check_relays(map: &DerpMap) -> Result<(), OpenError> {
+    let regions = map.regions.iter().flat_map(|regions| regions.values());
+    if regions.flat_map(|region| &region.nodes).any(|node| !node.stun_only) {
+        Ok(())
+    } else {
+        Err(OpenError::NoRelay)
     }
 }

@@ -15,11 +15,14 @@ mod clock;
 mod config;
 mod control;
 mod identity;
+mod login;
 mod map;
 mod model;
 mod name;
+mod register;
 pub mod server;
 mod store;
+mod tailnet;
 
 pub use clock::Clock;
 pub use config::Config;

@@ -72,7 +72,37 @@ struct Pending {
     from: IpAddr,
     created: Timestamp,
     begun: Instant,
+    /// Whether somebody is deciding it just now.
+    claimed: bool,
     state: watch::Sender<LoginState>,
+}
+
+/// The right to decide a login, which nobody else has meanwhile; given back on drop.
+#[derive(Debug)]
+pub(crate) struct Claim<'a> {
+    logins: &'a Logins,
+    id: String,
+    /// Machine that wants to come in.
+    pub(crate) machine: MachineKey,
+    /// What it asked for.
+    pub(crate) request: Box<RegisterRequest>,
+}
+
+impl Claim<'_> {
+    /// Tells those who wait what was decided.
+    pub(crate) fn decide(self, decision: LoginState) {
+        if let Some(pending) = self.logins.lock().waiting.get(&self.id) {
+            pending.state.send_replace(decision);
+        }
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if let Some(pending) = self.logins.lock().waiting.get_mut(&self.id) {
+            pending.claimed = false;
+        }
+    }
 }
 
 impl Logins {
@@ -111,6 +141,7 @@ impl Logins {
             from,
             created: clock.now(),
             begun: now,
+            claimed: false,
             state: watch::Sender::new(LoginState::Waiting),
         };
         inner.waiting.insert(id.clone(), pending);
@@ -146,25 +177,17 @@ impl Logins {
         }
     }
 
-    /// Returns machine and request of a login that nobody decided yet.
-    pub(crate) fn request(&self, clock: Clock, id: &str) -> Option<(MachineKey, RegisterRequest)> {
+    /// Takes a login that nobody has decided or is deciding.
+    pub(crate) fn claim(&self, clock: Clock, id: &str) -> Option<Claim<'_>> {
         let mut inner = self.lock();
         inner.forget_old(clock.instant());
-        let pending = inner.waiting.get(id)?;
-        (*pending.state.borrow() == LoginState::Waiting).then(|| (pending.machine, (*pending.request).clone()))
-    }
-
-    /// Tells those who wait what was decided; only the first decision counts.
-    pub(crate) fn decide(&self, id: &str, decision: LoginState) -> bool {
-        let inner = self.lock();
-        let Some(pending) = inner.waiting.get(id) else { return false };
-        pending.state.send_if_modified(|state| {
-            let open = *state == LoginState::Waiting;
-            if open {
-                *state = decision;
-            }
-            open
-        })
+        let pending = inner.waiting.get_mut(id)?;
+        if pending.claimed || *pending.state.borrow() != LoginState::Waiting {
+            return None;
+        }
+        pending.claimed = true;
+        let (machine, request) = (pending.machine, pending.request.clone());
+        Some(Claim { logins: self, id: id.to_owned(), machine, request })
     }
 
     /// Returns all logins, the oldest first.
@@ -178,6 +201,13 @@ impl Logins {
             .collect();
         list.sort_by(|one, two| (one.created, &one.id).cmp(&(two.created, &two.id)));
         list
+    }
+
+    /// Returns one login.
+    pub(crate) fn view(&self, clock: Clock, id: &str, url: impl Fn(&str) -> String) -> Option<LoginView> {
+        let mut inner = self.lock();
+        inner.forget_old(clock.instant());
+        inner.waiting.get(id).map(|pending| pending.view(id, url(id)))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {

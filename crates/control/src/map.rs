@@ -9,10 +9,20 @@ mod full;
 mod stream;
 pub(crate) mod view;
 
-use crate::store::StoreError;
+use bytes::Bytes;
+use warren_wire::control::MapRequest;
+use warren_wire::key::MachineKey;
 
-pub(crate) use frame::Framing;
-pub(crate) use full::once;
+use crate::control::Control;
+use crate::model::Who;
+use crate::store::StoreError;
+use crate::tailnet::Tailnet;
+use crate::tailnet::registry::Registered;
+use crate::tailnet::report::Report;
+use crate::tailnet::work::Work;
+use frame::Framing;
+use stream::Viewer;
+
 pub use stream::MapStream;
 
 /// The oldest clients that are served: Tailscale 1.80.
@@ -51,6 +61,55 @@ pub(crate) fn too_old(found: u16) -> String {
         "this client is too old for this server: it has capability version {found}, and at least {LEAST_CAPABILITY} \
          (Tailscale 1.80) is needed; update it"
     )
+}
+
+/// Begins a poll; an earlier one of the same node ends.
+pub(crate) async fn stream(control: &Control, machine: MachineKey, request: MapRequest) -> Result<MapStream, MapError> {
+    let (tailnet, known, framing) = asker(control, &machine, &request)?;
+    let (node, key, cap) = (known.node, request.node_key, request.version.0);
+    let attached = tailnet.attach(node, key, Report::of(request)).await?.ok_or(MapError::UnknownNode)?;
+    let viewer = Viewer { node, key, cap, framing };
+    Ok(MapStream::new(viewer, control.clock(), tailnet.snapshots(), attached))
+}
+
+/// Makes one whole map; changes nothing.
+pub(crate) fn fetch(control: &Control, machine: MachineKey, request: &MapRequest) -> Result<Bytes, MapError> {
+    let (tailnet, known, framing) = asker(control, &machine, request)?;
+    let snapshot = tailnet.snapshot();
+    let node = snapshot.nodes.get(known.node).filter(|node| node.record.key == request.node_key);
+    let node = node.ok_or(MapError::UnknownNode)?;
+    Ok(full::once(&snapshot, node, request.version.0, framing))
+}
+
+/// Takes a report; a node whose name follows its host is renamed with it.
+pub(crate) async fn update(control: &Control, machine: MachineKey, request: MapRequest) -> Result<(), MapError> {
+    let (tailnet, known, _) = asker(control, &machine, &request)?;
+    let key = request.node_key;
+    let updated = tailnet.update(known.node, key, Report::of(request)).await?.ok_or(MapError::UnknownNode)?;
+    let Some(wanted) = updated.rename else { return Ok(()) };
+    let rename = move |work: &mut Work<'_>| {
+        let node = work.state.nodes.get(known.node).filter(|node| node.record.key == key).cloned();
+        if let Some(node) = node {
+            work.rename_after_host(&Who::machine(&machine), &node, &wanted);
+        }
+        Ok::<_, StoreError>(())
+    };
+    Ok(tailnet.change(rename).await?)
+}
+
+/// Finds who asks: a node key is only a name, so the machine must be the one that the node is registered to.
+fn asker(
+    control: &Control,
+    machine: &MachineKey,
+    request: &MapRequest,
+) -> Result<(Tailnet, Registered, Framing), MapError> {
+    if request.version.0 < LEAST_CAPABILITY {
+        return Err(MapError::TooOld { found: request.version.0 });
+    }
+    let framing = Framing::of(&request.compress).ok_or(MapError::Compression)?;
+    let known = control.registered(&request.node_key).filter(|(_, known)| known.machine == *machine);
+    let (tailnet, known) = known.ok_or(MapError::UnknownNode)?;
+    Ok((tailnet, known, framing))
 }
 
 #[cfg(test)]

@@ -108,7 +108,12 @@ async fn decide(
             if !node.record.expired_at(now) {
                 return restart(control, &tailnet, known, machine, request).await;
             }
-            if shown_key(&request).is_none() && request.followup.is_empty() {
+            // A node key stays in its tailnet: for another one the client must make a new key.
+            let elsewhere = shown_key(&request)
+                .and_then(|text| crate::auth_key::parse(&text))
+                .and_then(|shown| control.registry().auth_key(&shown.id))
+                .is_some_and(|other| other != tailnet.id);
+            if elsewhere || (shown_key(&request).is_none() && request.followup.is_empty()) {
                 return Ok(key_expired());
             }
         }
@@ -181,7 +186,12 @@ async fn restart(
             work.fresh.push(node.id());
             let mut state = (*node.state).clone();
             if let Some(hostinfo) = hostinfo.clone() {
+                let label = crate::name::label(&hostinfo.hostname);
                 crate::tailnet::report::apply_hostinfo(hostinfo, &mut state);
+                let before = node.state.hostinfo.as_ref().map(|info| crate::name::label(&info.hostname));
+                if before.is_some_and(|before| before != label) {
+                    node = work.rename_after_host(&Who::machine(&machine), &node, &label);
+                }
             }
             // Time to begin a poll, however long the node was away.
             if state.lease_until.is_some() {

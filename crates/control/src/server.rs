@@ -255,6 +255,9 @@ impl Server {
         if tokio::time::timeout(GOODBYE, self.shared.gate.drained()).await.is_err() {
             tracing::warn!(connections = self.shared.gate.open(), "connections did not end in time and are cut");
         }
+        if let Err(error) = self.control.flush().await {
+            tracing::error!(%error, "what nodes reported last is not stored");
+        }
         if let Err(error) = std::fs::remove_file(&self.socket) {
             tracing::debug!(%error, "the administrators' socket cannot be removed");
         }

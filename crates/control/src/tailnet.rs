@@ -15,6 +15,7 @@ use warren_wire::control::{DerpMap, NodeId};
 use warren_wire::key::NodeKey;
 
 use crate::clock::Clock;
+use crate::identity::StateDir;
 use crate::model::TailnetId;
 use crate::store::{LoadedTailnet, Store, StoreError};
 use registry::Registry;
@@ -22,7 +23,7 @@ use report::Report;
 use snapshot::Snapshot;
 use work::Work;
 
-pub(crate) use actor::{EPHEMERAL_LEASE, lease_end};
+pub(crate) use actor::lease_end;
 
 /// How many commands may wait for a tailnet; whoever has one more waits for a place.
 const QUEUE: usize = 1024;
@@ -34,6 +35,8 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) registry: Registry,
     pub(crate) base_domain: String,
+    /// Unlocked last, when the store is closed.
+    pub(crate) _dir: StateDir,
 }
 
 /// Handle to a tailnet; cheap to clone. The task ends when the last one is gone.
@@ -43,7 +46,6 @@ pub(crate) struct Tailnet {
     pub(crate) name: Arc<str>,
     commands: mpsc::Sender<Command>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
-    closed: Arc<Closed>,
 }
 
 /// Something for the task to do.
@@ -92,14 +94,13 @@ impl Tailnet {
         let (commands, queue) = mpsc::channel(QUEUE);
         let closed = Arc::new(Closed::default());
         let (id, name) = (loaded.record.id, Arc::from(loaded.record.name.as_str()));
-        let (actor, snapshots) = actor::Actor::new(Arc::clone(shared), loaded, derp, Arc::clone(&closed));
+        let (actor, snapshots) = actor::Actor::new(Arc::clone(shared), loaded, derp, closed);
         tokio::spawn(actor.run(queue));
         Self {
             id,
             name,
             commands,
             snapshots,
-            closed,
         }
     }
 

@@ -122,7 +122,7 @@ pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Resul
             };
             shown(&admin.approve_login(&id, &some(tailnet)?, &user).await?)
         }
-        Request::LoginReject { id } => shown(&admin.reject_login(&id).await?),
+        Request::LoginReject { id } => shown(&admin.reject_login(&id)?),
         Request::PolicyGet { tailnet } => shown(&admin.policy(&some(tailnet)?)?),
         Request::PolicySet { tailnet, text } => shown(&admin.set_policy(&some(tailnet)?, &text).await?),
         Request::Audit { tailnet, before, limit } => {

@@ -70,7 +70,7 @@ struct Delta<'a> {
     changed: Vec<&'a Arc<Node>>,
     patches: Vec<(PeerChange, (NodeId, u64, u64))>,
     key: Vec<(NodeId, u64, u64)>,
-    filter: Option<Arc<Filter>>,
+    filter: Option<Filter>,
     relays: bool,
     profiles: BTreeSet<UserId>,
     /// Whether a user's own record changed, which the key does not tell.
@@ -82,20 +82,19 @@ impl<'a> Delta<'a> {
         let mut delta = Self {
             itself: differs_for_itself(before, viewer),
             relays: !Arc::ptr_eq(&old.derp, &new.derp) && old.derp != new.derp,
-            filter: changed_filter(old, new, (before, viewer)),
+            filter: changed_filter(old, new, viewer),
             ..Self::default()
         };
-        let (saw, sees) = (old.access.relation(), new.access.relation());
         // Who sees whom depends on the two nodes and on the policy, so that only nodes that changed need a look if
         // the viewer and the policy stayed the same.
-        let same = Arc::ptr_eq(saw, sees)
+        let same = Arc::ptr_eq(&old.policy, &new.policy)
             && before.takes_part() == viewer.takes_part()
             && before.record.owner == viewer.record.owner
             && before.record.tags == viewer.record.tags;
         let which = if same { Visit::Changed } else { Visit::All };
         Nodes::compare(&old.nodes, &new.nodes, which, |(was, is): Pair<'a>| {
-            let was = was.filter(|peer| saw.sees(before, peer));
-            let is = is.filter(|peer| sees.sees(viewer, peer));
+            let was = was.filter(|peer| old.access.sees(before.id(), peer.id()));
+            let is = is.filter(|peer| new.access.sees(viewer.id(), peer.id()));
             delta.add(was, is);
         });
         delta.add_users(old, new, viewer);
@@ -190,7 +189,7 @@ impl<'a> Delta<'a> {
             let parts = Parts {
                 field: "PeersChanged",
                 nodes,
-                filter: self.filter.as_deref().filter(|_| at == 0),
+                filter: self.filter.as_ref().filter(|_| at == 0),
             };
             let more = MapResponse {
                 control_time: time,
@@ -203,15 +202,12 @@ impl<'a> Delta<'a> {
 }
 
 /// Returns the viewer's rules if they are not as before.
-fn changed_filter(old: &Snapshot, new: &Snapshot, (before, viewer): (&Node, &Node)) -> Option<Arc<Filter>> {
-    let unchanged = Arc::ptr_eq(&old.access, &new.access)
-        && before.record.owner == viewer.record.owner
-        && before.takes_part() == viewer.takes_part();
-    if unchanged {
+fn changed_filter(old: &Snapshot, new: &Snapshot, viewer: &Node) -> Option<Filter> {
+    if Arc::ptr_eq(&old.access, &new.access) {
         return None;
     }
-    let (was, is) = (old.access.filter(before), new.access.filter(viewer));
-    (was.id != is.id && was.rules != is.rules).then_some(is)
+    let is = new.access.filter(viewer.id());
+    (old.access.filter_id(viewer.id()) != is.id).then_some(is)
 }
 
 /// How a node differs from an older version of itself, for its peers.

@@ -70,7 +70,7 @@ pub(crate) fn message(snapshot: &Snapshot, head: &MapResponse, parts: &Parts<'_>
     json.pop();
     if let Some(filter) = parts.filter {
         json.extend_from_slice(b",\"PacketFilters\":{\"base\":");
-        json.extend_from_slice(filter.json.get_or_init(|| encode(&filter.rules).into()));
+        json.extend_from_slice(&filter.json);
         json.push(b'}');
     }
     for (at, node) in parts.nodes.iter().enumerate() {

@@ -35,7 +35,7 @@ pub(super) fn first(snapshot: &Snapshot, viewer: &Node, cap: u16, limit: usize) 
         }),
         ..MapResponse::default()
     };
-    let filter = snapshot.access.filter(viewer);
+    let filter = snapshot.access.filter(viewer.id());
     let json = message(
         snapshot,
         &head,

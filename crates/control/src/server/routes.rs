@@ -92,8 +92,7 @@ async fn map(session: &Session, under_way: UnderWay, body: &[u8]) -> Answer {
         }
         MapRequestKind::Fetch | MapRequestKind::ReadOnlyFetch => shared
             .control
-            .map_once(machine, request)
-            .await
+            .map_once(machine, &request)
             .map(|map| answers::with_body(StatusCode::OK, Full::new(map).boxed_unsync())),
     };
     match answer {

@@ -5,13 +5,14 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use warren_wire::control::{NodeId, UserId};
 
 use super::{OpenError, StoreError};
 use crate::model::{AuthKeyRecord, NodeRecord, NodeState, TailnetId, TailnetRecord, UserRecord};
+use crate::tailnet::access::PolicyInForce;
 
 /// All that the database holds.
 #[derive(Debug, Default)]
@@ -27,7 +28,7 @@ pub(crate) struct Loaded {
 pub(crate) struct LoadedTailnet {
     pub(crate) record: TailnetRecord,
     pub(crate) next_address: u32,
-    pub(crate) policy: Option<Arc<str>>,
+    pub(crate) policy: Arc<PolicyInForce>,
     pub(crate) users: BTreeMap<UserId, Arc<UserRecord>>,
     pub(crate) nodes: Vec<(Arc<NodeRecord>, Arc<NodeState>)>,
     pub(crate) auth_keys: BTreeMap<String, (AuthKeyRecord, [u8; 32])>,
@@ -55,7 +56,7 @@ pub(super) fn everything(connection: &Connection) -> Result<Loaded, OpenError> {
         let Some(record) = loaded.decode::<TailnetRecord>("tailnet", id, &text) else {
             continue;
         };
-        let policy = policy(connection, &record)?;
+        let policy = loaded.read_policy(connection, &record)?;
         let tailnet = LoadedTailnet {
             record,
             next_address,
@@ -162,14 +163,6 @@ fn read_auth_keys(connection: &Connection, loaded: &mut Loaded, tailnets: &mut T
     Ok(())
 }
 
-fn policy(connection: &Connection, tailnet: &TailnetRecord) -> Result<Option<Arc<str>>, StoreError> {
-    let texts = connection
-        .prepare_cached("SELECT text FROM policy WHERE tailnet = ?1 ORDER BY version DESC LIMIT 1")?
-        .query_map([tailnet.id.0], |row| row.get::<_, String>(0))?
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(texts.into_iter().next().map(Arc::from))
-}
-
 fn rows<T>(
     connection: &Connection,
     sql: &str,
@@ -181,6 +174,26 @@ fn rows<T>(
 }
 
 impl Loaded {
+    /// Reads the newest policy; one that cannot be understood is kept as it is and allows nothing.
+    fn read_policy(
+        &mut self,
+        connection: &Connection,
+        tailnet: &TailnetRecord,
+    ) -> Result<Arc<PolicyInForce>, StoreError> {
+        let newest: Option<(i64, String)> = connection
+            .prepare_cached("SELECT version, text FROM policy WHERE tailnet = ?1 ORDER BY version DESC LIMIT 1")?
+            .query_row([tailnet.id.0], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        let (version, text) = newest.unwrap_or_default();
+        let policy = PolicyInForce::parse(&text).unwrap_or_else(|errors| {
+            let id = format!("{}:{version}", tailnet.id);
+            tracing::error!(tailnet = tailnet.name, version, %errors, "a policy cannot be read; it allows nothing now");
+            self.quarantined.push(Quarantined { table: "policy", id });
+            PolicyInForce::nothing_allowed(&text)
+        });
+        Ok(Arc::new(policy))
+    }
+
     /// Reads a record, or puts it aside and says so.
     fn decode<T: DeserializeOwned>(
         &mut self,

@@ -1,103 +1,117 @@
 //! Who sees whom and which packets pass: the policy applied to the members of a tailnet.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use warren_wire::control::{FilterRule, NetPortRange, PortRange, UserId};
+use sha2::{Digest, Sha256};
+use warren_policy::{Compiled, Directory, DirectoryNode, DirectoryUser, Policy, PolicyErrors};
+use warren_wire::control::{NodeId, UserId, to_json};
 
 use super::nodes::{Node, Nodes};
-use crate::model::Owner;
+use crate::model::{Owner, UserRecord};
 
-/// The rules that a node gets; nodes with equal rules share one.
+/// A tailnet's policy: its text and what it means.
 #[derive(Debug)]
-pub(crate) struct Filter {
-    /// Unlike that of any other filter.
-    pub(crate) id: u64,
-    /// The rules.
-    pub(crate) rules: Vec<FilterRule>,
-    /// The rules as JSON, made when first needed.
-    pub(crate) json: OnceLock<Box<[u8]>>,
+pub(crate) struct PolicyInForce {
+    text: Arc<str>,
+    /// `None` allows nothing.
+    rules: Option<Policy>,
 }
 
-impl Filter {
-    fn new(rules: Vec<FilterRule>) -> Arc<Self> {
-        static IDS: AtomicU64 = AtomicU64::new(1);
-        Arc::new(Self {
-            id: IDS.fetch_add(1, Ordering::Relaxed),
-            rules,
-            json: OnceLock::new(),
-        })
+impl PolicyInForce {
+    /// Reads a policy.
+    pub(crate) fn parse(text: &str) -> Result<Self, PolicyErrors> {
+        Ok(Self { text: text.into(), rules: Some(Policy::parse(text)?) })
     }
+
+    /// Keeps a text that cannot be read, for its author to mend.
+    pub(crate) fn nothing_allowed(text: &str) -> Self {
+        Self { text: text.into(), rules: None }
+    }
+
+    /// Returns the text, as it was set.
+    pub(crate) fn text(&self) -> &Arc<str> {
+        &self.text
+    }
+
+    /// Tells whether the user of that login may give a tag to a node.
+    pub(crate) fn may_tag(&self, login: &str, tag: &str) -> bool {
+        self.rules.as_ref().is_some_and(|rules| rules.may_own_tag(login, tag))
+    }
+}
+
+/// The rules that a node gets, as JSON.
+#[derive(Debug)]
+pub(crate) struct Filter {
+    /// Equal for equal rules only.
+    pub(crate) id: u128,
+    /// The list of rules.
+    pub(crate) json: Vec<u8>,
 }
 
 /// The policy compiled over the members; snapshots share it until a member or the policy changes.
+///
+/// Whether two nodes see each other depends on what these two are and on the policy alone, since no route stands in for
+/// a third node's addresses; map streams count on that.
 #[derive(Debug)]
 pub(crate) struct Access {
-    relation: Arc<Relation>,
-    members: Nodes,
-    filters: Mutex<BTreeMap<Option<UserId>, Arc<Filter>>>,
-}
-
-/// Which node may know of which, by what they are; does not depend on who else is a member.
-#[derive(Debug)]
-pub(crate) struct Relation {}
-
-impl Relation {
-    /// Tells whether one of the two may reach the other.
-    pub(crate) fn sees(&self, viewer: &Node, peer: &Node) -> bool {
-        viewer.id() != peer.id()
-            && viewer.takes_part()
-            && peer.takes_part()
-            && matches!(
-                (viewer.record.owner, peer.record.owner),
-                (Owner::User(one), Owner::User(two)) if one == two
-            )
-    }
+    compiled: Option<Compiled>,
+    /// Filters as they were last asked for, by their IDs: the rules themselves can be long.
+    filters: Mutex<HashMap<NodeId, u128>>,
 }
 
 impl Access {
-    /// Compiles the policy for `members`; what stays the same is taken over from `before`.
-    pub(crate) fn compile(members: &Nodes, before: Option<&Self>) -> Arc<Self> {
-        Arc::new(Self {
-            relation: before.map_or_else(|| Arc::new(Relation {}), |before| Arc::clone(&before.relation)),
-            members: members.clone(),
-            filters: Mutex::new(BTreeMap::new()),
-        })
+    /// Compiles the policy for those of `members` that take part.
+    pub(crate) fn compile(
+        policy: &PolicyInForce,
+        users: &BTreeMap<UserId, Arc<UserRecord>>,
+        members: &Nodes,
+    ) -> Arc<Self> {
+        let compiled = policy.rules.as_ref().map(|rules| rules.compile(&directory(users, members)));
+        Arc::new(Self { compiled, filters: Mutex::default() })
     }
 
-    /// Returns who sees whom; the same pointer as long as the policy and its users stay the same.
-    pub(crate) fn relation(&self) -> &Arc<Relation> {
-        &self.relation
+    /// Tells whether one of two nodes may reach the other, so that both may know of each other. No node sees itself.
+    pub(crate) fn sees(&self, one: NodeId, two: NodeId) -> bool {
+        self.compiled.as_ref().is_some_and(|compiled| compiled.visible(one, two))
     }
 
-    /// Returns the rules for a node.
-    pub(crate) fn filter(&self, node: &Node) -> Arc<Filter> {
-        let class = match node.record.owner {
-            Owner::User(user) if node.takes_part() => Some(user),
-            Owner::User(_) | Owner::Tagged => None,
-        };
-        let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(filters.entry(class).or_insert_with(|| Filter::new(self.rules(class))))
+    /// Returns the rules of a node.
+    pub(crate) fn filter(&self, node: NodeId) -> Filter {
+        let rules = self.compiled.as_ref().map(|compiled| compiled.filter(node)).unwrap_or_default();
+        let json = to_json(&rules).unwrap_or_else(|error| {
+            // A list of plain fields cannot fail; if it did, nothing would be allowed.
+            tracing::error!(%error, "a packet filter cannot be encoded");
+            b"[]".to_vec()
+        });
+        let hash: [u8; 32] = Sha256::digest(&json).into();
+        let id = hash.first_chunk().map_or(0, |first| u128::from_be_bytes(*first));
+        self.filters.lock().unwrap_or_else(PoisonError::into_inner).insert(node, id);
+        Filter { id, json }
     }
 
-    /// A user's own untagged devices reach each other, and nothing else does.
-    fn rules(&self, class: Option<UserId>) -> Vec<FilterRule> {
-        let Some(user) = class else { return Vec::new() };
-        let sources = self
-            .members
-            .iter()
-            .filter(|node| node.takes_part() && node.record.owner == Owner::User(user))
-            .flat_map(|node| [node.record.ipv4.to_string(), node.record.ipv6().to_string()])
-            .collect();
-        vec![FilterRule {
-            src_ips: sources,
-            dst_ports: vec![NetPortRange {
-                ip: "*".to_owned(),
-                ports: PortRange { first: 0, last: u16::MAX },
-                ..NetPortRange::default()
-            }],
-            ..FilterRule::default()
-        }]
+    /// Returns the ID of the rules of a node.
+    pub(crate) fn filter_id(&self, node: NodeId) -> u128 {
+        let known = self.filters.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied();
+        known.unwrap_or_else(|| self.filter(node).id)
+    }
+}
+
+fn directory(users: &BTreeMap<UserId, Arc<UserRecord>>, members: &Nodes) -> Directory {
+    let users = users.iter().map(|(id, user)| (*id, DirectoryUser { login: user.login.clone() })).collect();
+    let nodes = members.iter().filter(|node| node.takes_part()).map(|node| (node.id(), entry(node))).collect();
+    Directory { users, nodes }
+}
+
+fn entry(node: &Node) -> DirectoryNode {
+    let record = &node.record;
+    DirectoryNode {
+        owner: match record.owner {
+            Owner::User(user) => warren_policy::Owner::User(user),
+            Owner::Tagged => warren_policy::Owner::Tags(record.tags.iter().cloned().collect()),
+        },
+        addresses: vec![IpAddr::V4(record.ipv4), IpAddr::V6(record.ipv6())],
+        approved_routes: Vec::new(),
     }
 }

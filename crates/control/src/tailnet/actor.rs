@@ -99,15 +99,14 @@ impl Actor {
         }
         let suffix: Arc<str> = format!("{}.{}", loaded.record.name, shared.base_domain).into();
         let users = Arc::new(loaded.users);
-        let policy = loaded.policy.unwrap_or_default();
-        let access = Access::compile(&nodes, None);
+        let access = Access::compile(&loaded.policy, &users, &nodes);
         let state = State {
             next_address: loaded.next_address,
             tailnet: Arc::new(loaded.record),
             users,
             nodes,
             auth_keys: Arc::new(loaded.auth_keys),
-            policy,
+            policy: loaded.policy,
             derp,
             access,
             reserved: Arc::new(loaded.reserved),
@@ -229,7 +228,6 @@ impl Actor {
     /// Tries changes on the state, one after the other; a refused one leaves no trace.
     fn run_changes(&mut self, changes: &mut [Box<dyn Change>]) -> Outcome {
         let now = self.shared.clock.now();
-        let before = Arc::clone(&self.state.access);
         let mut outcome = Outcome::default();
         let mut recompile = false;
         for change in changes {
@@ -245,9 +243,13 @@ impl Actor {
             }
         }
         if recompile {
-            self.state.access = Access::compile(&self.state.nodes, Some(&before));
+            self.compile();
         }
         outcome
+    }
+
+    fn compile(&mut self) {
+        self.state.access = Access::compile(&self.state.policy, &self.state.users, &self.state.nodes);
     }
 
     async fn store(&self, entries: Vec<Entry>) -> Result<(), StoreError> {
@@ -415,7 +417,7 @@ impl Actor {
             tracing::info!(node = %node.record.name, "a node key expired");
             self.state.nodes.put(node.with_record(Arc::clone(&node.record), true));
         }
-        self.state.access = Access::compile(&self.state.nodes, Some(&self.published.access));
+        self.compile();
         self.publish();
     }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use warren_wire::control::{DerpMap, NodeId, UserId};
 
-use super::access::Access;
+use super::access::{Access, PolicyInForce};
 use super::nodes::{Node, Nodes};
 use crate::model::{TailnetRecord, UserRecord};
 
@@ -26,8 +26,8 @@ pub(crate) struct Snapshot {
     pub(crate) nodes: Nodes,
     /// Who sees whom.
     pub(crate) access: Arc<Access>,
-    /// Text of the policy in force.
-    pub(crate) policy: Arc<str>,
+    /// The policy.
+    pub(crate) policy: Arc<PolicyInForce>,
     /// The relays.
     pub(crate) derp: Arc<DerpMap>,
     /// Messages that several streams send to get here.
@@ -42,8 +42,7 @@ impl Snapshot {
 
     /// Returns the nodes that `viewer` may know of, in the order of their IDs.
     pub(crate) fn peers<'a>(&'a self, viewer: &'a Node) -> impl Iterator<Item = &'a Arc<Node>> {
-        let relation = self.access.relation();
-        self.nodes.iter().filter(move |peer| relation.sees(viewer, peer))
+        self.nodes.iter().filter(move |peer| self.access.sees(viewer.id(), peer.id()))
     }
 }
 
@@ -53,7 +52,7 @@ pub(crate) struct MessageKey {
     /// Nodes that the message is about: ID, revision before (0 = not there), revision after (0 = not there).
     pub(crate) nodes: Vec<(NodeId, u64, u64)>,
     /// The filter that it brings (0 = none).
-    pub(crate) filter: u64,
+    pub(crate) filter: u128,
     /// Whether it is compressed.
     pub(crate) compressed: bool,
 }

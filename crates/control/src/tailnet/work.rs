@@ -7,7 +7,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use warren_wire::control::{DerpMap, NodeId, UserId};
 
-use super::access::Access;
+use super::access::{Access, PolicyInForce};
 use super::nodes::{Node, Nodes};
 use crate::auth_key::Shown;
 use crate::model::{
@@ -24,7 +24,7 @@ pub(crate) struct State {
     pub(crate) users: Arc<BTreeMap<UserId, Arc<UserRecord>>>,
     pub(crate) nodes: Nodes,
     pub(crate) auth_keys: Arc<BTreeMap<String, (AuthKeyRecord, [u8; 32])>>,
-    pub(crate) policy: Arc<str>,
+    pub(crate) policy: Arc<PolicyInForce>,
     pub(crate) derp: Arc<DerpMap>,
     pub(crate) access: Arc<Access>,
     /// Names and addresses of nodes that could not be read.
@@ -132,6 +132,16 @@ impl<'a> Work<'a> {
         node
     }
 
+    /// Names a node after its host, unless an administrator chose its name.
+    pub(crate) fn rename_after_host(&mut self, who: &Who, node: &Arc<Node>, label: &str) -> Arc<Node> {
+        let name = self.free_name(label, Some(node.id()));
+        if node.record.name_chosen || node.record.name == name {
+            return Arc::clone(node);
+        }
+        let record = NodeRecord { name, ..(*node.record).clone() };
+        self.put_node(who, "node.rename", node, record)
+    }
+
     /// Removes a node; if `lease` is given, the store checks that the lease was over then.
     pub(crate) fn remove_node(&mut self, who: &Who, what: &'static str, id: NodeId, lease: Option<Timestamp>) {
         self.state.nodes.remove(id);
@@ -164,11 +174,12 @@ impl<'a> Work<'a> {
     }
 
     /// Puts a new policy in force.
-    pub(crate) fn put_policy(&mut self, who: &Who, text: Arc<str>) {
+    pub(crate) fn put_policy(&mut self, who: &Who, policy: Arc<PolicyInForce>) {
         let mut record = (*self.state.tailnet).clone();
         record.policy_version += 1;
         let version = record.policy_version;
-        self.state.policy = Arc::clone(&text);
+        let text = Arc::clone(policy.text());
+        self.state.policy = policy;
         self.recompile = true;
         self.put_tailnet(who, "tailnet.policy", record);
         self.record(who, "policy.set", Change::PutPolicy { version, text });
@@ -178,6 +189,11 @@ impl<'a> Work<'a> {
     pub(crate) fn auth_key(&self, shown: &Shown) -> Option<AuthKeyRecord> {
         let (record, hash) = self.state.auth_keys.get(&shown.id)?;
         crate::auth_key::matches(shown, hash).then(|| record.clone())
+    }
+
+    /// Tells whether a user may give a tag to a node.
+    pub(crate) fn may_tag(&self, user: UserId, tag: &str) -> bool {
+        self.state.users.get(&user).is_some_and(|user| self.state.policy.may_tag(&user.login, tag))
     }
 
     /// Takes a free address for a new node.
