@@ -1,7 +1,8 @@
 //! Backup and restore: one file that holds everything, keys and certificates included.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -124,7 +125,7 @@ pub fn restore(from: &Path, state_dir: &Path, existing: Existing) -> Result<(), 
     copy(&source, &fresh).map_err(OpenError::from)?;
     if !old.is_empty() {
         let aside = free_folder(state_dir);
-        fs::create_dir(&aside).map_err(failed)?;
+        DirBuilder::new().mode(0o700).create(&aside).map_err(failed)?;
         for name in old {
             fs::rename(state_dir.join(name), aside.join(name)).map_err(failed)?;
         }

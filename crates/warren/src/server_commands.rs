@@ -43,3 +43,13 @@ impl Command {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_is_well_formed() {
+        Command::augment_subcommands(clap::Command::new("warren")).debug_assert();
+    }
+}

@@ -73,7 +73,7 @@ enum Tailnet {
         /// The network.
         name: String,
         /// `on` or `off`.
-        #[arg(value_parser = on_off)]
+        #[arg(value_parser = on_off, action = clap::ArgAction::Set)]
         needed: bool,
     },
 }
