@@ -8,8 +8,10 @@ use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use subtle::ConstantTimeEq as _;
 use warren_wire::key::NodeKey;
+use zeroize::Zeroizing;
 
-use crate::crypto::{hash, mac};
+use crate::crypto::{Key, hash, mac};
+use crate::entropy::Entropy;
 use crate::tunnels::Origin;
 
 /// Bytes of a cookie reply.
@@ -20,7 +22,7 @@ pub(crate) const CODES_BYTES: usize = 32;
 const LIFETIME: Duration = Duration::from_secs(120);
 
 /// A proof of address that a peer gave us.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Cookie {
     value: [u8; 16],
     received: Instant,
@@ -46,7 +48,7 @@ pub(crate) struct Checker {
     /// Key of the first code, from our own public key.
     first_key: [u8; 32],
     cookie_key: [u8; 32],
-    secret: [u8; 32],
+    secret: Key,
     secret_since: Option<Instant>,
 }
 
@@ -55,7 +57,7 @@ impl Checker {
         Self {
             first_key: hash(&[b"mac1----", own.as_bytes()]),
             cookie_key: hash(&[b"cookie--", own.as_bytes()]),
-            secret: [0; 32],
+            secret: Zeroizing::new([0; 32]),
             secret_since: None,
         }
     }
@@ -74,23 +76,23 @@ impl Checker {
         fresh && bool::from(mac(&self.cookie(origin), &[covered]).ct_eq(second))
     }
 
-    /// Answers a message with a cookie for its origin. `fresh_secret` replaces our secret when that is too old.
+    /// Answers a message with a cookie for its origin.
     pub(crate) fn reply(
         &mut self,
         message: &[u8],
         origin: &Origin,
-        nonce: [u8; 24],
-        fresh_secret: [u8; 32],
+        entropy: &mut Entropy,
         now: Instant,
     ) -> Option<Vec<u8>> {
         if self.secret_since.is_none_or(|since| now.saturating_duration_since(since) >= LIFETIME) {
-            self.secret = fresh_secret;
+            self.secret = entropy.secret();
             self.secret_since = Some(now);
         }
         let sender = message.get(4..8)?;
         let (_, codes) = message.split_last_chunk::<CODES_BYTES>()?;
         let (first, _) = codes.split_at(16);
         let cookie = self.cookie(origin);
+        let nonce = entropy.public();
         let sealed = XChaCha20Poly1305::new(&self.cookie_key.into())
             .encrypt(&XNonce::from(nonce), Payload { msg: &cookie, aad: first })
             .ok()?;
@@ -98,7 +100,7 @@ impl Checker {
     }
 
     fn cookie(&self, origin: &Origin) -> [u8; 16] {
-        mac(&self.secret, &[&origin.to_bytes()])
+        mac(self.secret.as_slice(), &[&origin.to_bytes()])
     }
 }
 

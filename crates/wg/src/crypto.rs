@@ -24,16 +24,13 @@ pub(crate) fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; 16] {
     state.finalize_fixed().into()
 }
 
-/// `Kdf`: `N` keys.
+/// `Kdf`: `N` keys, at most three.
 pub(crate) fn kdf<const N: usize>(key: &[u8; 32], input: &[u8]) -> [Key; N] {
-    let mut output = Zeroizing::new([0; 96]);
+    const { assert!(N <= 3, "the paper has no longer one") };
+    let mut output = Zeroizing::new([[0; 32]; N]);
     let derived = SimpleHkdf::<Blake2s256>::new(Some(key), input);
-    derived.expand(&[], output.as_mut_slice()).expect("96 bytes are three blocks, far below HKDF's limit");
-    std::array::from_fn(|at| {
-        let mut key = Zeroizing::new([0; 32]);
-        key.iter_mut().zip(output.iter().skip(at * 32)).for_each(|(to, from)| *to = *from);
-        key
-    })
+    derived.expand(&[], output.as_flattened_mut()).expect("96 bytes are three blocks, far below HKDF's limit");
+    std::array::from_fn(|at| Zeroizing::new(output.get(at).copied().unwrap_or_default()))
 }
 
 /// Loads a cipher key.

@@ -78,6 +78,31 @@ fn shared(secret: &NodeSecret, public: &[u8; 32]) -> Option<Key> {
     Some(Zeroizing::new(*secret.diffie_hellman(public)?.expose_bytes()))
 }
 
+/// A node's own keys.
+pub(crate) struct Identity {
+    pub(crate) secret: NodeSecret,
+    pub(crate) public: NodeKey,
+}
+
+impl Identity {
+    pub(crate) fn new(secret: NodeSecret) -> Self {
+        let public = secret.public();
+        Self { secret, public }
+    }
+
+    /// Computes what our static key shares with a peer's; `None` if the peer's key is of low order.
+    pub(crate) fn shared_with(&self, peer: &NodeKey) -> Option<Key> {
+        shared(&self.secret, peer.as_bytes())
+    }
+}
+
+/// What each initiation has of its own.
+pub(crate) struct Fresh {
+    pub(crate) ephemeral: Key,
+    pub(crate) index: u32,
+    pub(crate) timestamp: Timestamp,
+}
+
 /// The initiator between its message and the answer.
 pub(crate) struct Pending {
     symmetric: Symmetric,
@@ -85,35 +110,28 @@ pub(crate) struct Pending {
     pub(crate) index: u32,
 }
 
-/// What static keys share, computed once for each peer.
-pub(crate) fn static_shared(own: &NodeSecret, peer: &NodeKey) -> Option<Key> {
-    shared(own, peer.as_bytes())
-}
-
-/// Builds an initiation without its codes.
+/// Builds an initiation without its codes; `None` if the peer's key is of low order.
 pub(crate) fn initiate(
-    own: &NodeSecret,
+    own: &Identity,
     peer: &NodeKey,
     static_shared: &Key,
-    ephemeral: [u8; 32],
-    index: u32,
-    timestamp: &Timestamp,
+    fresh: &Fresh,
 ) -> Option<(Pending, Vec<u8>)> {
-    let ephemeral = NodeSecret::from_bytes(ephemeral);
+    let ephemeral = NodeSecret::from_bytes(*fresh.ephemeral);
     let ephemeral_public = ephemeral.public();
     let mut symmetric = Symmetric::new(peer);
     symmetric.mix_ephemeral(ephemeral_public.as_bytes());
     let key = symmetric.mix_key(shared(&ephemeral, peer.as_bytes())?.as_slice());
-    let sealed_static = symmetric.seal(&key, own.public().as_bytes());
+    let sealed_static = symmetric.seal(&key, own.public.as_bytes());
     let key = symmetric.mix_key(static_shared.as_slice());
-    let sealed_time = symmetric.seal(&key, timestamp);
+    let sealed_time = symmetric.seal(&key, &fresh.timestamp);
     let mut message = Vec::with_capacity(INITIATION_BYTES);
     message.extend_from_slice(&[1, 0, 0, 0]);
-    message.extend_from_slice(&index.to_le_bytes());
+    message.extend_from_slice(&fresh.index.to_le_bytes());
     message.extend_from_slice(ephemeral_public.as_bytes());
     message.extend_from_slice(&sealed_static);
     message.extend_from_slice(&sealed_time);
-    Some((Pending { symmetric, ephemeral, index }, message))
+    Some((Pending { symmetric, ephemeral, index: fresh.index }, message))
 }
 
 /// An initiation of which the sender's name is known, but not yet whether it is really from there.
@@ -126,15 +144,15 @@ pub(crate) struct Claimed {
 }
 
 /// Reads who claims to have sent an initiation; one Diffie-Hellman.
-pub(crate) fn read_claim(own: &NodeSecret, own_public: &NodeKey, message: &[u8]) -> Option<Claimed> {
+pub(crate) fn read_claim(own: &Identity, message: &[u8]) -> Option<Claimed> {
     let message = message.get(..INITIATION_BYTES - CODES_BYTES)?;
     let (_, rest) = message.split_first_chunk::<4>()?;
     let (index, rest) = rest.split_first_chunk::<4>()?;
     let (ephemeral, rest) = rest.split_first_chunk::<32>()?;
     let (sealed_static, sealed_time) = rest.split_first_chunk::<48>()?;
-    let mut symmetric = Symmetric::new(own_public);
+    let mut symmetric = Symmetric::new(&own.public);
     symmetric.mix_ephemeral(ephemeral);
-    let key = symmetric.mix_key(shared(own, ephemeral)?.as_slice());
+    let key = symmetric.mix_key(shared(&own.secret, ephemeral)?.as_slice());
     let peer = symmetric.open(&key, sealed_static)?;
     Some(Claimed {
         symmetric,
@@ -170,9 +188,9 @@ pub(crate) struct Finished {
 
 impl Proved {
     /// Builds the response without its codes and finishes the handshake on our side.
-    pub(crate) fn respond(self, ephemeral: [u8; 32], index: u32) -> Option<(Finished, Vec<u8>)> {
+    pub(crate) fn respond(self, ephemeral: &Key, index: u32) -> Option<(Finished, Vec<u8>)> {
         let Claimed { mut symmetric, ephemeral: theirs, sender_index, peer, .. } = self.claimed;
-        let ephemeral = NodeSecret::from_bytes(ephemeral);
+        let ephemeral = NodeSecret::from_bytes(**ephemeral);
         let ephemeral_public = ephemeral.public();
         symmetric.mix_ephemeral(ephemeral_public.as_bytes());
         symmetric.mix_key_only(&shared(&ephemeral, &theirs)?);
@@ -200,17 +218,20 @@ impl Symmetric {
 
 impl Pending {
     /// Finishes with the response, whose receiver index is ours; `None` if it is not from the peer.
-    pub(crate) fn finish(&self, own: &NodeSecret, message: &[u8]) -> Option<Finished> {
+    pub(crate) fn finish(&self, own: &Identity, message: &[u8]) -> Option<Finished> {
         let remote_index = u32::from_le_bytes(message.get(4..8)?.try_into().ok()?);
         let theirs: [u8; 32] = message.get(12..44)?.try_into().ok()?;
         let tag = message.get(44..60)?;
         let mut symmetric = self.symmetric.clone();
         symmetric.mix_ephemeral(&theirs);
         symmetric.mix_key_only(&shared(&self.ephemeral, &theirs)?);
-        symmetric.mix_key_only(&shared(own, &theirs)?);
+        symmetric.mix_key_only(&shared(&own.secret, &theirs)?);
         let key = symmetric.mix_no_psk();
         symmetric.open(&key, tag)?;
         let [sending, receiving] = symmetric.split();
         Some(Finished { sending, receiving, remote_index })
     }
 }
+
+#[cfg(test)]
+mod tests;

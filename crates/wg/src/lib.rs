@@ -11,6 +11,7 @@
 
 mod cookie;
 mod crypto;
+mod entropy;
 mod handshake;
 mod limits;
 mod replay;

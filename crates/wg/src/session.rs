@@ -31,6 +31,9 @@ pub enum SealError {
     /// The session is too old or used up.
     #[error("the session has expired")]
     Expired,
+    /// The peer began the session and has not used it yet, so it may not have it.
+    #[error("the peer has not confirmed the session")]
+    Unconfirmed,
     /// The buffer has no room around the packet.
     #[error("no room for header and tag")]
     Room,
@@ -68,7 +71,7 @@ pub struct Opened {
 pub struct Session {
     pub(crate) peer: NodeKey,
     pub(crate) local_index: u32,
-    remote_index: u32,
+    pub(crate) remote_index: u32,
     pub(crate) is_initiator: bool,
     born: Instant,
     sending: LessSafeKey,
@@ -134,8 +137,14 @@ impl Session {
     /// # Errors
     /// [`SealError`]; `buffer` holds nothing useful then.
     pub fn seal(&self, buffer: &mut [u8], length: usize, mtu: usize, now: Instant) -> Result<usize, SealError> {
-        if now.saturating_duration_since(self.born) >= REJECT_AFTER {
+        if self.has_expired(now) {
             return Err(SealError::Expired);
+        }
+        if !self.is_confirmed() {
+            return Err(SealError::Unconfirmed);
+        }
+        if length > buffer.len() {
+            return Err(SealError::Room);
         }
         let padded = if length >= mtu { length } else { length.next_multiple_of(16).min(mtu) };
         let datagram = buffer.get_mut(..HEADROOM + padded + TAG_BYTES).ok_or(SealError::Room)?;
@@ -147,7 +156,7 @@ impl Session {
         }
         let (header, body) = datagram.split_at_mut_checked(HEADROOM).ok_or(SealError::Room)?;
         let (plain, tag) = body.split_at_mut_checked(padded).ok_or(SealError::Room)?;
-        plain.iter_mut().skip(length).for_each(|byte| *byte = 0);
+        plain.get_mut(length..).unwrap_or_default().fill(0);
         let made = self
             .sending
             .seal_in_place_separate_tag(crypto::nonce(counter), Aad::empty(), plain)
@@ -173,7 +182,7 @@ impl Session {
         let (header, body) = datagram.split_first_chunk_mut::<HEADROOM>().ok_or(OpenError::Form)?;
         let [4, 0, 0, 0, _, _, _, _, c @ ..] = header else { return Err(OpenError::Form) };
         let counter = u64::from_le_bytes(*c);
-        if now.saturating_duration_since(self.born) >= REJECT_AFTER || counter >= REJECT_AFTER_MESSAGES {
+        if self.has_expired(now) || counter >= REJECT_AFTER_MESSAGES {
             return Err(OpenError::Expired);
         }
         if !self.replay.lock().unwrap_or_else(PoisonError::into_inner).may_be_new(counter) {
@@ -197,8 +206,20 @@ impl Session {
         Ok(Opened { length, confirmed })
     }
 
+    /// Tells whether the peer has shown that it holds the session's keys.
+    pub(crate) fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Ordering::Relaxed)
+    }
+
+    /// Tells whether the session is too old to use.
+    pub(crate) fn has_expired(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.born) >= REJECT_AFTER
+    }
+
+    /// Age in milliseconds, plus one.
     fn at(&self, now: Instant) -> u64 {
-        u64::try_from(now.saturating_duration_since(self.born).as_millis()).unwrap_or(u64::MAX - 1).saturating_add(1)
+        let age = now.saturating_duration_since(self.born);
+        age.as_secs().saturating_mul(1000).saturating_add(u64::from(age.subsec_millis()) + 1)
     }
 
     fn read(&self, cell: &AtomicU64) -> Option<Instant> {
@@ -234,6 +255,12 @@ impl Session {
 
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session").field("peer", &self.peer).field("local_index", &self.local_index).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("peer", &self.peer)
+            .field("local_index", &self.local_index)
+            .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

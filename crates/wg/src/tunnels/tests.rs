@@ -1,7 +1,12 @@
 #![expect(clippy::disallowed_methods, reason = "any instant will do as the start of the virtual clock")]
 
+mod hostile;
+mod link;
+mod restart;
+
+use super::timers::REKEY_ATTEMPT;
 use super::*;
-use proptest::prelude::*;
+use crate::session::{HEADROOM, TAILROOM};
 
 const MTU: usize = 1280;
 
@@ -249,77 +254,4 @@ fn strangers_and_removed_peers_get_no_answer() {
     pair.sides[1].tunnels.remove_peer(&secret(0).public());
     pair.send(0, b"late");
     assert!(pair.sides[1].received.is_empty(), "its sessions are gone");
-}
-
-#[test]
-fn under_load_an_address_must_be_proved_and_then_a_handshake_completes() {
-    let mut pair = Pair::new();
-    let now = pair.now;
-    // A flood of messages with a valid first code from one who knows our public key.
-    let mut flooder = Tunnels::new(secret(9), Arc::new(SessionTable::new()), [5; 32], now, Duration::from_secs(5));
-    flooder.add_peer(secret(1).public());
-    flooder.start_handshake(&secret(1).public(), now).unwrap();
-    let message = flooder.poll_transmit().unwrap().bytes;
-    for _ in 0..300 {
-        pair.sides[1].tunnels.handle_datagram(&message, Pair::origin(), now);
-    }
-    let replies = std::iter::from_fn(|| pair.sides[1].tunnels.poll_transmit()).collect::<Vec<_>>();
-    assert!(replies.len() >= 99 && replies.iter().all(|reply| reply.bytes.len() == 64 && reply.peer.is_none()));
-    assert!(replies.iter().all(|reply| reply.bytes.len() < message.len()), "nothing is amplified");
-
-    pair.send(0, b"x");
-    pair.settle(|_, _| false);
-    assert!(pair.sides[0].session.is_none(), "the first try got a cookie");
-    pair.now += Duration::from_millis(500);
-    for _ in 0..300 {
-        let now = pair.now;
-        pair.sides[1].tunnels.handle_datagram(&message, Pair::origin(), now);
-    }
-    let now = pair.now;
-    let key = secret(1).public();
-    pair.sides[0].tunnels.initiate(&key, now, now).unwrap();
-    while pair.sides[1].tunnels.poll_transmit().is_some() {}
-    pair.settle(|_, _| false);
-    assert!(pair.sides[0].session.is_some(), "the cookie let it through");
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
-
-    /// Over a link that loses handshake messages, data is never delivered twice or changed, and traffic recovers.
-    #[test]
-    fn lossy_link_never_duplicates_and_recovers(losses in proptest::collection::vec(any::<bool>(), 60)) {
-        let mut pair = Pair::new();
-        for (number, lose) in losses.iter().enumerate() {
-            let data = [b"number ".as_slice(), &u32::try_from(number).unwrap().to_be_bytes()].concat();
-            pair.send(number % 2, &data);
-            pair.settle(|_, _| *lose);
-            pair.advance(Duration::from_secs(7));
-        }
-        for side in &pair.sides {
-            let mut unique = side.received.clone();
-            unique.sort();
-            unique.dedup();
-            prop_assert_eq!(unique.len(), side.received.len());
-            prop_assert!(side.received.iter().all(|data| data.starts_with(b"number ")));
-        }
-        pair.advance(Duration::from_secs(200));
-        pair.send(0, b"");
-        pair.settle(|_, _| false);
-        pair.advance(Duration::from_secs(6));
-        prop_assert!(pair.send(0, b"at last"));
-    }
-
-    #[test]
-    fn no_datagram_panics(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0_u8..6, size in 0_usize..5) {
-        let mut pair = Pair::connected();
-        let now = pair.now;
-        pair.sides[1].tunnels.handle_datagram(&bytes, Pair::origin(), now);
-        bytes.resize([0, 148, 92, 64, 100][size], 0);
-        if bytes.len() >= 4 {
-            bytes[..4].copy_from_slice(&[kind, 0, 0, 0]);
-        }
-        pair.deliver(1, bytes);
-        prop_assert!(pair.sides[1].received.is_empty());
-    }
 }

@@ -1,0 +1,84 @@
+//! What is known of one peer.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::cookie::Cookie;
+use crate::crypto::Key;
+use crate::handshake::{Pending, Timestamp};
+use crate::session::Session;
+
+/// One peer. At rest it holds no session and costs its size alone.
+#[derive(Default)]
+pub(super) struct Peer {
+    /// What our static keys share, computed at the first handshake.
+    pub(super) static_shared: Option<Key>,
+    /// Time of the latest initiation from the peer; zero before the first.
+    pub(super) greatest_timestamp: Timestamp,
+    pub(super) last_initiation: Option<Instant>,
+    /// Our handshake under way.
+    pub(super) attempt: Option<Attempt>,
+    pub(super) cookie: Option<Cookie>,
+    /// First code of our last response, which a cookie reply to it refers to.
+    pub(super) response_code: [u8; 16],
+    /// The session to send with.
+    pub(super) current: Option<Arc<Session>>,
+    /// The one before, for packets that are still on their way.
+    pub(super) previous: Option<Arc<Session>>,
+    pub(super) next: Option<Next>,
+    /// When to look at what the workers noted in the sessions.
+    pub(super) check_at: Option<Instant>,
+    /// Under which time the peer stands in the schedule.
+    pub(super) deadline: Option<Instant>,
+}
+
+const _: () = assert!(size_of::<Peer>() <= 512, "a peer at rest must stay small");
+
+/// A handshake that we began.
+pub(super) struct Attempt {
+    pub(super) pending: Pending,
+    /// First code of our initiation, which a cookie reply to it refers to.
+    pub(super) first_code: [u8; 16],
+    /// When the first initiation of this series was sent.
+    pub(super) began: Instant,
+    pub(super) retry_at: Instant,
+}
+
+/// A session that the peer began and has not used yet.
+pub(super) struct Next {
+    pub(super) session: Arc<Session>,
+    /// We had a handshake of our own under way when the peer's came.
+    pub(super) crossed: bool,
+}
+
+impl Peer {
+    /// Tells whether the session to send with should give way to one that the peer began and has just confirmed.
+    ///
+    /// Of two sessions the later one counts. When both sides began a handshake at once, each holds its own for the
+    /// later; then the one that counts was begun by the holder of the greater key, so that both choose the same, and
+    /// exactly one of them will renew it.
+    pub(super) fn gives_way_to(&self, next: &Next, peer_has_greater_key: bool) -> bool {
+        self.current.as_ref().is_none_or(|current| {
+            current.born() < next.session.born() || next.crossed && current.is_initiator && peer_has_greater_key
+        })
+    }
+
+    /// Since when data was sent without hearing anything back on any session.
+    pub(super) fn unheard_since(&self) -> Option<Instant> {
+        let current = self.current.as_ref()?;
+        let since = current.unheard_since()?;
+        // Just after a renewal the peer's packets still come in the previous session.
+        match self.previous.as_ref().and_then(|session| session.last_received()) {
+            Some(heard) if heard >= since => current.last_sent().filter(|sent| *sent > heard).map(|_| heard),
+            Some(_) | None => Some(since),
+        }
+    }
+
+    /// Since when data was received, on any session, without sending anything back.
+    pub(super) fn unanswered_since(&self) -> Option<Instant> {
+        let current = self.current.as_ref()?;
+        let late = self.previous.as_ref().and_then(|session| session.unanswered_since());
+        let late = late.filter(|late| current.last_sent().is_none_or(|sent| sent < *late));
+        [current.unanswered_since(), late].into_iter().flatten().min()
+    }
+}
