@@ -12,8 +12,11 @@
 
 #![forbid(unsafe_code)]
 
+mod address;
 mod netcheck;
 mod paths;
+#[cfg(test)]
+mod testing;
 
 pub use netcheck::{Families, Kind, Latencies, Netcheck, Probe, RelayAddress, Report};
 pub use paths::{

@@ -1,32 +1,42 @@
 //! How this node looks from outside: STUN to the regions of the relay map.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use warren_wire::control::{DerpMap, NetInfo, RegionId};
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use warren_wire::control::{DerpMap, RegionId};
+
+use home::HomeChooser;
+use plan::Regions;
+use run::Run;
+
+mod home;
+mod plan;
+mod report;
+mod run;
+
+pub use plan::{Families, RelayAddress};
+pub use report::{Latencies, Report};
+
+/// Time after which a measurement is a full one again.
+const FULL_INTERVAL: Duration = Duration::from_secs(300);
+/// Most regions that are measured over HTTPS.
+const MAX_HTTPS: usize = 32;
 
 /// How thorough a measurement is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Kind {
     /// Every region.
     Full,
-    /// The nearest regions as of the last time, and the home.
+    /// The nearest regions as of the last time, and the home; full if nothing is known of the last time.
     Incremental,
-    /// Full if the last full one is more than five minutes old, or nothing answered; else incremental.
+    /// Full if the last full one is more than five minutes old, or the map changed; else incremental.
     #[default]
     Auto,
-}
-
-/// Address families in which this machine has a usable address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Families {
-    /// IPv4.
-    pub v4: bool,
-    /// IPv6.
-    pub v6: bool,
 }
 
 /// A STUN request to send.
@@ -38,132 +48,171 @@ pub struct Probe {
     pub bytes: Vec<u8>,
 }
 
-/// Address of a STUN server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RelayAddress {
-    /// As it stands.
-    Literal(SocketAddr),
-    /// By name, to be looked up; a failed look-up is like a lost packet.
-    Name {
-        /// Host name.
-        host: Arc<str>,
-        /// Port.
-        port: u16,
-        /// Whether an IPv6 address is wanted, else an IPv4 address.
-        v6: bool,
-    },
-}
-
-/// What one measurement found.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Report {
-    /// Whether any STUN server answered.
-    pub udp: bool,
-    /// Whether this machine has a usable IPv6 address.
-    pub has_v6: bool,
-    /// Address as IPv4 servers see it.
-    pub global_v4: Option<SocketAddr>,
-    /// Address as IPv6 servers see it.
-    pub global_v6: Option<SocketAddr>,
-    /// Global addresses that peers should try, IPv4 first.
-    pub advertised: Vec<SocketAddr>,
-    /// Whether the address differs by destination (a hard NAT); needs answers of two servers.
-    pub mapping_varies: Option<bool>,
-    /// Latencies of the regions that answered.
-    pub latencies: BTreeMap<RegionId, Latencies>,
-    /// Home relay that this node should have; the shell adopts a change only while the server listens, unless it has
-    /// no home.
-    pub home: Option<RegionId>,
-}
-
-/// Least times there and back of one region, by way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Latencies {
-    /// Over UDP and IPv4.
-    pub v4: Option<Duration>,
-    /// Over UDP and IPv6.
-    pub v6: Option<Duration>,
-    /// Over HTTPS, measured only when there is no UDP.
-    pub relay: Option<Duration>,
-}
-
-impl Report {
-    /// Returns what the server is told.
-    #[must_use]
-    pub fn net_info(&self) -> NetInfo {
-        NetInfo::default()
-    }
-}
-
 /// Measures the network, again and again: remembers five minutes of reports and keeps the home relay steady. After each
 /// call drain [`Self::poll_transmit`], [`Self::poll_relay_request`] and [`Self::poll_report`] and look at
 /// [`Self::poll_timeout`].
-#[derive(Default)]
-pub struct Netcheck {}
+pub struct Netcheck {
+    regions: Regions,
+    chooser: HomeChooser,
+    run: Option<Run>,
+    last: Option<Arc<Report>>,
+    last_full: Option<Instant>,
+    transmits: VecDeque<Probe>,
+    relay_requests: VecDeque<RegionId>,
+    finished: Option<Arc<Report>>,
+    rng: StdRng,
+}
 
 impl Netcheck {
     /// Makes one without a map. `seed` must be fresh randomness.
     #[must_use]
-    pub fn new(_seed: [u8; 32]) -> Self {
-        Self {}
+    pub fn new(seed: [u8; 32]) -> Self {
+        let mut rng = StdRng::from_seed(seed);
+        Self {
+            regions: Regions::default(),
+            chooser: HomeChooser::new(rng.random()),
+            run: None,
+            last: None,
+            last_full: None,
+            transmits: VecDeque::new(),
+            relay_requests: VecDeque::new(),
+            finished: None,
+            rng,
+        }
     }
 
-    /// Takes over a relay map; the next measurement is a full one if it differs from the last.
-    pub fn set_map(&mut self, _map: &DerpMap) {}
+    /// Takes over a relay map. If it differs from the last, a measurement under way is dropped without a report, and
+    /// the next one is full.
+    pub fn set_map(&mut self, map: &DerpMap) {
+        let regions = Regions::new(map);
+        if regions == self.regions {
+            return;
+        }
+        self.regions = regions;
+        self.chooser.retain(|region| self.regions.contains(region));
+        self.last_full = None;
+        self.run = None;
+        self.transmits.clear();
+        self.relay_requests.clear();
+    }
 
     /// Starts a measurement, which ends with a report within 5 s; does nothing while one runs.
-    pub fn start(&mut self, _kind: Kind, _families: Families, _now: Instant) {}
+    pub fn start(&mut self, kind: Kind, families: Families, now: Instant) {
+        if self.run.is_some() {
+            return;
+        }
+        let is_recent = |at: Instant| now.saturating_duration_since(at) <= FULL_INTERVAL;
+        let wants_full = match kind {
+            Kind::Full => true,
+            Kind::Incremental => false,
+            Kind::Auto => !self.last_full.is_some_and(is_recent),
+        };
+        let last = self.last.as_ref().filter(|last| !wants_full && !last.latencies.is_empty());
+        let sets = match last {
+            Some(last) => self.regions.plan_incremental(families, last, self.chooser.home()),
+            None => self.regions.plan_full(families),
+        };
+        let is_full = last.is_none();
+        self.run = Some(Run::new(sets, is_full, families, now));
+        self.handle_timeout(now);
+    }
 
     /// Tells whether a measurement runs.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        false
+        self.run.is_some()
     }
 
-    /// Handles a STUN answer.
-    pub fn handle_stun(&mut self, _from: SocketAddr, _datagram: &[u8], _now: Instant) {}
+    /// Handles a STUN answer. Where it came from does not matter: only the server knows the probe's 96 random bits.
+    pub fn handle_stun(&mut self, _from: SocketAddr, datagram: &[u8], now: Instant) {
+        if let Some(run) = &mut self.run {
+            run.handle_answer(datagram, now);
+            self.handle_timeout(now);
+        }
+    }
 
     /// Tells that a frame came from a relay of the region, which speaks for keeping it as home. Cheap; once in 5 s
     /// per region is enough.
-    pub fn handle_relay_frame(&mut self, _region: RegionId, _now: Instant) {}
+    pub fn handle_relay_frame(&mut self, region: RegionId, now: Instant) {
+        if self.regions.contains(region) {
+            self.chooser.hear(region, now);
+        }
+    }
 
     /// Takes over how long an HTTPS request to a region took; see [`Self::poll_relay_request`].
-    pub fn handle_relay_latency(&mut self, _region: RegionId, _latency: Duration, _now: Instant) {}
+    pub fn handle_relay_latency(&mut self, region: RegionId, latency: Duration, now: Instant) {
+        if let Some(run) = &mut self.run {
+            run.handle_relay_latency(region, latency);
+            self.handle_timeout(now);
+        }
+    }
 
     /// Acts on every deadline at or before `now`.
-    pub fn handle_timeout(&mut self, _now: Instant) {}
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let Some(run) = &mut self.run else { return };
+        self.transmits.extend(run.due_probes(now, || self.rng.random()));
+        if run.wants_https(now) {
+            let regions: BTreeSet<_> = self.regions.relays().take(MAX_HTTPS).collect();
+            self.relay_requests.extend(&regions);
+            run.start_https(regions);
+        }
+        if run.is_over(now) {
+            self.finish(now);
+        }
+    }
 
     /// Returns when to call [`Self::handle_timeout`] next; never while no measurement runs.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        self.run.as_ref().map(Run::next_timeout)
     }
 
     /// Returns the next request to send.
     pub fn poll_transmit(&mut self) -> Option<Probe> {
-        None
+        self.transmits.pop_front()
     }
 
     /// Returns the next region whose latency should be measured over HTTPS because no STUN server answers; the result,
     /// if any within 2 s, goes to [`Self::handle_relay_latency`].
     pub fn poll_relay_request(&mut self) -> Option<RegionId> {
-        None
+        self.relay_requests.pop_front()
     }
 
     /// Returns the report of a measurement that has ended, once.
     pub fn poll_report(&mut self) -> Option<Arc<Report>> {
-        None
+        self.finished.take()
     }
 
     /// Returns the last report.
     #[must_use]
     pub fn last_report(&self) -> Option<&Arc<Report>> {
-        None
+        self.last.as_ref()
+    }
+
+    fn finish(&mut self, now: Instant) {
+        let Some(run) = self.run.take() else { return };
+        let began = run.began;
+        if run.is_full {
+            self.last_full = Some(began);
+        }
+        self.relay_requests.clear();
+        let mut report = run.conclude();
+        let all: Vec<_> = self.regions.relays().collect();
+        // A region without a relay can be measured, but not be a home.
+        let mut latencies = report.best_latencies();
+        latencies.retain(|region, _| all.contains(region));
+        report.home = self.chooser.choose(latencies, &self.regions.scores, &all, began, now);
+        let report = Arc::new(report);
+        self.last = Some(Arc::clone(&report));
+        self.finished = Some(report);
     }
 }
 
 impl fmt::Debug for Netcheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Netcheck").finish_non_exhaustive()
+        f.debug_struct("Netcheck").field("running", &self.run).field("last", &self.last).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

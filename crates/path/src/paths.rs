@@ -1,105 +1,42 @@
 //! All peers' paths of one node.
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use warren_wire::control::RegionId;
+use warren_wire::disco::{MAX_ENDPOINTS, Message, TransactionId};
 use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey};
 
-/// What the server says of a peer's paths.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct PeerConfig {
-    /// Its disco key; without one there is only the relay.
-    pub disco: Option<DiscoKey>,
-    /// Its home relay.
-    pub home: Option<RegionId>,
-    /// Addresses at which it may be found; unusable ones are ignored.
-    pub endpoints: Vec<SocketAddr>,
-}
+use crate::address::{is_usable, plain};
+use outbox::{Outbox, Timer};
+use peer::{Peer, Which};
 
-/// A disco message to send.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transmit {
-    /// Where to.
-    pub to: Destination,
-    /// The whole datagram.
-    pub bytes: Vec<u8>,
-}
+mod candidates;
+mod keys;
+mod outbox;
+mod output;
+mod peer;
+mod pings;
+mod receive;
+mod score;
+mod status;
 
-/// Where a message goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Destination {
-    /// Straight to this address.
-    Udp(SocketAddr),
-    /// To the peer through a relay region.
-    Relay {
-        /// The region.
-        region: RegionId,
-        /// The peer.
-        peer: NodeKey,
-    },
-}
+pub use output::{Destination, Direct, Event, Path, PingId, Transmit, Via};
+pub use peer::PeerConfig;
+pub use status::{CandidateStatus, Origin, PathStatus, Reason};
 
-/// How a message came from a peer or got there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Via {
-    /// Straight from or to this address.
-    Direct(SocketAddr),
-    /// Through this relay region.
-    Relay(RegionId),
-}
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// Send to the peer by this path from now on.
-    Path {
-        /// Who.
-        peer: NodeKey,
-        /// The path.
-        path: Path,
-    },
-    /// Fresh own endpoints are wanted: measure, then call [`Paths::set_own_endpoints`], also if nothing was found.
-    EndpointsWanted,
-    /// A ping of [`Paths::ping`] was answered; this is its only event.
-    Pong {
-        /// Which.
-        id: PingId,
-        /// The path that was pinged.
-        via: Via,
-        /// Time there and back.
-        latency: Duration,
-    },
-    /// A ping of [`Paths::ping`] was not answered within 5 s, or its peer is gone; this is its only event.
-    PingTimeout {
-        /// Which.
-        id: PingId,
-    },
-}
-
-/// Where to send a peer's packets: [`Self::direct`] alone while it is trusted; afterwards `direct`, if any, and
-/// [`Self::relay`]; without a direct path the relay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Path {
-    /// The direct path, if one is known.
-    pub direct: Option<Direct>,
-    /// The relay region, if one is known.
-    pub relay: Option<RegionId>,
-}
-
-/// A direct path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Direct {
-    /// The peer's address.
-    pub address: SocketAddr,
-    /// Last instant at which the path alone suffices.
-    pub trusted_until: Instant,
-}
-
-/// Names a ping of [`Paths::ping`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PingId(pub u64);
+/// How often a peer in use is looked at.
+///
+/// Source: Tailscale `wgengine/magicsock`, `heartbeatInterval`.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// Age up to which own endpoints are good for a call-me-maybe: NATs forget after 30 s.
+///
+/// Source: Tailscale `wgengine/magicsock`, `endpointsFreshEnoughDuration`.
+const ENDPOINTS_FRESH: Duration = Duration::from_secs(27);
+/// Time after which own endpoints are asked for again.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Says why a ping was not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -108,163 +45,333 @@ pub enum PingError {
     /// Not, or no longer, a peer.
     #[error("no such peer")]
     UnknownPeer,
-    /// The server told no disco key of the peer.
-    #[error("the peer cannot be pinged: it has no disco key")]
+    /// The server told no disco key of the peer, or one that is no good.
+    #[error("the peer cannot be pinged: it has no usable disco key")]
     NoDiscoKey,
     /// Neither an address nor a relay is known.
     #[error("no path to the peer is known: neither an address nor a home relay")]
     NoPath,
     /// Too many pings wait for their answers.
-    #[error("too many pings at once")]
+    #[error("too many pings at once; try again in 5 seconds")]
     Busy,
-}
-
-/// A peer's paths, for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PathStatus {
-    /// What the peer's packets do now.
-    pub path: Path,
-    /// Time there and back on the direct path.
-    pub latency: Option<Duration>,
-    /// Whether packets were sent to the peer in the last 45 s.
-    pub in_use: bool,
-    /// How `path` came about.
-    pub reason: Reason,
-    /// Addresses at which the peer may be.
-    pub candidates: Vec<CandidateStatus>,
-}
-
-/// One address at which a peer may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CandidateStatus {
-    /// The address.
-    pub address: SocketAddr,
-    /// Who named it.
-    pub origin: Origin,
-    /// When it was last pinged.
-    pub pinged: Option<Instant>,
-    /// Time there and back of its last answer.
-    pub latency: Option<Duration>,
-}
-
-/// How an address of a peer became known; the first that applies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Origin {
-    /// The server listed it.
-    Netmap,
-    /// The peer named it over the relay.
-    CallMeMaybe,
-    /// A ping of the peer came from it.
-    Ping,
-}
-
-/// Why a peer's path is as it is; its text is for people.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Reason {
-    /// No packet was sent to the peer yet.
-    Untried,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Untried => "no packet was sent to the peer yet",
-        })
-    }
 }
 
 /// All peers' paths of one node. After each call of a method that takes `now`, and of [`Self::set_own_endpoints`],
 /// drain [`Self::poll_transmit`] and [`Self::poll_event`] and look at [`Self::poll_timeout`].
+///
+/// A peer in use (packets were sent to it in the last 45 s) is pinged every 3 s on its direct path; without a trusted
+/// direct path all its candidates are pinged every 5 s, and it is asked over the relay to do likewise. For a peer at
+/// rest nothing is sent but answers.
 pub struct Paths {
-    disco: DiscoKey,
+    peers: BTreeMap<NodeKey, Peer>,
+    outbox: Outbox,
+    own: OwnEndpoints,
+    events: VecDeque<Event>,
+}
+
+/// This node's own addresses.
+#[derive(Default)]
+struct OwnEndpoints {
+    addresses: Vec<SocketAddr>,
+    measured: Option<Instant>,
+    /// When fresh ones were last asked for; until they come.
+    wanted: Option<Instant>,
+    /// Peers to call when they come.
+    callees: BTreeSet<NodeKey>,
 }
 
 impl Paths {
     /// Makes the paths of the node with key `node`. `seed` must be fresh randomness.
     #[must_use]
-    pub fn new(disco: DiscoSecret, _node: NodeKey, _seed: [u8; 32]) -> Self {
-        Self { disco: disco.public() }
+    pub fn new(disco: DiscoSecret, node: NodeKey, seed: [u8; 32]) -> Self {
+        Self {
+            peers: BTreeMap::new(),
+            outbox: Outbox::new(disco, node, seed),
+            own: OwnEndpoints::default(),
+            events: VecDeque::new(),
+        }
     }
 
     /// Returns the public disco key, for the server.
     #[must_use]
     pub fn disco_key(&self) -> DiscoKey {
-        self.disco
+        self.outbox.keys.public()
     }
 
     /// Adds a peer or changes what the server says of it. A changed disco key forgets what was proved.
-    pub fn set_peer(&mut self, _key: NodeKey, _config: &PeerConfig, _now: Instant) {}
+    pub fn set_peer(&mut self, key: NodeKey, config: &PeerConfig, now: Instant) {
+        // Our own key would make us talk to ourselves.
+        let disco = config.disco.filter(|disco| !disco.is_zero() && *disco != self.disco_key());
+        let peer = self.peers.entry(key).or_default();
+        if peer.disco != disco {
+            if let Some(old) = peer.disco {
+                self.outbox.keys.remove(&old, &key);
+                self.own.callees.remove(&key);
+                peer.forget();
+            }
+            if let Some(new) = disco {
+                self.outbox.keys.insert(new, key);
+            }
+            peer.disco = disco;
+        }
+        peer.home = config.home.and_then(RegionId::known);
+        peer.candidates.list(&config.endpoints, peer.best_address(), now);
+        peer.check_best();
+        if peer.is_in_use(now) && peer.trusted(now).is_none() {
+            self.search(&key, now);
+        }
+        self.publish(&key);
+    }
 
-    /// Removes a peer; no event follows.
-    pub fn remove_peer(&mut self, _key: &NodeKey) {}
+    /// Removes a peer; no [`Event::Path`] follows.
+    pub fn remove_peer(&mut self, key: &NodeKey) {
+        let Some(peer) = self.peers.remove(key) else { return };
+        if let Some(disco) = peer.disco {
+            self.outbox.keys.remove(&disco, key);
+        }
+        if let Some(at) = peer.heartbeat {
+            self.outbox.timers.remove(&(at, Timer::Heartbeat(*key)));
+        }
+        self.own.callees.remove(key);
+    }
 
-    /// Takes over this node's own addresses, best first, for call-me-maybe; `measured` is when the STUN servers were
-    /// last asked, whatever they said.
-    pub fn set_own_endpoints(&mut self, _endpoints: Vec<SocketAddr>, _measured: Instant) {}
+    /// Takes over this node's own addresses, best first, for call-me-maybe: the first 64 usable ones. `measured` is
+    /// when the STUN servers were last asked, whatever they said.
+    pub fn set_own_endpoints(&mut self, endpoints: Vec<SocketAddr>, measured: Instant) {
+        let mut addresses = endpoints;
+        addresses.iter_mut().for_each(|address| *address = plain(*address));
+        addresses.retain(|address| is_usable(*address));
+        addresses.truncate(MAX_ENDPOINTS);
+        self.own.addresses = addresses;
+        self.own.measured = Some(measured);
+        if self.own.wanted.is_some_and(|wanted| measured + ENDPOINTS_FRESH >= wanted) {
+            self.own.wanted = None;
+            for key in std::mem::take(&mut self.own.callees) {
+                let trusted = self.peers.get(&key).and_then(|peer| peer.trusted(measured));
+                if trusted.is_none() {
+                    self.send_call(&key);
+                }
+            }
+        }
+    }
 
     /// Tells that WireGuard packets were sent to a peer; workers do so at the first packet and at most once a second.
-    pub fn handle_activity(&mut self, _peer: &NodeKey, _now: Instant) {}
-
-    /// Handles a disco datagram that came straight from `from`.
-    pub fn handle_udp(&mut self, _from: SocketAddr, _datagram: &[u8], _now: Instant) {}
-
-    /// Handles a disco datagram that came through a relay from the holder of key `from`, as the relay says.
-    pub fn handle_relayed(&mut self, _region: RegionId, _from: &NodeKey, _datagram: &[u8], _now: Instant) {}
-
-    /// Tells that an authentic WireGuard packet of a peer came this way. Only a relay region is learned from it, for
-    /// peers without a known home; a direct path is proved by pings alone. At most once a second per peer is enough.
-    pub fn handle_received(&mut self, _peer: &NodeKey, _via: Via, _now: Instant) {}
+    pub fn handle_activity(&mut self, peer: &NodeKey, now: Instant) {
+        self.use_peer(peer, now);
+        if self.peers.get(peer).is_some_and(|peer| peer.trusted(now).is_none()) {
+            self.search(peer, now);
+        }
+        self.publish(peer);
+    }
 
     /// Tells that the system refused to send to a peer's address: no route to it.
-    pub fn handle_unreachable(&mut self, _peer: &NodeKey, _to: SocketAddr, _now: Instant) {}
+    pub fn handle_unreachable(&mut self, key: &NodeKey, to: SocketAddr, now: Instant) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        if peer.best_address() != Some(plain(to)) {
+            return;
+        }
+        peer.lose(Reason::Unreachable);
+        if let Some(candidate) = peer.candidates.get(plain(to)) {
+            candidate.trace().latency = None;
+        }
+        if peer.is_in_use(now) {
+            self.search(key, now);
+        }
+        self.publish(key);
+    }
 
     /// Tells that this node's sockets or links changed: all that was proved is void.
-    pub fn handle_rebind(&mut self, _now: Instant) {}
+    pub fn handle_rebind(&mut self, now: Instant) {
+        self.own.measured = None;
+        let keys: Vec<NodeKey> = self.peers.keys().copied().collect();
+        for key in keys {
+            let Some(peer) = self.peers.get_mut(&key) else { continue };
+            peer.candidates.forget_traces();
+            peer.lose(Reason::NetworkChanged);
+            if peer.is_in_use(now) {
+                self.search(&key, now);
+            }
+            self.publish(&key);
+        }
+    }
 
     /// Pings a peer for a user: on the direct path if it is trusted, else everywhere and over the relay. Exactly one
-    /// [`Event::Pong`] or [`Event::PingTimeout`] follows.
+    /// [`Event::Pong`] or [`Event::PingTimeout`] follows. Like a packet, it makes the peer count as in use.
     ///
     /// # Errors
     /// [`PingError`].
-    pub fn ping(&mut self, _peer: &NodeKey, _now: Instant) -> Result<PingId, PingError> {
-        Err(PingError::UnknownPeer)
+    pub fn ping(&mut self, key: &NodeKey, now: Instant) -> Result<PingId, PingError> {
+        let peer = self.peers.get(key).ok_or(PingError::UnknownPeer)?;
+        let (disco, relay) = (peer.disco.ok_or(PingError::NoDiscoKey)?, peer.relay());
+        if peer.best_address().is_none() && relay.is_none() && peer.candidates.is_empty() {
+            return Err(PingError::NoPath);
+        }
+        let id = self.outbox.pings.ask().ok_or(PingError::Busy)?;
+        self.use_peer(key, now);
+        let mut sent = false;
+        if let Some(peer) = self.peers.get_mut(key) {
+            if peer.trusted(now).is_some() {
+                sent = peer.ping_best(key, Some(id), &mut self.outbox, now);
+            } else {
+                if let Some(region) = relay {
+                    let to = Destination::Relay { region, peer: *key };
+                    sent = self.outbox.ping(key, &disco, to, Some(id), now);
+                }
+                if peer.ping_candidates(key, Which::All(id), &mut self.outbox, now) > 0 {
+                    sent = true;
+                    self.call(key, now);
+                }
+            }
+        }
+        self.publish(key);
+        if sent {
+            return Ok(id);
+        }
+        self.outbox.pings.cancel(id);
+        Err(if relay.is_some() { PingError::NoDiscoKey } else { PingError::Busy })
     }
 
     /// Acts on every deadline at or before `now`.
-    pub fn handle_timeout(&mut self, _now: Instant) {}
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(&(at, timer)) = self.outbox.timers.first() {
+            if at > now {
+                return;
+            }
+            self.outbox.timers.pop_first();
+            match timer {
+                Timer::Heartbeat(key) => self.heartbeat(&key, now),
+                Timer::Ping(id) => self.ping_timed_out(&id, now),
+            }
+        }
+    }
 
     /// Returns when to call [`Self::handle_timeout`] next; never while all peers are idle.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        self.outbox.timers.first().map(|(at, _)| *at)
     }
 
     /// Returns the next message to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        None
+        self.outbox.transmits.pop_front()
     }
 
     /// Returns the next event.
     pub fn poll_event(&mut self) -> Option<Event> {
-        None
+        self.events.pop_front()
     }
 
     /// Tells whether packets were sent to any peer in the last 45 s, so that own endpoints should be kept fresh.
     #[must_use]
     pub fn in_use(&self) -> bool {
-        false
+        self.outbox.timers.iter().any(|(_, timer)| matches!(timer, Timer::Heartbeat(_)))
     }
 
     /// Describes a peer's paths; `None` if there is no such peer.
     #[must_use]
-    pub fn status(&self, _peer: &NodeKey) -> Option<PathStatus> {
-        None
+    pub fn status(&self, peer: &NodeKey) -> Option<PathStatus> {
+        self.peers.get(peer).map(Peer::status)
+    }
+
+    /// Notes that the peer is in use, and starts its heartbeat.
+    fn use_peer(&mut self, key: &NodeKey, now: Instant) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        // Without a disco key there is nothing that a heartbeat could do.
+        if peer.disco.is_none() {
+            return;
+        }
+        peer.last_sent = Some(now);
+        if peer.heartbeat.is_none() {
+            self.schedule_heartbeat(key, now + HEARTBEAT);
+        }
+    }
+
+    fn schedule_heartbeat(&mut self, key: &NodeKey, at: Instant) {
+        if let Some(peer) = self.peers.get_mut(key) {
+            peer.heartbeat = Some(at);
+            self.outbox.timers.insert((at, Timer::Heartbeat(*key)));
+        }
+    }
+
+    fn heartbeat(&mut self, key: &NodeKey, now: Instant) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        peer.heartbeat = None;
+        if !peer.is_in_use(now) {
+            peer.candidates.rest(now);
+            peer.check_best();
+            self.publish(key);
+            return;
+        }
+        peer.ping_best(key, None, &mut self.outbox, now);
+        if peer.wants_search(now) {
+            self.search(key, now);
+        }
+        self.schedule_heartbeat(key, now + HEARTBEAT);
+        self.publish(key);
+    }
+
+    fn ping_timed_out(&mut self, id: &TransactionId, now: Instant) {
+        let Some((sent, failed)) = self.outbox.pings.expire(id) else { return };
+        if let Some(id) = failed {
+            self.events.push_back(Event::PingTimeout { id });
+        }
+        let Destination::Udp(address) = sent.to else { return };
+        let Some(peer) = self.peers.get_mut(&sent.peer) else { return };
+        if peer.best_address() == Some(address) && peer.trusted(now).is_none() {
+            peer.lose(Reason::Lost);
+            self.publish(&sent.peer);
+        }
+    }
+
+    /// Looks for a direct path: pings the candidates that are due, and if there are any, asks the peer to do likewise.
+    fn search(&mut self, key: &NodeKey, now: Instant) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        if peer.ping_candidates(key, Which::Due, &mut self.outbox, now) > 0 {
+            self.call(key, now);
+        }
+    }
+
+    /// Asks a peer to ping us, now or as soon as our own addresses are fresh: the peer's firewall opens by its pings,
+    /// so the addresses must hold.
+    fn call(&mut self, key: &NodeKey, now: Instant) {
+        let is_fresh = |at: Instant| now.saturating_duration_since(at) <= ENDPOINTS_FRESH;
+        if self.peers.get(key).is_none_or(|peer| peer.relay().is_none()) {
+            return;
+        }
+        if self.own.measured.is_some_and(is_fresh) {
+            self.send_call(key);
+            return;
+        }
+        self.own.callees.insert(*key);
+        if self.own.wanted.is_none_or(|at| now.saturating_duration_since(at) >= ASK_AGAIN) {
+            self.own.wanted = Some(now);
+            self.events.push_back(Event::EndpointsWanted);
+        }
+    }
+
+    fn send_call(&mut self, key: &NodeKey) {
+        let Some((disco, region)) = self.peers.get(key).and_then(|peer| peer.disco.zip(peer.relay())) else { return };
+        let message = Message::CallMeMaybe(self.own.addresses.clone());
+        self.outbox.send(Destination::Relay { region, peer: *key }, &disco, &message);
+    }
+
+    fn publish(&mut self, key: &NodeKey) {
+        if let Some(path) = self.peers.get_mut(key).and_then(Peer::publish) {
+            self.events.push_back(Event::Path { peer: *key, path });
+        }
     }
 }
 
 impl fmt::Debug for Paths {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Paths").field("disco", &self.disco).finish_non_exhaustive()
+        f.debug_struct("Paths")
+            .field("disco", &self.disco_key())
+            .field("peers", &self.peers.len())
+            .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod tests;

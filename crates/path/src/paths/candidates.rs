@@ -1,0 +1,343 @@
+//! Addresses at which one peer may be.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use warren_wire::disco::TransactionId;
+
+use super::status::{CandidateStatus, Origin};
+use crate::address::{is_usable, plain};
+
+/// Most candidates of one peer.
+pub(super) const MAX_CANDIDATES: usize = 100;
+/// Most that the server may list for one peer.
+const MAX_LISTED: usize = 64;
+/// Most that a peer may name in one call-me-maybe.
+pub(super) const MAX_CALLED: usize = 32;
+/// How long an address that only traffic tells of is kept without more of it.
+///
+/// Source: Tailscale `wgengine/magicsock`, `sessionActiveTimeout`.
+const KEEP: Duration = Duration::from_secs(45);
+
+/// The candidates of one peer, each address once.
+#[derive(Debug, Default)]
+pub(super) struct Candidates(Vec<Candidate>);
+
+/// One address.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    address: SocketAddr,
+    /// The server lists it.
+    listed: bool,
+    /// The last call-me-maybe named it.
+    called: bool,
+    /// What traffic told; absent for peers at rest, which are many.
+    trace: Option<Box<Trace>>,
+}
+
+/// What traffic to and from an address told.
+#[derive(Debug, Default)]
+pub(super) struct Trace {
+    /// When a ping came from it or a ping to it was answered.
+    alive: Option<Instant>,
+    /// The last ping that came from it.
+    last_ping: Option<TransactionId>,
+    /// When it was last pinged.
+    pub(super) pinged: Option<Instant>,
+    /// Time there and back of its last answer.
+    pub(super) latency: Option<Duration>,
+}
+
+/// What a ping from an address told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// A new candidate.
+    New,
+    /// A known one, or none that there is room for.
+    Known,
+    /// The very ping that came before.
+    Duplicate,
+}
+
+impl Candidate {
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(super) fn trace(&mut self) -> &mut Trace {
+        self.trace.get_or_insert_default()
+    }
+
+    pub(super) fn pinged_within(&self, time: Duration, now: Instant) -> bool {
+        let pinged = self.trace.as_ref().and_then(|trace| trace.pinged);
+        pinged.is_some_and(|at| now.saturating_duration_since(at) < time)
+    }
+
+    fn is_alive(&self, now: Instant) -> bool {
+        self.last_alive().is_some_and(|at| now.saturating_duration_since(at) <= KEEP)
+    }
+
+    fn last_alive(&self) -> Option<Instant> {
+        self.trace.as_ref().and_then(|trace| trace.alive)
+    }
+
+    fn is_named(&self) -> bool {
+        self.listed || self.called
+    }
+
+    fn status(&self) -> CandidateStatus {
+        let trace = self.trace.as_deref();
+        CandidateStatus {
+            address: self.address,
+            origin: match (self.listed, self.called) {
+                (true, _) => Origin::Netmap,
+                (false, true) => Origin::CallMeMaybe,
+                (false, false) => Origin::Ping,
+            },
+            pinged: trace.and_then(|trace| trace.pinged),
+            latency: trace.and_then(|trace| trace.latency),
+        }
+    }
+}
+
+impl Candidates {
+    /// Takes over what the server lists; what it listed before and lists no more is dropped, unless the peer named it
+    /// or it is alive.
+    pub(super) fn list(&mut self, addresses: &[SocketAddr], keep: Option<SocketAddr>, now: Instant) {
+        let addresses = clean(addresses, MAX_LISTED);
+        self.0.iter_mut().for_each(|candidate| candidate.listed = addresses.contains(&candidate.address));
+        self.expire(now);
+        for address in addresses {
+            if let Some(candidate) = self.admit(address, keep) {
+                candidate.listed = true;
+            }
+        }
+        self.0.shrink_to_fit();
+    }
+
+    /// Takes over what a call-me-maybe names, likewise, and makes every candidate due for a ping.
+    pub(super) fn call(&mut self, addresses: &[SocketAddr], keep: Option<SocketAddr>, now: Instant) {
+        let addresses = clean(addresses, MAX_CALLED);
+        self.0.iter_mut().for_each(|candidate| candidate.called = addresses.contains(&candidate.address));
+        self.expire(now);
+        for address in addresses {
+            if let Some(candidate) = self.admit(address, keep) {
+                candidate.called = true;
+            }
+        }
+        for trace in self.0.iter_mut().filter_map(|candidate| candidate.trace.as_mut()) {
+            trace.pinged = None;
+        }
+    }
+
+    /// Notes that a ping came from a usable address.
+    pub(super) fn hear(
+        &mut self,
+        address: SocketAddr,
+        ping: TransactionId,
+        keep: Option<SocketAddr>,
+        now: Instant,
+    ) -> Heard {
+        let is_new = self.get(address).is_none();
+        let Some(candidate) = self.admit(address, keep) else { return Heard::Known };
+        let trace = candidate.trace();
+        trace.alive = Some(now);
+        match trace.last_ping.replace(ping) {
+            _ if is_new => Heard::New,
+            Some(last) if last == ping => Heard::Duplicate,
+            Some(_) | None => Heard::Known,
+        }
+    }
+
+    /// Notes that a ping to an address was answered; false if it is no candidate any more.
+    pub(super) fn answered(&mut self, address: SocketAddr, latency: Duration, now: Instant) -> bool {
+        let Some(candidate) = self.get(address) else { return false };
+        let trace = candidate.trace();
+        trace.alive = Some(now);
+        trace.latency = Some(latency);
+        true
+    }
+
+    /// Drops what nobody names and no traffic told of for 45 s.
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.0.retain(|candidate| candidate.is_named() || candidate.is_alive(now));
+    }
+
+    /// Forgets what traffic told of all candidates, after a change of our own network.
+    pub(super) fn forget_traces(&mut self) {
+        for candidate in self.0.iter_mut().filter(|candidate| candidate.is_named()) {
+            candidate.trace = None;
+        }
+        for trace in self.0.iter_mut().filter_map(|candidate| candidate.trace.as_mut()) {
+            (trace.pinged, trace.latency) = (None, None);
+        }
+    }
+
+    /// Forgets all but what the server lists.
+    pub(super) fn forget_learned(&mut self) {
+        self.0.retain(|candidate| candidate.listed);
+        for candidate in &mut self.0 {
+            candidate.called = false;
+            candidate.trace = None;
+        }
+    }
+
+    /// Gives back memory when the peer comes to rest.
+    pub(super) fn rest(&mut self, now: Instant) {
+        self.expire(now);
+        for candidate in &mut self.0 {
+            if !candidate.is_alive(now) {
+                candidate.trace = None;
+            }
+        }
+        self.0.shrink_to_fit();
+    }
+
+    pub(super) fn contains(&self, address: SocketAddr) -> bool {
+        self.0.iter().any(|candidate| candidate.address == address)
+    }
+
+    pub(super) fn get(&mut self, address: SocketAddr) -> Option<&mut Candidate> {
+        self.0.iter_mut().find(|candidate| candidate.address == address)
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Candidate> {
+        self.0.iter_mut()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn status(&self) -> Vec<CandidateStatus> {
+        self.0.iter().map(Candidate::status).collect()
+    }
+
+    /// Finds or adds a candidate. When there is no room, the one that only traffic told of, longest ago, must go, but
+    /// not `keep`.
+    fn admit(&mut self, address: SocketAddr, keep: Option<SocketAddr>) -> Option<&mut Candidate> {
+        if let Some(at) = self.0.iter().position(|candidate| candidate.address == address) {
+            return self.0.get_mut(at);
+        }
+        if self.0.len() >= MAX_CANDIDATES {
+            let dispensable = |candidate: &Candidate| !candidate.is_named() && Some(candidate.address) != keep;
+            let (at, _) = self
+                .0
+                .iter()
+                .enumerate()
+                .filter(|(_, candidate)| dispensable(candidate))
+                .min_by_key(|(_, candidate)| candidate.last_alive())?;
+            self.0.remove(at);
+        }
+        self.0.push(Candidate { address, listed: false, called: false, trace: None });
+        self.0.last_mut()
+    }
+
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        let traces = self.0.iter().filter(|candidate| candidate.trace.is_some()).count();
+        self.0.capacity() * size_of::<Candidate>() + traces * size_of::<Trace>()
+    }
+}
+
+/// Returns the usable addresses in plain form, each once, the first `max` of them.
+fn clean(addresses: &[SocketAddr], max: usize) -> Vec<SocketAddr> {
+    let mut clean = Vec::with_capacity(addresses.len().min(max));
+    for address in addresses.iter().copied().map(plain).filter(|address| is_usable(*address)) {
+        if clean.len() == max {
+            break;
+        }
+        if !clean.contains(&address) {
+            clean.push(address);
+        }
+    }
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::epoch;
+    use proptest::prelude::*;
+
+    fn address(last: u8) -> SocketAddr {
+        SocketAddr::from(([203, 0, 113, last], 41641))
+    }
+
+    #[test]
+    fn each_origin_has_its_own_end() {
+        let start = epoch();
+        let mut candidates = Candidates::default();
+        candidates.list(&[address(1)], None, start);
+        candidates.call(&[address(2), address(1)], None, start);
+        assert_eq!(candidates.hear(address(3), [1; 12], None, start), Heard::New);
+        let late = start + KEEP + Duration::from_millis(1);
+        candidates.expire(start + KEEP);
+        assert!(candidates.contains(address(3)));
+        candidates.expire(late);
+        assert!(!candidates.contains(address(3)), "pings age");
+        candidates.expire(late + Duration::from_secs(100_000));
+        assert!(candidates.contains(address(2)), "what the peer named does not age");
+        candidates.call(&[], None, late);
+        assert!(candidates.contains(address(1)) && !candidates.contains(address(2)));
+        candidates.list(&[], None, late);
+        assert!(candidates.is_empty());
+    }
+
+    #[test]
+    fn address_that_answers_survives_its_listing() {
+        let start = epoch();
+        let mut candidates = Candidates::default();
+        candidates.list(&[address(1)], None, start);
+        assert!(candidates.answered(address(1), Duration::from_millis(1), start));
+        candidates.list(&[address(2)], None, start + Duration::from_secs(1));
+        assert!(candidates.contains(address(1)));
+        candidates.expire(start + KEEP * 2);
+        assert!(!candidates.contains(address(1)));
+    }
+
+    #[test]
+    fn repeated_ping_is_a_duplicate_only_from_the_same_address() {
+        let start = epoch();
+        let mut candidates = Candidates::default();
+        candidates.list(&[address(1)], None, start);
+        assert_eq!(candidates.hear(address(1), [1; 12], None, start), Heard::Known);
+        assert_eq!(candidates.hear(address(1), [1; 12], None, start), Heard::Duplicate);
+        assert_eq!(candidates.hear(address(2), [1; 12], None, start), Heard::New);
+        assert_eq!(candidates.hear(address(1), [2; 12], None, start), Heard::Known);
+    }
+
+    proptest! {
+        /// However many addresses strangers and friends name, the list is bounded, has no doubles, and neither what
+        /// the server lists nor the address in use is pushed out.
+        #[test]
+        fn list_is_bounded(steps in proptest::collection::vec((0_u8..3, any::<[u8; 3]>(), 0_u8..80), 1..300)) {
+            let mut candidates = Candidates::default();
+            let (listed, used) = (address(1), address(2));
+            let mut now = epoch();
+            candidates.list(&[listed], None, now);
+            candidates.hear(used, [0; 12], None, now);
+            for (kind, [a, b, c], count) in steps {
+                let many: Vec<_> = (0..count).map(|n| SocketAddr::from(([a, b, c, n], 1))).collect();
+                match kind {
+                    0 => candidates.list(&[&many[..], &[listed]].concat()[many.len().saturating_sub(50)..], Some(used), now),
+                    1 => candidates.call(&many, Some(used), now),
+                    _ => {
+                        for address in many {
+                            candidates.hear(address, [a; 12], Some(used), now);
+                        }
+                    }
+                }
+                candidates.answered(used, Duration::ZERO, now);
+                now += Duration::from_millis(100);
+                prop_assert!(candidates.0.len() <= MAX_CANDIDATES);
+                let mut seen: Vec<_> = candidates.0.iter().map(|candidate| candidate.address).collect();
+                seen.sort();
+                seen.dedup();
+                prop_assert_eq!(seen.len(), candidates.0.len());
+                prop_assert!(candidates.contains(used));
+                prop_assert!(candidates.contains(listed));
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! What all peers share to send: keys, randomness, pings under way, timers.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use warren_wire::disco::{Message, Ping, TransactionId};
+use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey};
+
+use super::keys::DiscoKeys;
+use super::output::{Destination, PingId, Transmit};
+use super::pings::{Pings, Sent};
+
+/// How long a pong is waited for.
+pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a deadline is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    /// A peer in use is looked at.
+    Heartbeat(NodeKey),
+    /// A pong is overdue.
+    Ping(TransactionId),
+}
+
+pub(super) struct Outbox {
+    node: NodeKey,
+    pub(super) keys: DiscoKeys,
+    pub(super) pings: Pings,
+    pub(super) timers: BTreeSet<(Instant, Timer)>,
+    pub(super) transmits: VecDeque<Transmit>,
+    rng: StdRng,
+}
+
+impl Outbox {
+    pub(super) fn new(disco: DiscoSecret, node: NodeKey, seed: [u8; 32]) -> Self {
+        Self {
+            node,
+            keys: DiscoKeys::new(disco),
+            pings: Pings::default(),
+            timers: BTreeSet::new(),
+            transmits: VecDeque::new(),
+            rng: StdRng::from_seed(seed),
+        }
+    }
+
+    /// Sends a message to the holder of `disco`; false if nothing can be sealed for it.
+    pub(super) fn send(&mut self, to: Destination, disco: &DiscoKey, message: &Message) -> bool {
+        let nonce = self.rng.random();
+        let Some(bytes) = self.keys.seal(disco, &nonce, message) else { return false };
+        self.transmits.push_back(Transmit { to, bytes });
+        true
+    }
+
+    /// Sends a ping and waits for its pong; false if nothing can be sealed for the peer.
+    pub(super) fn ping(
+        &mut self,
+        peer: &NodeKey,
+        disco: &DiscoKey,
+        to: Destination,
+        user: Option<PingId>,
+        now: Instant,
+    ) -> bool {
+        let id: TransactionId = self.rng.random();
+        let ping = Message::Ping(Ping { id, node_key: Some(self.node), padding: 0 });
+        if !self.send(to, disco, &ping) {
+            return false;
+        }
+        self.pings.insert(id, Sent { peer: *peer, to, at: now, user });
+        self.timers.insert((now + PING_TIMEOUT, Timer::Ping(id)));
+        true
+    }
+}

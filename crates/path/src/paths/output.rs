@@ -1,0 +1,92 @@
+//! What [`Paths`](super::Paths) tells its owner to do.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use warren_wire::control::RegionId;
+use warren_wire::key::NodeKey;
+
+/// A disco message to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where to.
+    pub to: Destination,
+    /// The whole datagram.
+    pub bytes: Vec<u8>,
+}
+
+/// Where a message goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Destination {
+    /// Straight to this address.
+    Udp(SocketAddr),
+    /// To the peer through a relay region.
+    Relay {
+        /// The region.
+        region: RegionId,
+        /// The peer.
+        peer: NodeKey,
+    },
+}
+
+/// How a message came from a peer or got there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Via {
+    /// Straight from or to this address.
+    Direct(SocketAddr),
+    /// Through this relay region.
+    Relay(RegionId),
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Send to the peer by this path from now on.
+    Path {
+        /// Who.
+        peer: NodeKey,
+        /// The path.
+        path: Path,
+    },
+    /// Fresh own endpoints are wanted: measure, then call [`Paths::set_own_endpoints`](super::Paths::set_own_endpoints),
+    /// also if nothing was found. Repeated every 10 s while it is not answered.
+    EndpointsWanted,
+    /// A ping of [`Paths::ping`](super::Paths::ping) was answered; this is its only event.
+    Pong {
+        /// Which.
+        id: PingId,
+        /// The path that was pinged.
+        via: Via,
+        /// Time there and back.
+        latency: Duration,
+    },
+    /// A ping of [`Paths::ping`](super::Paths::ping) was not answered within 5 s, or its peer is gone; this is its
+    /// only event.
+    PingTimeout {
+        /// Which.
+        id: PingId,
+    },
+}
+
+/// Where to send a peer's packets: [`Self::direct`] alone while it is trusted; afterwards `direct`, if any, and
+/// [`Self::relay`]; without a direct path the relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Path {
+    /// The direct path, if one is known.
+    pub direct: Option<Direct>,
+    /// The relay region, if one is known.
+    pub relay: Option<RegionId>,
+}
+
+/// A direct path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Direct {
+    /// The peer's address.
+    pub address: SocketAddr,
+    /// Last instant at which the path alone suffices.
+    pub trusted_until: Instant,
+}
+
+/// Names a ping of [`Paths::ping`](super::Paths::ping).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PingId(pub u64);

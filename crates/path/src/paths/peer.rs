@@ -1,0 +1,216 @@
+//! One peer: its candidates, the best of them, and how long it is trusted.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use warren_wire::control::RegionId;
+use warren_wire::key::{DiscoKey, NodeKey};
+
+use super::candidates::Candidates;
+use super::outbox::Outbox;
+use super::output::{Destination, Direct, Path, PingId};
+use super::pings::Budget;
+use super::score;
+use super::status::{PathStatus, Reason};
+
+/// How long a direct path is trusted after a pong.
+///
+/// Source: Tailscale `wgengine/magicsock`, `trustUDPAddrDuration`.
+pub(super) const TRUST: Duration = Duration::from_millis(6_500);
+/// How long a peer counts as in use after the last packet to it.
+///
+/// Source: Tailscale `wgengine/magicsock`, `sessionActiveTimeout`.
+pub(super) const IN_USE: Duration = Duration::from_secs(45);
+/// Least time between discovery pings to one address.
+///
+/// Source: Tailscale `wgengine/magicsock`, `discoPingInterval`.
+const PING_SPACING: Duration = Duration::from_secs(5);
+/// Latency at or below which a trusted path is not compared with others.
+///
+/// Source: Tailscale `wgengine/magicsock`, `goodEnoughLatency`.
+const GOOD_ENOUGH: Duration = Duration::from_millis(5);
+/// How often a trusted path with more latency is compared with others.
+///
+/// Source: Tailscale `wgengine/magicsock`, `upgradeUDPDirectInterval`.
+const UPGRADE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What the server says of a peer's paths.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PeerConfig {
+    /// Its disco key; without one there is only the relay.
+    pub disco: Option<DiscoKey>,
+    /// Its home relay.
+    pub home: Option<RegionId>,
+    /// Addresses at which it may be found; unusable ones, and all behind the 64th, are ignored.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// State of one peer. A peer at rest holds no timer.
+#[derive(Debug, Default)]
+pub(super) struct Peer {
+    pub(super) disco: Option<DiscoKey>,
+    pub(super) home: Option<RegionId>,
+    /// Region through which the peer was last heard, for as long as its home is not known.
+    pub(super) heard_region: Option<RegionId>,
+    pub(super) candidates: Candidates,
+    best: Option<Best>,
+    /// Why there is no best, if there was one.
+    lost: Option<Reason>,
+    pub(super) last_sent: Option<Instant>,
+    last_full_ping: Option<Instant>,
+    /// When the next heartbeat is due; set if and only if its timer is.
+    pub(super) heartbeat: Option<Instant>,
+    budget: Budget,
+    published: Path,
+}
+
+/// The best address of a peer.
+#[derive(Debug, Clone, Copy)]
+struct Best {
+    address: SocketAddr,
+    latency: Duration,
+    trusted_until: Instant,
+}
+
+/// Which candidates are pinged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    /// Those that were not pinged for 5 s.
+    Due,
+    /// All, for a user.
+    All(PingId),
+}
+
+impl Peer {
+    pub(super) fn relay(&self) -> Option<RegionId> {
+        self.home.or(self.heard_region)
+    }
+
+    pub(super) fn best_address(&self) -> Option<SocketAddr> {
+        self.best.map(|best| best.address)
+    }
+
+    /// Returns the direct address if it is trusted.
+    pub(super) fn trusted(&self, now: Instant) -> Option<SocketAddr> {
+        self.best.filter(|best| now <= best.trusted_until).map(|best| best.address)
+    }
+
+    pub(super) fn is_in_use(&self, now: Instant) -> bool {
+        self.last_sent.is_some_and(|at| now.saturating_duration_since(at) <= IN_USE)
+    }
+
+    /// Tells whether a heartbeat should look for a better path than the present one.
+    pub(super) fn wants_search(&self, now: Instant) -> bool {
+        let Some(best) = self.best.filter(|best| now <= best.trusted_until) else { return true };
+        let Some(last) = self.last_full_ping else { return true };
+        best.latency > GOOD_ENOUGH && now.saturating_duration_since(last) >= UPGRADE_INTERVAL
+    }
+
+    /// Gives up the direct path.
+    pub(super) fn lose(&mut self, reason: Reason) {
+        if self.best.take().is_some() {
+            self.lost = Some(reason);
+        }
+    }
+
+    /// Gives up the direct path if its address is no candidate any more.
+    pub(super) fn check_best(&mut self) {
+        if self.best_address().is_some_and(|address| !self.candidates.contains(address)) {
+            self.lose(Reason::Withdrawn);
+        }
+    }
+
+    /// Forgets all that was proved, because the peer has another disco key.
+    pub(super) fn forget(&mut self) {
+        self.candidates.forget_learned();
+        self.last_full_ping = None;
+        self.lose(Reason::PeerRestarted);
+    }
+
+    /// Notes that a ping to `address` was answered, and adopts it if it is now the best.
+    pub(super) fn answered(&mut self, address: SocketAddr, latency: Duration, now: Instant) {
+        if !self.candidates.answered(address, latency, now) {
+            return;
+        }
+        let adopt = match self.best {
+            Some(best) if now <= best.trusted_until => {
+                best.address == address || score::is_better((address, latency), (best.address, best.latency))
+            }
+            Some(_) | None => true,
+        };
+        if adopt {
+            self.best = Some(Best { address, latency, trusted_until: now + TRUST });
+            self.lost = None;
+        }
+    }
+
+    /// Pings candidates and returns how many.
+    pub(super) fn ping_candidates(&mut self, key: &NodeKey, which: Which, outbox: &mut Outbox, now: Instant) -> usize {
+        let Some(disco) = self.disco else { return 0 };
+        self.last_full_ping = Some(now);
+        self.candidates.expire(now);
+        self.check_best();
+        let user = match which {
+            Which::Due => None,
+            Which::All(id) => Some(id),
+        };
+        let mut count = 0;
+        for candidate in self.candidates.iter_mut() {
+            if which == Which::Due && candidate.pinged_within(PING_SPACING, now) {
+                continue;
+            }
+            let to = Destination::Udp(candidate.address());
+            if !self.budget.take(now) || !outbox.ping(key, &disco, to, user, now) {
+                break;
+            }
+            candidate.trace().pinged = Some(now);
+            count += 1;
+        }
+        count
+    }
+
+    /// Pings the address of the direct path, outside of the budget.
+    pub(super) fn ping_best(&mut self, key: &NodeKey, user: Option<PingId>, outbox: &mut Outbox, now: Instant) -> bool {
+        let (Some(disco), Some(best)) = (self.disco, self.best) else { return false };
+        if let Some(candidate) = self.candidates.get(best.address) {
+            candidate.trace().pinged = Some(now);
+        }
+        outbox.ping(key, &disco, Destination::Udp(best.address), user, now)
+    }
+
+    /// Pings an address from which the peer was just heard for the first time.
+    pub(super) fn ping_new(&mut self, key: &NodeKey, address: SocketAddr, outbox: &mut Outbox, now: Instant) {
+        let (Some(disco), Some(candidate)) = (self.disco, self.candidates.get(address)) else { return };
+        if self.budget.take(now) && outbox.ping(key, &disco, Destination::Udp(address), None, now) {
+            candidate.trace().pinged = Some(now);
+        }
+    }
+
+    /// Returns the present path if it differs from the last that was returned.
+    pub(super) fn publish(&mut self) -> Option<Path> {
+        let path = self.path();
+        (std::mem::replace(&mut self.published, path) != path).then_some(path)
+    }
+
+    fn path(&self) -> Path {
+        let direct = |best: Best| Direct { address: best.address, trusted_until: best.trusted_until };
+        Path { direct: self.best.map(direct), relay: self.relay() }
+    }
+
+    pub(super) fn status(&self) -> PathStatus {
+        let relayed = match () {
+            () if self.disco.is_none() => Reason::NoDiscoKey,
+            () if self.lost.is_some() => self.lost.unwrap_or(Reason::Lost),
+            () if self.candidates.is_empty() => Reason::NoAddress,
+            () if self.last_full_ping.is_none() => Reason::Untried,
+            () => Reason::NoAnswer,
+        };
+        PathStatus {
+            path: self.path(),
+            latency: self.best.map(|best| best.latency),
+            in_use: self.heartbeat.is_some(),
+            reason: if self.best.is_some() { Reason::Answered } else { relayed },
+            candidates: self.candidates.status(),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Pings under way, and how many may be.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use warren_wire::disco::TransactionId;
+use warren_wire::key::NodeKey;
+
+use super::output::{Destination, PingId};
+
+/// Most pings of users that wait for their answers.
+const MAX_ASKED: usize = 64;
+/// Least mean time between discovery pings to one peer: a full list of candidates, each pinged every 5 s.
+const PING_INTERVAL: Duration = Duration::from_millis(50);
+/// How far discovery pings to one peer may run ahead of that: a full list at once.
+const PING_BURST: Duration = Duration::from_secs(5);
+
+/// Pings that wait for their pongs.
+#[derive(Default)]
+pub(super) struct Pings {
+    under_way: BTreeMap<TransactionId, Sent>,
+    /// Users' pings, and how many of the pings under way belong to each.
+    asked: BTreeMap<PingId, usize>,
+    last_id: u64,
+}
+
+/// A ping that was sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sent {
+    /// To whom.
+    pub(super) peer: NodeKey,
+    /// Where to.
+    pub(super) to: Destination,
+    /// When.
+    pub(super) at: Instant,
+    /// The user's ping that it belongs to.
+    pub(super) user: Option<PingId>,
+}
+
+impl Pings {
+    /// Begins a ping for a user; `None` if too many are waited for.
+    pub(super) fn ask(&mut self) -> Option<PingId> {
+        if self.asked.len() >= MAX_ASKED {
+            return None;
+        }
+        self.last_id += 1;
+        let id = PingId(self.last_id);
+        self.asked.insert(id, 0);
+        Some(id)
+    }
+
+    /// Takes back what [`Self::ask`] began.
+    pub(super) fn cancel(&mut self, id: PingId) {
+        self.asked.remove(&id);
+    }
+
+    pub(super) fn insert(&mut self, id: TransactionId, sent: Sent) {
+        if let Some(count) = sent.user.and_then(|user| self.asked.get_mut(&user)) {
+            *count += 1;
+        }
+        self.under_way.insert(id, sent);
+    }
+
+    pub(super) fn get(&self, id: &TransactionId) -> Option<&Sent> {
+        self.under_way.get(id)
+    }
+
+    /// Ends a ping that was answered; tells the user's ping that this answers, the first time.
+    pub(super) fn answer(&mut self, id: &TransactionId) -> Option<PingId> {
+        let user = self.under_way.remove(id)?.user?;
+        self.asked.remove(&user).map(|_| user)
+    }
+
+    /// Ends a ping that was not answered in time; tells the user's ping that has failed with it.
+    pub(super) fn expire(&mut self, id: &TransactionId) -> Option<(Sent, Option<PingId>)> {
+        let sent = self.under_way.remove(id)?;
+        let failed = sent.user.filter(|user| {
+            let Some(count) = self.asked.get_mut(user) else { return false };
+            *count = count.saturating_sub(1);
+            *count == 0
+        });
+        if let Some(user) = failed {
+            self.asked.remove(&user);
+        }
+        Some((sent, failed))
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.under_way.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn to(&self, address: std::net::SocketAddr) -> impl Iterator<Item = TransactionId> {
+        self.under_way.iter().filter(move |(_, sent)| sent.to == Destination::Udp(address)).map(|(id, _)| *id)
+    }
+}
+
+/// Limits the discovery pings to one peer, whoever causes them: 100 at once, 20 a second.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Budget(Option<Instant>);
+
+impl Budget {
+    /// Takes one ping; false if there is none left.
+    pub(super) fn take(&mut self, now: Instant) -> bool {
+        let used_until = self.0.map_or(now, |until| until.max(now)) + PING_INTERVAL;
+        if used_until > now + PING_BURST {
+            return false;
+        }
+        self.0 = Some(used_until);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budget_gives_a_hundred_at_once_and_twenty_a_second() {
+        let start = crate::testing::epoch();
+        let mut budget = Budget::default();
+        assert_eq!((0..1000).filter(|_| budget.take(start)).count(), 100);
+        let later = start + Duration::from_secs(3);
+        assert_eq!((0..1000).filter(|_| budget.take(later)).count(), 60);
+        assert_eq!((0..1000).filter(|_| budget.take(later + Duration::from_secs(3600))).count(), 100);
+    }
+}

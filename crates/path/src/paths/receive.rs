@@ -1,0 +1,127 @@
+//! What peers send: pings, pongs, call-me-maybe.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use warren_wire::control::RegionId;
+use warren_wire::disco::{self, Message, Ping, Pong};
+use warren_wire::key::{DiscoKey, NodeKey};
+
+use super::Paths;
+use super::candidates::Heard;
+use super::outbox::{PING_TIMEOUT, Timer};
+use super::output::{Destination, Event, Via};
+use super::peer::Which;
+use crate::address::{RELAY_IP, is_answerable, is_usable, plain};
+
+impl Paths {
+    /// Handles a disco datagram that came straight from `from`.
+    pub fn handle_udp(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) {
+        if !is_answerable(from) {
+            return;
+        }
+        match self.outbox.keys.open(datagram) {
+            Some((sender, Message::Ping(ping))) => self.handle_ping(&sender, &ping, from, now),
+            Some((sender, Message::Pong(pong))) => self.handle_pong(&sender, &pong, Via::Direct(from), now),
+            // Everything else needs a relay that vouches for the sender, or belongs to peer relays.
+            Some(_) | None => {}
+        }
+    }
+
+    /// Handles a disco datagram that came through a relay from the holder of key `from`, as the relay says.
+    pub fn handle_relayed(&mut self, region: RegionId, from: &NodeKey, datagram: &[u8], now: Instant) {
+        let Some(disco) = self.peers.get(from).and_then(|peer| peer.disco) else { return };
+        if disco::peek(datagram) != Some(disco) {
+            return;
+        }
+        let Some((sender, message)) = self.outbox.keys.open(datagram) else { return };
+        self.handle_received(from, Via::Relay(region), now);
+        match message {
+            Message::Ping(ping) => {
+                let source = SocketAddr::new(IpAddr::V4(RELAY_IP), region.0);
+                let to = Destination::Relay { region, peer: *from };
+                self.outbox.send(to, &sender, &Message::Pong(Pong { id: ping.id, source }));
+            }
+            Message::Pong(pong) => self.handle_pong(&sender, &pong, Via::Relay(region), now),
+            Message::CallMeMaybe(endpoints) => self.handle_call(from, &endpoints, now),
+            // What belongs to peer relays, and types that are not known yet.
+            Message::BindEndpoint(_)
+            | Message::BindChallenge(_)
+            | Message::BindAnswer(_)
+            | Message::CallMeMaybeVia(_)
+            | Message::AllocateRequest(_)
+            | Message::AllocateResponse { .. }
+            | _ => {}
+        }
+    }
+
+    /// Tells that an authentic WireGuard packet of a peer came this way. Only a relay region is learned from it, for
+    /// peers without a known home; a direct path is proved by pings alone. At most once a second per peer is enough.
+    pub fn handle_received(&mut self, peer: &NodeKey, via: Via, _now: Instant) {
+        let (Some(state), Via::Relay(region)) = (self.peers.get_mut(peer), via) else { return };
+        if state.home.is_none() {
+            state.heard_region = region.known();
+            self.publish(peer);
+        }
+    }
+
+    fn handle_ping(&mut self, sender: &DiscoKey, ping: &Ping, from: SocketAddr, now: Instant) {
+        let address = plain(from);
+        if let Some(key) = self.pinger(sender, ping)
+            && let Some(peer) = self.peers.get_mut(&key)
+            && is_usable(address)
+        {
+            match peer.candidates.hear(address, ping.id, peer.best_address(), now) {
+                Heard::Duplicate => return,
+                // It costs the peer nothing to be pinged where it just pinged from, and may spare us a second's wait.
+                Heard::New if peer.is_in_use(now) && peer.trusted(now).is_none() => {
+                    peer.ping_new(&key, address, &mut self.outbox, now);
+                }
+                Heard::New | Heard::Known => {}
+            }
+        }
+        self.outbox.send(Destination::Udp(from), sender, &Message::Pong(Pong { id: ping.id, source: address }));
+    }
+
+    /// Tells which holder of a disco key sent a ping, if that is certain.
+    fn pinger(&self, sender: &DiscoKey, ping: &Ping) -> Option<NodeKey> {
+        let holders = self.outbox.keys.holders(sender);
+        let named = ping.node_key.filter(|key| holders.contains(key));
+        named.or(match holders {
+            [only] => Some(*only),
+            _ => None,
+        })
+    }
+
+    fn handle_pong(&mut self, sender: &DiscoKey, pong: &Pong, via: Via, now: Instant) {
+        let Some(sent) = self.outbox.pings.get(&pong.id).copied() else { return };
+        let Some(peer) = self.peers.get_mut(&sent.peer) else { return };
+        if peer.disco != Some(*sender) {
+            return;
+        }
+        // The address that we pinged is the proved one, wherever the pong came from; but it must have come the same way.
+        let pinged = match (sent.to, via) {
+            (Destination::Udp(address), Via::Direct(_)) => Via::Direct(address),
+            (Destination::Relay { region, .. }, Via::Relay(_)) => Via::Relay(region),
+            (Destination::Udp(_), Via::Relay(_)) | (Destination::Relay { .. }, Via::Direct(_)) => return,
+        };
+        let latency = now.saturating_duration_since(sent.at);
+        if let Via::Direct(address) = pinged {
+            peer.answered(address, latency, now);
+        }
+        self.outbox.timers.remove(&(sent.at + PING_TIMEOUT, Timer::Ping(pong.id)));
+        if let Some(id) = self.outbox.pings.answer(&pong.id) {
+            self.events.push_back(Event::Pong { id, via: pinged, latency });
+        }
+        self.publish(&sent.peer);
+    }
+
+    /// A peer asks us, over the relay, to ping it at these addresses. Never answered with another call.
+    fn handle_call(&mut self, from: &NodeKey, endpoints: &[SocketAddr], now: Instant) {
+        let Some(peer) = self.peers.get_mut(from) else { return };
+        peer.candidates.call(endpoints, peer.best_address(), now);
+        peer.check_best();
+        peer.ping_candidates(from, Which::Due, &mut self.outbox, now);
+        self.publish(from);
+    }
+}

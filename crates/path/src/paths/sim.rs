@@ -1,0 +1,295 @@
+//! An Internet for tests: nodes behind NATs, a relay, latency, loss, one clock.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use warren_wire::control::RegionId;
+use warren_wire::key::{DiscoSecret, NodeKey, NodeSecret};
+
+use super::{Destination, Event, Path, Paths, PeerConfig};
+use crate::testing::epoch;
+
+pub(super) const REGION: RegionId = RegionId(900);
+/// How long a NAT lets answers in.
+const NAT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a node takes to ask the STUN server.
+const MEASURING: Duration = Duration::from_millis(200);
+
+/// How a node meets the Internet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Nat {
+    /// It has a public address and no firewall.
+    None,
+    /// One public port; only what was opened from inside comes in.
+    Easy,
+    /// Another public port for each destination.
+    Hard,
+}
+
+pub(super) struct SimNode {
+    pub(super) paths: Paths,
+    pub(super) key: NodeKey,
+    nat: Nat,
+    number: u8,
+    /// Ports of the NAT by destination and when they were last used.
+    mappings: BTreeMap<SocketAddr, (u16, Instant)>,
+    measure_at: Option<Instant>,
+    /// The published paths.
+    pub(super) slots: BTreeMap<NodeKey, Path>,
+    /// All other events.
+    pub(super) events: Vec<Event>,
+    /// Numbers of the data packets that arrived.
+    pub(super) received: Vec<u64>,
+    /// Disco messages sent so far, by way.
+    pub(super) sent_udp: usize,
+    pub(super) sent_relay: usize,
+}
+
+enum Payload {
+    Disco(Vec<u8>),
+    Data(u64),
+}
+
+struct Packet {
+    from: Option<SocketAddr>,
+    sender: usize,
+    receiver: usize,
+    payload: Payload,
+}
+
+pub(super) struct Internet {
+    pub(super) now: Instant,
+    pub(super) nodes: Vec<SimNode>,
+    pub(super) latency: Duration,
+    pub(super) relay_latency: Duration,
+    /// Lost UDP datagrams in a thousand.
+    pub(super) loss: u32,
+    /// Swallows all UDP.
+    pub(super) is_cut: bool,
+    flying: BTreeMap<(Instant, u64), Packet>,
+    count: u64,
+    data: u64,
+    rng: StdRng,
+}
+
+impl Internet {
+    /// Two nodes that know each other: disco key, home, and the addresses that STUN and their interfaces tell.
+    pub(super) fn pair(nats: [Nat; 2], seed: u8) -> Self {
+        let nodes = nats.into_iter().zip(1..).map(|(nat, number)| {
+            let key = NodeSecret::from_bytes([number; 32]).public();
+            let paths = Paths::new(DiscoSecret::from_bytes([number + 100; 32]), key, [number ^ seed; 32]);
+            SimNode {
+                paths,
+                key,
+                nat,
+                number,
+                mappings: BTreeMap::new(),
+                measure_at: None,
+                slots: BTreeMap::new(),
+                events: Vec::new(),
+                received: Vec::new(),
+                sent_udp: 0,
+                sent_relay: 0,
+            }
+        });
+        let mut internet = Self {
+            now: epoch(),
+            nodes: nodes.collect(),
+            latency: Duration::from_millis(10),
+            relay_latency: Duration::from_millis(40),
+            loss: 0,
+            is_cut: false,
+            flying: BTreeMap::new(),
+            count: 0,
+            data: 0,
+            rng: StdRng::from_seed([seed; 32]),
+        };
+        internet.introduce(0, 1);
+        internet.introduce(1, 0);
+        internet
+    }
+
+    /// Tells `to` of `about` as the server would.
+    pub(super) fn introduce(&mut self, about: usize, to: usize) {
+        let peer = &self.nodes[about];
+        let config =
+            PeerConfig { disco: Some(peer.paths.disco_key()), home: Some(REGION), endpoints: peer.endpoints() };
+        let key = peer.key;
+        let now = self.now;
+        self.nodes[to].paths.set_peer(key, &config, now);
+        self.drain(to);
+    }
+
+    pub(super) fn key(&self, node: usize) -> NodeKey {
+        self.nodes[node].key
+    }
+
+    /// Returns the path that `from` uses to the other.
+    pub(super) fn path(&self, from: usize) -> Path {
+        self.nodes[from].slots[&self.nodes[1 - from].key]
+    }
+
+    /// Tells whether the direct path from one to the other is trusted now.
+    pub(super) fn is_direct(&self, from: usize) -> bool {
+        self.path(from).direct.is_some_and(|direct| self.now <= direct.trusted_until)
+    }
+
+    /// Does something with a node, then carries out what it wants.
+    pub(super) fn with<T>(&mut self, node: usize, act: impl FnOnce(&mut Paths, NodeKey, Instant) -> T) -> T {
+        let peer = self.nodes[1 - node].key;
+        let result = act(&mut self.nodes[node].paths, peer, self.now);
+        self.drain(node);
+        result
+    }
+
+    /// Sends a data packet as the path says, and reports it like a worker that reports every packet. Returns its number.
+    pub(super) fn send_data(&mut self, from: usize) -> u64 {
+        self.with(from, |paths, peer, now| paths.handle_activity(&peer, now));
+        self.data += 1;
+        let (number, path) = (self.data, self.path(from));
+        if let Some(direct) = path.direct {
+            self.send_udp(from, direct.address, Payload::Data(number));
+        }
+        if path.relay.is_some() && !self.is_direct(from) {
+            self.send_relayed(from, 1 - from, Payload::Data(number));
+        }
+        number
+    }
+
+    /// Lets time pass.
+    pub(super) fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            let arrival = self.flying.keys().next().map(|(at, _)| *at);
+            let deadlines = self.nodes.iter().flat_map(|node| [node.paths.poll_timeout(), node.measure_at]);
+            let Some(at) = deadlines.chain([arrival]).flatten().min().filter(|at| *at <= end) else { break };
+            assert!(at >= self.now || arrival != Some(at), "time runs forward");
+            self.now = self.now.max(at);
+            self.step();
+        }
+        self.now = end;
+    }
+
+    /// Sends a data packet each second, both ways, and lets the time pass.
+    pub(super) fn talk(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.send_data(0);
+            self.send_data(1);
+            self.run(Duration::from_secs(1));
+        }
+    }
+
+    fn step(&mut self) {
+        let now = self.now;
+        while let Some(entry) = self.flying.first_entry().filter(|entry| entry.key().0 <= now) {
+            self.arrive(entry.remove());
+        }
+        for at in 0..self.nodes.len() {
+            let node = &mut self.nodes[at];
+            if node.measure_at.is_some_and(|due| due <= now) {
+                node.measure_at = None;
+                let endpoints = node.endpoints();
+                node.paths.set_own_endpoints(endpoints, now);
+            }
+            node.paths.handle_timeout(now);
+            self.drain(at);
+        }
+    }
+
+    fn arrive(&mut self, packet: Packet) {
+        let (now, sender) = (self.now, self.nodes[packet.sender].key);
+        let node = &mut self.nodes[packet.receiver];
+        match (packet.payload, packet.from) {
+            (Payload::Data(number), _) => node.received.push(number),
+            (Payload::Disco(bytes), Some(from)) => node.paths.handle_udp(from, &bytes, now),
+            (Payload::Disco(bytes), None) => node.paths.handle_relayed(REGION, &sender, &bytes, now),
+        }
+        self.drain(packet.receiver);
+    }
+
+    fn drain(&mut self, at: usize) {
+        while let Some(transmit) = self.nodes[at].paths.poll_transmit() {
+            match transmit.to {
+                Destination::Udp(to) => {
+                    self.nodes[at].sent_udp += 1;
+                    self.send_udp(at, to, Payload::Disco(transmit.bytes));
+                }
+                Destination::Relay { region, peer } => {
+                    assert_eq!(region, REGION);
+                    self.nodes[at].sent_relay += 1;
+                    if let Some(to) = self.nodes.iter().position(|node| node.key == peer) {
+                        self.send_relayed(at, to, Payload::Disco(transmit.bytes));
+                    }
+                }
+            }
+        }
+        let node = &mut self.nodes[at];
+        while let Some(event) = node.paths.poll_event() {
+            match event {
+                Event::Path { peer, path } => drop(node.slots.insert(peer, path)),
+                Event::EndpointsWanted => node.measure_at = Some(self.now + MEASURING),
+                other => node.events.push(other),
+            }
+        }
+    }
+
+    fn send_relayed(&mut self, sender: usize, receiver: usize, payload: Payload) {
+        let packet = Packet { from: None, sender, receiver, payload };
+        self.fly(self.relay_latency, packet);
+    }
+
+    fn send_udp(&mut self, sender: usize, to: SocketAddr, payload: Payload) {
+        let now = self.now;
+        let from = self.nodes[sender].pass_out(to, now);
+        let Some(receiver) = self.nodes.iter().position(|node| node.lets_in(from, to, now)) else { return };
+        if self.is_cut || self.rng.random_range(0..1000) < self.loss {
+            return;
+        }
+        self.fly(self.latency, Packet { from: Some(from), sender, receiver, payload });
+    }
+
+    fn fly(&mut self, latency: Duration, packet: Packet) {
+        self.count += 1;
+        self.flying.insert((self.now + latency, self.count), packet);
+    }
+}
+
+impl SimNode {
+    /// Address of its NAT, or its own.
+    fn public(&self, port: u16) -> SocketAddr {
+        SocketAddr::from(([198, 51, 100, self.number], port))
+    }
+
+    /// What it would tell the server: what STUN says, and the interface's address.
+    pub(super) fn endpoints(&self) -> Vec<SocketAddr> {
+        match self.nat {
+            Nat::None => vec![self.public(41641)],
+            Nat::Easy => vec![self.public(41641), SocketAddr::from(([192, 168, self.number, 2], 41641))],
+            Nat::Hard => vec![self.public(2), SocketAddr::from(([192, 168, self.number, 2], 41641))],
+        }
+    }
+
+    /// Sends through the NAT; returns the address that the world sees.
+    fn pass_out(&mut self, to: SocketAddr, now: Instant) -> SocketAddr {
+        let fresh = 1000 + u16::try_from(self.mappings.len()).unwrap();
+        let (port, used) = self.mappings.entry(to).or_insert((fresh, now));
+        if now - *used > NAT_TIMEOUT {
+            *port = fresh;
+        }
+        *used = now;
+        let port = if self.nat == Nat::Hard { *port } else { 41641 };
+        self.public(port)
+    }
+
+    fn lets_in(&self, from: SocketAddr, to: SocketAddr, now: Instant) -> bool {
+        let is_open = self.mappings.get(&from).is_some_and(|(_, used)| now - *used <= NAT_TIMEOUT);
+        match self.nat {
+            Nat::None => to == self.public(41641),
+            Nat::Easy => to == self.public(41641) && is_open,
+            Nat::Hard => is_open && self.mappings.get(&from).is_some_and(|(port, _)| to == self.public(*port)),
+        }
+    }
+}
