@@ -3,26 +3,34 @@
 //! Every rule has a number. Of each node we keep which rules have it as a source and which as a destination, as bits;
 //! nodes that agree in owner, tags and bits form a class, and most questions are asked of classes. Only host addresses
 //! and approved routes are looked at per node.
+//!
+//! Memory is linear in the policy's text and in the directory: rules share their lists of sources, and a selector that
+//! occurs in many lists is looked up once.
 
 mod address;
+mod classes;
+mod merge;
 mod rule_set;
 mod target;
 
-pub use rule_set::RuleSet;
-
-use crate::{Directory, DirectoryNode, Owner, Policy};
-use address::{overlap, prefix_text, wildcard_covers, within_internet};
+use crate::selector::Selector;
+use crate::{Directory, Owner, Policy};
+use address::{overlap, prefix_text, within_internet};
+use classes::{Class, ClassKey};
 use ipnet::IpNet;
-use std::collections::{BTreeMap, BTreeSet};
+use merge::FilterBuilder;
+use rule_set::RuleSet;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use target::{Index, Target};
-use warren_wire::control::{FilterRule, NetPortRange, NodeId, PortRange, UserId};
+use warren_wire::control::{FilterRule, NodeId, PortRange, UserId};
 
 /// A policy compiled for one directory.
 #[derive(Debug, Clone)]
 pub struct Compiled {
     rules: Vec<Rule>,
+    source_lists: Vec<SourceList>,
     classes: Vec<Class>,
     nodes: BTreeMap<NodeId, Member>,
     by_address: BTreeMap<IpAddr, NodeId>,
@@ -33,31 +41,22 @@ pub struct Compiled {
 /// A grant with its names looked up.
 #[derive(Debug, Clone)]
 struct Rule {
-    sources: Vec<Target>,
-    /// Sources as the wire names them; rules with equal sources share them.
-    source_texts: Arc<[String]>,
-    destinations: Vec<Target>,
+    /// Number of the list of its sources.
+    sources: usize,
+    destinations: Vec<Arc<Target>>,
     services: Vec<(Vec<i64>, Vec<PortRange>)>,
 }
 
-/// Nodes that the policy does not tell apart.
+/// The sources of one or more rules.
 #[derive(Debug, Clone)]
-struct Class {
-    key: ClassKey,
-    nodes: Vec<NodeId>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct ClassKey {
-    owner: Owner,
-    /// Rules that have the node, or a subnet behind it, as a source.
-    sources: RuleSet,
-    /// Rules that have the node, or a subnet behind it, as a destination.
-    destinations: RuleSet,
-    /// Rules that are in its filter; an exit node also has rules to parts of the Internet.
-    filter: RuleSet,
-    /// Rules that let the devices of its owner reach each other.
-    own: RuleSet,
+struct SourceList {
+    targets: Vec<Arc<Target>>,
+    /// What the wire calls them, target by target; the same text may occur in several.
+    texts: Vec<Arc<[String]>>,
+    /// The rules that have these sources.
+    rules: RuleSet,
+    /// Those of them that lead to the devices of the source's owner.
+    to_own_devices: RuleSet,
 }
 
 /// A node within its class.
@@ -71,37 +70,42 @@ struct Member {
 
 impl Compiled {
     pub(crate) fn new(policy: &Policy, directory: &Directory) -> Self {
-        let index = Index::new(directory);
-        let mut shared: BTreeMap<Vec<Target>, Arc<[String]>> = BTreeMap::new();
-        let rules: Vec<Rule> = policy
-            .sections
-            .grants
-            .iter()
-            .map(|grant| {
-                let resolve = |selectors: &[crate::selector::Selector]| -> Vec<Target> {
-                    selectors.iter().map(|selector| index.resolve(selector, &policy.sections)).collect()
-                };
-                let sources = resolve(&grant.sources);
-                let source_texts = shared.entry(sources.clone()).or_insert_with(|| index.source_texts(&sources).into());
-                Rule {
-                    source_texts: Arc::clone(source_texts),
-                    sources,
-                    destinations: resolve(&grant.destinations),
-                    services: grant
-                        .services
-                        .iter()
-                        .map(|service| (service.protocol.map(i64::from).into_iter().collect(), service.ports.clone()))
-                        .collect(),
-                }
-            })
-            .collect();
         let mut compiled = Self {
-            rules,
+            rules: Vec::with_capacity(policy.sections.grants.len()),
+            source_lists: Vec::new(),
             classes: Vec::new(),
             nodes: BTreeMap::new(),
             by_address: BTreeMap::new(),
             by_user: BTreeMap::new(),
         };
+        let mut index = Index::new(directory, &policy.sections);
+        let mut list_numbers: BTreeMap<&[Selector], usize> = BTreeMap::new();
+        for (number, grant) in policy.sections.grants.iter().enumerate() {
+            let sources = *list_numbers.entry(&grant.sources).or_insert_with_key(|selectors| {
+                compiled.source_lists.push(SourceList {
+                    targets: selectors.iter().map(|selector| index.target(selector)).collect(),
+                    texts: selectors.iter().map(|selector| index.texts(selector)).collect(),
+                    rules: RuleSet::default(),
+                    to_own_devices: RuleSet::default(),
+                });
+                compiled.source_lists.len().saturating_sub(1)
+            });
+            if let Some(list) = compiled.source_lists.get_mut(sources) {
+                list.rules.insert(number);
+                if grant.destinations.contains(&Selector::OwnDevices) {
+                    list.to_own_devices.insert(number);
+                }
+            }
+            compiled.rules.push(Rule {
+                sources,
+                destinations: grant.destinations.iter().map(|selector| index.target(selector)).collect(),
+                services: grant
+                    .services
+                    .iter()
+                    .map(|service| (service.protocol.map(i64::from).into_iter().collect(), service.ports.clone()))
+                    .collect(),
+            });
+        }
         for (id, node) in &directory.nodes {
             if let Owner::User(user) = node.owner {
                 compiled.by_user.entry(user).or_default().push(*id);
@@ -113,34 +117,40 @@ impl Compiled {
     }
 
     /// Returns the filter of a node: what others may send to it and to the subnets behind it. Empty denies everything.
+    ///
+    /// Rules with equal sources and protocols are one, in the place of the first; send an empty list as a list.
     #[must_use]
     pub fn filter(&self, node: NodeId) -> Vec<FilterRule> {
         let Some((member, class)) = self.member(node) else {
             return Vec::new();
         };
         let mut filter = FilterBuilder::default();
+        let mut own_sources = None;
         let mut wanted = class.filter.clone();
         wanted.extend(&class.own);
-        for rule in wanted.iter().filter_map(|number| self.rules.get(number)) {
-            let own = rule.destinations.contains(&Target::OwnDevices) && self.is_own_source(rule, &class.owner);
-            let others: Vec<String> = rule
+        for (number, rule) in wanted.iter().filter_map(|number| Some((number, self.rules.get(number)?))) {
+            let destinations: Vec<String> = rule
                 .destinations
                 .iter()
                 .flat_map(|target| self.destination_texts(target, member, &class.owner))
                 .collect();
-            for (protocols, ports) in &rule.services {
-                filter.add(&rule.source_texts, protocols, &others, ports);
+            if !destinations.is_empty() {
+                let sources = filter.sources(rule.sources, || {
+                    let texts = self.source_lists.get(rule.sources).into_iter().flat_map(|list| &list.texts);
+                    texts.flat_map(|texts| texts.iter().cloned())
+                });
+                filter.add(sources, rule, &destinations);
             }
-            if own && let Owner::User(user) = class.owner {
-                let sources: Vec<String> =
-                    self.devices_of(user).flat_map(|device| device.addresses.iter().map(IpAddr::to_string)).collect();
-                let destinations = self.addresses_at(member, |owner| *owner == class.owner);
-                for (protocols, ports) in &rule.services {
-                    filter.add(&sources, protocols, &destinations, ports);
-                }
+            if class.own.contains(number)
+                && let Owner::User(user) = class.owner
+            {
+                let sources = *own_sources.get_or_insert_with(|| {
+                    filter.list(self.devices_of(user).flat_map(|device| device.addresses.iter().map(IpAddr::to_string)))
+                });
+                filter.add(sources, rule, &self.addresses_at(member, |owner| *owner == class.owner));
             }
         }
-        filter.rules
+        filter.finish()
     }
 
     /// Tells whether two nodes see each other; the same both ways. No node sees itself.
@@ -149,13 +159,13 @@ impl Compiled {
         let (Some((_, first)), Some((_, second))) = (self.member(one), self.member(two)) else {
             return false;
         };
-        one != two && see_each_other(first, second)
+        one != two && first.sees(second)
     }
 
     /// Returns the nodes that a node sees, in order.
     pub fn peers(&self, node: NodeId) -> impl Iterator<Item = NodeId> + '_ {
         let own = self.member(node).map(|(_, class)| class);
-        let visible = move |class: &&Class| own.is_some_and(|own| see_each_other(own, &class.key));
+        let visible = move |class: &&Class| own.is_some_and(|own| own.sees(&class.key));
         let mut peers: Vec<NodeId> = self
             .classes
             .iter()
@@ -178,11 +188,6 @@ impl Compiled {
         let member = self.nodes.get(&node)?;
         let class = self.classes.get(member.class)?;
         Some((member, &class.key))
-    }
-
-    /// Tells whether a rule has the untagged devices of this owner among its sources.
-    fn is_own_source(&self, rule: &Rule, owner: &Owner) -> bool {
-        matches!(owner, Owner::User(_)) && rule.sources.iter().any(|source| source.covers_owner(owner))
     }
 
     fn devices_of(&self, user: UserId) -> impl Iterator<Item = &Member> {
@@ -231,127 +236,6 @@ impl Compiled {
             .flat_map(|route| self.by_address.range(route.network()..=route.broadcast()))
             .map(|(address, node)| (*address, *node))
     }
-
-    /// Sorts all nodes into classes.
-    fn classify(&mut self, directory: &Directory) {
-        let mut by_owner: BTreeMap<&Owner, ClassKey> = BTreeMap::new();
-        for node in directory.nodes.values() {
-            by_owner.entry(&node.owner).or_insert_with(|| self.key_of_owner(&node.owner));
-        }
-        let literals = self.literals();
-        let mut class_numbers: BTreeMap<ClassKey, usize> = BTreeMap::new();
-        for (id, node) in &directory.nodes {
-            let Some(base) = by_owner.get(&node.owner) else { continue };
-            let member = Member {
-                class: 0,
-                addresses: node.addresses.clone(),
-                subnet_routes: node.subnet_routes().collect(),
-                is_exit_node: node.is_exit_node(),
-            };
-            let key = self.key_of_node(node, &member, base.clone(), &literals, |other| {
-                let other = directory.nodes.get(&other)?;
-                by_owner.get(&other.owner)
-            });
-            let class = *class_numbers.entry(key).or_insert_with_key(|key| {
-                self.classes.push(Class { key: key.clone(), nodes: Vec::new() });
-                self.classes.len().saturating_sub(1)
-            });
-            if let Some(class) = self.classes.get_mut(class) {
-                class.nodes.push(*id);
-            }
-            self.nodes.insert(*id, Member { class, ..member });
-        }
-    }
-
-    /// Returns the rules that cover a node for whose it is. `*` as a source waits for the node's addresses.
-    fn key_of_owner(&self, owner: &Owner) -> ClassKey {
-        let mut key = ClassKey {
-            owner: owner.clone(),
-            sources: RuleSet::default(),
-            destinations: RuleSet::default(),
-            filter: RuleSet::default(),
-            own: RuleSet::default(),
-        };
-        for (number, rule) in self.rules.iter().enumerate() {
-            let covers = |target: &Target| *target != Target::Any && target.covers_owner(owner);
-            if rule.sources.iter().any(covers) {
-                key.sources.insert(number);
-            }
-            if rule.destinations.iter().any(|target| target.covers_owner(owner)) {
-                key.destinations.insert(number);
-            }
-            if rule.destinations.contains(&Target::OwnDevices) && self.is_own_source(rule, owner) {
-                key.own.insert(number);
-            }
-        }
-        key
-    }
-
-    /// Returns the rules with addresses or `*` in them, so that not every node looks at every rule.
-    fn literals(&self) -> Literals {
-        let mut literals = Literals::default();
-        for (number, rule) in self.rules.iter().enumerate() {
-            for source in &rule.sources {
-                match source {
-                    Target::Any => literals.any_sources.insert(number),
-                    Target::Prefix(prefix) => literals.sources.push((*prefix, number)),
-                    Target::Users(_) | Target::Members | Target::Tag(_) | Target::OwnDevices => {}
-                }
-            }
-            for destination in &rule.destinations {
-                if let Target::Prefix(prefix) = destination {
-                    literals.destinations.push((*prefix, number));
-                }
-            }
-        }
-        literals
-    }
-
-    /// Adds to the rules of a node's owner those that cover its addresses and the subnets behind it.
-    fn key_of_node<'a>(
-        &self,
-        node: &DirectoryNode,
-        member: &Member,
-        mut key: ClassKey,
-        literals: &Literals,
-        key_of_other: impl Fn(NodeId) -> Option<&'a ClassKey>,
-    ) -> ClassKey {
-        let by_wildcard = node.addresses.iter().any(|address| wildcard_covers(*address));
-        if by_wildcard || !member.subnet_routes.is_empty() {
-            key.sources.extend(&literals.any_sources);
-        }
-        for (prefix, number) in &literals.sources {
-            if member.holds(*prefix) {
-                key.sources.insert(*number);
-            }
-        }
-        for (prefix, number) in &literals.destinations {
-            if member.holds(*prefix) || member.is_exit_node && prefix.prefix_len() == 0 {
-                key.destinations.insert(*number);
-            }
-        }
-        // A route over other nodes' addresses stands in for them.
-        let behind: BTreeSet<NodeId> = self.addresses_within(&member.subnet_routes).map(|(_, node)| node).collect();
-        for other in behind.into_iter().filter_map(key_of_other) {
-            key.sources.extend(&other.sources);
-            key.destinations.extend(&other.destinations);
-        }
-        key.filter = key.destinations.clone();
-        for (prefix, number) in &literals.destinations {
-            if member.receives(*prefix) {
-                key.filter.insert(*number);
-            }
-        }
-        key
-    }
-}
-
-/// Rules with addresses in them.
-#[derive(Default)]
-struct Literals {
-    any_sources: RuleSet,
-    sources: Vec<(IpNet, usize)>,
-    destinations: Vec<(IpNet, usize)>,
 }
 
 impl Member {
@@ -364,44 +248,6 @@ impl Member {
     /// Tells whether packets to a prefix may come to the node, so that its filter must know the prefix.
     fn receives(&self, prefix: IpNet) -> bool {
         self.holds(prefix) || self.is_exit_node && within_internet(prefix)
-    }
-}
-
-fn see_each_other(one: &ClassKey, two: &ClassKey) -> bool {
-    one.sources.meets(&two.destinations)
-        || two.sources.meets(&one.destinations)
-        || one.owner == two.owner && !one.own.is_empty()
-}
-
-/// Puts rules together, joining those with equal sources and protocols in the place of the first.
-#[derive(Default)]
-struct FilterBuilder {
-    rules: Vec<FilterRule>,
-    places: BTreeMap<(Vec<String>, Vec<i64>), usize>,
-}
-
-impl FilterBuilder {
-    fn add(&mut self, sources: &[String], protocols: &[i64], destinations: &[String], ports: &[PortRange]) {
-        if sources.is_empty() || destinations.is_empty() {
-            return;
-        }
-        let place =
-            *self.places.entry((sources.to_vec(), protocols.to_vec())).or_insert_with_key(|(sources, protocols)| {
-                self.rules.push(FilterRule {
-                    src_ips: sources.clone(),
-                    ip_proto: protocols.clone(),
-                    ..FilterRule::default()
-                });
-                self.rules.len().saturating_sub(1)
-            });
-        let Some(rule) = self.rules.get_mut(place) else { return };
-        for destination in destinations {
-            rule.dst_ports.extend(ports.iter().map(|ports| NetPortRange {
-                ip: destination.clone(),
-                bits: None,
-                ports: *ports,
-            }));
-        }
     }
 }
 

@@ -7,7 +7,7 @@ use jsonc_parser::{CollectOptions, CommentCollectionStrategy, ParseOptions, pars
 use std::collections::BTreeMap;
 
 /// Largest policy file, in bytes.
-pub const POLICY_MAX_BYTES: usize = 1 << 20;
+pub const POLICY_MAX_BYTES: usize = 512 << 10;
 /// Deepest nesting of lists and objects in a policy file.
 pub const POLICY_MAX_DEPTH: usize = 32;
 
@@ -160,8 +160,7 @@ fn members(text: &str, object: Object<'_>, errors: &mut Errors<'_>) -> Vec<Membe
         };
         let value = convert(text, property.value, errors);
         if let Some(first) = seen.insert(name.clone(), at) {
-            let first = errors.position(first);
-            errors.note(at, Problem::DuplicateName { name, first });
+            errors.note_duplicate(at, &name, first);
             continue;
         }
         members.push(Member { at, name, value });
@@ -177,4 +176,143 @@ fn string(text: &str, literal: StringLit<'_>, errors: &mut Errors<'_>) -> String
         errors.note(start.saturating_add(inside), Problem::ControlCharacter);
     }
     literal.value.into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::{PolicyErrors, Position};
+    use proptest::prelude::*;
+
+    fn read_one(text: &str) -> Result<Json, PolicyErrors> {
+        let mut errors = Errors::new(text);
+        let value = read(text, &mut errors);
+        errors.finish(value)
+    }
+
+    fn only_error(text: &str) -> (Position, Problem) {
+        let errors = read_one(text).unwrap_err();
+        let [error] = errors.errors() else { panic!("{text}: {errors}") };
+        (error.position, error.problem.clone())
+    }
+
+    fn at(line: usize, column: usize) -> Position {
+        Position { line, column }
+    }
+
+    #[test]
+    fn comments_and_trailing_commas_are_read() {
+        let text = "// one\n{\"a\": [1, /* two */ \"x\\u0041\",], // three\n}\n/* four */";
+        let Kind::Object(members) = read_one(text).unwrap().kind else { panic!() };
+        let Kind::List(list) = &members[0].value.kind else { panic!() };
+        assert_eq!((members[0].name.as_str(), members[0].at), ("a", 8));
+        assert_eq!(list[1].kind, Kind::Text("xA".to_owned()));
+    }
+
+    #[test]
+    fn whatever_json_does_not_know_is_refused() {
+        for text in [
+            "{a: 1}",
+            "{'a': 1}",
+            "[0x10]",
+            "[+1]",
+            "[.5]",
+            "[NaN]",
+            "[1 2]",
+            "[01]",
+            "{} {}",
+            "\u{feff}{}",
+            "[\"\\x41\"]",
+            "[\"a]",
+            "/* {}",
+            "# {}",
+            "{\"a\"}",
+            "[,]",
+            "tru",
+        ] {
+            let (_, problem) = only_error(text);
+            assert!(matches!(problem, Problem::Syntax { .. }), "{text}: {problem}");
+        }
+        for text in ["", " ", "// only a comment"] {
+            assert_eq!(only_error(text), (at(1, 1), Problem::EmptyDocument), "{text}");
+        }
+    }
+
+    /// JSON forbids them (RFC 8259, section 7), the parser does not; they hide things from whoever reads the file.
+    #[test]
+    fn control_characters_inside_texts_are_refused() {
+        assert_eq!(only_error("{\n\"a\": \"x\ty\"}"), (at(2, 8), Problem::ControlCharacter));
+    }
+
+    #[test]
+    fn second_member_of_a_name_is_refused() {
+        let problem = Problem::DuplicateName { name: "a".to_owned(), first: at(1, 2) };
+        assert_eq!(only_error("{\"a\": 1,\n \"\\u0061\": 2}"), (at(2, 2), problem));
+    }
+
+    #[test]
+    fn columns_count_characters() {
+        let (position, _) = only_error("{\"é\": \"ü\", x}");
+        assert_eq!(position, at(1, 12));
+    }
+
+    #[test]
+    fn depth_is_limited_and_brackets_in_texts_and_comments_do_not_count() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        read_one(&nested(POLICY_MAX_DEPTH)).unwrap();
+        let too_deep = (at(1, POLICY_MAX_DEPTH + 1), Problem::TooDeep { limit: POLICY_MAX_DEPTH });
+        assert_eq!(only_error(&nested(POLICY_MAX_DEPTH + 1)), too_deep);
+        assert_eq!(only_error(&"[".repeat(POLICY_MAX_BYTES)), too_deep);
+        let many = "[{".repeat(50);
+        read_one(&format!("// {many}\n/* {many} */ [\"{many}\\\"{many}\"]")).unwrap();
+    }
+
+    #[test]
+    fn size_is_limited() {
+        let longest = format!("{{}}{}", " ".repeat(POLICY_MAX_BYTES - 2));
+        read_one(&longest).unwrap();
+        let (_, problem) = only_error(&format!("{longest} "));
+        assert_eq!(problem, Problem::TooLarge { size: POLICY_MAX_BYTES + 1, limit: POLICY_MAX_BYTES });
+    }
+
+    proptest! {
+        /// The standard parser is the judge for texts without our extensions.
+        #[test]
+        fn plain_json_is_read_as_the_standard_parser_does(
+            text in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "{", "}", "[", "]", ",", ":", "\"a\"", "\"b\"", "null", "true", "1", "-2.5e3", " ", "\n", "\"", "\\", "é",
+                ]),
+                0..24,
+            ).prop_map(|parts| parts.concat()),
+        ) {
+            let standard: Result<serde_json::Value, _> = serde_json::from_str(&text);
+            match (read_one(&text), standard) {
+                (Ok(ours), Ok(theirs)) => prop_assert!(same(&ours, &theirs), "{}", text),
+                (Err(errors), Ok(_)) => {
+                    let duplicate = |problem: &Problem| matches!(problem, Problem::DuplicateName { .. });
+                    prop_assert!(errors.errors().iter().all(|error| duplicate(&error.problem)), "{}: {}", text, errors);
+                }
+                // A trailing comma is ours alone.
+                (Ok(_), Err(_)) => prop_assert!(text.contains(','), "{}", text),
+                (Err(_), Err(_)) => {}
+            }
+        }
+    }
+
+    fn same(ours: &Json, theirs: &serde_json::Value) -> bool {
+        use serde_json::Value;
+        match (&ours.kind, theirs) {
+            (Kind::Null, Value::Null) | (Kind::Bool, Value::Bool(_)) | (Kind::Number, Value::Number(_)) => true,
+            (Kind::Text(one), Value::String(two)) => one == two,
+            (Kind::List(one), Value::Array(two)) => {
+                one.len() == two.len() && one.iter().zip(two).all(|(one, two)| same(one, two))
+            }
+            (Kind::Object(one), Value::Object(two)) => {
+                one.len() == two.len()
+                    && one.iter().all(|one| two.get(&one.name).is_some_and(|two| same(&one.value, two)))
+            }
+            _ => false,
+        }
+    }
 }

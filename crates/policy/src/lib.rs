@@ -16,9 +16,9 @@ mod read;
 mod selector;
 mod service;
 
-pub use compile::{Compiled, RuleSet};
+pub use compile::Compiled;
 pub use default::DEFAULT_POLICY;
 pub use directory::{Directory, DirectoryNode, DirectoryUser, Owner};
 pub use hujson::{POLICY_MAX_BYTES, POLICY_MAX_DEPTH};
-pub use policy::Policy;
+pub use policy::{DESTINATIONS_MAX, Policy};
 pub use problem::{ERRORS_MAX, PolicyError, PolicyErrors, Position, Problem};

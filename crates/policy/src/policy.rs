@@ -8,6 +8,9 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// Most destinations that all rules of a policy may have together.
+pub const DESTINATIONS_MAX: usize = 10_000;
+
 /// A valid policy, with its text.
 #[derive(Debug, Clone)]
 pub struct Policy {
@@ -40,7 +43,8 @@ pub(crate) enum TagOwner {
 /// The common form of all rules: sources reach destinations with services.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Grant {
-    pub(crate) sources: Vec<Selector>,
+    /// Each once; shared by all destinations of a rule, since both lists may be long.
+    pub(crate) sources: Arc<[Selector]>,
     pub(crate) destinations: Vec<Selector>,
     pub(crate) services: Vec<Service>,
 }

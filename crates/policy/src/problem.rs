@@ -77,6 +77,8 @@ impl std::error::Error for PolicyErrors {}
 pub enum Problem {
     #[error("the policy is {size} bytes long, {limit} are allowed")]
     TooLarge { size: usize, limit: usize },
+    #[error("the rules have more than {limit} destinations")]
+    TooManyDestinations { limit: usize },
     #[error("lists and objects are nested more than {limit} deep")]
     TooDeep { limit: usize },
     #[error("the policy is empty")]
@@ -151,6 +153,7 @@ impl Problem {
     pub fn advice(&self) -> String {
         match self {
             Self::TooLarge { .. } => "shorten it, with groups and tags in place of lists".to_owned(),
+            Self::TooManyDestinations { .. } => "give groups of machines a tag, and name the tag".to_owned(),
             Self::TooDeep { .. } => "no section needs that depth".to_owned(),
             Self::EmptyDocument => "write {\"acls\": []} to deny everything".to_owned(),
             Self::Syntax { .. } => {
@@ -164,7 +167,9 @@ impl Problem {
                 Some(near) => format!("did you mean {near:?}?"),
                 None => format!("known here: {}", known.join(", ")),
             },
-            Self::UnsupportedSection { .. } => "remove it; only acls, groups, hosts and tagOwners are supported".to_owned(),
+            Self::UnsupportedSection { name } => {
+                format!("{}; supported are acls, groups, hosts and tagOwners", without_section(name))
+            }
             Self::UnsupportedField { .. } => "remove it".to_owned(),
             Self::UnsupportedSelector { .. } => {
                 "write a user, group:…, tag:…, host, address, prefix, *, autogroup:member or autogroup:self".to_owned()
@@ -200,13 +205,27 @@ impl Problem {
     }
 }
 
+/// Says how to do without a section of the language.
+fn without_section(name: &str) -> &'static str {
+    match name.to_ascii_lowercase().as_str() {
+        "grants" => "write {\"action\": \"accept\", \"src\": [\"…\"], \"dst\": [\"…:ports\"]} in acls instead",
+        "ssh" | "sshtests" => "remove it, let port 22 through in acls, and let the machine's own SSH server decide",
+        "autoapprovers" => "remove it; nothing is approved without an administrator",
+        "tests" => "remove it, and try the rules after setting them",
+        "postures" | "defaultsrcposture" => "remove it, and name the machines by user, group or tag",
+        "ipsets" => "remove it, and give the prefixes names in hosts",
+        "derpmap" => "remove it; the server's configuration says which relays there are",
+        _ => "remove it",
+    }
+}
+
 /// Returns the known name that is one or two letters away, without regard to case.
 fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     known
         .iter()
         .map(|candidate| (distance(&name.to_ascii_lowercase(), &candidate.to_ascii_lowercase()), *candidate))
         .min()
-        .filter(|(distance, candidate)| *distance <= 2.min(candidate.len() / 2))
+        .filter(|(distance, candidate)| *distance <= 2.min(candidate.len().div_ceil(2)))
         .map(|(_, candidate)| candidate)
 }
 
@@ -249,8 +268,17 @@ impl<'a> Errors<'a> {
         }
     }
 
+    /// Notes that what begins at `at` has the same name as what begins at `first`.
+    pub(crate) fn note_duplicate(&mut self, at: usize, name: &str, first: usize) {
+        // Finding a position costs the length of the text: not for errors that nobody will see.
+        if self.found.len() < ERRORS_MAX {
+            let first = self.position(first);
+            self.note(at, Problem::DuplicateName { name: name.to_owned(), first });
+        }
+    }
+
     /// Converts a byte offset.
-    pub(crate) fn position(&self, at: usize) -> Position {
+    fn position(&self, at: usize) -> Position {
         let before = self.text.get(..at).unwrap_or(self.text);
         let line_start = before.rfind('\n').map_or(0, |newline| newline.saturating_add(1));
         Position {

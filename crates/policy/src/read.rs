@@ -38,9 +38,7 @@ pub(crate) fn sections(document: &Json, errors: &mut Errors<'_>) -> Option<Secti
         if let Some(section) = SECTIONS.iter().find(is) {
             // HuJSON already refused equal spellings; this catches those that differ in case.
             if let Some(first) = known.insert(section, member) {
-                let first = errors.position(first.at);
-                let name = member.name.clone();
-                errors.note(member.at, Problem::DuplicateName { name, first });
+                errors.note_duplicate(member.at, &member.name, first.at);
             }
         } else if LATER_SECTIONS.iter().any(|name| is(&name)) {
             let name = member.name.clone();
@@ -69,8 +67,7 @@ pub(crate) fn sections(document: &Json, errors: &mut Errors<'_>) -> Option<Secti
 }
 
 fn read_groups(section: &Json, sections: &mut Sections, errors: &mut Errors<'_>) {
-    for member in object(section, "\"groups\"", errors).unwrap_or_default() {
-        let group = member.name.trim();
+    for (group, member) in definitions(section, "\"groups\"", errors) {
         if group.strip_prefix("group:").is_none_or(str::is_empty) {
             let name = group.to_owned();
             errors.note(member.at, Problem::GroupName { name });
@@ -93,8 +90,8 @@ fn read_groups(section: &Json, sections: &mut Sections, errors: &mut Errors<'_>)
 }
 
 fn read_hosts(section: &Json, sections: &mut Sections, errors: &mut Errors<'_>) {
-    for member in object(section, "\"hosts\"", errors).unwrap_or_default() {
-        let name = member.name.trim().to_owned();
+    for (name, member) in definitions(section, "\"hosts\"", errors) {
+        let name = name.to_owned();
         if name.is_empty() || name.contains([':', '*', '@', '/']) || parse_prefix(&name).is_some() {
             errors.note(member.at, Problem::HostName { name });
             continue;
@@ -113,16 +110,15 @@ fn read_hosts(section: &Json, sections: &mut Sections, errors: &mut Errors<'_>) 
 }
 
 fn read_tag_owners(section: &Json, sections: &mut Sections, errors: &mut Errors<'_>) {
-    let members = object(section, "\"tagOwners\"", errors).unwrap_or_default();
+    let members = definitions(section, "\"tagOwners\"", errors);
     // First the names, so that owners may name tags that come later.
-    for member in members {
-        match check_tag_name(member.name.trim()) {
-            Ok(()) => drop(sections.tag_owners.insert(member.name.trim().to_owned(), Vec::new())),
+    for (tag, member) in &members {
+        match check_tag_name(tag) {
+            Ok(()) => drop(sections.tag_owners.insert((*tag).to_owned(), Vec::new())),
             Err(problem) => errors.note(member.at, problem),
         }
     }
-    for member in members {
-        let tag = member.name.trim();
+    for (tag, member) in members {
         let mut owners = Vec::new();
         for (at, text) in texts(&member.value, &format!("a list of owners of {tag:?}"), errors) {
             match tag_owner(tag, text, sections) {
@@ -155,11 +151,25 @@ fn object<'a>(value: &'a Json, place: &str, errors: &mut Errors<'_>) -> Option<&
     match &value.kind {
         Kind::Object(members) => Some(members),
         Kind::Null if place != "the policy" => Some(&[]),
-        _ => {
+        Kind::Null | Kind::Bool | Kind::Number | Kind::Text(_) | Kind::List(_) => {
             wrong_kind(value, place, "an object in braces", errors);
             None
         }
     }
+}
+
+/// Returns the members of an object that defines names, without blanks around the names; each name once.
+fn definitions<'a>(section: &'a Json, place: &str, errors: &mut Errors<'_>) -> Vec<(&'a str, &'a Member)> {
+    let mut seen = BTreeMap::new();
+    let mut found = Vec::new();
+    for member in object(section, place, errors).unwrap_or_default() {
+        let name = member.name.trim();
+        match seen.insert(name, member.at) {
+            Some(first) => errors.note_duplicate(member.at, name, first),
+            None => found.push((name, member)),
+        }
+    }
+    found
 }
 
 /// Returns the elements of a list; `null` has none.
@@ -167,7 +177,7 @@ fn list<'a>(value: &'a Json, place: &str, errors: &mut Errors<'_>) -> &'a [Json]
     match &value.kind {
         Kind::List(elements) => elements,
         Kind::Null => &[],
-        _ => {
+        Kind::Bool | Kind::Number | Kind::Text(_) | Kind::Object(_) => {
             wrong_kind(value, place, "a list in brackets", errors);
             &[]
         }

@@ -7,6 +7,7 @@ use crate::{Directory, Owner};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use warren_wire::control::{NodeId, UserId};
 
 /// What a selector stands for in one tailnet.
@@ -38,11 +39,21 @@ impl Target {
             | (Self::Prefix(_) | Self::OwnDevices, _) => false,
         }
     }
+
+    pub(super) const fn prefix(&self) -> Option<IpNet> {
+        match self {
+            Self::Prefix(prefix) => Some(*prefix),
+            Self::Any | Self::Users(_) | Self::Members | Self::Tag(_) | Self::OwnDevices => None,
+        }
+    }
 }
 
-/// Looks things up in a directory.
+/// Looks selectors up in a directory, each once.
 pub(super) struct Index<'a> {
     directory: &'a Directory,
+    sections: &'a Sections,
+    targets: BTreeMap<&'a Selector, Arc<Target>>,
+    source_texts: BTreeMap<&'a Selector, Arc<[String]>>,
     by_login: BTreeMap<&'a str, Vec<UserId>>,
     by_user: BTreeMap<UserId, Vec<NodeId>>,
     by_tag: BTreeMap<&'a str, Vec<NodeId>>,
@@ -51,9 +62,12 @@ pub(super) struct Index<'a> {
 }
 
 impl<'a> Index<'a> {
-    pub(super) fn new(directory: &'a Directory) -> Self {
+    pub(super) fn new(directory: &'a Directory, sections: &'a Sections) -> Self {
         let mut index = Self {
             directory,
+            sections,
+            targets: BTreeMap::new(),
+            source_texts: BTreeMap::new(),
             by_login: BTreeMap::new(),
             by_user: BTreeMap::new(),
             by_tag: BTreeMap::new(),
@@ -77,18 +91,38 @@ impl<'a> Index<'a> {
     }
 
     /// Looks up the names of a selector; unknown users are nobody.
-    pub(super) fn resolve(&self, selector: &Selector, sections: &Sections) -> Target {
+    pub(super) fn target(&mut self, selector: &'a Selector) -> Arc<Target> {
+        if let Some(known) = self.targets.get(selector) {
+            return Arc::clone(known);
+        }
+        let target = Arc::new(self.resolve(selector));
+        self.targets.insert(selector, Arc::clone(&target));
+        target
+    }
+
+    /// Writes a source as a filter rule names it.
+    pub(super) fn texts(&mut self, selector: &'a Selector) -> Arc<[String]> {
+        if let Some(known) = self.source_texts.get(selector) {
+            return Arc::clone(known);
+        }
+        let target = self.target(selector);
+        let texts: Arc<[String]> = self.texts_of(&target).into();
+        self.source_texts.insert(selector, Arc::clone(&texts));
+        texts
+    }
+
+    fn resolve(&self, selector: &Selector) -> Target {
         match selector {
             Selector::Any => Target::Any,
             Selector::User(login) => Target::Users(self.users(login).collect()),
             Selector::Group(group) => {
-                let members = sections.groups.get(group).into_iter().flatten();
+                let members = self.sections.groups.get(group).into_iter().flatten();
                 Target::Users(members.flat_map(|login| self.users(login)).collect())
             }
             Selector::Tag(tag) => Target::Tag(tag.clone()),
             // Reading the policy made sure that the alias is there.
             Selector::Host(host) => {
-                sections.hosts.get(host).map_or(Target::Users(BTreeSet::new()), |prefix| Target::Prefix(*prefix))
+                self.sections.hosts.get(host).map_or(Target::Users(BTreeSet::new()), |prefix| Target::Prefix(*prefix))
             }
             Selector::Prefix(prefix) => Target::Prefix(*prefix),
             Selector::Members => Target::Members,
@@ -100,21 +134,7 @@ impl<'a> Index<'a> {
         self.by_login.get(login).into_iter().flatten().copied()
     }
 
-    /// Writes sources as a filter rule names them: in order, each text once.
-    pub(super) fn source_texts(&self, targets: &[Target]) -> Vec<String> {
-        let mut seen = BTreeSet::new();
-        let mut texts = Vec::new();
-        for target in targets {
-            for text in self.texts(target) {
-                if seen.insert(text.clone()) {
-                    texts.push(text);
-                }
-            }
-        }
-        texts
-    }
-
-    fn texts(&self, target: &Target) -> Vec<String> {
+    fn texts_of(&self, target: &Target) -> Vec<String> {
         match target {
             Target::Any => WILDCARD_SOURCES
                 .iter()

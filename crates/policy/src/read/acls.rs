@@ -2,10 +2,12 @@
 
 use super::{list, object, text, texts};
 use crate::hujson::{Json, Kind, Member};
-use crate::policy::{Grant, Sections};
+use crate::policy::{DESTINATIONS_MAX, Grant, Sections};
 use crate::problem::{Errors, Problem};
 use crate::selector::{Selector, split_destination};
 use crate::service::{Service, has_ports, parse_ports, parse_protocol};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use warren_wire::control::PortRange;
 
 /// Fields of a rule; the last two are old names of `src` and `dst`.
@@ -14,7 +16,7 @@ const FIELDS: [&str; 6] = ["action", "src", "dst", "proto", "users", "ports"];
 /// What holds when neither `acls` nor `grants` is there.
 pub(super) fn allow_all() -> Grant {
     Grant {
-        sources: vec![Selector::Any],
+        sources: Arc::new([Selector::Any]),
         destinations: vec![Selector::Any],
         services: vec![Service { protocol: None, ports: vec![PortRange::ALL] }],
     }
@@ -22,15 +24,20 @@ pub(super) fn allow_all() -> Grant {
 
 /// Reads all rules; each destination becomes a grant of its own.
 pub(super) fn read(section: &Json, sections: &Sections, errors: &mut Errors<'_>) -> Vec<Grant> {
-    list(section, "\"acls\"", errors)
-        .iter()
-        .filter_map(|rule| Some(read_rule(rule, object(rule, "a rule", errors)?, sections, errors)))
-        .flatten()
-        .collect()
+    let mut grants = Vec::new();
+    for rule in list(section, "\"acls\"", errors) {
+        let Some(members) = object(rule, "a rule", errors) else { continue };
+        grants.extend(read_rule(rule, members, sections, errors));
+        if grants.len() > DESTINATIONS_MAX {
+            errors.note(rule.at, Problem::TooManyDestinations { limit: DESTINATIONS_MAX });
+            break;
+        }
+    }
+    grants
 }
 
 fn read_rule(rule: &Json, members: &[Member], sections: &Sections, errors: &mut Errors<'_>) -> Vec<Grant> {
-    let mut fields: [Option<&Json>; 4] = [None; 4];
+    let mut fields: [Option<(usize, &Json)>; 4] = [None; 4];
     for member in members.iter().filter(|member| !member.name.starts_with('#')) {
         let [action, src, dst, proto] = &mut fields;
         let slot = match member.name.to_ascii_lowercase().as_str() {
@@ -49,13 +56,11 @@ fn read_rule(rule: &Json, members: &[Member], sections: &Sections, errors: &mut 
                 continue;
             }
         };
-        if let Some(first) = slot.replace(&member.value) {
-            let first = errors.position(first.at);
-            let name = member.name.clone();
-            errors.note(member.at, Problem::DuplicateName { name, first });
+        if let Some((first, _)) = slot.replace((member.at, &member.value)) {
+            errors.note_duplicate(member.at, &member.name, first);
         }
     }
-    let [action, src, dst, proto] = fields;
+    let [action, src, dst, proto] = fields.map(|field| field.map(|(_, value)| value));
     check_action(rule, action, errors);
     let protocol = proto
         .filter(|proto| proto.kind != Kind::Null)
@@ -87,15 +92,20 @@ fn read_rule(rule: &Json, members: &[Member], sections: &Sections, errors: &mut 
             }
         }
     }
-    let sources: Vec<_> = sources.into_iter().map(|(_, _, selector)| selector).collect();
+    let sources = each_once(sources.into_iter().map(|(_, _, selector)| selector));
     in_order(destinations)
         .into_iter()
         .map(|(selector, ports)| Grant {
-            sources: sources.clone(),
+            sources: Arc::clone(&sources),
             destinations: vec![selector],
             services: vec![Service { protocol, ports }],
         })
         .collect()
+}
+
+fn each_once(selectors: impl Iterator<Item = Selector>) -> Arc<[Selector]> {
+    let mut seen = BTreeSet::new();
+    selectors.filter(|selector| seen.insert(selector.clone())).collect()
 }
 
 /// Puts the destinations that are no autogroup first, unless all are autogroups.
@@ -150,12 +160,23 @@ fn destination(text: &str, protocol: Option<u8>, sections: &Sections) -> Result<
 
 /// Demands that what a selector names is defined in the policy.
 fn defined(selector: Selector, side: &'static str, text: &str, sections: &Sections) -> Result<Selector, Problem> {
-    match selector {
-        Selector::Tag(tag) if !sections.tag_owners.contains_key(&tag) => {
-            Err(Problem::UndefinedTag { side, selector: text.to_owned(), tag })
+    match &selector {
+        Selector::Tag(tag) if !sections.tag_owners.contains_key(tag) => {
+            Err(Problem::UndefinedTag { side, selector: text.to_owned(), tag: tag.clone() })
         }
-        Selector::Group(group) if !sections.groups.contains_key(&group) => Err(Problem::UndefinedGroup { group }),
-        Selector::Host(host) if !sections.hosts.contains_key(&host) => Err(Problem::UndefinedHost { host }),
-        known => Ok(known),
+        Selector::Group(group) if !sections.groups.contains_key(group) => {
+            Err(Problem::UndefinedGroup { group: group.clone() })
+        }
+        Selector::Host(host) if !sections.hosts.contains_key(host) => {
+            Err(Problem::UndefinedHost { host: host.clone() })
+        }
+        Selector::Any
+        | Selector::User(_)
+        | Selector::Group(_)
+        | Selector::Tag(_)
+        | Selector::Host(_)
+        | Selector::Prefix(_)
+        | Selector::Members
+        | Selector::OwnDevices => Ok(selector),
     }
 }
