@@ -6,8 +6,10 @@ use warren_wire::datagram::{Class, classify};
 use warren_wire::derp::{self, Frame, Reader};
 use warren_wire::key::{DiscoSecret, MachineSecret, NodeSecret};
 use warren_wire::nacl::SharedBox;
-use warren_wire::noise::early::{EARLY_HEADER_BYTES, EarlyPayload};
-use warren_wire::noise::{self, HEADER_BYTES, INITIATION_BYTES, Initiator, Opener, PLAINTEXT_MAX, RESPONSE_BYTES, Sealer};
+use warren_wire::noise::{
+    self, EARLY_HEADER_BYTES, EarlyPayload, HEADER_BYTES, INITIATION_BYTES, Initiator, Opener, PLAINTEXT_MAX,
+    RESPONSE_BYTES, Sealer,
+};
 use warren_wire::{disco, stun};
 
 /// Every target by name, with its function.
@@ -111,8 +113,7 @@ fn changed(bytes: &[u8], mask: &[u8]) -> Vec<u8> {
 /// Reads `data` as a stream of records; then seals it and reads that.
 pub fn noise_records(data: &[u8]) {
     let (server, machine) = (MachineSecret::from_bytes([2; 32]), MachineSecret::from_bytes([1; 32]));
-    let (initiator, initiation) =
-        Initiator::new(130, &machine, &server.public(), [3; 32]).expect("two honest keys");
+    let (initiator, initiation) = Initiator::new(130, &machine, &server.public(), [3; 32]).expect("two honest keys");
     let accepted = noise::respond(&server, &initiation, [4; 32]).expect("an honest initiation");
     let (mut sealer, mut strangers) = initiator.finish(&accepted.response).expect("an honest response").split();
     let (_, mut opener): (Sealer, Opener) = accepted.transport.split();
