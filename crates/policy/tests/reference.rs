@@ -4,12 +4,7 @@
 //! for each packet whether any rule names its source and its destination. Packets are real ones, and the filter is
 //! the node's own.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::wildcard_enum_match_arm,
-    reason = "test code"
-)]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::wildcard_enum_match_arm, reason = "test code")]
 
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -391,7 +386,8 @@ fn any_node() -> impl Strategy<Value = (Owner, Vec<IpNet>, (bool, bool))> {
 fn any_world() -> impl Strategy<Value = World> {
     let rules = proptest::collection::vec(any_rule(), 0..5);
     (rules, proptest::collection::vec(any_node(), 1..6)).prop_map(|(rules, nodes)| {
-        let users = (0..2).map(|user| (UserId(user), DirectoryUser { login: LOGINS[user as usize].to_owned() }));
+        let user = |login: &&str| DirectoryUser { login: (*login).to_owned() };
+        let users = (0..2).zip(&LOGINS).map(|(number, login)| (UserId(number), user(login)));
         let nodes = nodes.into_iter().zip(1_u8..).map(|((owner, routes, (v4, v6)), number)| {
             let v4 = v4.then(|| ip(&format!("100.64.0.{number}")));
             let v6 = v6.then(|| ip(&format!("fd7a:115c:a1e0::{number}")));
