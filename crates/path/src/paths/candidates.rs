@@ -51,9 +51,9 @@ pub(super) struct Trace {
 /// What a ping from an address told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Heard {
-    /// A new candidate.
-    New,
-    /// A known one, or none that there is room for.
+    /// The first sign of life from there for 45 s: whatever stood between us and it may be open now.
+    Awake,
+    /// Nothing new, or an address that there is no room for.
     Known,
     /// The very ping that came before.
     Duplicate,
@@ -138,12 +138,12 @@ impl Candidates {
         keep: Option<SocketAddr>,
         now: Instant,
     ) -> Heard {
-        let is_new = self.get(address).is_none();
         let Some(candidate) = self.admit(address, keep) else { return Heard::Known };
+        let was_alive = candidate.is_alive(now);
         let trace = candidate.trace();
         trace.alive = Some(now);
         match trace.last_ping.replace(ping) {
-            _ if is_new => Heard::New,
+            _ if !was_alive => Heard::Awake,
             Some(last) if last == ping => Heard::Duplicate,
             Some(_) | None => Heard::Known,
         }
@@ -270,7 +270,7 @@ mod tests {
         let mut candidates = Candidates::default();
         candidates.list(&[address(1)], None, start);
         candidates.call(&[address(2), address(1)], None, start);
-        assert_eq!(candidates.hear(address(3), [1; 12], None, start), Heard::New);
+        assert_eq!(candidates.hear(address(3), [1; 12], None, start), Heard::Awake);
         let late = start + KEEP + Duration::from_millis(1);
         candidates.expire(start + KEEP);
         assert!(candidates.contains(address(3)));
@@ -301,9 +301,9 @@ mod tests {
         let start = epoch();
         let mut candidates = Candidates::default();
         candidates.list(&[address(1)], None, start);
-        assert_eq!(candidates.hear(address(1), [1; 12], None, start), Heard::Known);
+        assert_eq!(candidates.hear(address(1), [1; 12], None, start), Heard::Awake);
         assert_eq!(candidates.hear(address(1), [1; 12], None, start), Heard::Duplicate);
-        assert_eq!(candidates.hear(address(2), [1; 12], None, start), Heard::New);
+        assert_eq!(candidates.hear(address(2), [1; 12], None, start), Heard::Awake);
         assert_eq!(candidates.hear(address(1), [2; 12], None, start), Heard::Known);
     }
 

@@ -178,8 +178,8 @@ impl Peer {
         outbox.ping(key, &disco, Destination::Udp(best.address), user, now)
     }
 
-    /// Pings an address from which the peer was just heard for the first time.
-    pub(super) fn ping_new(&mut self, key: &NodeKey, address: SocketAddr, outbox: &mut Outbox, now: Instant) {
+    /// Pings an address from which a ping of the peer just came.
+    pub(super) fn ping_back(&mut self, key: &NodeKey, address: SocketAddr, outbox: &mut Outbox, now: Instant) {
         let (Some(disco), Some(candidate)) = (self.disco, self.candidates.get(address)) else { return };
         if self.budget.take(now) && outbox.ping(key, &disco, Destination::Udp(address), None, now) {
             candidate.trace().pinged = Some(now);

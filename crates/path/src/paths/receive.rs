@@ -73,11 +73,11 @@ impl Paths {
         {
             match peer.candidates.hear(address, ping.id, peer.best_address(), now) {
                 Heard::Duplicate => return,
-                // It costs the peer nothing to be pinged where it just pinged from, and may spare us a second's wait.
-                Heard::New if peer.is_in_use(now) && peer.trusted(now).is_none() => {
-                    peer.ping_new(&key, address, &mut self.outbox, now);
+                // By its ping the peer opened its firewall for us: no need to wait until our next ping is due.
+                Heard::Awake if peer.is_in_use(now) && peer.trusted(now).is_none() => {
+                    peer.ping_back(&key, address, &mut self.outbox, now);
                 }
-                Heard::New | Heard::Known => {}
+                Heard::Awake | Heard::Known => {}
             }
         }
         self.outbox.send(Destination::Udp(from), sender, &Message::Pong(Pong { id: ping.id, source: address }));

@@ -184,8 +184,10 @@ impl Internet {
 
     fn step(&mut self) {
         let now = self.now;
-        while let Some(entry) = self.flying.first_entry().filter(|entry| entry.key().0 <= now) {
-            self.arrive(entry.remove());
+        while self.flying.keys().next().is_some_and(|(at, _)| *at <= now)
+            && let Some((_, packet)) = self.flying.pop_first()
+        {
+            self.arrive(packet);
         }
         for at in 0..self.nodes.len() {
             let node = &mut self.nodes[at];

@@ -139,10 +139,9 @@ fn nearer_address_is_found_within_a_minute() {
     let mut adopted = false;
     for _ in 0..61 {
         internet.talk(1);
-        let mut world = std::mem::replace(&mut internet.nodes[0].paths, Paths::new(secret(9), node(9), [0; 32]));
         // Answer whatever goes to the new address at once.
-        world.answer_all_for_tests(near, &secret(102), internet.now);
-        internet.nodes[0].paths = world;
+        let now = internet.now;
+        internet.nodes[0].paths.answer_all_for_tests(near, &secret(102), now);
         internet.with(0, |_, _, _| ());
         adopted |= internet.path(0).direct.is_some_and(|direct| direct.address == near);
     }
