@@ -38,19 +38,31 @@ pub enum FileError {
 
 /// Makes a directory, and its parents, that only this user can enter (mode 0700).
 ///
-/// A directory that exists is closed to others; parents that exist are left alone.
+/// A directory that exists is closed to others; parents that exist are left alone. `path` may be a link to a directory
+/// if this user or root made it: a stranger's link could lead us to close, and to fill, a directory of the system.
 ///
 /// # Errors
 /// See [`FileError`].
 pub fn create_private_dir(path: &Path) -> Result<(), FileError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("create the directory", path))?;
-    let metadata = fs::metadata(path).map_err(io_error("look at", path))?;
     let us = rustix::process::geteuid().as_raw();
+    let not_ours = |owner| FileError::NotOurs { path: path.to_owned(), owner, us };
+    let named = fs::symlink_metadata(path).map_err(io_error("look at", path))?;
+    if named.is_symlink() && named.uid() != us && named.uid() != 0 {
+        return Err(not_ours(named.uid()));
+    }
+    // What is looked at is what is changed, whatever happens to the name meanwhile.
+    let directory = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY)
+        .open(path)
+        .map_err(io_error("open the directory", path))?;
+    let metadata = directory.metadata().map_err(io_error("look at", path))?;
     if metadata.uid() != us {
-        return Err(FileError::NotOurs { path: path.to_owned(), owner: metadata.uid(), us });
+        return Err(not_ours(metadata.uid()));
     }
     if metadata.mode() & 0o077 != 0 {
-        fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(io_error("close to others", path))?;
+        directory.set_permissions(Permissions::from_mode(0o700)).map_err(io_error("close to others", path))?;
     }
     Ok(())
 }
@@ -118,7 +130,8 @@ pub enum LockError {
 impl LockFile {
     /// Takes the lock at `path`, making the file if needed, without waiting.
     ///
-    /// The file stays when the lock ends: removing it would let two processes hold two files of the same name.
+    /// The file stays when the lock ends: removing it would let two processes hold two files of the same name. A link in
+    /// its place is not followed.
     ///
     /// # Errors
     /// Returns [`LockError::Held`] when another process, or another value in this process, has it.
@@ -129,6 +142,7 @@ impl LockFile {
             .create(true)
             .truncate(false)
             .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
             .open(path)
             .map_err(io_error("open the lock file", path))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -207,6 +221,35 @@ mod tests {
         assert_eq!(mode(&path), 0o600);
         assert_eq!(fs::read(&victim).unwrap(), b"untouched");
         assert!(!scratch.0.join("state.json.new").exists());
+    }
+
+    #[test]
+    fn a_strangers_link_is_not_followed_to_a_directory() {
+        let scratch = Scratch::new("link");
+        let (target, link) = (scratch.0.join("target"), scratch.0.join("link"));
+        fs::create_dir(&target).unwrap();
+        fs::set_permissions(&target, Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        if std::os::unix::fs::lchown(&link, Some(65_534), None).is_ok() {
+            assert!(matches!(create_private_dir(&link), Err(FileError::NotOurs { owner: 65_534, .. })));
+            assert_eq!(mode(&target), 0o755);
+            fs::remove_file(&link).unwrap();
+            std::os::unix::fs::symlink(&target, &link).unwrap();
+        } else {
+            println!("partly skipped: giving a file away needs root");
+        }
+        create_private_dir(&link).unwrap();
+        assert_eq!(mode(&target), 0o700, "a link of ours is");
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_lock_is_not_followed() {
+        let scratch = Scratch::new("locklink");
+        let victim = scratch.0.join("victim");
+        fs::write(&victim, "untouched").unwrap();
+        std::os::unix::fs::symlink(&victim, scratch.0.join("lock")).unwrap();
+        assert!(matches!(LockFile::acquire(&scratch.0.join("lock")), Err(LockError::File(_))));
+        assert_eq!(fs::read(&victim).unwrap(), b"untouched");
     }
 
     #[test]

@@ -70,6 +70,14 @@ pub enum NetlinkError {
         /// The kernel's answer.
         errno: Errno,
     },
+    /// Another interface has a route for the same prefix with the same metric.
+    #[error(
+        "cannot add the route {prefix}: another interface has it with the same metric, is another overlay network running?"
+    )]
+    RouteTaken {
+        /// The wanted prefix.
+        prefix: IpNet,
+    },
     /// The connection to the kernel broke or gave an answer that cannot be read.
     #[error("cannot {step}: the kernel's route socket gave no usable answer")]
     Broken {
@@ -236,10 +244,18 @@ impl Netlink {
     /// Routes a prefix to an interface, in the main table with [`ROUTE_METRIC`].
     ///
     /// # Errors
-    /// See [`NetlinkError`]; a route that is there already is no error.
+    /// See [`NetlinkError`]; a route that is there already is no error, unless it leads to another interface.
     pub async fn add_route(&self, interface: IfIndex, prefix: IpNet) -> Result<(), NetlinkError> {
-        let result = self.handle.route().add(route(interface, prefix)).execute().await;
-        unless(result.map_err(failed("add a route")), &[Errno::EXIST])
+        let result = self.handle.route().add(route(interface, prefix)).execute().await.map_err(failed("add a route"));
+        let Err(NetlinkError::Refused { errno: Errno::EXIST, .. }) = result else {
+            return result;
+        };
+        // The kernel goes by prefix and metric alone.
+        let prefix = prefix.trunc();
+        let ours = |route: &RouteMessage| {
+            is_ours(route, interface) && destination(route) == Some(prefix) && metric(route) == ROUTE_METRIC
+        };
+        if self.main_table().await?.iter().any(ours) { Ok(()) } else { Err(NetlinkError::RouteTaken { prefix }) }
     }
 
     /// Removes a route that [`Self::add_route`] made.

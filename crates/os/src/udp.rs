@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
 
 use rustix::io::Errno;
-use rustix::net::sockopt;
+use rustix::net::{SendFlags, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// The wanted size of each kernel socket buffer in bytes.
@@ -184,15 +184,16 @@ impl UdpSocket {
         let mut rest = datagrams;
         while !rest.is_empty() {
             let taken = match self.send_some(rest) {
+                // The kernel does not answer "none" without an error; if it did, waiting would be the way out.
+                Ok(0) | Err(Errno::AGAIN) => {
+                    report.blocked = true;
+                    break;
+                }
                 Ok(sent) => {
                     report.sent += sent;
                     sent
                 }
                 Err(Errno::INTR) => 0,
-                Err(Errno::AGAIN) => {
-                    report.blocked = true;
-                    break;
-                }
                 Err(errno) => {
                     report.refused += 1;
                     report.error.get_or_insert(errno);
@@ -210,7 +211,7 @@ impl UdpSocket {
     /// Returns the kernel's error, `EAGAIN` when the socket's buffer is full.
     pub fn send(&self, to: SocketAddr, bytes: &[u8]) -> Result<(), Errno> {
         loop {
-            match self.send_some(&[Outgoing { to, bytes }]) {
+            match rustix::net::sendto(&self.socket, bytes, SendFlags::DONTWAIT, &to) {
                 Ok(_) => return Ok(()),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),

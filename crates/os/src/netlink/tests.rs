@@ -102,6 +102,27 @@ fn a_connected_network_wins_over_the_same_prefix_through_the_tunnel() {
     });
 }
 
+/// Two tunnels that number their nodes from one range: the second must learn that it gets no packet.
+#[test]
+fn a_route_that_another_interface_has_is_named() {
+    in_own_network(async || {
+        let netlink = Netlink::connect().unwrap();
+        let (first, second) = (open("wtest0"), open("wtest1"));
+        let routes = nets(&["100.64.0.0/10", "fd7a:115c:a1e0::/48"]);
+        for device in [&first, &second] {
+            netlink.set_up(device.index()).await.unwrap();
+        }
+        netlink.sync_routes(first.index(), &routes).await.unwrap();
+        let changes = netlink.sync_routes(second.index(), &routes).await.unwrap();
+        let taken = |prefix: &IpNet| (*prefix, NetlinkError::RouteTaken { prefix: *prefix });
+        assert_eq!(changes.refused, routes.iter().map(taken).collect::<Vec<_>>());
+        assert_eq!(changes.added, []);
+        assert_eq!(netlink.routes(first.index()).await.unwrap(), routes);
+        drop(first);
+        assert_eq!(netlink.sync_routes(second.index(), &routes).await.unwrap().added, routes);
+    });
+}
+
 #[test]
 fn packets_flow_between_the_kernel_and_the_device() {
     in_own_network(async || {

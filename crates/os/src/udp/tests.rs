@@ -1,4 +1,5 @@
 use super::*;
+use crate::testing::in_own_network;
 use crate::wait::{Watched, poll};
 use std::time::Duration;
 
@@ -78,6 +79,44 @@ fn a_refused_datagram_does_not_stop_the_ones_behind_it() {
     assert_eq!((report.sent, report.refused, report.error, report.blocked), (2, 2, Some(Errno::MSGSIZE), false));
     let received: Vec<Vec<u8>> = receive(&b, 2, 2048).into_iter().map(|(_, bytes)| bytes).collect();
     assert_eq!(received, [b"one".to_vec(), b"two".to_vec()]);
+}
+
+/// Packets that wait for a neighbour's hardware address fill the socket's buffer until it is known.
+#[test]
+fn a_full_buffer_ends_the_batch_and_what_was_not_tried_can_be_sent_later() {
+    in_own_network(async || {
+        let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+        tokio::spawn(connection);
+        handle.link().add(rtnetlink::LinkVeth::new("wtest0", "wtest1").build()).execute().await.unwrap();
+        let netlink = crate::Netlink::connect().unwrap();
+        let ends: Vec<_> =
+            netlink.interfaces().await.unwrap().into_iter().filter(|one| one.name.starts_with("wtest")).collect();
+        for end in &ends {
+            netlink.set_up(end.index).await.unwrap();
+        }
+        let near = ends.iter().find(|end| end.name == "wtest0").unwrap().index;
+        netlink.add_address(near, "192.0.2.1/24".parse().unwrap()).await.unwrap();
+
+        let socket = UdpSocket::bind(Family::V4, 0).unwrap();
+        socket.socket.set_send_buffer_size(16 << 10).unwrap();
+        let to: SocketAddr = "192.0.2.9:9".parse().unwrap();
+        let outgoing = [Outgoing { to, bytes: &[0; 1000] }; 200];
+        let first = socket.send_batch(&outgoing);
+        assert!(first.blocked && first.sent > 0 && first.sent < 200, "{first:?}");
+        assert_eq!((first.refused, first.error), (0, None));
+        assert_eq!(socket.send_batch(&outgoing), SendReport { blocked: true, ..SendReport::default() });
+        assert_eq!(socket.send(to, b"x"), Err(Errno::AGAIN));
+
+        let known = handle.neighbours().add(near.0, to.ip()).link_layer_address(&[2, 0, 0, 0, 0, 9]).replace();
+        known.execute().await.unwrap();
+        let mut rest = &outgoing[first.sent..];
+        while !rest.is_empty() {
+            assert!(poll([Some(Watched::writable(&socket))], Some(Duration::from_secs(5))).unwrap()[0].writable);
+            let report = socket.send_batch(rest);
+            assert_eq!((report.refused, report.error), (0, None));
+            rest = &rest[report.sent..];
+        }
+    });
 }
 
 #[test]
