@@ -308,10 +308,12 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         /// However many addresses strangers and friends name, the list is bounded, has no doubles, and neither what
         /// the server lists nor the address in use is pushed out.
         #[test]
-        fn list_is_bounded(steps in proptest::collection::vec((0_u8..3, any::<[u8; 3]>(), 0_u8..80), 1..300)) {
+        fn list_is_bounded(steps in proptest::collection::vec((0_u8..3, any::<[u8; 3]>(), 0_u8..80), 1..100)) {
             let mut candidates = Candidates::default();
             let (listed, used) = (address(1), address(2));
             let mut now = epoch();

@@ -233,7 +233,7 @@ impl Internet {
             match event {
                 Event::Path { peer, path } => drop(node.slots.insert(peer, path)),
                 Event::EndpointsWanted => node.measure_at = Some(self.now + MEASURING),
-                other => node.events.push(other),
+                Event::Pong { .. } | Event::PingTimeout { .. } => node.events.push(event),
             }
         }
     }

@@ -160,6 +160,8 @@ fn node(number: u8) -> NodeKey {
 struct Bench {
     paths: Paths,
     now: Instant,
+    /// The boxes of disco keys 101 to 105 with the node's.
+    boxes: Vec<(DiscoKey, SharedBox)>,
 }
 
 const PEER: u8 = 2;
@@ -172,7 +174,12 @@ fn address(text: &str) -> SocketAddr {
 impl Bench {
     /// Peers 2 and 3 have disco keys 102 and 103, a home, and one address each.
     fn new() -> Self {
-        let mut bench = Self { paths: Paths::new(secret(101), node(1), [7; 32]), now: epoch() };
+        let paths = Paths::new(secret(101), node(1), [7; 32]);
+        let ours = paths.disco_key();
+        let shared =
+            |secret: DiscoSecret| (secret.public(), SharedBox::new(&secret.diffie_hellman(ours.as_bytes()).unwrap()));
+        let boxes = (101..=105).map(|number| shared(secret(number))).collect();
+        let mut bench = Self { paths, now: epoch(), boxes };
         bench.paths.set_own_endpoints(vec![address("198.51.100.1:41641")], bench.now);
         for number in [PEER, OTHER] {
             bench.paths.set_peer(node(number), &config(number), bench.now);
@@ -182,9 +189,15 @@ impl Bench {
     }
 
     fn sealed(&self, from: u8, message: &Message) -> Vec<u8> {
-        let secret = secret(from + 100);
-        let shared = SharedBox::new(&secret.diffie_hellman(self.paths.disco_key().as_bytes()).unwrap());
-        disco::seal(&shared, &secret.public(), &[3; 24], message)
+        let (public, shared) = &self.boxes[usize::from(from) - 1];
+        disco::seal(shared, public, &[3; 24], message)
+    }
+
+    /// Opens what was sent to a peer; tells also which key opens it.
+    fn open(&self, bytes: &[u8]) -> (u8, Message) {
+        let opened =
+            (1..).zip(&self.boxes).find_map(|(number, (_, shared))| Some((number, disco::open(shared, bytes).ok()?)));
+        opened.unwrap()
     }
 
     fn udp(&mut self, from: u8, at: &str, message: &Message) {
@@ -197,21 +210,10 @@ impl Bench {
         self.paths.handle_relayed(REGION, &node(from), &bytes, self.now);
     }
 
-    /// Returns what was sent, opened with the peers' keys.
-    fn sent(&mut self) -> Vec<(Destination, Message)> {
-        let open = |bytes: &[u8]| {
-            [PEER, OTHER].into_iter().find_map(|number| {
-                let shared = secret(number + 100).diffie_hellman(self.paths.outbox.keys.public().as_bytes()).unwrap();
-                disco::open(&SharedBox::new(&shared), bytes).ok()
-            })
-        };
-        self.paths.outbox.transmits.iter().map(|transmit| (transmit.to, open(&transmit.bytes).unwrap())).collect()
-    }
-
+    /// Returns what was sent.
     fn take_sent(&mut self) -> Vec<(Destination, Message)> {
-        let sent = self.sent();
-        self.paths.outbox.transmits.clear();
-        sent
+        let transmits = std::mem::take(&mut self.paths.outbox.transmits);
+        transmits.into_iter().map(|transmit| (transmit.to, self.open(&transmit.bytes).1)).collect()
     }
 
     fn events(&mut self) -> Vec<Event> {
@@ -373,10 +375,8 @@ fn pong_counts_only_for_its_ping_from_its_peer_on_its_way_and_in_time() {
     let begin = || {
         let mut bench = Bench::new();
         bench.paths.handle_activity(&node(PEER), bench.now);
-        let id = bench.take_sent().into_iter().find_map(|(_, message)| match message {
-            Message::Ping(ping) => Some(ping.id),
-            _ => None,
-        });
+        let mut sent = bench.take_sent().into_iter();
+        let id = sent.find_map(|(_, message)| if let Message::Ping(ping) = message { Some(ping.id) } else { None });
         (bench, id.unwrap())
     };
     let (mut bench, id) = begin();
@@ -524,6 +524,8 @@ fn peer_at_rest_takes_less_than_a_kibibyte() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     /// Nothing comes out for what is not authentic, whatever it claims to be.
     #[test]
     fn unauthentic_input_makes_us_send_nothing(
@@ -699,11 +701,8 @@ proptest! {
                 if let Destination::Udp(to) = to {
                     prop_assert!(crate::address::is_answerable(to), "{to}");
                 }
-                for number in 1..5_u8 {
-                    let shared = secret(number + 100).diffie_hellman(bench.paths.disco_key().as_bytes()).unwrap();
-                    if let Ok(Message::Ping(ping)) = disco::open(&SharedBox::new(&shared), &bytes) {
-                        pinged.push((ping.id, number));
-                    }
+                if let (by, Message::Ping(ping)) = bench.open(&bytes) {
+                    pinged.push((ping.id, by));
                 }
             }
             let Paths { peers, outbox, .. } = &bench.paths;
