@@ -12,11 +12,7 @@ const COUNT: u32 = 1 << 22;
 ///
 /// 100.100.0.0/24 and 100.100.100.0/24 hold services of the client itself (its resolver is 100.100.100.100);
 /// 100.115.92.0/23 is used inside ChromeOS.
-const SKIPPED: [(u32, u32); 3] = [
-    (0x6464_0000, 0x6464_00ff),
-    (0x6464_6400, 0x6464_64ff),
-    (0x6473_5c00, 0x6473_5dff),
-];
+const SKIPPED: [(u32, u32); 3] = [(0x6464_0000, 0x6464_00ff), (0x6464_6400, 0x6464_64ff), (0x6473_5c00, 0x6473_5dff)];
 
 /// Finds the next free address from offset `cursor` on, and the offset to go on from the next time.
 ///

@@ -10,9 +10,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 pub use crate::auth_key::AuthKeyText;
-pub use views::{
-    AuthKeyView, CreatedAuthKey, LoginState, LoginView, NodeView, PolicyView, TailnetView, UserView,
-};
+pub use views::{AuthKeyView, CreatedAuthKey, LoginState, LoginView, NodeView, PolicyView, TailnetView, UserView};
 
 use crate::Control;
 use crate::model::{Owner, TailnetRecord, UserRecord, Who};
@@ -223,9 +221,8 @@ impl Admin {
                 let id = user_id(work.state.users.values(), &login)?;
                 let owner = Owner::User(id);
                 let nodes = work.state.nodes.iter().filter(|node| node.record.owner == owner).count();
-                let usable = |key: &crate::AuthKeyRecord| {
-                    key.owner == owner && crate::auth_key::check(key, work.now).is_ok()
-                };
+                let usable =
+                    |key: &crate::AuthKeyRecord| key.owner == owner && crate::auth_key::check(key, work.now).is_ok();
                 let keys = work.state.auth_keys.values().filter(|(key, _)| usable(key)).count();
                 if nodes + keys > 0 {
                     return Err(AdminError::Busy { login: login.clone(), nodes, keys });

@@ -54,11 +54,7 @@ pub(crate) fn generate() -> Result<Fresh, getrandom::Error> {
     let id = hex(&id);
     let secret = Zeroizing::new(hex(secret.as_slice()));
     let text = AuthKeyText(Zeroizing::new(format!("{PREFIX}{id}-{}", *secret)));
-    Ok(Fresh {
-        hash: digest(&secret),
-        id,
-        text,
-    })
+    Ok(Fresh { hash: digest(&secret), id, text })
 }
 
 /// A key that a client showed: its public part and the hash of its secret.
@@ -73,13 +69,9 @@ pub(crate) fn parse(text: &str) -> Option<Shown> {
     // A wrapped key carries a signature for the client alone.
     let text = text.trim().split("--TL").next().unwrap_or_default();
     let (id, secret) = text.strip_prefix(PREFIX)?.split_once('-')?;
-    let digits = |part: &str, len| {
-        part.len() == len && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    };
-    (digits(id, ID_DIGITS) && digits(secret, SECRET_DIGITS)).then(|| Shown {
-        id: id.to_owned(),
-        hash: digest(secret),
-    })
+    let digits =
+        |part: &str, len| part.len() == len && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    (digits(id, ID_DIGITS) && digits(secret, SECRET_DIGITS)).then(|| Shown { id: id.to_owned(), hash: digest(secret) })
 }
 
 /// Says why a key lets nobody in; the text is shown to the person at the client.
@@ -147,7 +139,8 @@ mod tests {
     fn other_texts_are_no_keys() {
         let key = generate().unwrap();
         let text = key.text.expose();
-        for other in ["", "wkey-", "tskey-auth-abc", &text[..text.len() - 1], &format!("{text}0"), &text.to_uppercase()] {
+        for other in ["", "wkey-", "tskey-auth-abc", &text[..text.len() - 1], &format!("{text}0"), &text.to_uppercase()]
+        {
             assert_eq!(parse(other), None, "{other}");
         }
         assert_eq!(format!("{:?}", key.text), "AuthKeyText(…)");

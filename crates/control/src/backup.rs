@@ -48,9 +48,7 @@ pub enum Existing {
 pub fn backup(state_dir: &Path, to: &Path) -> Result<(), OpenError> {
     let dir = StateDir::open(state_dir)?;
     if !dir.database().exists() {
-        return Err(OpenError::DatabaseMissing {
-            path: dir.database(),
-        });
+        return Err(OpenError::DatabaseMissing { path: dir.database() });
     }
     let connection = Connection::open(dir.database()).map_err(StoreError::from)?;
     schema::check_ours(&connection)?;
@@ -59,10 +57,7 @@ pub fn backup(state_dir: &Path, to: &Path) -> Result<(), OpenError> {
 
 /// Copies a database that may be in use into the new file `to`, mode 0600.
 pub(crate) fn copy(from: &Connection, to: &Path) -> Result<(), StoreError> {
-    let failed = |error: io::Error| StoreError::File {
-        path: to.to_owned(),
-        error: error.kind(),
-    };
+    let failed = |error: io::Error| StoreError::File { path: to.to_owned(), error: error.kind() };
     private_file(to, OpenOptions::new().create_new(true)).map_err(failed)?;
     let copied = (|| {
         let mut target = Connection::open(to)?;
@@ -88,35 +83,21 @@ pub(crate) fn copy(from: &Connection, to: &Path) -> Result<(), StoreError> {
 /// # Errors
 /// [`RestoreError`]; nothing is mixed: either the folder is as before, or holds the backup alone.
 pub fn restore(from: &Path, state_dir: &Path, existing: Existing) -> Result<(), RestoreError> {
-    let not_a_backup = || RestoreError::NotABackup {
-        path: from.to_owned(),
-    };
-    let source = Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_ONLY)
-        .map_err(|_| not_a_backup())?;
-    let intact: String = source
-        .pragma_query_value(None, "integrity_check", |row| row.get(0))
-        .map_err(|_| not_a_backup())?;
+    let not_a_backup = || RestoreError::NotABackup { path: from.to_owned() };
+    let source = Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|_| not_a_backup())?;
+    let intact: String =
+        source.pragma_query_value(None, "integrity_check", |row| row.get(0)).map_err(|_| not_a_backup())?;
     if intact != "ok" {
         return Err(not_a_backup());
     }
     schema::check_ours(&source)?;
-    let identity = schema::identity(&source)
-        .map_err(OpenError::from)?
-        .ok_or(OpenError::IdentityMissing)?;
+    let identity = schema::identity(&source).map_err(OpenError::from)?.ok_or(OpenError::IdentityMissing)?;
 
     let dir = StateDir::open(state_dir)?;
-    let failed = |error: io::Error| OpenError::Folder {
-        path: state_dir.to_owned(),
-        error: error.kind(),
-    };
-    let old = STATE_FILES
-        .iter()
-        .filter(|name| state_dir.join(name).exists())
-        .collect::<Vec<_>>();
+    let failed = |error: io::Error| OpenError::Folder { path: state_dir.to_owned(), error: error.kind() };
+    let old = STATE_FILES.iter().filter(|name| state_dir.join(name).exists()).collect::<Vec<_>>();
     if !old.is_empty() && existing == Existing::Refuse {
-        return Err(RestoreError::Occupied {
-            path: state_dir.to_owned(),
-        });
+        return Err(RestoreError::Occupied { path: state_dir.to_owned() });
     }
     let fresh = state_dir.join("restored.db");
     if fresh.exists() {
@@ -132,9 +113,7 @@ pub fn restore(from: &Path, state_dir: &Path, existing: Existing) -> Result<(), 
     }
     dir.write_marker(identity.noise.public())?;
     fs::rename(&fresh, dir.database()).map_err(failed)?;
-    File::open(state_dir)
-        .and_then(|folder| folder.sync_all())
-        .map_err(failed)?;
+    File::open(state_dir).and_then(|folder| folder.sync_all()).map_err(failed)?;
     Ok(())
 }
 

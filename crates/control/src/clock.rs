@@ -32,9 +32,7 @@ impl Clock {
     #[cfg(test)]
     pub(crate) fn following_tokio(start: Timestamp) -> Self {
         let origin = Self::system().instant();
-        Self {
-            kind: Kind::Tokio { start, origin },
-        }
+        Self { kind: Kind::Tokio { start, origin } }
     }
 
     /// Returns the time of day.
@@ -44,19 +42,14 @@ impl Clock {
             Kind::System => Timestamp::now(),
             #[cfg(test)]
             Kind::Tokio { start, origin } => {
-                start
-                    .checked_add(self.instant().saturating_duration_since(origin))
-                    .unwrap_or(Timestamp::MAX)
+                start.checked_add(self.instant().saturating_duration_since(origin)).unwrap_or(Timestamp::MAX)
             }
         }
     }
 
     /// Returns the monotonic instant.
     #[must_use]
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this shell reads the clock here and nowhere else"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "this shell reads the clock here and nowhere else")]
     pub fn instant(&self) -> Instant {
         Instant::now()
     }
@@ -65,9 +58,7 @@ impl Clock {
     #[must_use]
     pub fn instant_of(&self, at: Timestamp) -> Instant {
         let wait = at.duration_since(self.now()).max(SignedDuration::ZERO);
-        let wait = std::time::Duration::try_from(wait)
-            .unwrap_or_default()
-            .min(FURTHEST);
+        let wait = std::time::Duration::try_from(wait).unwrap_or_default().min(FURTHEST);
         self.instant() + wait
     }
 }

@@ -118,13 +118,8 @@ impl Control {
             policy_version: 1,
         };
         let login = format!("owner@{name}");
-        let user = UserRecord {
-            id: store.next_user(),
-            tailnet: record.id,
-            display_name: login.clone(),
-            login,
-            created: now,
-        };
+        let user =
+            UserRecord { id: store.next_user(), tailnet: record.id, display_name: login.clone(), login, created: now };
         let entry = |what, change| Entry { who: who.clone(), what, tailnet: record.id, change };
         let entries = vec![
             entry("tailnet.create", Change::PutTailnet(record.clone())),
@@ -308,9 +303,5 @@ impl Control {
 /// Clients that lose their last relay are lost themselves.
 fn check_relays(map: &DerpMap) -> Result<(), OpenError> {
     let regions = map.regions.iter().flat_map(|regions| regions.values());
-    if regions.flat_map(|region| &region.nodes).any(|node| !node.stun_only) {
-        Ok(())
-    } else {
-        Err(OpenError::NoRelay)
-    }
+    if regions.flat_map(|region| &region.nodes).any(|node| !node.stun_only) { Ok(()) } else { Err(OpenError::NoRelay) }
 }

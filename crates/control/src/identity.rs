@@ -39,25 +39,13 @@ pub(crate) struct StateDir {
 impl StateDir {
     /// Makes the folder if needed, corrects its mode and locks it.
     pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
-        let failed = |error: io::Error| OpenError::Folder {
-            path: path.to_owned(),
-            error: error.kind(),
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(failed)?;
+        let failed = |error: io::Error| OpenError::Folder { path: path.to_owned(), error: error.kind() };
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed)?;
         let lock = private_file(&path.join(LOCK), OpenOptions::new().create(true)).map_err(failed)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self {
-                path: path.to_owned(),
-                _lock: lock,
-            }),
-            Err(fs::TryLockError::WouldBlock) => Err(OpenError::InUse {
-                path: path.to_owned(),
-            }),
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(fs::TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.to_owned() }),
             Err(fs::TryLockError::Error(error)) => Err(failed(error)),
         }
     }
@@ -80,38 +68,26 @@ impl StateDir {
                 Err(_) => Err(OpenError::Marker),
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(OpenError::Folder {
-                path: self.path.join(MARKER),
-                error: error.kind(),
-            }),
+            Err(error) => Err(OpenError::Folder { path: self.path.join(MARKER), error: error.kind() }),
         }
     }
 
     /// Writes the marker file, whole or not at all.
     pub(crate) fn write_marker(&self, key: MachineKey) -> Result<(), OpenError> {
         let path = self.path.join(MARKER);
-        let failed = |error: io::Error| OpenError::Folder {
-            path: path.clone(),
-            error: error.kind(),
-        };
+        let failed = |error: io::Error| OpenError::Folder { path: path.clone(), error: error.kind() };
         let fresh = self.path.join("identity.new");
-        let mut file =
-            private_file(&fresh, OpenOptions::new().create(true).truncate(true)).map_err(failed)?;
+        let mut file = private_file(&fresh, OpenOptions::new().create(true).truncate(true)).map_err(failed)?;
         writeln!(file, "{key}").map_err(failed)?;
         file.sync_all().map_err(failed)?;
         fs::rename(&fresh, &path).map_err(failed)?;
-        File::open(&self.path)
-            .and_then(|folder| folder.sync_all())
-            .map_err(failed)
+        File::open(&self.path).and_then(|folder| folder.sync_all()).map_err(failed)
     }
 
     /// Makes an empty file for the database with mode 0600 before SQLite opens it, whatever the umask says.
     pub(crate) fn prepare_database(&self) -> Result<(), OpenError> {
         let path = self.database();
-        let failed = |error: io::Error| OpenError::Folder {
-            path: path.clone(),
-            error: error.kind(),
-        };
+        let failed = |error: io::Error| OpenError::Folder { path: path.clone(), error: error.kind() };
         private_file(&path, OpenOptions::new().create(true)).map_err(failed)?;
         // SQLite gives its side files the mode of the database; correct those of an older run, too.
         for suffix in ["-wal", "-shm"] {

@@ -23,6 +23,8 @@ mod register;
 pub mod server;
 mod store;
 mod tailnet;
+#[cfg(test)]
+mod testing;
 
 pub use clock::Clock;
 pub use config::Config;

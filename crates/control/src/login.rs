@@ -158,9 +158,7 @@ impl Logins {
     ) -> Decision {
         let (mut state, end) = {
             let inner = self.lock();
-            let ours = |pending: &&Pending| {
-                pending.machine == machine && pending.request.node_key == request.node_key
-            };
+            let ours = |pending: &&Pending| pending.machine == machine && pending.request.node_key == request.node_key;
             match inner.waiting.get(id).filter(ours) {
                 Some(pending) => (pending.state.subscribe(), pending.begun + LIFETIME),
                 None => return Decision::Gone,
@@ -194,11 +192,7 @@ impl Logins {
     pub(crate) fn list(&self, clock: Clock, url: impl Fn(&str) -> String) -> Vec<LoginView> {
         let mut inner = self.lock();
         inner.forget_old(clock.instant());
-        let mut list: Vec<_> = inner
-            .waiting
-            .iter()
-            .map(|(id, pending)| pending.view(id, url(id)))
-            .collect();
+        let mut list: Vec<_> = inner.waiting.iter().map(|(id, pending)| pending.view(id, url(id))).collect();
         list.sort_by(|one, two| (one.created, &one.id).cmp(&(two.created, &two.id)));
         list
     }

@@ -78,7 +78,7 @@ pub(crate) fn fetch(control: &Control, machine: MachineKey, request: &MapRequest
     let snapshot = tailnet.snapshot();
     let node = snapshot.nodes.get(known.node).filter(|node| node.record.key == request.node_key);
     let node = node.ok_or(MapError::UnknownNode)?;
-    Ok(full::once(&snapshot, node, request.version.0, framing))
+    Ok(full::once(&snapshot, node, (request.version.0, control.clock().now()), framing))
 }
 
 /// Takes a report; a node whose name follows its host is renamed with it.

@@ -9,9 +9,7 @@ use warren_wire::control::{Hostinfo, NodeId, RegionId, UserId};
 use warren_wire::key::{DiscoKey, MachineKey, NodeKey};
 
 /// Number of a tailnet; unique in the server and never given again.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct TailnetId(pub i64);
 

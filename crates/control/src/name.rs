@@ -23,11 +23,7 @@ pub(crate) fn label(host: &str) -> String {
         }
     }
     let label = label.trim_end_matches('-');
-    if label.is_empty() {
-        "node".to_owned()
-    } else {
-        label.to_owned()
-    }
+    if label.is_empty() { "node".to_owned() } else { label.to_owned() }
 }
 
 /// Finds a name that is not taken: `wanted`, else `wanted-1`, `wanted-2` and so on, cut to the length of a label.

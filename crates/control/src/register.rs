@@ -70,10 +70,7 @@ pub(crate) async fn register(
         Ok(response) => response,
         Err(refusal) => {
             tracing::info!(machine = %machine.short(), %from, %refusal, "a registration is refused");
-            RegisterResponse {
-                error: refusal.to_string(),
-                ..RegisterResponse::default()
-            }
+            RegisterResponse { error: refusal.to_string(), ..RegisterResponse::default() }
         }
     }
 }
@@ -95,9 +92,7 @@ async fn decide(
         return Ok(key_expired());
     }
     if request.version.0 < LEAST_CAPABILITY {
-        return Err(Refusal::TooOld {
-            found: request.version.0,
-        });
+        return Err(Refusal::TooOld { found: request.version.0 });
     }
     if let Some((tailnet, known)) = known {
         if known.machine != machine {
@@ -215,11 +210,7 @@ async fn join_with_key(
 ) -> Result<RegisterResponse, Refusal> {
     let unknown = crate::auth_key::AuthKeyError::Unknown;
     let shown = crate::auth_key::parse(text).ok_or(unknown)?;
-    let tailnet = control
-        .registry()
-        .auth_key(&shown.id)
-        .and_then(|id| control.tailnet_by_id(id))
-        .ok_or(unknown)?;
+    let tailnet = control.registry().auth_key(&shown.id).and_then(|id| control.tailnet_by_id(id)).ok_or(unknown)?;
     check_tailnet_hint(request, &tailnet)?;
     let join = Join::new(machine, request, Grant::AuthKey(shown));
     let node = tailnet.change(move |work: &mut Work<'_>| join.carry_out(work)).await?;
@@ -242,10 +233,7 @@ async fn follow_up(
     from: IpAddr,
 ) -> Result<RegisterResponse, Refusal> {
     let id = control.login_id(&request.followup).unwrap_or_default();
-    let decision = control
-        .logins()
-        .decided(control.clock(), id, machine, &request)
-        .await;
+    let decision = control.logins().decided(control.clock(), id, machine, &request).await;
     match decision {
         Decision::Approved => {
             let found = control.registered(&request.node_key).filter(|(_, known)| known.machine == machine);
@@ -270,10 +258,7 @@ fn begin_login(
     from: IpAddr,
 ) -> Result<RegisterResponse, Refusal> {
     let id = control.logins().begin(control.clock(), machine, request, from)?;
-    Ok(RegisterResponse {
-        auth_url: control.login_url(&id),
-        ..RegisterResponse::default()
-    })
+    Ok(RegisterResponse { auth_url: control.login_url(&id), ..RegisterResponse::default() })
 }
 
 /// Returns the auth key that a request carries.
@@ -287,10 +272,7 @@ fn find(work: &Work<'_>, which: impl Fn(&Node) -> bool) -> Option<std::sync::Arc
 }
 
 fn key_expired() -> RegisterResponse {
-    RegisterResponse {
-        node_key_expired: true,
-        ..RegisterResponse::default()
-    }
+    RegisterResponse { node_key_expired: true, ..RegisterResponse::default() }
 }
 
 /// Tells a client who it is now.

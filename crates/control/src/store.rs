@@ -25,8 +25,8 @@ use warren_wire::key::{MachineSecret, NodeSecret};
 
 pub(crate) use apply::{Change, Entry};
 pub use error::{OpenError, StoreError};
-pub(crate) use load::{Loaded, LoadedTailnet};
 pub use load::Quarantined;
+pub(crate) use load::{Loaded, LoadedTailnet};
 
 use crate::identity::{Identity, StateDir};
 use crate::model::{NodeState, TailnetId};
@@ -57,10 +57,7 @@ impl Store {
         let loaded = load::everything(&connection)?;
         let ids = Ids::read(&connection)?;
         let writer = Writer::spawn(connection)?;
-        let store = Self {
-            writer: Arc::new(writer),
-            ids: Arc::new(ids),
-        };
+        let store = Self { writer: Arc::new(writer), ids: Arc::new(ids) };
         Ok((store, identity, loaded))
     }
 
@@ -70,10 +67,7 @@ impl Store {
         let (connection, identity) = open_connection(dir)?;
         let loaded = load::everything(&connection)?;
         let ids = Ids::read(&connection)?;
-        let store = Self {
-            writer: Arc::new(Writer::inline(connection)),
-            ids: Arc::new(ids),
-        };
+        let store = Self { writer: Arc::new(Writer::inline(connection)), ids: Arc::new(ids) };
         Ok((store, identity, loaded))
     }
 
@@ -100,16 +94,11 @@ impl Store {
         if entries.is_empty() {
             return Ok(());
         }
-        self.writer
-            .run(|reply| Job::Apply { entries, at, reply })
-            .await
+        self.writer.run(|reply| Job::Apply { entries, at, reply }).await
     }
 
     /// Stores what nodes reported; a node that is gone is passed over.
-    pub(crate) async fn save_states(
-        &self,
-        states: Vec<(NodeId, Arc<NodeState>)>,
-    ) -> Result<(), StoreError> {
+    pub(crate) async fn save_states(&self, states: Vec<(NodeId, Arc<NodeState>)>) -> Result<(), StoreError> {
         if states.is_empty() {
             return Ok(());
         }
@@ -150,8 +139,7 @@ impl Store {
     /// Copies the whole database into the new file `to` while it is in use.
     pub(crate) async fn backup(&self, to: &Path) -> Result<(), StoreError> {
         let to = to.to_owned();
-        self.read(move |connection| crate::backup::copy(connection, &to))
-            .await
+        self.read(move |connection| crate::backup::copy(connection, &to)).await
     }
 }
 
@@ -165,34 +153,23 @@ impl Ids {
             )?;
             Ok(AtomicI64::new(last + 1))
         };
-        Ok(Self {
-            node: next("node")?,
-            user: next("user")?,
-            tailnet: next("tailnet")?,
-        })
+        Ok(Self { node: next("node")?, user: next("user")?, tailnet: next("tailnet")? })
     }
 }
 
 /// Opens or makes the database and finds the server's keys in it.
 fn open_connection(dir: &StateDir) -> Result<(Connection, Identity), OpenError> {
     let marker = dir.marker()?;
-    let existed = dir
-        .database()
-        .metadata()
-        .is_ok_and(|metadata| metadata.len() > 0);
+    let existed = dir.database().metadata().is_ok_and(|metadata| metadata.len() > 0);
     if !existed && marker.is_some() {
-        return Err(OpenError::DatabaseMissing {
-            path: dir.database(),
-        });
+        return Err(OpenError::DatabaseMissing { path: dir.database() });
     }
     dir.prepare_database()?;
     let mut connection = Connection::open(dir.database()).map_err(StoreError::from)?;
     schema::configure(&connection)?;
     let fresh = schema::is_empty(&connection)?;
     if fresh && marker.is_some() {
-        return Err(OpenError::DatabaseMissing {
-            path: dir.database(),
-        });
+        return Err(OpenError::DatabaseMissing { path: dir.database() });
     }
     let identity = if fresh {
         let identity = Identity {

@@ -53,19 +53,9 @@ enum Command {
     /// A change that is stored before anybody sees it.
     Change(Box<dyn Change>),
     /// A map poll begins.
-    Attach {
-        node: NodeId,
-        key: NodeKey,
-        report: Report,
-        reply: oneshot::Sender<Option<Attached>>,
-    },
+    Attach { node: NodeId, key: NodeKey, report: Report, reply: oneshot::Sender<Option<Attached>> },
     /// A node reports about itself.
-    Update {
-        node: NodeId,
-        key: NodeKey,
-        report: Report,
-        reply: oneshot::Sender<Option<Updated>>,
-    },
+    Update { node: NodeId, key: NodeKey, report: Report, reply: oneshot::Sender<Option<Updated>> },
     /// Other relays.
     SetDerp { derp: Arc<DerpMap>, reply: oneshot::Sender<()> },
     /// Everything that waits to be stored shall be.
@@ -96,12 +86,7 @@ impl Tailnet {
         let (id, name) = (loaded.record.id, Arc::from(loaded.record.name.as_str()));
         let (actor, snapshots) = actor::Actor::new(Arc::clone(shared), loaded, derp, closed);
         tokio::spawn(actor.run(queue));
-        Self {
-            id,
-            name,
-            commands,
-            snapshots,
-        }
+        Self { id, name, commands, snapshots }
     }
 
     /// Returns the newest snapshot.
@@ -126,10 +111,7 @@ impl Tailnet {
     {
         let (reply, answer) = oneshot::channel();
         let asked = Asked { ask, result: None, reply };
-        self.commands
-            .send(Command::Change(Box::new(asked)))
-            .await
-            .map_err(|_| StoreError::Closed)?;
+        self.commands.send(Command::Change(Box::new(asked))).await.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
 

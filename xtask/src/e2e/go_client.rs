@@ -51,8 +51,20 @@ impl GoClient {
             (text == page).then_some(())
         })
         .with_context(|| format!("its log ends with:\n{}", last_lines(&self.process.log())))
+
+    /// Goes on fetching `page` until the log says that packets go directly to the address of `peer` on the switch.
+    fn wait_direct(&self, page: &str, peer: &Host) -> Result<()> {
+        let sign = format!("{DIRECT}{}:", peer.address);
+        wait_for(&format!("a direct path from {} to {}", self.host.name, peer.name), PATIENCE, || {
+            self.wait_page(page).ok()?;
+            self.process.log().contains(&sign).then_some(())
+        })
+        .with_context(|| format!("its log ends with:\n{}", last_lines(&self.process.log())))
     }
 }
+
+/// What the Go client logs before the address when packets to a peer begin to go directly.
+const DIRECT: &str = " now using ";
 
 fn fetch(host: &Host, url: &str) -> Result<String> {
     host.run("curl").args("-sS -g --fail --max-time 5").arg(url).output()
@@ -73,7 +85,7 @@ fn address_of(server: &Server, name: &str) -> Result<String> {
                 .and_then(serde_json::Value::as_str)
                 .is_some_and(|full| full.split('.').next() == Some(name))
         })?;
-        node.get("ipv4")?.as_str().map(str::to_owned)
+        node.get("addresses")?.as_array()?.first()?.as_str().map(str::to_owned)
     })
 }
 
@@ -90,7 +102,13 @@ fn two(context: &Context, title: &str, udp: bool) -> Result<()> {
     let alpha = GoClient::start(&lab.host("alpha"), &caddy, &server, &key, "page of alpha", "beta")?;
     let beta = GoClient::start(&lab.host("beta"), &caddy, &server, &key, "page of beta", "alpha")?;
     alpha.wait_page("page of beta")?;
-    beta.wait_page("page of alpha")
+    beta.wait_page("page of alpha")?;
+    if udp {
+        alpha.wait_direct("page of beta", &beta.host)?;
+        return beta.wait_direct("page of alpha", &alpha.host);
+    }
+    ensure!(!alpha.process.log().contains(DIRECT), "a direct path without UDP");
+    Ok(())
 }
 
 /// Two Go clients fetch pages from each other by MagicDNS name.

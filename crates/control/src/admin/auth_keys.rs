@@ -5,9 +5,9 @@ use jiff::Timestamp;
 use super::{Admin, AdminError, AuthKeyView, CreatedAuthKey, NewAuthKey, invalid, not_found, user_id};
 use crate::auth_key;
 use crate::model::{AuthKeyRecord, Owner};
+use crate::tailnet::Tailnet;
 use crate::tailnet::snapshot::Snapshot;
 use crate::tailnet::work::Work;
-use crate::tailnet::Tailnet;
 
 /// How many tags a key or a node may have.
 pub(super) const TAGS_MAX: usize = 64;
@@ -24,7 +24,8 @@ impl Admin {
         let now = self.control.clock().now();
         let expires = match new.lifetime {
             Some(span) => Some(
-                now.checked_add(span).map_err(|_| invalid("lifetime of an auth key", &format!("{}s", span.as_secs())))?,
+                now.checked_add(span)
+                    .map_err(|_| invalid("lifetime of an auth key", &format!("{}s", span.as_secs())))?,
             ),
             None => None,
         };

@@ -104,12 +104,7 @@ impl Admin {
     ///
     /// # Errors
     /// As [`Self::node`].
-    pub async fn expire_node(
-        &self,
-        tailnet: Option<&str>,
-        node: &str,
-        expiry: Expiry,
-    ) -> Result<NodeView, AdminError> {
+    pub async fn expire_node(&self, tailnet: Option<&str>, node: &str, expiry: Expiry) -> Result<NodeView, AdminError> {
         self.edit(tailnet, node, "node.expiry", move |record, work| {
             record.key_expiry = match expiry {
                 Expiry::Now => Some(work.now),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
 use warren_wire::control::{CapabilityVersion, ExpiryChange, MapResponse, NodeId, PeerChange, UserId};
 
 use super::frame::{Framing, Parts, message, split};
@@ -13,6 +14,9 @@ use crate::tailnet::access::Filter;
 use crate::tailnet::nodes::{Node, Nodes, Pair, Visit};
 use crate::tailnet::snapshot::{MessageKey, Snapshot};
 
+/// How long after a snapshot streams still share messages that state its time.
+const SHARED_FOR: SignedDuration = SignedDuration::from_secs(2);
+
 /// Writes the messages that lead a client from `old` to `new`; none if it sees no difference.
 ///
 /// The viewer must be a node of both.
@@ -20,22 +24,23 @@ pub(super) fn messages(
     old: &Snapshot,
     new: &Snapshot,
     (before, viewer): (&Node, &Node),
-    (cap, framing): (u16, Framing),
+    (cap, framing, now): (u16, Framing, Timestamp),
 ) -> Vec<Bytes> {
     let delta = Delta::between(old, new, (before, viewer));
     if delta.is_empty() {
         return Vec::new();
     }
-    let Some(key) = delta.key(framing) else {
-        return delta.write(new, viewer, cap).iter().map(|json| framing.frame(json)).collect();
-    };
+    // Clients set their clocks by what they get, so that a message shared with others must not be old.
+    let is_fresh = now.duration_since(new.at) <= SHARED_FOR;
+    let alone = || delta.write(new, viewer, (cap, now)).iter().map(|json| framing.frame(json)).collect();
+    let Some(key) = delta.key(framing).filter(|_| is_fresh) else { return alone() };
     // A long list does not fit one message, and is rare.
     let peers: Vec<_> = delta.changed.iter().map(|node| &***node).collect();
     if split(new, &peers, MESSAGE_BYTES).len() > 1 {
-        return delta.write(new, viewer, cap).iter().map(|json| framing.frame(json)).collect();
+        return alone();
     }
     let make = || {
-        let json = delta.write(new, viewer, cap).into_iter().next().unwrap_or_default();
+        let json = delta.write(new, viewer, (cap, new.at)).into_iter().next().unwrap_or_default();
         framing.frame(&json)
     };
     vec![new.messages.get_or_make(key, make)]
@@ -49,14 +54,10 @@ pub(crate) fn differs_for_peers(old: &Node, new: &Node) -> bool {
 /// Tells whether a node gets a new version of itself.
 pub(crate) fn differs_for_itself(old: &Node, new: &Node) -> bool {
     let reported = |state: &NodeState| {
-        state.hostinfo.as_ref().map(|info| {
-            (
-                info.os.clone(),
-                info.hostname.clone(),
-                info.routable_ips.clone(),
-                info.request_tags.clone(),
-            )
-        })
+        state
+            .hostinfo
+            .as_ref()
+            .map(|info| (info.os.clone(), info.hostname.clone(), info.routable_ips.clone(), info.request_tags.clone()))
     };
     old.expired != new.expired || old.record != new.record || reported(&old.state) != reported(&new.state)
 }
@@ -139,12 +140,8 @@ impl<'a> Delta<'a> {
         if Arc::ptr_eq(&old.users, &new.users) {
             return;
         }
-        let changed: BTreeSet<_> = new
-            .users
-            .iter()
-            .filter(|(id, user)| old.users.get(id) != Some(user))
-            .map(|(id, _)| *id)
-            .collect();
+        let changed: BTreeSet<_> =
+            new.users.iter().filter(|(id, user)| old.users.get(id) != Some(user)).map(|(id, _)| *id).collect();
         if changed.is_empty() {
             return;
         }
@@ -172,8 +169,8 @@ impl<'a> Delta<'a> {
         })
     }
 
-    fn write(&self, new: &Snapshot, viewer: &Node, cap: u16) -> Vec<Vec<u8>> {
-        let time = view::time(new.at);
+    fn write(&self, new: &Snapshot, viewer: &Node, (cap, now): (u16, Timestamp)) -> Vec<Vec<u8>> {
+        let time = view::time(now);
         let head = MapResponse {
             node: self.itself.then(|| Box::new(view::own(new, viewer))),
             derp_map: self.relays.then(|| view::relays(&new.derp, cap)),
@@ -186,15 +183,8 @@ impl<'a> Delta<'a> {
         let peers: Vec<_> = self.changed.iter().map(|node| &***node).collect();
         let mut written = Vec::new();
         for (at, nodes) in split(new, &peers, MESSAGE_BYTES).into_iter().enumerate() {
-            let parts = Parts {
-                field: "PeersChanged",
-                nodes,
-                filter: self.filter.as_ref().filter(|_| at == 0),
-            };
-            let more = MapResponse {
-                control_time: time,
-                ..MapResponse::default()
-            };
+            let parts = Parts { field: "PeersChanged", nodes, filter: self.filter.as_ref().filter(|_| at == 0) };
+            let more = MapResponse { control_time: time, ..MapResponse::default() };
             written.push(message(new, if at == 0 { &head } else { &more }, &parts));
         }
         written
@@ -221,10 +211,7 @@ enum Change {
 fn compare(old: &Node, new: &Node) -> Change {
     let (was, is) = (&old.record, &new.record);
     let hostinfo = |state: &NodeState| {
-        state
-            .hostinfo
-            .as_ref()
-            .map(|info| (info.os.clone(), info.hostname.clone(), info.services.clone()))
+        state.hostinfo.as_ref().map(|info| (info.os.clone(), info.hostname.clone(), info.services.clone()))
     };
     let whole = was.name != is.name
         || was.owner != is.owner
@@ -241,10 +228,7 @@ fn compare(old: &Node, new: &Node) -> Change {
     if whole {
         return Change::Whole;
     }
-    let mut patch = PeerChange {
-        node_id: is.id,
-        ..PeerChange::default()
-    };
+    let mut patch = PeerChange { node_id: is.id, ..PeerChange::default() };
     let empty = patch.clone();
     if was.key != is.key {
         patch.key = Some(is.key);

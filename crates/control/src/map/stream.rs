@@ -115,7 +115,7 @@ impl MapStream {
         let viewer = self.viewer;
         match snapshot.nodes.get(viewer.node).filter(|node| node.record.key == viewer.key) {
             Some(node) => {
-                let (json, cursor) = full::first(&snapshot, node, viewer.cap, MESSAGE_BYTES);
+                let (json, cursor) = full::first(&snapshot, node, (viewer.cap, self.clock.now()), MESSAGE_BYTES);
                 self.waiting.push_back(viewer.framing.frame(&json));
                 self.cursor = cursor;
                 self.known = Some(snapshot);
@@ -128,7 +128,7 @@ impl MapStream {
         let (Some(snapshot), Some(cursor)) = (&self.known, self.cursor) else { return };
         self.cursor = None;
         if let Some(node) = snapshot.nodes.get(self.viewer.node) {
-            let (json, cursor) = full::rest(snapshot, node, cursor, MESSAGE_BYTES);
+            let (json, cursor) = full::rest(snapshot, node, (cursor, self.clock.now()), MESSAGE_BYTES);
             self.waiting.push_back(self.viewer.framing.frame(&json));
             self.cursor = cursor;
         }
@@ -147,7 +147,7 @@ impl MapStream {
             // The client polls anew with its new key.
             Some(node) if node.record.key != viewer.key => self.ended = true,
             Some(node) => {
-                let client = (viewer.cap, viewer.framing);
+                let client = (viewer.cap, viewer.framing, self.clock.now());
                 self.waiting.extend(delta::messages(&old, &new, (before, node), client));
             }
         }
@@ -156,13 +156,10 @@ impl MapStream {
 
     fn farewell(&self, snapshot: &Snapshot, node: &Node) -> Bytes {
         let mut own = view::own(snapshot, node);
-        own.key_expiry = view::time(snapshot.at);
+        let now = view::time(self.clock.now());
+        own.key_expiry = now;
         own.expired = true;
-        self.encode(&MapResponse {
-            node: Some(Box::new(own)),
-            control_time: view::time(snapshot.at),
-            ..MapResponse::default()
-        })
+        self.encode(&MapResponse { node: Some(Box::new(own)), control_time: now, ..MapResponse::default() })
     }
 
     /// A keepalive carries the time: without it official clients compare later messages with it by a stale buffer.

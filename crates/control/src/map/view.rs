@@ -84,10 +84,7 @@ fn common(snapshot: &Snapshot, node: &Node) -> WireNode {
 
 /// Returns the two host prefixes of a node; some clients want exactly these, IPv4 first.
 pub(crate) fn addresses(record: &NodeRecord) -> Vec<IpNet> {
-    vec![
-        IpNet::from(IpAddr::V4(record.ipv4)),
-        IpNet::from(IpAddr::V6(record.ipv6())),
-    ]
+    vec![IpNet::from(IpAddr::V4(record.ipv4)), IpNet::from(IpAddr::V6(record.ipv6()))]
 }
 
 /// Returns the number of an owner.

@@ -39,6 +39,8 @@ struct Terms {
     who: Who,
     owner: Owner,
     tags: Vec<String>,
+    /// Whether the tags are the client's wish; those of an auth key apply at the first registration only.
+    tags_are_asked: bool,
     ephemeral: bool,
     approved: bool,
     auth_key: Option<String>,
@@ -84,11 +86,13 @@ impl Join {
                     // A key with tags replaces the client's wish; one without does not give the right to any.
                     self.check_tags(work, user, &requested)?;
                 }
-                let tags = if record.tags.is_empty() { requested } else { record.tags };
+                let tags_are_asked = record.tags.is_empty();
+                let tags = if tags_are_asked { requested } else { record.tags };
                 Ok(Terms {
                     who: Who::machine(&self.machine),
                     owner: if tags.is_empty() { record.owner } else { Owner::Tagged },
                     tags,
+                    tags_are_asked,
                     ephemeral: record.ephemeral || self.ephemeral,
                     approved: record.pre_approved || !work.state.tailnet.machine_approval,
                     auth_key: Some(record.id),
@@ -101,6 +105,7 @@ impl Join {
                     who: by.clone(),
                     owner: if requested.is_empty() { Owner::User(*user) } else { Owner::Tagged },
                     tags: requested,
+                    tags_are_asked: true,
                     ephemeral: self.ephemeral,
                     // Whoever approves a login on the server's command line approves the machine, too.
                     approved: true,
@@ -156,6 +161,15 @@ impl Join {
         record.ephemeral = terms.ephemeral;
         record.approved |= terms.approved;
         record.auth_key = terms.auth_key.clone();
+        if terms.tags_are_asked {
+            record.tags.clone_from(&terms.tags);
+        }
+        let label = |info: Option<&Hostinfo>| info.map(|info| crate::name::label(&info.hostname));
+        let (before, after) = (label(node.state.hostinfo.as_ref()), label(self.hostinfo.as_ref()));
+        if let Some(after) = after.filter(|after| !record.name_chosen && before.is_some_and(|before| before != *after))
+        {
+            record.name = work.free_name(&after, Some(record.id));
+        }
         let node = work.put_node(&terms.who, "node.login", node, record);
         let mut state = (*node.state).clone();
         self.report(&mut state, &node.record, work);

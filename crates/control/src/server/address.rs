@@ -57,9 +57,15 @@ impl ServerUrl {
         if host.is_empty() || authority.as_str().contains('@') || !bare {
             return Err(malformed());
         }
-        let port = match authority.port() {
-            Some(port) => port.as_str().parse().ok().filter(|&port| port != 0).ok_or_else(malformed)?,
-            None => usual_port,
+        // What the library cannot read as a port it calls none, so the text itself decides.
+        let port = match authority.as_str().strip_prefix(host) {
+            Some("") => usual_port,
+            Some(rest) => rest
+                .strip_prefix(':')
+                .and_then(|port| port.parse().ok())
+                .filter(|&port| port != 0)
+                .ok_or_else(malformed)?,
+            None => return Err(malformed()),
         };
         let host = host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
         Ok(Self { text: trimmed.to_owned(), host, port })

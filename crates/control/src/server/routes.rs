@@ -23,8 +23,17 @@ use crate::{MapError, MapStream};
 /// The oldest capability version that is served. Source: control.md §5.3; below it, maps would need fields of their own.
 pub const MIN_CAPABILITY_VERSION: u16 = 113;
 
-/// Answers a request of the machine at the other end.
+/// Answers a request of the machine at the other end; HEAD gets the same answer without its body.
 pub(crate) async fn answer<B>(session: &Arc<Session>, request: Request<B>) -> Answer
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let bodiless = request.method() == Method::HEAD;
+    let answer = answer_with_body(session, request).await;
+    if bodiless { answers::empty(answer.status()) } else { answer }
+}
+
+async fn answer_with_body<B>(session: &Arc<Session>, request: Request<B>) -> Answer
 where
     B: Body<Data = Bytes> + Unpin,
 {

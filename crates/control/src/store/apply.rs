@@ -7,11 +7,9 @@ use rusqlite::{Connection, OptionalExtension};
 use serde::Serialize;
 use warren_wire::control::{NodeId, UserId};
 
-use super::audit::{self, Fact};
 use super::StoreError;
-use crate::model::{
-    AuthKeyRecord, NodeRecord, NodeState, TailnetId, TailnetRecord, UserRecord, Who,
-};
+use super::audit::{self, Fact};
+use crate::model::{AuthKeyRecord, NodeRecord, NodeState, TailnetId, TailnetRecord, UserRecord, Who};
 
 /// One audited change.
 #[derive(Debug, Clone)]
@@ -100,10 +98,7 @@ pub(super) fn entry(connection: &Connection, entry: &Entry, at: Timestamp) -> Re
 }
 
 /// Stores what nodes reported.
-pub(super) fn states(
-    connection: &Connection,
-    states: &[(NodeId, Arc<NodeState>)],
-) -> Result<(), StoreError> {
+pub(super) fn states(connection: &Connection, states: &[(NodeId, Arc<NodeState>)]) -> Result<(), StoreError> {
     let mut statement = connection.prepare_cached(
         "INSERT INTO node_state (node, lease_until, body) SELECT id, ?2, ?3 FROM node WHERE id = ?1
          ON CONFLICT (node) DO UPDATE SET lease_until = excluded.lease_until, body = excluded.body",
@@ -162,11 +157,7 @@ fn put_node(connection: &Connection, record: &NodeRecord) -> Result<Written, Sto
     Ok((format!("node:{}", record.id.0), before, Some(after)))
 }
 
-fn remove_node(
-    connection: &Connection,
-    id: NodeId,
-    lease: Option<Timestamp>,
-) -> Result<Written, StoreError> {
+fn remove_node(connection: &Connection, id: NodeId, lease: Option<Timestamp>) -> Result<Written, StoreError> {
     if let Some(now) = lease {
         let over: Option<bool> = connection
             .prepare_cached("SELECT lease_until <= ?2 FROM node_state WHERE node = ?1")?
@@ -174,9 +165,7 @@ fn remove_node(
             .optional()?
             .flatten();
         if over != Some(true) {
-            return Err(StoreError::Conflict {
-                what: "the lease of an ephemeral node",
-            });
+            return Err(StoreError::Conflict { what: "the lease of an ephemeral node" });
         }
     }
     let before = take(connection, "DELETE FROM node WHERE id = ?1 RETURNING body", id.0)?;
@@ -198,9 +187,7 @@ fn put_auth_key(
             .prepare_cached("INSERT INTO auth_key (id, tailnet, hash, body) VALUES (?1, ?2, ?3, ?4)")?
             .execute((&record.id, record.tailnet.0, hash, &after))?
     } else {
-        connection
-            .prepare_cached("UPDATE auth_key SET body = ?2 WHERE id = ?1")?
-            .execute((&record.id, &after))?
+        connection.prepare_cached("UPDATE auth_key SET body = ?2 WHERE id = ?1")?.execute((&record.id, &after))?
     };
     expect_one(changed, "an auth key")?;
     Ok((format!("auth-key:{}", record.id), before, Some(after)))
@@ -219,12 +206,7 @@ fn use_auth_key(connection: &Connection, id: &str) -> Result<Written, StoreError
     Ok((format!("auth-key:{id}"), text(used - 1), text(used)))
 }
 
-fn put_policy(
-    connection: &Connection,
-    tailnet: TailnetId,
-    version: u64,
-    text: &str,
-) -> Result<Written, StoreError> {
+fn put_policy(connection: &Connection, tailnet: TailnetId, version: u64, text: &str) -> Result<Written, StoreError> {
     let version = i64::try_from(version).map_err(|_| StoreError::Encode)?;
     let before: Option<String> = connection
         .prepare_cached("SELECT text FROM policy WHERE tailnet = ?1 AND version = ?2")?
@@ -237,24 +219,15 @@ fn put_policy(
 }
 
 fn body(connection: &Connection, sql: &str, id: i64) -> Result<Option<String>, StoreError> {
-    Ok(connection
-        .prepare_cached(sql)?
-        .query_row([id], |row| row.get(0))
-        .optional()?)
+    Ok(connection.prepare_cached(sql)?.query_row([id], |row| row.get(0)).optional()?)
 }
 
 fn take(connection: &Connection, sql: &str, id: i64) -> Result<String, StoreError> {
-    body(connection, sql, id)?.ok_or(StoreError::Conflict {
-        what: "a record that is gone",
-    })
+    body(connection, sql, id)?.ok_or(StoreError::Conflict { what: "a record that is gone" })
 }
 
 fn expect_one(changed: usize, what: &'static str) -> Result<(), StoreError> {
-    if changed == 1 {
-        Ok(())
-    } else {
-        Err(StoreError::Conflict { what })
-    }
+    if changed == 1 { Ok(()) } else { Err(StoreError::Conflict { what }) }
 }
 
 fn json<T: Serialize>(record: &T) -> Result<String, StoreError> {

@@ -107,16 +107,13 @@ pub(crate) fn list(
          WHERE (?1 IS NULL OR tailnet = ?1) AND (?2 IS NULL OR seq < ?2) ORDER BY seq DESC LIMIT ?3",
     )?;
     let rows = statement.query_map((tailnet.map(|id| id.0), before_seq, limit), entry)?;
-    Ok(rows
-        .map(|row| row.map(|(entry, _, _)| entry))
-        .collect::<Result<_, _>>()?)
+    Ok(rows.map(|row| row.map(|(entry, _, _)| entry)).collect::<Result<_, _>>()?)
 }
 
 /// Follows the chain from the first entry to the last.
 pub(crate) fn verify(connection: &Connection) -> Result<AuditVerdict, StoreError> {
-    let mut statement = connection.prepare(
-        "SELECT seq, at, tailnet, who, what, subject, before, after, prev, hash FROM audit ORDER BY seq",
-    )?;
+    let mut statement = connection
+        .prepare("SELECT seq, at, tailnet, who, what, subject, before, after, prev, hash FROM audit ORDER BY seq")?;
     let mut expected = (1, [0; 32]);
     for row in statement.query_map([], entry)? {
         let (entry, prev, hash) = row?;
@@ -138,20 +135,11 @@ pub(crate) fn verify(connection: &Connection) -> Result<AuditVerdict, StoreError
         }
         expected = (entry.seq + 1, hash);
     }
-    Ok(AuditVerdict::Intact {
-        entries: expected.0 - 1,
-        head: hex(&expected.1),
-    })
+    Ok(AuditVerdict::Intact { entries: expected.0 - 1, head: hex(&expected.1) })
 }
 
 /// Computes the hash of an entry: SHA-256 over the number, the hash before, and each text with its length.
-fn link(
-    seq: i64,
-    prev: &[u8; 32],
-    at: &str,
-    tailnet: Option<i64>,
-    texts: [Option<&str>; 5],
-) -> [u8; 32] {
+fn link(seq: i64, prev: &[u8; 32], at: &str, tailnet: Option<i64>, texts: [Option<&str>; 5]) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(seq.to_be_bytes());
     hash.update(prev);

@@ -100,9 +100,6 @@ impl From<rusqlite::Error> for StoreError {
             return Self::Conflict { what: "a value that must be unique" };
         }
         let code = error.sqlite_error().map_or(0, |failure| failure.extended_code);
-        Self::Database {
-            code,
-            message: error.to_string(),
-        }
+        Self::Database { code, message: error.to_string() }
     }
 }

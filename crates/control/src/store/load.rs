@@ -50,9 +50,9 @@ pub(super) fn everything(connection: &Connection) -> Result<Loaded, OpenError> {
     let mut loaded = Loaded::default();
     let mut tailnets: BTreeMap<TailnetId, LoadedTailnet> = BTreeMap::new();
     let sql = "SELECT id, body, next_address FROM tailnet ORDER BY id";
-    for (id, text, next_address) in rows(connection, sql, |row| {
-        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, u32>(2)?))
-    })? {
+    for (id, text, next_address) in
+        rows(connection, sql, |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, u32>(2)?)))?
+    {
         let Some(record) = loaded.decode::<TailnetRecord>("tailnet", id, &text) else {
             continue;
         };
@@ -116,13 +116,9 @@ fn read_nodes(connection: &Connection, loaded: &mut Loaded, tailnets: &mut Tailn
             continue;
         };
         // A node whose state is lost reports it anew.
-        let mut state = row
-            .state
-            .and_then(|text| loaded.decode::<NodeState>("node_state", row.id, &text))
-            .unwrap_or_default();
-        state.lease_until = row
-            .lease_until
-            .and_then(|at| Timestamp::from_millisecond(at).ok());
+        let mut state =
+            row.state.and_then(|text| loaded.decode::<NodeState>("node_state", row.id, &text)).unwrap_or_default();
+        state.lease_until = row.lease_until.and_then(|at| Timestamp::from_millisecond(at).ok());
         tailnet.nodes.push((Arc::new(record), Arc::new(state)));
     }
     Ok(())
@@ -139,10 +135,8 @@ struct NodeRow {
 }
 
 fn read_auth_keys(connection: &Connection, loaded: &mut Loaded, tailnets: &mut Tailnets) -> Result<(), StoreError> {
-    for (id, tailnet, hash, text, used) in rows(
-        connection,
-        "SELECT id, tailnet, hash, body, used FROM auth_key ORDER BY id",
-        |row| {
+    for (id, tailnet, hash, text, used) in
+        rows(connection, "SELECT id, tailnet, hash, body, used FROM auth_key ORDER BY id", |row| {
             Ok((
                 row.get::<_, String>(0)?,
                 row.get::<_, i64>(1)?,
@@ -150,8 +144,8 @@ fn read_auth_keys(connection: &Connection, loaded: &mut Loaded, tailnets: &mut T
                 row.get::<_, String>(3)?,
                 row.get::<_, i64>(4)?,
             ))
-        },
-    )? {
+        })?
+    {
         let Some(mut record) = loaded.decode::<AuthKeyRecord>("auth_key", &id, &text) else {
             continue;
         };
@@ -195,12 +189,7 @@ impl Loaded {
     }
 
     /// Reads a record, or puts it aside and says so.
-    fn decode<T: DeserializeOwned>(
-        &mut self,
-        table: &'static str,
-        id: impl ToString,
-        text: &str,
-    ) -> Option<T> {
+    fn decode<T: DeserializeOwned>(&mut self, table: &'static str, id: impl ToString, text: &str) -> Option<T> {
         match serde_json::from_str(text) {
             Ok(record) => Some(record),
             Err(error) => {

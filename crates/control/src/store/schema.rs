@@ -36,9 +36,8 @@ pub(crate) fn configure(connection: &Connection) -> Result<(), StoreError> {
 
 /// Tells whether the file is a new database.
 pub(super) fn is_empty(connection: &Connection) -> Result<bool, OpenError> {
-    let objects: i64 = connection
-        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-        .map_err(StoreError::from)?;
+    let objects: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(StoreError::from)?;
     Ok(objects == 0)
 }
 
@@ -56,20 +55,14 @@ pub(super) fn create(connection: &mut Connection, identity: &Identity) -> Result
 
 /// Checks that the file is a database of this program.
 pub(crate) fn check_ours(connection: &Connection) -> Result<i64, OpenError> {
-    let read = |name: &str| {
-        connection
-            .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
-            .map_err(StoreError::from)
-    };
+    let read =
+        |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map_err(StoreError::from);
     if read("application_id")? != APPLICATION_ID {
         return Err(OpenError::Foreign);
     }
     let found = read("user_version")?;
     if found > VERSION || found < 1 {
-        return Err(OpenError::Version {
-            found,
-            known: VERSION,
-        });
+        return Err(OpenError::Version { found, known: VERSION });
     }
     Ok(found)
 }
@@ -80,11 +73,7 @@ pub(super) fn migrate(connection: &mut Connection, dir: &StateDir) -> Result<(),
 }
 
 /// Applies those of `steps` that the database does not have yet.
-pub(super) fn migrate_by(
-    connection: &mut Connection,
-    dir: &StateDir,
-    steps: &[(i64, &str)],
-) -> Result<(), OpenError> {
+pub(super) fn migrate_by(connection: &mut Connection, dir: &StateDir, steps: &[(i64, &str)]) -> Result<(), OpenError> {
     let found = check_ours(connection)?;
     let missing: Vec<_> = steps.iter().filter(|(to, _)| *to > found).collect();
     if missing.is_empty() {
@@ -94,14 +83,10 @@ pub(super) fn migrate_by(
     if !snapshot.exists() {
         crate::backup::copy(connection, &snapshot)?;
     }
-    let transaction = connection
-        .transaction_with_behavior(TransactionBehavior::Immediate)
-        .map_err(StoreError::from)?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::from)?;
     for (to, statements) in missing {
         transaction.execute_batch(statements).map_err(StoreError::from)?;
-        transaction
-            .pragma_update(None, "user_version", to)
-            .map_err(StoreError::from)?;
+        transaction.pragma_update(None, "user_version", to).map_err(StoreError::from)?;
     }
     transaction.commit().map_err(StoreError::from)?;
     Ok(())
@@ -116,10 +101,8 @@ pub(crate) fn identity(connection: &Connection) -> Result<Option<Identity>, Stor
     let (Some(noise), Some(relay)) = (text(NOISE_KEY)?, text(RELAY_KEY)?) else {
         return Ok(None);
     };
-    let (Ok(noise), Ok(relay)) = (
-        MachineSecret::from_storage_text(&noise),
-        NodeSecret::from_storage_text(&relay),
-    ) else {
+    let (Ok(noise), Ok(relay)) = (MachineSecret::from_storage_text(&noise), NodeSecret::from_storage_text(&relay))
+    else {
         return Ok(None);
     };
     Ok(Some(Identity { noise, relay }))
@@ -127,9 +110,7 @@ pub(crate) fn identity(connection: &Connection) -> Result<Option<Identity>, Stor
 
 /// Reads a secret of the server.
 pub(super) fn secret(connection: &Connection, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-    Ok(connection
-        .query_row("SELECT value FROM secret WHERE name = ?1", [name], |row| row.get(0))
-        .optional()?)
+    Ok(connection.query_row("SELECT value FROM secret WHERE name = ?1", [name], |row| row.get(0)).optional()?)
 }
 
 /// Stores a secret of the server that is not there yet.

@@ -24,21 +24,11 @@ pub(super) type Reply = oneshot::Sender<Result<(), StoreError>>;
 /// Something to do with the database.
 pub(super) enum Job {
     /// Audited changes, all or none.
-    Apply {
-        entries: Vec<Entry>,
-        at: Timestamp,
-        reply: Reply,
-    },
+    Apply { entries: Vec<Entry>, at: Timestamp, reply: Reply },
     /// What nodes reported.
-    States {
-        states: Vec<(NodeId, Arc<NodeState>)>,
-        reply: Reply,
-    },
+    States { states: Vec<(NodeId, Arc<NodeState>)>, reply: Reply },
     /// Anything that reads.
-    Read {
-        read: Box<dyn FnOnce(&Connection) + Send>,
-        reply: Reply,
-    },
+    Read { read: Box<dyn FnOnce(&Connection) + Send>, reply: Reply },
 }
 
 /// Handle to the thread; dropping the last one ends it after what was queued.
@@ -63,20 +53,13 @@ impl Writer {
             .name("store".to_owned())
             .spawn(move || work(connection, queue))
             .map_err(|_| StoreError::Closed)?;
-        Ok(Self {
-            kind: Kind::Thread {
-                jobs: Some(jobs),
-                thread: Some(thread),
-            },
-        })
+        Ok(Self { kind: Kind::Thread { jobs: Some(jobs), thread: Some(thread) } })
     }
 
     /// Makes a writer that works on the caller's thread.
     #[cfg(test)]
     pub(super) fn inline(connection: Connection) -> Self {
-        Self {
-            kind: Kind::Inline(std::sync::Mutex::new(connection)),
-        }
+        Self { kind: Kind::Inline(std::sync::Mutex::new(connection)) }
     }
 
     /// Hands over a job and waits until it is durable.
@@ -173,22 +156,17 @@ fn commit(
         }
     };
     for job in jobs {
-        let result = transaction
-            .savepoint()
-            .map_err(StoreError::from)
-            .and_then(|savepoint| {
-                match &job {
-                    Job::Apply { entries, at, .. } => {
-                        entries
-                            .iter()
-                            .try_for_each(|entry| apply::entry(&savepoint, entry, *at))?;
-                    }
-                    Job::States { states, .. } => apply::states(&savepoint, states)?,
-                    // Reads do not come here.
-                    Job::Read { .. } => {}
+        let result = transaction.savepoint().map_err(StoreError::from).and_then(|savepoint| {
+            match &job {
+                Job::Apply { entries, at, .. } => {
+                    entries.iter().try_for_each(|entry| apply::entry(&savepoint, entry, *at))?;
                 }
-                savepoint.commit().map_err(StoreError::from)
-            });
+                Job::States { states, .. } => apply::states(&savepoint, states)?,
+                // Reads do not come here.
+                Job::Read { .. } => {}
+            }
+            savepoint.commit().map_err(StoreError::from)
+        });
         answers.push((job.into_reply(), result));
     }
     transaction.commit().map_err(StoreError::from)

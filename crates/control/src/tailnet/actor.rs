@@ -122,17 +122,7 @@ impl Actor {
             clock: None,
             clock_stale: true,
         };
-        let actor = Self {
-            shared,
-            suffix,
-            state,
-            published,
-            snapshots,
-            closed,
-            polls: Polls::default(),
-            dirty,
-            due,
-        };
+        let actor = Self { shared, suffix, state, published, snapshots, closed, polls: Polls::default(), dirty, due };
         (actor, receiver)
     }
 
@@ -284,15 +274,8 @@ impl Actor {
             report.apply(&mut state);
         }
         self.replace_state(&node, state, true);
-        let guard = PollGuard {
-            closed: Arc::clone(&self.closed),
-            node: id,
-            generation,
-        };
-        Some(Attached {
-            replaced: receiver,
-            guard,
-        })
+        let guard = PollGuard { closed: Arc::clone(&self.closed), node: id, generation };
+        Some(Attached { replaced: receiver, guard })
     }
 
     fn update(&mut self, id: NodeId, key: NodeKey, report: Report) -> Option<Updated> {
@@ -301,9 +284,8 @@ impl Actor {
         let mut state = NodeState::clone(&node.state);
         report.apply(&mut state);
         let label = |state: &NodeState| state.hostinfo.as_ref().map(|info| crate::name::label(&info.hostname));
-        let wanted = label(&state).filter(|wanted| {
-            !node.record.name_chosen && label(&node.state).is_some_and(|before| before != *wanted)
-        });
+        let wanted = label(&state)
+            .filter(|wanted| !node.record.name_chosen && label(&node.state).is_some_and(|before| before != *wanted));
         self.replace_state(&node, state, node.online);
         Some(Updated { rename: wanted })
     }

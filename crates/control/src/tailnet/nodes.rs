@@ -33,12 +33,7 @@ pub(crate) struct Node {
 
 impl Node {
     /// Makes a new version.
-    pub(crate) fn new(
-        record: Arc<NodeRecord>,
-        state: Arc<NodeState>,
-        online: bool,
-        expired: bool,
-    ) -> Arc<Self> {
+    pub(crate) fn new(record: Arc<NodeRecord>, state: Arc<NodeState>, online: bool, expired: bool) -> Arc<Self> {
         static REVISIONS: AtomicU64 = AtomicU64::new(1);
         Arc::new(Self {
             record,
@@ -191,12 +186,7 @@ fn chunk_of(id: NodeId) -> i64 {
     id.0 >> CHUNK_BITS
 }
 
-fn compare_chunks<'a>(
-    old: &'a [Arc<Node>],
-    new: &'a [Arc<Node>],
-    which: Visit,
-    visit: &mut impl FnMut(Pair<'a>),
-) {
+fn compare_chunks<'a>(old: &'a [Arc<Node>], new: &'a [Arc<Node>], which: Visit, visit: &mut impl FnMut(Pair<'a>)) {
     let mut old = old.iter().peekable();
     let mut new = new.iter().peekable();
     loop {

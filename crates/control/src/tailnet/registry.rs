@@ -36,11 +36,7 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) fn new() -> Self {
-        Self {
-            nodes: RwLock::default(),
-            auth_keys: RwLock::default(),
-            departures: broadcast::Sender::new(DEPARTURES),
-        }
+        Self { nodes: RwLock::default(), auth_keys: RwLock::default(), departures: broadcast::Sender::new(DEPARTURES) }
     }
 
     /// Finds the node of a key.
@@ -100,11 +96,6 @@ impl Registry {
 }
 
 fn registered(tailnet: TailnetId, node: &Node) -> (NodeKey, Registered) {
-    let registered = Registered {
-        tailnet,
-        node: node.id(),
-        machine: node.record.machine,
-        admitted: node.takes_part(),
-    };
+    let registered = Registered { tailnet, node: node.id(), machine: node.record.machine, admitted: node.takes_part() };
     (node.record.key, registered)
 }

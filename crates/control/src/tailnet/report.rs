@@ -28,12 +28,7 @@ impl Report {
                 endpoints.push(endpoint);
             }
         }
-        Self {
-            disco: request.disco_key,
-            endpoints,
-            hostinfo: request.hostinfo,
-            cap: request.version.0,
-        }
+        Self { disco: request.disco_key, endpoints, hostinfo: request.hostinfo, cap: request.version.0 }
     }
 
     /// Puts it into `state`; what it leaves open stays.

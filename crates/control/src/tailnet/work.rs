@@ -10,9 +10,7 @@ use warren_wire::control::{DerpMap, NodeId, UserId};
 use super::access::{Access, PolicyInForce};
 use super::nodes::{Node, Nodes};
 use crate::auth_key::Shown;
-use crate::model::{
-    AuthKeyRecord, NodeRecord, NodeState, TailnetRecord, UserRecord, Who,
-};
+use crate::model::{AuthKeyRecord, NodeRecord, NodeState, TailnetRecord, UserRecord, Who};
 use crate::store::{Change, Entry, Store};
 
 /// The tailnet as of the last change; a clone is cheap and independent.
@@ -53,24 +51,11 @@ pub(crate) struct Work<'a> {
 impl<'a> Work<'a> {
     /// Begins a change.
     pub(crate) fn new(state: &'a mut State, store: &'a Store, now: Timestamp) -> Self {
-        Self {
-            state,
-            now,
-            store,
-            entries: Vec::new(),
-            recompile: false,
-            touched: Vec::new(),
-            fresh: Vec::new(),
-        }
+        Self { state, now, store, entries: Vec::new(), recompile: false, touched: Vec::new(), fresh: Vec::new() }
     }
 
     fn record(&mut self, who: &Who, what: &'static str, change: Change) {
-        self.entries.push(Entry {
-            who: who.clone(),
-            what,
-            tailnet: self.state.tailnet.id,
-            change,
-        });
+        self.entries.push(Entry { who: who.clone(), what, tailnet: self.state.tailnet.id, change });
     }
 
     /// Changes the tailnet itself.
@@ -115,13 +100,7 @@ impl<'a> Work<'a> {
     }
 
     /// Changes what lasts about a node.
-    pub(crate) fn put_node(
-        &mut self,
-        who: &Who,
-        what: &'static str,
-        before: &Node,
-        record: NodeRecord,
-    ) -> Arc<Node> {
+    pub(crate) fn put_node(&mut self, who: &Who, what: &'static str, before: &Node, record: NodeRecord) -> Arc<Node> {
         let record = Arc::new(record);
         let node = before.with_record(Arc::clone(&record), record.expired_at(self.now));
         self.recompile |= node.takes_part() != before.takes_part()

@@ -119,10 +119,12 @@ async fn a_body_above_the_limit_is_refused_behind_noise_too() {
     let client = Client::connect(&rig, 1).await;
     let answer = client.try_send(Method::POST, "/machine/register", vec![b' '; MAX_BODY_BYTES + 1]).await;
     // The answer may come as such, or the stream is reset while the rest of the body is still on its way.
-    assert!(answer.is_err_and(|error| !error.is_timeout()) || {
-        let (status, _) = client.ask(Method::POST, "/machine/register", vec![b' '; MAX_BODY_BYTES + 1]).await;
-        status == StatusCode::PAYLOAD_TOO_LARGE
-    });
+    assert!(
+        answer.is_err_and(|error| !error.is_timeout()) || {
+            let (status, _) = client.ask(Method::POST, "/machine/register", vec![b' '; MAX_BODY_BYTES + 1]).await;
+            status == StatusCode::PAYLOAD_TOO_LARGE
+        }
+    );
     assert_eq!(client.ask(Method::GET, "/machine/whoami", "").await.0, StatusCode::OK, "the connection goes on");
 }
 
@@ -153,8 +155,7 @@ async fn garbage_behind_the_handshake_ends_the_connection() {
     let rig = Rig::new().await;
     let (mut stream, _task) = rig.connect();
     let key = rig.shared.control.noise_key();
-    let (_, initiation) =
-        warren_wire::noise::Initiator::new(130, &client::machine(1), &key, [5; 32]).unwrap();
+    let (_, initiation) = warren_wire::noise::Initiator::new(130, &client::machine(1), &key, [5; 32]).unwrap();
     let handshake = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, initiation);
     // The garbage is pipelined right behind the head of the upgrade.
     let request = format!(

@@ -26,7 +26,8 @@ async fn the_key_needs_a_version() {
 #[tokio::test]
 async fn absolute_targets_and_foreign_hosts_are_accepted() {
     let rig = Rig::new().await;
-    let request = "GET http://control.lab.test:8080/key?v=130 HTTP/1.1\r\nHost: control.lab.test\r\nConnection: close\r\n\r\n";
+    let request =
+        "GET http://control.lab.test:8080/key?v=130 HTTP/1.1\r\nHost: control.lab.test\r\nConnection: close\r\n\r\n";
     assert_eq!(status(&rig.ask(request).await), 200);
     let request = "GET http://a.test/generate_204 HTTP/1.1\r\nHost: b.test:9\r\nConnection: close\r\n\r\n";
     assert_eq!(status(&rig.ask(request).await), 204);
@@ -97,7 +98,9 @@ async fn a_login_that_is_none_gets_a_page_that_runs_nothing() {
 #[tokio::test]
 async fn everything_else_is_not_found() {
     let rig = Rig::new().await;
-    for path in ["/machine/map", "/machine/register", "/derp", "/derp/probe", "/admin", "/v1/admin", "/key/", "//key", "/login"] {
+    for path in
+        ["/machine/map", "/machine/register", "/derp", "/derp/probe", "/admin", "/v1/admin", "/key/", "//key", "/login"]
+    {
         assert_eq!(status(&rig.get(path).await), 404, "{path}");
     }
     assert_eq!(status(&rig.get("/").await), 200);
