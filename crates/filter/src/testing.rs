@@ -1,8 +1,15 @@
 //! Makes packets for tests.
+//!
+//! The fuzz package compiles this file, too; it must not use anything of this crate.
 
 use std::net::IpAddr;
 
-use crate::packet::{PROTO_FRAGMENT6, PROTO_ICMP4, PROTO_ICMP6, PROTO_SCTP, PROTO_TCP, PROTO_UDP};
+const PROTO_ICMP4: u8 = 1;
+const PROTO_TCP: u8 = 6;
+const PROTO_UDP: u8 = 17;
+const PROTO_FRAGMENT6: u8 = 44;
+const PROTO_ICMP6: u8 = 58;
+const PROTO_SCTP: u8 = 132;
 
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const ACK: u8 = 0x10;

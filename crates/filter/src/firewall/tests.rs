@@ -4,6 +4,7 @@ use crate::testing::*;
 use warren_wire::control::{FilterRule, NetPortRange, PortRange};
 
 mod model;
+mod random;
 
 const US: &str = "100.64.0.1";
 const PEER: &str = "100.64.0.2";
