@@ -51,6 +51,7 @@ impl GoClient {
             (text == page).then_some(())
         })
         .with_context(|| format!("its log ends with:\n{}", last_lines(&self.process.log())))
+    }
 
     /// Goes on fetching `page` until the log says that packets go directly to the address of `peer` on the switch.
     fn wait_direct(&self, page: &str, peer: &Host) -> Result<()> {
