@@ -34,6 +34,7 @@ const TESTS: &[Test] = &[
     Test { name: "go_client_and_node_both_ways_directly", body: go_client::with_node_direct },
     Test { name: "go_client_and_node_both_ways_over_the_relay", body: go_client::with_node_relayed },
     Test { name: "go_client_survives_a_killed_server", body: go_client::killed_server },
+    Test { name: "rust_client_fetches_from_go_client", body: rust_client::with_go_client },
     Test { name: "rust_client_echoes_with_node_and_go_client", body: rust_client::echoes },
     Test { name: "wireguard_go_talks_to_our_core", body: wireguard_go::interop },
 ];

@@ -1,7 +1,7 @@
 //! The official Rust client as a test peer.
 //!
-//! `rust-client SERVER-URL AUTH-KEY ADDRESS:PORT [ADDRESS:PORT=TEXT]`: joins, sends datagrams and a stream to the
-//! first address and expects them back; then fetches a page from the second and expects TEXT. Prints a line a step.
+//! `rust-client SERVER-URL AUTH-KEY STEP…` joins and then takes each step, printing a line for it: `echo:ADDRESS:PORT`
+//! sends datagrams and a stream there and expects them back; `page:ADDRESS:PORT=TEXT` fetches a page and expects TEXT.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -20,8 +20,7 @@ async fn main() -> Result<()> {
     let mut next = |what: &str| words.next().ok_or(format!("missing: {what}"));
     let url = next("server URL")?;
     let key = next("auth key")?;
-    let echo: SocketAddr = next("echo address")?.parse()?;
-    let page = words.next();
+    let steps: Vec<String> = words.collect();
 
     let mut config = tailscale::Config::default_with_key_file("rust-client-keys.json").await?;
     config.control_server_url = url.parse()?;
@@ -30,17 +29,22 @@ async fn main() -> Result<()> {
     println!("joined as {}", device.ipv4_addr().await?);
 
     let deadline = Instant::now() + LIMIT;
-    retry(deadline, "datagrams", || datagrams(&device, echo)).await?;
-    println!("datagrams came back from {echo}");
-    retry(deadline, "stream", || stream(&device, echo)).await?;
-    println!("stream came back from {echo}");
-    if let Some(page) = page {
-        let (address, text) = page.split_once('=').ok_or("the page is ADDRESS:PORT=TEXT")?;
-        let address: SocketAddr = address.parse()?;
-        retry(deadline, "page", || fetch(&device, address, text)).await?;
-        println!("page came from {address}");
+    for step in &steps {
+        if let Some(echo) = step.strip_prefix("echo:") {
+            let echo: SocketAddr = echo.parse()?;
+            retry(deadline, "datagrams", || datagrams(&device, echo)).await?;
+            println!("datagrams came back from {echo}");
+            retry(deadline, "stream", || stream(&device, echo)).await?;
+            println!("stream came back from {echo}");
+        } else {
+            let page = step.strip_prefix("page:").and_then(|page| page.split_once('='));
+            let (address, text) = page.ok_or("a step is echo:ADDRESS:PORT or page:ADDRESS:PORT=TEXT")?;
+            let address: SocketAddr = address.parse()?;
+            retry(deadline, "page", || fetch(&device, address, text)).await?;
+            println!("page came from {address}");
+        }
     }
-    println!("all echoes came back");
+    println!("all steps are done");
     device.shutdown(Some(Duration::from_secs(2))).await;
     Ok(())
 }

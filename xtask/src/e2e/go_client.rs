@@ -8,14 +8,14 @@ use anyhow::{Context as _, Result, ensure};
 use std::path::Path;
 
 /// One Go client on a host: serves a page on its tailnet address and proxies 127.0.0.1:8000 into the tailnet.
-struct GoClient {
+pub(super) struct GoClient {
     host: Host,
     process: Process,
 }
 
 impl GoClient {
     /// Starts it as node `name`: port 80 on the tailnet answers `page`, local port 8000 goes to `http://<target>`.
-    fn start(host: &Host, caddy: &Path, server: &Server, key: &str, page: &str, target: &str) -> Result<Self> {
+    pub(super) fn start(host: &Host, caddy: &Path, server: &Server, key: &str, page: &str, target: &str) -> Result<Self> {
         let name = &host.name;
         let url = &server.url;
         let text = format!(
@@ -44,7 +44,7 @@ impl GoClient {
     }
 
     /// Fetches its local port 8000, which goes through the tailnet to the target, until `page` comes back.
-    fn wait_page(&self, page: &str) -> Result<()> {
+    pub(super) fn wait_page(&self, page: &str) -> Result<()> {
         let what = format!("the page through the Go client on {}", self.host.name);
         wait_for(&what, PATIENCE * 2, || {
             let text = fetch(&self.host, "http://127.0.0.1:8000/").ok()?;
@@ -77,7 +77,7 @@ fn last_lines(log: &str) -> String {
 }
 
 /// Returns the IPv4 address of the node with this host name, as the server lists it.
-fn address_of(server: &Server, name: &str) -> Result<String> {
+pub(super) fn address_of(server: &Server, name: &str) -> Result<String> {
     wait_for(&format!("{name} to be registered"), PATIENCE * 2, || {
         let list = server.admin(&["--json", "node", "list"]).ok()?;
         let nodes: serde_json::Value = serde_json::from_str(&list).ok()?;
