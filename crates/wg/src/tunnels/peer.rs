@@ -63,15 +63,9 @@ impl Peer {
         })
     }
 
-    /// Since when data was sent without hearing anything back on any session.
+    /// Since when data was sent without hearing anything back.
     pub(super) fn unheard_since(&self) -> Option<Instant> {
-        let current = self.current.as_ref()?;
-        let since = current.unheard_since()?;
-        // Just after a renewal the peer's packets still come in the previous session.
-        match self.previous.as_ref().and_then(|session| session.last_received()) {
-            Some(heard) if heard >= since => current.last_sent().filter(|sent| *sent > heard).map(|_| heard),
-            Some(_) | None => Some(since),
-        }
+        self.current.as_ref()?.unheard_since()
     }
 
     /// Since when data was received, on any session, without sending anything back.

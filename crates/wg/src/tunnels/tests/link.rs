@@ -36,6 +36,8 @@ struct Link {
     now: Instant,
     nodes: [Node; 2],
     weather: Weather,
+    /// The node whose initiations all get lost.
+    jammed: Option<usize>,
     /// Datagrams on their way, by time of arrival and number.
     flying: BTreeMap<(Instant, u64), (usize, Vec<u8>)>,
     launched: u64,
@@ -60,6 +62,7 @@ impl Link {
             now,
             nodes,
             weather,
+            jammed: None,
             flying: BTreeMap::new(),
             launched: 0,
             latest: [now; 2],
@@ -91,7 +94,9 @@ impl Link {
     fn drain(&mut self, node: usize) {
         while let Some(transmit) = self.nodes[node].tunnels.poll_transmit() {
             self.initiations += usize::from(transmit.bytes[0] == 1);
-            self.launch(1 - node, transmit.bytes);
+            if transmit.bytes[0] != 1 || self.jammed != Some(node) {
+                self.launch(1 - node, transmit.bytes);
+            }
         }
         while let Some(event) = self.nodes[node].tunnels.poll_event() {
             match event {
@@ -239,6 +244,28 @@ fn receiver_of_a_one_way_stream_renews_in_time() {
 }
 
 #[test]
+fn late_packet_makes_the_initiator_renew() {
+    let mut link = Link::new(6, FINE);
+    link.send(0, 0);
+    link.run(Duration::from_secs(166));
+    let before = link.initiations;
+    link.send(1, 1);
+    link.run(Duration::from_secs(1));
+    assert_eq!(link.initiations, before + 1);
+    assert!(link.nodes[0].session.as_ref().unwrap().is_initiator);
+}
+
+#[test]
+fn responder_renews_when_the_initiator_cannot() {
+    let mut link = Link::new(7, FINE);
+    link.send(0, 0);
+    link.jammed = Some(0);
+    link.run(Duration::from_secs(1));
+    assert_eq!(link.chat(10, Duration::from_millis(500), Duration::from_secs(300)), 0);
+    assert!(link.nodes[1].session.as_ref().unwrap().is_initiator);
+}
+
+#[test]
 fn lost_confirmation_heals_by_the_keepalive() {
     let mut link = Link::new(3, FINE);
     link.chat(0, Duration::from_millis(500), Duration::from_secs(119));
@@ -252,6 +279,7 @@ fn lost_confirmation_heals_by_the_keepalive() {
         link.run(Duration::from_millis(1));
     }
     link.flying.clear();
+    let initiations = link.initiations;
     for number in 1001..1100 {
         link.send(responder, number);
         link.run(Duration::from_millis(250));
@@ -259,6 +287,7 @@ fn lost_confirmation_heals_by_the_keepalive() {
     assert_eq!(link.delivered[initiator].range(1001..).count(), 99);
     let [one, two] = [0, 1].map(|node| link.nodes[node].session.clone().unwrap());
     assert_eq!(one.remote_index, two.local_index, "the keep-alive confirmed it");
+    assert_eq!(link.initiations, initiations);
 }
 
 #[test]
