@@ -1,22 +1,23 @@
 //! The replay window: which counters were seen. RFC 6479's ring of words.
 
 /// Words of the ring; one is always being refilled.
-const WORDS: u64 = 128;
+const WORDS: usize = 128;
 
 /// How far back a counter may be: 8128.
-pub(crate) const WINDOW: u64 = (WORDS - 1) * 64;
+pub(crate) const WINDOW: u64 = (WORDS as u64 - 1) * 64;
 
 /// Remembers the counters of the last [`WINDOW`].
 #[derive(Debug, Clone)]
 pub(crate) struct Replay {
     /// One more than the highest counter seen.
     next: u64,
-    words: [u64; WORDS as usize],
+    words: [u64; WORDS],
 }
 
+#[expect(clippy::indexing_slicing, reason = "positions are taken modulo the length")]
 impl Replay {
     pub(crate) const fn new() -> Self {
-        Self { next: 0, words: [0; WORDS as usize] }
+        Self { next: 0, words: [0; WORDS] }
     }
 
     /// Tells whether `counter` may be new; cheap, before any cryptography.
@@ -37,21 +38,26 @@ impl Replay {
             let first = if self.next == 0 { 0 } else { current + 1 };
             let last = counter / 64;
             // Words that the window moves into are forgotten; after a long jump that is all of them.
-            for word in first.max(last.saturating_sub(WORDS - 1))..=last {
-                if let Some(slot) = self.words.get_mut((word % WORDS) as usize) {
-                    *slot = 0;
-                }
+            for word in first.max(last.saturating_sub(WORDS as u64 - 1))..=last {
+                *self.slot(word) = 0;
             }
             self.next = counter + 1;
         }
-        if let Some(word) = self.words.get_mut((counter / 64 % WORDS) as usize) {
-            *word |= Self::bit(counter);
-        }
+        *self.slot(counter / 64) |= Self::bit(counter);
         true
     }
 
     fn word(&self, counter: u64) -> u64 {
-        self.words.get((counter / 64 % WORDS) as usize).copied().unwrap_or(u64::MAX)
+        self.words[Self::position(counter / 64)]
+    }
+
+    fn slot(&mut self, word: u64) -> &mut u64 {
+        &mut self.words[Self::position(word)]
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the upper bits are cut anyway")]
+    const fn position(word: u64) -> usize {
+        word as usize % WORDS
     }
 
     const fn bit(counter: u64) -> u64 {

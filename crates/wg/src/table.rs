@@ -14,9 +14,12 @@ const CHUNKS: usize = 4096;
 /// Bits of an index that name the slot; the others are random, so that a late packet does not find a later session.
 const SLOT_BITS: u32 = 20;
 
+/// The slots of a chunk, made when the first of them is used.
+type Chunk = OnceLock<Box<[ArcSwapOption<Session>]>>;
+
 /// All sessions of a node. Writing one costs the same whatever the number of the others.
 pub struct SessionTable {
-    chunks: Box<[OnceLock<Box<[ArcSwapOption<Session>]>>]>,
+    chunks: Box<[Chunk]>,
 }
 
 impl SessionTable {

@@ -35,7 +35,7 @@ static ALLOCATOR: Counting = Counting;
 fn session(tunnels: &mut Tunnels) -> Option<Arc<Session>> {
     std::iter::from_fn(|| tunnels.poll_event()).find_map(|event| match event {
         Event::Ready { session, .. } => Some(session),
-        _ => None,
+        Event::Closed { .. } | Event::Failed { .. } => None,
     })
 }
 
@@ -48,7 +48,13 @@ fn sealing_and_opening_do_not_allocate() {
     let tables = [(); 2].map(|()| Arc::new(SessionTable::new()));
     let [mut one, mut two] = [0, 1].map(|at| {
         let table = Arc::clone(&tables[at]);
-        Tunnels::new(secrets[at].clone(), table, [at as u8; 32], now, Duration::from_secs(1_795_000_000))
+        Tunnels::new(
+            secrets[at].clone(),
+            table,
+            [u8::try_from(at).unwrap(); 32],
+            now,
+            Duration::from_secs(1_795_000_000),
+        )
     });
     assert!(one.add_peer(two_key) && two.add_peer(one_key));
     let origin = Origin::Udp(SocketAddr::from(([192, 0, 2, 1], 41_641)));
