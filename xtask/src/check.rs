@@ -18,6 +18,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("warren-control", &["warren-wire", "warren-policy", "warren-relay"]),
     ("warren-node", &["warren-wire", "warren-wg", "warren-filter", "warren-path", "warren-os", "warren-relay"]),
     ("warren", &["warren-wire", "warren-os", "warren-relay", "warren-control", "warren-node"]),
+    (
+        "warren-fuzz",
+        &["warren-wire", "warren-wg", "warren-filter", "warren-path", "warren-policy", "warren-relay", "warren-control", "warren-node"],
+    ),
     ("xtask", &[]),
 ];
 
@@ -127,7 +131,7 @@ fn arrows() -> Result<()> {
 }
 
 fn manifests() -> Result<Vec<PathBuf>> {
-    let mut found = vec![root().join("xtask/Cargo.toml")];
+    let mut found = vec![root().join("xtask/Cargo.toml"), root().join("fuzz/Cargo.toml")];
     for entry in std::fs::read_dir(root().join("crates"))? {
         found.push(entry?.path().join("Cargo.toml"));
     }

@@ -4,7 +4,7 @@ use super::ids::null_when_empty;
 use super::json::{is_default, lossy, real_key};
 use super::{Blob, CapabilityVersion, Hostinfo, RawJson, Time, UserId};
 use crate::key::NodeKey;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
 /// What a client sends to log in, to log out, and at every start.
@@ -20,8 +20,9 @@ pub struct RegisterRequest {
     /// Previous key of this profile, maybe one that the server forgot long ago.
     #[serde(default, with = "crate::key::zero_as_none")]
     pub old_node_key: Option<NodeKey>,
-    /// Tailnet-lock rotation key as text, of any form until it is used; the zero key when empty.
-    #[serde(rename = "NLKey", default, deserialize_with = "lossy", serialize_with = "nl_key_or_zero")]
+    /// Tailnet-lock rotation key as text, of any form until it is used; empty for none, which the
+    /// wire writes as the zero key.
+    #[serde(rename = "NLKey", default, deserialize_with = "zero_as_empty", serialize_with = "nl_key_or_zero")]
     pub nl_key: String,
     /// Auth key or token.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -63,6 +64,11 @@ const NL_KEY_ZERO: &str = "nlpub:00000000000000000000000000000000000000000000000
 
 fn nl_key_or_zero<S: Serializer>(key: &str, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(if key.is_empty() { NL_KEY_ZERO } else { key })
+}
+
+fn zero_as_empty<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let key: String = lossy(from)?;
+    Ok(if key == NL_KEY_ZERO { String::new() } else { key })
 }
 
 /// How a client proves that it may join.

@@ -1,0 +1,4 @@
+//! Target `control_calls`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| warren_fuzz::control::calls(data));

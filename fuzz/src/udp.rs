@@ -1,0 +1,47 @@
+//! What comes over UDP beside WireGuard: STUN and disco, and telling them apart.
+
+use std::net::SocketAddr;
+
+use warren_wire::datagram::{Class, classify};
+use warren_wire::key::DiscoSecret;
+use warren_wire::nacl::SharedBox;
+use warren_wire::{disco, stun};
+
+/// Sorts a datagram, and checks what each class promises to whoever handles it.
+pub fn datagram(data: &[u8]) {
+    match classify(data) {
+        Class::Stun => assert!(stun::is_stun(data)),
+        Class::Disco => assert!(disco::peek(data).is_some(), "a disco envelope names its sender"),
+        Class::GeneveDisco => assert!(data.get(8..).and_then(disco::peek).is_some()),
+        Class::WireGuard | Class::GeneveWireGuard => {
+            assert!(!stun::is_stun(data) && !disco::looks_like_disco(data));
+        }
+    }
+}
+
+/// Reads `data` as a message, then as an envelope of anybody, then the message sealed into an envelope of ours.
+pub fn disco(data: &[u8]) {
+    let alice = DiscoSecret::from_bytes([1; 32]);
+    let bob = DiscoSecret::from_bytes([2; 32]);
+    let shared = SharedBox::new(&alice.diffie_hellman(bob.public().as_bytes()).expect("two honest keys"));
+    if disco::peek(data).is_some() {
+        let _ = disco::open(&shared, data);
+    }
+    if let Ok(message) = disco::Message::decode(data) {
+        let envelope = disco::seal(&shared, &alice.public(), &[3; 24], &message);
+        assert_eq!(disco::peek(&envelope), Some(alice.public()));
+        assert_eq!(disco::open(&shared, &envelope), Ok(message));
+    }
+}
+
+/// Reads `data` as request and as answer; a request that is accepted and an address that is read must round-trip.
+pub fn stun(data: &[u8]) {
+    if let Ok(id) = stun::parse_request(data) {
+        assert_eq!(stun::parse_request(&stun::request(&id)), Ok(id));
+        let from = SocketAddr::from(([192, 0, 2, 1], 3478));
+        assert_eq!(stun::parse_response(&stun::response(&id, from)), Ok((id, from)));
+    }
+    if let Ok((id, address)) = stun::parse_response(data) {
+        assert_eq!(stun::parse_response(&stun::response(&id, address)), Ok((id, address)));
+    }
+}
