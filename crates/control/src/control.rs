@@ -224,6 +224,12 @@ impl Control {
         map::update(self, machine, request).await
     }
 
+    /// Tells whether a node key is registered to a machine, whatever the node may do.
+    #[must_use]
+    pub fn is_registered(&self, machine: &MachineKey, node: &NodeKey) -> bool {
+        self.registry().node(node).is_some_and(|known| known.machine == *machine)
+    }
+
     /// Tells whether the relay may serve that node key: registered, approved, and not past its time.
     #[must_use]
     pub fn relay_admits(&self, node: &NodeKey) -> bool {

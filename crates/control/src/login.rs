@@ -17,6 +17,7 @@ use warren_wire::key::MachineKey;
 use crate::admin::{LoginState, LoginView};
 use crate::clock::Clock;
 use crate::store::audit::hex;
+use crate::tailnet::bounds::bounded;
 
 /// How long a login waits for a person.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(15 * 60);
@@ -26,6 +27,8 @@ const ALL_MAX: usize = 4096;
 const MACHINE_MAX: usize = 5;
 /// How many may come from one address, or from one /64 network.
 const ADDRESS_MAX: usize = 64;
+/// Longest name of a tailnet that a login keeps, in characters; longer than any that there is.
+const HINT_MAX: usize = 100;
 /// How many a machine may begin within [`RATE_WINDOW`].
 const RATE_MAX: usize = 10;
 /// Span over which the logins of a machine are counted.
@@ -131,10 +134,16 @@ impl Logins {
         }
         inner.begun.entry(machine).or_default().push(now);
         inner.end_oldest_of(machine);
-        // Secrets and what only concerns the next request are not kept.
-        let mut request = Box::new(request.clone());
-        request.auth = None;
-        request.followup = String::new();
+        // Nothing secret is kept, and nothing that a stranger can make long.
+        let request = Box::new(RegisterRequest {
+            version: request.version,
+            node_key: request.node_key,
+            old_node_key: request.old_node_key,
+            hostinfo: request.hostinfo.clone().map(bounded),
+            ephemeral: request.ephemeral,
+            tailnet: request.tailnet.chars().take(HINT_MAX).collect(),
+            ..RegisterRequest::default()
+        });
         let pending = Pending {
             machine,
             request,

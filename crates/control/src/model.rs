@@ -80,6 +80,9 @@ pub struct UserRecord {
     pub created: Timestamp,
 }
 
+/// How many tags a node may have.
+pub(crate) const TAGS_MAX: usize = 64;
+
 /// Owner of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -158,7 +161,7 @@ pub struct NodeState {
     pub hostinfo: Option<Hostinfo>,
     /// Capability version of its client.
     pub cap: u16,
-    /// When it was last connected; `None` before the first time.
+    /// When it was last known to be connected; while it is, the time may be older. `None` before the first time.
     pub last_seen: Option<Timestamp>,
     /// When the node, being ephemeral, is removed unless it connects; `None` while it is connected.
     #[serde(skip)]

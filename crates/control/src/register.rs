@@ -14,7 +14,7 @@ use warren_wire::key::MachineKey;
 use crate::control::Control;
 use crate::login::Decision;
 use crate::map::{LEAST_CAPABILITY, too_old, view};
-use crate::model::{Owner, Who};
+use crate::model::{Owner, TAGS_MAX, Who};
 use crate::store::StoreError;
 use crate::tailnet::Tailnet;
 use crate::tailnet::nodes::Node;
@@ -41,6 +41,8 @@ pub(crate) enum Refusal {
     AuthKey(#[from] crate::auth_key::AuthKeyError),
     #[error("{tag:?} is no tag: tags are tag: and a letter, then letters, digits and dashes")]
     TagForm { tag: String },
+    #[error("{found} tags are too many: a node can have {TAGS_MAX}")]
+    Tags { found: usize },
     #[error("the tag {tag} is not yours to give; ask an administrator for an auth key with it")]
     Tag { tag: String },
     #[error("this server has no tailnet {name:?} for you")]
@@ -257,6 +259,8 @@ fn begin_login(
     request: &RegisterRequest,
     from: IpAddr,
 ) -> Result<RegisterResponse, Refusal> {
+    let wishes = request.hostinfo.as_ref().map(|info| info.request_tags.as_slice()).unwrap_or_default();
+    join::check_tag_form(wishes)?;
     let id = control.logins().begin(control.clock(), machine, request, from)?;
     Ok(RegisterResponse { auth_url: control.login_url(&id), ..RegisterResponse::default() })
 }

@@ -4,13 +4,10 @@ use jiff::Timestamp;
 
 use super::{Admin, AdminError, AuthKeyView, CreatedAuthKey, NewAuthKey, invalid, not_found, user_id};
 use crate::auth_key;
-use crate::model::{AuthKeyRecord, Owner};
+use crate::model::{AuthKeyRecord, Owner, TAGS_MAX};
 use crate::tailnet::Tailnet;
 use crate::tailnet::snapshot::Snapshot;
 use crate::tailnet::work::Work;
-
-/// How many tags a key or a node may have.
-pub(super) const TAGS_MAX: usize = 64;
 
 impl Admin {
     /// Makes an auth key.

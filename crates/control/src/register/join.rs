@@ -7,6 +7,7 @@ use warren_wire::key::{MachineKey, NodeKey};
 
 use super::{KEY_LIFETIME, Refusal, find};
 use crate::auth_key::{self, AuthKeyError, Shown};
+use crate::model::TAGS_MAX;
 use crate::model::{NodeRecord, NodeState, Owner, Who};
 use crate::tailnet::lease_end;
 use crate::tailnet::nodes::Node;
@@ -117,9 +118,7 @@ impl Join {
 
     fn requested_tags(&self) -> Result<Vec<String>, Refusal> {
         let mut tags = self.hostinfo.as_ref().map(|info| info.request_tags.clone()).unwrap_or_default();
-        if let Some(tag) = tags.iter().find(|tag| !crate::name::is_tag(tag)) {
-            return Err(Refusal::TagForm { tag: tag.clone() });
-        }
+        check_tag_form(&tags)?;
         tags.sort();
         tags.dedup();
         Ok(tags)
@@ -216,3 +215,17 @@ impl Join {
         }
     }
 }
+
+/// Refuses texts that are no tags, and too many of them.
+pub(crate) fn check_tag_form(tags: &[String]) -> Result<(), Refusal> {
+    if tags.len() > TAGS_MAX {
+        return Err(Refusal::Tags { found: tags.len() });
+    }
+    match tags.iter().find(|tag| !crate::name::is_tag(tag)) {
+        Some(tag) => Err(Refusal::TagForm { tag: tag.chars().take(TAG_SHOWN).collect() }),
+        None => Ok(()),
+    }
+}
+
+/// How much of a text that is no tag is shown to whoever sent it, in characters.
+const TAG_SHOWN: usize = 64;

@@ -76,8 +76,9 @@ async fn register(session: &Session, body: &[u8]) -> Answer {
         Err(error) => return unreadable(&error),
     };
     let caller = &session.caller;
-    let response = session.arrival.shared.control.register(caller.machine, request, caller.from).await;
-    if response.error.is_empty() && response.auth_url.is_empty() {
+    let (control, key) = (&session.arrival.shared.control, request.node_key);
+    let response = control.register(caller.machine, request, caller.from).await;
+    if control.is_registered(&caller.machine, &key) {
         session.arrival.pass.identify();
     }
     answers::document(&response)

@@ -178,6 +178,7 @@ impl Actor {
             self.commit(changes).await;
         }
         if !flushes.is_empty() {
+            self.stamp();
             self.flush().await;
         }
         for reply in flushes {
@@ -188,18 +189,18 @@ impl Actor {
     /// Carries out changes in one transaction; if the store refuses them together, one by one.
     async fn commit(&mut self, mut changes: Vec<Box<dyn Change>>) {
         let before = self.state.clone();
-        let outcome = self.run_changes(&mut changes);
-        let stored = self.store(outcome.entries).await;
+        let (entries, outcome) = self.run_changes(&mut changes);
+        let stored = self.store(entries).await;
         if stored.is_err() {
             self.state = before;
         }
         if stored.is_err() && changes.len() > 1 {
             for mut change in changes {
                 let before = self.state.clone();
-                let outcome = self.run_changes(std::slice::from_mut(&mut change));
-                let stored = self.store(outcome.entries).await;
+                let (entries, outcome) = self.run_changes(std::slice::from_mut(&mut change));
+                let stored = self.store(entries).await;
                 if stored.is_ok() {
-                    self.adopt(outcome.touched, outcome.fresh);
+                    self.adopt(outcome);
                 } else {
                     self.state = before;
                 }
@@ -208,7 +209,7 @@ impl Actor {
             return;
         }
         if stored.is_ok() {
-            self.adopt(outcome.touched, outcome.fresh);
+            self.adopt(outcome);
         }
         for change in changes {
             change.finish(stored.clone());
@@ -216,15 +217,15 @@ impl Actor {
     }
 
     /// Tries changes on the state, one after the other; a refused one leaves no trace.
-    fn run_changes(&mut self, changes: &mut [Box<dyn Change>]) -> Outcome {
+    fn run_changes(&mut self, changes: &mut [Box<dyn Change>]) -> (Vec<Entry>, Outcome) {
         let now = self.shared.clock.now();
-        let mut outcome = Outcome::default();
+        let (mut entries, mut outcome) = (Vec::new(), Outcome::default());
         let mut recompile = false;
         for change in changes {
             let saved = self.state.clone();
             let mut work = Work::new(&mut self.state, &self.shared.store, now);
             if change.run(&mut work) {
-                outcome.entries.append(&mut work.entries);
+                entries.append(&mut work.entries);
                 outcome.touched.append(&mut work.touched);
                 outcome.fresh.append(&mut work.fresh);
                 recompile |= work.recompile;
@@ -235,7 +236,8 @@ impl Actor {
         if recompile {
             self.compile();
         }
-        outcome
+        outcome.visible = !entries.is_empty();
+        (entries, outcome)
     }
 
     fn compile(&mut self) {
@@ -246,13 +248,19 @@ impl Actor {
         self.shared.store.apply(entries, self.shared.clock.now()).await
     }
 
-    /// Shows what was stored.
-    fn adopt(&mut self, touched: Vec<NodeId>, fresh: Vec<NodeId>) {
-        self.dirty.extend(touched);
-        self.polls.fresh.extend(fresh);
+    /// Shows what was stored; what nodes reported with it is shown as any report, and nothing wakes nobody.
+    fn adopt(&mut self, outcome: Outcome) {
+        let reported = !outcome.touched.is_empty();
+        self.dirty.extend(outcome.touched);
+        self.polls.fresh.extend(outcome.fresh);
+        if outcome.visible {
+            self.due.clock_stale = true;
+            self.publish();
+        } else if reported {
+            self.due.clock_stale = true;
+            self.plan_publish();
+        }
         self.plan_flush();
-        self.due.clock_stale = true;
-        self.publish();
     }
 
     fn attach(&mut self, id: NodeId, key: NodeKey, report: Report) -> Option<Attached> {
@@ -269,6 +277,8 @@ impl Actor {
         let mut state = NodeState::clone(&node.state);
         state.lease_until = None;
         state.cap = report.cap;
+        // Stored, so that a server that was killed knows when it saw the node.
+        state.last_seen = Some(self.shared.clock.now());
         // A poll does not report, except the first after a registration: some clients report nothing else.
         if self.polls.fresh.remove(&id) {
             report.apply(&mut state);
@@ -450,6 +460,17 @@ impl Actor {
         self.due.published = self.shared.clock.instant();
     }
 
+    /// Notes that all who are connected are so now.
+    fn stamp(&mut self) {
+        let now = self.shared.clock.now();
+        for id in self.polls.open.keys() {
+            let Some(node) = self.state.nodes.get(*id).map(Arc::clone) else { continue };
+            let state = NodeState { last_seen: Some(now), ..NodeState::clone(&node.state) };
+            self.state.nodes.put(node.with_state(state, node.online));
+            self.dirty.insert(*id);
+        }
+    }
+
     /// Stores what nodes reported.
     async fn flush(&mut self) {
         self.due.flush = None;
@@ -472,7 +493,8 @@ impl Actor {
 /// What changes left behind.
 #[derive(Default)]
 struct Outcome {
-    entries: Vec<Entry>,
+    /// Whether records changed.
+    visible: bool,
     touched: Vec<NodeId>,
     fresh: Vec<NodeId>,
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use warren_wire::control::{Hostinfo, MapRequest};
 use warren_wire::key::DiscoKey;
 
+use super::bounds::bounded;
 use crate::model::NodeState;
 
 /// How many endpoints of a node are kept.
@@ -48,7 +49,8 @@ impl Report {
 }
 
 /// Puts what a client says of its machine into `state`.
-pub(crate) fn apply_hostinfo(mut hostinfo: Hostinfo, state: &mut NodeState) {
+pub(crate) fn apply_hostinfo(hostinfo: Hostinfo, state: &mut NodeState) {
+    let mut hostinfo = bounded(hostinfo);
     let before = state.hostinfo.take();
     // Left out while it is not measured anew.
     if hostinfo.net_info.is_none() {
