@@ -191,9 +191,8 @@ impl Netcheck {
 
     fn finish(&mut self, now: Instant) {
         let Some(run) = self.run.take() else { return };
-        let began = run.began;
         if run.is_full {
-            self.last_full = Some(began);
+            self.last_full = Some(run.began);
         }
         self.relay_requests.clear();
         let mut report = run.conclude();
@@ -201,7 +200,7 @@ impl Netcheck {
         // A region without a relay can be measured, but not be a home.
         let mut latencies = report.best_latencies();
         latencies.retain(|region, _| all.contains(region));
-        report.home = self.chooser.choose(latencies, &self.regions.scores, &all, began, now);
+        report.home = self.chooser.choose(latencies, &self.regions.scores, &all, now);
         let report = Arc::new(report);
         self.last = Some(Arc::clone(&report));
         self.finished = Some(report);

@@ -13,7 +13,7 @@ const MAX_HISTORY: usize = 64;
 ///
 /// Source: Tailscale `net/netcheck`, `preferredDERPAbsoluteDiff`.
 const LEAST_GAIN: Duration = Duration::from_millis(10);
-/// How recent a frame must be to show that a relay can be reached.
+/// How recent a frame must be to show that a relay can be reached; longer than a measurement takes.
 ///
 /// Source: Tailscale `net/netcheck`, `PreferredDERPFrameTime`.
 const HEARD_RECENTLY: Duration = Duration::from_secs(8);
@@ -52,14 +52,13 @@ impl HomeChooser {
         self.heard.insert(region, now);
     }
 
-    /// Takes over the latencies of a report that was begun at `began`, and chooses. Without any latency the home stays;
-    /// if there is none yet, it is drawn by lot from `all`.
+    /// Takes over the latencies of a report that ends now, and chooses. Without any latency the home stays; if there is
+    /// none yet, it is drawn by lot from `all`.
     pub(super) fn choose(
         &mut self,
         latencies: BTreeMap<RegionId, Duration>,
         scores: &BTreeMap<RegionId, f64>,
         all: &[RegionId],
-        began: Instant,
         now: Instant,
     ) -> Option<RegionId> {
         let weighted: BTreeMap<_, _> =
@@ -74,7 +73,7 @@ impl HomeChooser {
         self.home = match (nearest, self.home) {
             (Some((best, region)), Some(home)) if region != home => {
                 let latency = weighted.get(&home).copied();
-                let is_accessible = latency.is_some() || self.is_heard(home, began, now);
+                let is_accessible = latency.is_some() || self.is_heard(home, now);
                 let is_worth_it = !is_accessible || is_much_better(best, latency.unwrap_or_default());
                 Some(if is_worth_it { region } else { home })
             }
@@ -94,8 +93,8 @@ impl HomeChooser {
         self.history.iter().filter_map(|(_, latencies)| latencies.get(&region).copied()).min()
     }
 
-    fn is_heard(&self, region: RegionId, began: Instant, now: Instant) -> bool {
-        self.heard.get(&region).is_some_and(|at| *at >= began || now.saturating_duration_since(*at) <= HEARD_RECENTLY)
+    fn is_heard(&self, region: RegionId, now: Instant) -> bool {
+        self.heard.get(&region).is_some_and(|at| now.saturating_duration_since(*at) <= HEARD_RECENTLY)
     }
 }
 

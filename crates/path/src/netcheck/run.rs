@@ -182,7 +182,6 @@ impl Run {
         if let Some(state) = self.sets.get_mut(set) {
             state.is_done = true;
         }
-        self.planned.retain(|(_, of, _)| *of != set);
     }
 
     /// Sets the end when enough regions have answered: a little later, for those that are about as near.

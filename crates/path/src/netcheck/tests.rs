@@ -126,6 +126,21 @@ fn one_own_relay_is_measured_soon_even_if_ipv6_does_not_reach_it() {
 }
 
 #[test]
+fn one_own_relay_has_a_moment_to_answer_over_the_slower_family() {
+    let mut world = World::new(1, &[(1, false, 5), (1, true, 250)]);
+    let report = world.measure(Kind::Full, BOTH);
+    assert!(report.global_v4.is_some() && report.global_v6.is_some());
+}
+
+#[test]
+fn what_would_teach_nothing_is_not_asked_again() {
+    let mut world = World::new(2, &[(1, false, 10), (2, false, 10), (1, true, 10)]);
+    world.measure(Kind::Full, BOTH);
+    assert_eq!(world.probes, 4, "one silent over IPv6: its region is known, and so is our address");
+    assert_eq!(world.now - epoch(), Duration::from_millis(100), "when the second try is due");
+}
+
+#[test]
 fn far_regions_are_not_waited_for_once_three_have_answered() {
     let mut world = World::new(5, &[(1, false, 10), (2, false, 20), (3, false, 30), (4, false, 80), (5, false, 500)]);
     let report = world.measure(Kind::Full, V4);

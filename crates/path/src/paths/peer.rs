@@ -50,7 +50,7 @@ pub struct PeerConfig {
 pub(super) struct Peer {
     pub(super) disco: Option<DiscoKey>,
     pub(super) home: Option<RegionId>,
-    /// Region through which the peer was last heard, for as long as its home is not known.
+    /// Region through which the peer was last heard; counts while its home is not known.
     pub(super) heard_region: Option<RegionId>,
     pub(super) candidates: Candidates,
     best: Option<Best>,

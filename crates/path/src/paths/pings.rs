@@ -1,6 +1,6 @@
 //! Pings under way, and how many may be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use warren_wire::disco::TransactionId;
@@ -19,8 +19,8 @@ const PING_BURST: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub(super) struct Pings {
     under_way: BTreeMap<TransactionId, Sent>,
-    /// Users' pings, and how many of the pings under way belong to each.
-    asked: BTreeMap<PingId, usize>,
+    /// Users' pings that are not answered yet. All that belongs to one was sent at the same instant.
+    asked: BTreeSet<PingId>,
     last_id: u64,
 }
 
@@ -45,7 +45,7 @@ impl Pings {
         }
         self.last_id += 1;
         let id = PingId(self.last_id);
-        self.asked.insert(id, 0);
+        self.asked.insert(id);
         Some(id)
     }
 
@@ -55,9 +55,6 @@ impl Pings {
     }
 
     pub(super) fn insert(&mut self, id: TransactionId, sent: Sent) {
-        if let Some(count) = sent.user.and_then(|user| self.asked.get_mut(&user)) {
-            *count += 1;
-        }
         self.under_way.insert(id, sent);
     }
 
@@ -68,20 +65,13 @@ impl Pings {
     /// Ends a ping that was answered; tells the user's ping that this answers, the first time.
     pub(super) fn answer(&mut self, id: &TransactionId) -> Option<PingId> {
         let user = self.under_way.remove(id)?.user?;
-        self.asked.remove(&user).map(|_| user)
+        self.asked.remove(&user).then_some(user)
     }
 
     /// Ends a ping that was not answered in time; tells the user's ping that has failed with it.
     pub(super) fn expire(&mut self, id: &TransactionId) -> Option<(Sent, Option<PingId>)> {
         let sent = self.under_way.remove(id)?;
-        let failed = sent.user.filter(|user| {
-            let Some(count) = self.asked.get_mut(user) else { return false };
-            *count = count.saturating_sub(1);
-            *count == 0
-        });
-        if let Some(user) = failed {
-            self.asked.remove(&user);
-        }
+        let failed = sent.user.filter(|user| self.asked.remove(user));
         Some((sent, failed))
     }
 

@@ -58,8 +58,7 @@ impl Paths {
     /// Tells that an authentic WireGuard packet of a peer came this way. Only a relay region is learned from it, for
     /// peers without a known home; a direct path is proved by pings alone. At most once a second per peer is enough.
     pub fn handle_received(&mut self, peer: &NodeKey, via: Via, _now: Instant) {
-        let (Some(state), Via::Relay(region)) = (self.peers.get_mut(peer), via) else { return };
-        if state.home.is_none() {
+        if let (Some(state), Via::Relay(region)) = (self.peers.get_mut(peer), via) {
             state.heard_region = region.known();
             self.publish(peer);
         }

@@ -116,6 +116,10 @@ fn path_at_rest_is_silent_and_holds_no_timer() {
 fn trusted_near_path_costs_one_ping_in_three_seconds() {
     let mut internet = Internet::pair([Nat::None, Nat::None], 1);
     internet.latency = Duration::from_millis(1);
+    // A second address, silent, which a near path gives no reason to try.
+    let endpoints = [internet.nodes[1].endpoints(), vec![address("203.0.113.77:7")]].concat();
+    let config = PeerConfig { disco: Some(internet.nodes[1].paths.disco_key()), home: Some(REGION), endpoints };
+    internet.with(0, |paths, peer, now| paths.set_peer(peer, &config, now));
     internet.talk(10);
     let before = internet.nodes[0].sent_udp;
     internet.talk(300);
@@ -146,6 +150,47 @@ fn nearer_address_is_found_within_a_minute() {
         adopted |= internet.path(0).direct.is_some_and(|direct| direct.address == near);
     }
     assert!(adopted);
+}
+
+#[test]
+fn silent_addresses_are_pinged_once_in_five_seconds() {
+    let mut bench = Bench::new();
+    let mut sent = Vec::new();
+    for _ in 0..60 {
+        bench.paths.handle_activity(&node(PEER), bench.now);
+        sent.extend(bench.take_sent());
+        bench.advance(SECOND);
+    }
+    let pings = sent.iter().filter(|(_, message)| matches!(message, Message::Ping(_))).count();
+    assert_eq!(pings, 12);
+}
+
+#[test]
+fn worse_path_is_taken_only_when_the_better_is_no_longer_trusted() {
+    let mut bench = Bench::new();
+    let (near, far) = ("10.0.0.2:41641", "203.0.113.2:41641");
+    let endpoints = vec![address(near), address(far)];
+    bench.paths.set_peer(node(PEER), &PeerConfig { endpoints, ..config(PEER) }, bench.now);
+    bench.paths.handle_activity(&node(PEER), bench.now);
+    let sent = bench.paths.outbox.transmits.clone();
+    bench.answer(PEER, near);
+    bench.now += Duration::from_millis(50);
+    bench.paths.outbox.transmits = sent;
+    bench.answer(PEER, far);
+    assert_eq!(bench.direct(PEER), Some(address(near)));
+    bench.now += peer::TRUST;
+    bench.paths.handle_activity(&node(PEER), bench.now);
+    bench.now += Duration::from_millis(50);
+    bench.answer(PEER, far);
+    assert_eq!(bench.direct(PEER), Some(address(far)));
+}
+
+#[test]
+fn link_local_address_is_answered_but_is_no_candidate() {
+    let mut bench = Bench::new();
+    bench.udp(PEER, "[fe80::7]:7", &ping(1, Some(node(PEER))));
+    assert_eq!(bench.take_sent().len(), 1);
+    assert_eq!(bench.paths.status(&node(PEER)).unwrap().candidates.len(), 1);
 }
 
 fn secret(number: u8) -> DiscoSecret {
@@ -434,6 +479,15 @@ fn lost_route_and_changed_network_end_the_direct_path() {
     assert!(bench.events().contains(&Event::Path { peer: node(PEER), path }));
     bench.answer(PEER, listed);
     assert_eq!(bench.direct(PEER), Some(address(listed)), "it was pinged at once");
+    // Also where only the peer's own pings came from.
+    let heard = "198.51.100.77:7";
+    bench.udp(PEER, heard, &ping(1, Some(node(PEER))));
+    bench.take_sent();
+    for _ in 0..2 {
+        bench.paths.handle_rebind(bench.now);
+        bench.answer(PEER, heard);
+        assert_eq!(bench.direct(PEER), Some(address(heard)));
+    }
 }
 
 #[test]
