@@ -1,5 +1,8 @@
 //! The seam between the daemon, which knows what the tailnet should look like, and the engine, which moves packets.
 //!
+//! The engine itself is one thread that moves packets (`worker`) and one task that decides (`decision`); `shared` is what
+//! lies between them.
+//!
 //! The daemon calls [`Engine::apply`] with an [`Update`] for every change of the netmap or of the settings; the engine
 //! reports what the server must learn (own endpoints, network measurements) as [`Event`]s on a bounded channel that it
 //! is given when it is made.
@@ -14,8 +17,17 @@ use warren_wire::key::{DiscoKey, NodeKey, NodeSecret};
 
 use crate::netmap::Peer;
 
+mod decision;
+mod forwarder;
+mod handle;
+mod names;
 mod null;
+mod outlet;
+mod relay_link;
+mod shared;
+mod worker;
 
+pub use handle::{PacketEngine, start};
 pub use null::NullEngine;
 
 /// Says how the engine meets this machine.
@@ -46,16 +58,6 @@ pub enum StartError {
     /// Something else.
     #[error("{0}")]
     Other(String),
-}
-
-/// Opens interface and sockets and starts the engine's threads and tasks on the present tokio runtime. What the engine
-/// finds out goes to `events`, which should hold at least 16.
-///
-/// # Errors
-/// Says what the machine lacks.
-#[expect(clippy::unused_async, reason = "opening an interface waits for the kernel's answers")]
-pub async fn start(_options: Options, _events: tokio::sync::mpsc::Sender<Event>) -> Result<NullEngine, StartError> {
-    Ok(NullEngine::new())
 }
 
 /// Moves packets as the last [`Update`]s say, until it is shut down.

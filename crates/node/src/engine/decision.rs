@@ -1,0 +1,306 @@
+//! The decision task: one owner of handshakes, paths, measurements, relay connections and the interface.
+//!
+//! It never waits for a packet. After each input to a core it drains the core, and what the worker must know is
+//! published: a peer's session and path in the peer's slot, prefixes and filter as one snapshot.
+
+mod measure;
+mod relays;
+mod routes;
+mod tailnet;
+mod traffic;
+mod update;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use rand::rngs::StdRng;
+use tokio::sync::{Notify, mpsc, oneshot};
+use warren_path::PingError as PathPingError;
+use warren_wire::key::DiscoSecret;
+
+use super::handle::{Inbox, Request};
+use super::outlet::Outlet;
+use super::relay_link::{LinkEvent, LinkSetup};
+use super::shared::{DecisionEnds, Shared, Signal};
+use super::{Event, Netcheck, PingError, Status};
+use measure::Found;
+use tailnet::Tailnet;
+
+pub(super) use routes::Machine;
+
+/// Inputs of one kind that are handled before the others get their turn.
+const BUDGET: usize = 64;
+/// Events of relay connections that may wait.
+const LINK_EVENTS: usize = 256;
+/// Findings of measurements that may wait.
+const FOUND: usize = 64;
+/// Least time between two attempts to open failed sockets anew.
+///
+/// Source: Tailscale `wgengine/magicsock/magicsock.go`, `maybeRebindOnError`.
+const REBIND_SPACING: Duration = Duration::from_secs(5);
+
+/// What a decision task is made of.
+pub(super) struct Parts {
+    pub(super) shared: Arc<Shared>,
+    pub(super) ends: DecisionEnds,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) disco: DiscoSecret,
+    pub(super) machine: Machine,
+    /// Name of the interface.
+    pub(super) interface: String,
+    /// Rings when interfaces, addresses or routes have changed.
+    pub(super) links_changed: Arc<Notify>,
+    pub(super) worker: JoinHandle<()>,
+    /// Freshly seeded.
+    pub(super) rng: StdRng,
+}
+
+/// Owns all decisions.
+pub(super) struct Decision {
+    shared: Arc<Shared>,
+    ends: DecisionEnds,
+    inbox: Arc<Inbox>,
+    requests: mpsc::Receiver<Request>,
+    outlet: Outlet,
+    disco: DiscoSecret,
+    machine: Machine,
+    interface: String,
+    links_changed: Arc<Notify>,
+    worker: JoinHandle<()>,
+    links: mpsc::Receiver<LinkEvent>,
+    link_setup: LinkSetup,
+    found: mpsc::Receiver<Found>,
+    found_sender: mpsc::Sender<Found>,
+    rng: StdRng,
+    /// What there is while the node is on the tailnet.
+    tailnet: Option<Tailnet>,
+    rebound_at: Option<Instant>,
+    /// The worker has ended by itself.
+    dead: bool,
+}
+
+impl Decision {
+    /// Puts the parts together; nothing runs yet.
+    pub(super) fn new(parts: Parts) -> Self {
+        let (link_events, links) = mpsc::channel(LINK_EVENTS);
+        let (found_sender, found) = mpsc::channel(FOUND);
+        let link_setup = LinkSetup {
+            shared: Arc::clone(&parts.shared),
+            relayed: parts.ends.relayed.clone(),
+            events: link_events,
+            next: Arc::default(),
+        };
+        Self {
+            shared: parts.shared,
+            ends: parts.ends,
+            inbox: parts.inbox,
+            requests: parts.requests,
+            outlet: Outlet::new(parts.events),
+            disco: parts.disco,
+            machine: parts.machine,
+            interface: parts.interface,
+            links_changed: parts.links_changed,
+            worker: parts.worker,
+            links,
+            link_setup,
+            found,
+            found_sender,
+            rng: parts.rng,
+            tailnet: None,
+            rebound_at: None,
+            dead: false,
+        }
+    }
+
+    /// Runs until it is asked to end or nobody is left to ask.
+    pub(super) async fn run(mut self) {
+        let mut signals = Vec::with_capacity(BUDGET);
+        let mut datagrams = Vec::with_capacity(BUDGET);
+        let mut to_relay = Vec::with_capacity(BUDGET);
+        let mut links = Vec::with_capacity(BUDGET);
+        let done = loop {
+            self.settle().await;
+            let deadline = self.deadline();
+            let timer = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                request = self.requests.recv() => match request {
+                    Some(Request::Shutdown(done)) => break Some(done),
+                    Some(request) => self.answer(request),
+                    None => break None,
+                },
+                () = self.inbox.bell.notified() => self.apply(self.inbox.take()),
+                count = self.ends.signals.recv_many(&mut signals, BUDGET), if !self.dead => {
+                    if count == 0 {
+                        signals.push(Signal::Fatal("the packet worker has failed".to_owned()));
+                    }
+                    signals.drain(..).for_each(|signal| self.handle_signal(signal));
+                }
+                _ = self.ends.datagrams.recv_many(&mut datagrams, BUDGET), if !self.dead => {
+                    if let Some(tailnet) = &mut self.tailnet {
+                        datagrams.drain(..).for_each(|datagram| tailnet.handle_datagram(&datagram, now()));
+                    }
+                    datagrams.clear();
+                }
+                _ = self.ends.to_relay.recv_many(&mut to_relay, BUDGET), if !self.dead => {
+                    if let Some(tailnet) = &mut self.tailnet {
+                        to_relay.drain(..).for_each(|packet| tailnet.relay(packet, now()));
+                    }
+                    to_relay.clear();
+                }
+                _ = self.links.recv_many(&mut links, BUDGET) => {
+                    if let Some(tailnet) = &mut self.tailnet {
+                        links.drain(..).for_each(|event| tailnet.handle_link(event, now()));
+                    }
+                    links.clear();
+                }
+                Some(found) = self.found.recv() => {
+                    if let Some(tailnet) = &mut self.tailnet {
+                        tailnet.handle_found(found, now());
+                    }
+                }
+                () = self.links_changed.notified() => self.look_at_interfaces().await,
+                () = self.outlet.deliver(), if self.outlet.is_waiting() => {}
+                () = timer => {
+                    if let Some(tailnet) = &mut self.tailnet {
+                        tailnet.handle_timeout(now());
+                    }
+                }
+            }
+        };
+        self.end(done).await;
+    }
+
+    /// Takes everything down.
+    async fn end(mut self, done: Option<oneshot::Sender<()>>) {
+        self.tailnet = None;
+        self.machine.set_down().await;
+        self.shared.ask(&self.shared.requests.stop);
+        // The thread looks at the request at once; joining it is not waiting for packets.
+        let worker = self.worker;
+        let _ = tokio::task::spawn_blocking(move || worker.join()).await;
+        tracing::debug!(drops = ?self.shared.drops, "engine ended");
+        if let Some(done) = done {
+            let _ = done.send(());
+        }
+    }
+
+    /// Returns when something is due.
+    fn deadline(&self) -> Option<Instant> {
+        self.tailnet.as_ref()?.poll_timeout()
+    }
+
+    /// Publishes what the last inputs changed.
+    async fn settle(&mut self) {
+        let now = now();
+        let Some(tailnet) = &mut self.tailnet else {
+            if self.machine.is_up() {
+                self.machine.set_down().await;
+            }
+            self.outlet.tell(Event::Health(Vec::new()));
+            return;
+        };
+        tailnet.publish();
+        if let Some((addresses, routes)) = tailnet.take_routes() {
+            self.machine.set_up(&addresses, routes).await;
+        }
+        for event in tailnet.take_news(self.machine.troubles(), now) {
+            self.outlet.tell(event);
+        }
+    }
+
+    fn handle_signal(&mut self, signal: Signal) {
+        let now = now();
+        match signal {
+            Signal::Fatal(reason) => {
+                self.dead = true;
+                self.tailnet = None;
+                self.outlet.tell(Event::Fatal(reason));
+            }
+            Signal::SocketFailed(errno) => {
+                if self.rebound_at.is_none_or(|at| now.saturating_duration_since(at) >= REBIND_SPACING) {
+                    tracing::debug!(%errno, "opening the UDP sockets anew");
+                    self.rebind(now);
+                }
+            }
+            signal => {
+                if let Some(tailnet) = &mut self.tailnet {
+                    tailnet.handle_signal(signal, now);
+                }
+            }
+        }
+    }
+
+    fn rebind(&mut self, now: Instant) {
+        self.rebound_at = Some(now);
+        self.shared.ask(&self.shared.requests.rebind);
+    }
+
+    /// Finds out what a change of the network means.
+    async fn look_at_interfaces(&mut self) {
+        let Some(tailnet) = &mut self.tailnet else { return };
+        match self.machine.netlink().interfaces().await {
+            Ok(interfaces) => {
+                if tailnet.handle_interfaces(&interfaces, self.machine.index(), now()) {
+                    self.rebind(now());
+                }
+            }
+            Err(error) => tracing::debug!(%error, "interfaces cannot be listed"),
+        }
+        // Whoever changed the network may have changed ours.
+        self.machine.sync().await;
+    }
+
+    // What the daemon asks.
+
+    fn answer(&mut self, request: Request) {
+        match request {
+            Request::Status(reply) => drop(reply.send(self.status())),
+            Request::Ping(peer, reply) => match &mut self.tailnet {
+                Some(tailnet) => tailnet.ping(peer, reply, now()),
+                None => drop(reply.send(Err(PingError::Stopped))),
+            },
+            Request::Netcheck(reply) => match &mut self.tailnet {
+                Some(tailnet) => tailnet.netcheck(reply, now()),
+                None => drop(reply.send(Netcheck::default())),
+            },
+            // Taken care of by the loop.
+            Request::Shutdown(_) => {}
+        }
+    }
+
+    fn status(&self) -> Status {
+        let Some(tailnet) = &self.tailnet else { return Status::default() };
+        Status {
+            interface: self.machine.is_up().then(|| self.interface.clone()),
+            home: tailnet.home(),
+            peers: tailnet.status(now(), wall()),
+        }
+    }
+}
+
+/// Says in the seam's words why a ping was not sent.
+fn ping_error(error: PathPingError) -> PingError {
+    match error {
+        PathPingError::UnknownPeer => PingError::UnknownPeer,
+        PathPingError::Busy => PingError::Timeout,
+        _ => PingError::NoPath,
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the decision task is a shell: this is where it reads the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the decision task is a shell: this is where it reads the clock")]
+fn wall() -> SystemTime {
+    SystemTime::now()
+}

@@ -1,0 +1,296 @@
+//! The connections to relay regions: the home's always, others while they are used.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use warren_wire::control::{DerpMap, DerpRegion, RegionId};
+use warren_wire::key::{NodeKey, NodeSecret};
+
+use crate::engine::relay_link::{Kind, LinkSetup, RelayLink};
+use crate::engine::shared::Drops;
+
+/// Time without a packet from us after which a connection that is not the home's is closed.
+///
+/// Source: Tailscale `wgengine/magicsock/derp.go`, `derpInactiveCleanupTime`.
+const IDLE: Duration = Duration::from_secs(60);
+/// How often idle connections are looked for.
+const SWEEP: Duration = Duration::from_secs(15);
+/// Time that a connection may be down before people are told.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Most regions connected to at a time.
+const MAX_LINKS: usize = 64;
+
+/// Owns the connections to relays.
+#[derive(Debug)]
+pub(super) struct Relays {
+    setup: LinkSetup,
+    secret: Arc<NodeSecret>,
+    map: Arc<DerpMap>,
+    links: BTreeMap<RegionId, Open>,
+    home: Option<RegionId>,
+    /// Where peers were heard.
+    learned: BTreeMap<NodeKey, RegionId>,
+    sweep_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Open {
+    link: RelayLink,
+    last_write: Instant,
+    state: State,
+    /// What the relay itself reports.
+    health: String,
+    pinged: Option<([u8; 8], Instant)>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Not connected since then, for this reason.
+    Down(Instant, String),
+    Up,
+}
+
+impl Relays {
+    /// Makes it without connections; they are made as the holder of `secret`.
+    pub(super) fn new(setup: LinkSetup, secret: Arc<NodeSecret>) -> Self {
+        Self {
+            setup,
+            secret,
+            map: Arc::new(DerpMap::default()),
+            links: BTreeMap::new(),
+            home: None,
+            learned: BTreeMap::new(),
+            sweep_at: None,
+        }
+    }
+
+    /// Takes over a relay map. Connections to regions that changed are closed; tells whether the home was one.
+    pub(super) fn set_map(&mut self, map: Arc<DerpMap>) -> bool {
+        self.map = map;
+        let map = Arc::clone(&self.map);
+        let same = |id: &RegionId, open: &Open| region_of(&map, *id) == Some(open.link.definition());
+        self.links.retain(|id, open| same(id, open));
+        let lost = self.home.is_some_and(|home| !self.links.contains_key(&home));
+        if lost {
+            self.home = None;
+        }
+        lost
+    }
+
+    /// Returns the relay map.
+    pub(super) fn map(&self) -> &Arc<DerpMap> {
+        &self.map
+    }
+
+    /// Tells whether there is any relay.
+    pub(super) fn has_regions(&self) -> bool {
+        self.map.regions.iter().flatten().any(|(id, _)| self.region(*id).is_some())
+    }
+
+    /// Returns the description of a region that packets can go over.
+    pub(super) fn region(&self, id: RegionId) -> Option<&DerpRegion> {
+        region_of(&self.map, id)
+    }
+
+    /// Returns the home.
+    pub(super) fn home(&self) -> Option<RegionId> {
+        self.home
+    }
+
+    /// Makes a region the home and connects to it.
+    pub(super) fn set_home(&mut self, home: RegionId, now: Instant) {
+        if self.home == Some(home) || self.region(home).is_none() {
+            return;
+        }
+        if let Some(open) = self.home.and_then(|old| self.links.get_mut(&old)) {
+            open.link.set_home(false);
+            // It may go once it is idle.
+            open.last_write = now;
+        }
+        self.home = Some(home);
+        if let Some(open) = self.open(home, now) {
+            open.link.set_home(true);
+        }
+        self.schedule(now);
+    }
+
+    /// Returns how many connections are up.
+    pub(super) fn connected(&self) -> usize {
+        self.links.values().filter(|open| matches!(open.state, State::Up)).count()
+    }
+
+    /// Tells whether packets to a region leave at once.
+    pub(super) fn is_up(&self, region: RegionId) -> bool {
+        self.links.get(&region).is_some_and(|open| matches!(open.state, State::Up))
+    }
+
+    /// Returns the region over which a packet to `peer` goes, whose home is `home` as far as known.
+    ///
+    /// Source: paths.md 1.10.
+    pub(super) fn way_to(&self, peer: &NodeKey, home: Option<RegionId>) -> Option<RegionId> {
+        let learned = self.learned.get(peer).copied();
+        let ways = [home.filter(|id| self.is_up(*id)), learned.filter(|id| self.is_up(*id)), home, learned];
+        ways.into_iter().flatten().find(|id| self.region(*id).is_some())
+    }
+
+    /// Sends a packet to `peer` over a region; it waits if the connection is not up.
+    pub(super) fn send(&mut self, region: RegionId, kind: Kind, peer: NodeKey, bytes: Vec<u8>, now: Instant) {
+        if let Some(open) = self.open(region, now) {
+            open.last_write = now;
+            if open.link.send(kind, peer, bytes) {
+                Drops::count(&self.setup.shared.drops.to_relay, 1);
+            }
+        }
+        self.schedule(now);
+    }
+
+    /// Returns the connection to a region, after opening it.
+    fn open(&mut self, id: RegionId, now: Instant) -> Option<&mut Open> {
+        if !self.links.contains_key(&id) {
+            let region = region_of(&self.map, id)?;
+            if self.links.len() >= MAX_LINKS {
+                return None;
+            }
+            let link = RelayLink::open(region, Arc::clone(&self.secret), self.setup.clone());
+            let state = State::Down(now, "connecting".to_owned());
+            let open = Open { link, last_write: now, state, health: String::new(), pinged: None };
+            self.links.insert(id, open);
+        }
+        self.links.get_mut(&id)
+    }
+
+    /// Returns the link that an event is about; `None` if that is gone.
+    fn known(&mut self, region: RegionId, link: u64) -> Option<&mut Open> {
+        self.links.get_mut(&region).filter(|open| open.link.id() == link)
+    }
+
+    /// Tells whether an event is about a link that there still is.
+    pub(super) fn is_known(&self, region: RegionId, link: u64) -> bool {
+        self.links.get(&region).is_some_and(|open| open.link.id() == link)
+    }
+
+    /// Takes note that a connection is up.
+    pub(super) fn handle_up(&mut self, region: RegionId, link: u64) {
+        if let Some(open) = self.known(region, link) {
+            open.state = State::Up;
+        }
+    }
+
+    /// Takes note that a connection is down; tells whether it was up.
+    pub(super) fn handle_down(&mut self, region: RegionId, link: u64, reason: String, now: Instant) -> bool {
+        let Some(open) = self.known(region, link) else { return false };
+        open.health.clear();
+        open.pinged = None;
+        let was_up = matches!(open.state, State::Up);
+        match &mut open.state {
+            State::Up => open.state = State::Down(now, reason),
+            State::Down(_, why) => *why = reason,
+        }
+        // What was learned on the connection is void.
+        self.learned.retain(|_, learned| *learned != region);
+        was_up
+    }
+
+    /// Takes note of what a relay says of itself.
+    pub(super) fn handle_health(&mut self, region: RegionId, link: u64, text: String) {
+        if let Some(open) = self.known(region, link) {
+            open.health = text;
+        }
+    }
+
+    /// Takes note that a peer was heard over a region. Only call it for peers.
+    pub(super) fn handle_heard(&mut self, region: RegionId, peer: NodeKey) {
+        self.learned.insert(peer, region);
+    }
+
+    /// Takes note that a peer is not at a region.
+    pub(super) fn handle_gone(&mut self, region: RegionId, peer: &NodeKey) {
+        if self.learned.get(peer) == Some(&region) {
+            self.learned.remove(peer);
+        }
+    }
+
+    /// Forgets a peer.
+    pub(super) fn remove_peer(&mut self, peer: &NodeKey) {
+        self.learned.remove(peer);
+    }
+
+    /// Asks a region that is connected for a sign of life; false if it is not.
+    pub(super) fn ping(&mut self, region: RegionId, data: [u8; 8], now: Instant) -> bool {
+        match self.links.get_mut(&region) {
+            Some(open) if matches!(open.state, State::Up) => {
+                open.pinged = Some((data, now));
+                open.link.ping(data);
+                true
+            }
+            Some(_) | None => false,
+        }
+    }
+
+    /// Takes note of the answer and returns the time there and back.
+    pub(super) fn handle_pong(&mut self, region: RegionId, link: u64, data: [u8; 8], now: Instant) -> Option<Duration> {
+        let open = self.known(region, link)?;
+        let (_, at) = open.pinged.take_if(|(sent, _)| *sent == data)?;
+        Some(now.saturating_duration_since(at))
+    }
+
+    /// Connects anew everywhere, because the addresses of this machine changed.
+    pub(super) fn reconnect(&mut self, now: Instant) {
+        self.links.clear();
+        self.learned.clear();
+        if let Some(home) = self.home.take() {
+            self.set_home(home, now);
+        }
+    }
+
+    /// Returns troubles, for people.
+    pub(super) fn troubles(&self, now: Instant) -> impl Iterator<Item = String> {
+        self.links.iter().filter_map(move |(id, open)| {
+            let code = self.region(*id).map_or("", |region| region.region_code.as_str());
+            match &open.state {
+                State::Down(since, why) if now.saturating_duration_since(*since) >= PATIENCE => {
+                    Some(format!("no connection to the relay region {id} {code}: {why}"))
+                }
+                State::Up if !open.health.is_empty() => {
+                    Some(format!("the relay region {id} {code} says: {}", open.health))
+                }
+                State::Up | State::Down(..) => None,
+            }
+        })
+    }
+
+    /// Closes idle connections if it is time.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        if self.sweep_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let home = self.home;
+        self.links.retain(|id, open| Some(*id) == home || now.saturating_duration_since(open.last_write) < IDLE);
+        let links = &self.links;
+        self.learned.retain(|_, region| links.contains_key(region));
+        self.sweep_at = None;
+        self.schedule(now);
+    }
+
+    /// Returns when to call [`Self::handle_timeout`].
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.sweep_at
+    }
+
+    fn schedule(&mut self, now: Instant) {
+        let only_home = self.links.keys().all(|id| Some(*id) == self.home);
+        // A home that is down is looked at, too, so that its trouble is told in time.
+        if only_home && self.connected() == self.links.len() {
+            self.sweep_at = None;
+        } else if self.sweep_at.is_none() {
+            self.sweep_at = Some(now + SWEEP);
+        }
+    }
+}
+
+/// Returns a region of the map that packets can go over.
+fn region_of(map: &DerpMap, id: RegionId) -> Option<&DerpRegion> {
+    let region = map.regions.as_ref()?.get(&id)?;
+    region.nodes.iter().any(|node| !node.stun_only).then_some(region)
+}

@@ -1,0 +1,319 @@
+//! What there is while the node is on a tailnet: who it is, its peers, and the machines that serve them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use ipnet::IpNet;
+use rand::RngExt as _;
+use rand::rngs::StdRng;
+use tokio::sync::{mpsc, oneshot};
+use warren_filter::{Filter, FilterInput, PrefixTable, Shields};
+use warren_path::{PathStatus, Paths, PeerConfig, PingId};
+use warren_wg::Tunnels;
+use warren_wire::control::{DerpMap, FilterRule, RegionId};
+use warren_wire::key::{DiscoSecret, NodeKey, NodeSecret};
+
+use super::measure::{Found, Measure};
+use super::relays::Relays;
+use super::routes::{prefixes, routes};
+use crate::engine::relay_link::LinkSetup;
+use crate::engine::shared::{PeerSlot, Shared, Snapshot};
+use crate::engine::{Event, Local, PeerStatus, PingError, Pong};
+use crate::netmap::Peer;
+
+/// A tailnet that this node is on. Dropping it forgets all sessions and lets no packet through any more.
+pub(super) struct Tailnet {
+    pub(super) shared: Arc<Shared>,
+    pub(super) peers: BTreeMap<NodeKey, Known>,
+    pub(super) tunnels: Tunnels,
+    pub(super) paths: Paths,
+    pub(super) measure: Measure,
+    pub(super) relays: Relays,
+    pub(super) pings: BTreeMap<PingId, oneshot::Sender<Result<Pong, PingError>>>,
+    /// What the daemon must learn.
+    pub(super) news: Vec<Event>,
+    /// Peers with a session.
+    pub(super) sessions: usize,
+    local: Local,
+    rules: Arc<[FilterRule]>,
+    /// What of the rules cannot be used, for people.
+    rule_trouble: Option<String>,
+    dirty: Dirty,
+}
+
+/// A peer.
+pub(super) struct Known {
+    pub(super) config: Arc<Peer>,
+    pub(super) slot: Arc<PeerSlot>,
+    pub(super) has_session: bool,
+    pub(super) last_handshake: Option<Instant>,
+}
+
+/// Says what must be published.
+#[derive(Debug, Default)]
+struct Dirty {
+    prefixes: bool,
+    filter: bool,
+    ports: bool,
+    routes: bool,
+}
+
+/// What a tailnet needs besides who this node is.
+pub(super) struct Setup<'a> {
+    pub(super) shared: Arc<Shared>,
+    pub(super) disco: &'a DiscoSecret,
+    pub(super) links: LinkSetup,
+    pub(super) found: mpsc::Sender<Found>,
+    pub(super) rng: &'a mut StdRng,
+}
+
+impl Tailnet {
+    /// Makes a tailnet without peers. `wall` is the time since 1970.
+    pub(super) fn new(local: Local, setup: Setup<'_>, now: Instant, wall: Duration) -> Self {
+        let Setup { shared, disco, links, found, rng } = setup;
+        // Relays first: they must know the key before a handshake can leave.
+        let relays = Relays::new(links, Arc::clone(&local.secret));
+        let secret = NodeSecret::from_bytes(*local.secret.expose_bytes());
+        let disco = DiscoSecret::from_bytes(*disco.expose_bytes());
+        Self {
+            peers: BTreeMap::new(),
+            tunnels: Tunnels::new(secret, Arc::clone(&shared.table), rng.random(), now, wall),
+            paths: Paths::new(disco, local.secret.public(), rng.random()),
+            measure: Measure::new([rng.random(), rng.random()], found),
+            relays,
+            pings: BTreeMap::new(),
+            news: Vec::new(),
+            sessions: 0,
+            shared,
+            local,
+            rules: Arc::from([]),
+            rule_trouble: None,
+            dirty: Dirty { prefixes: true, filter: true, ports: true, routes: true },
+        }
+    }
+
+    /// Returns who this node is.
+    pub(super) fn local(&self) -> &Local {
+        &self.local
+    }
+
+    /// Returns the home relay.
+    pub(super) fn home(&self) -> Option<RegionId> {
+        self.relays.home()
+    }
+
+    /// Returns what another tailnet needs to carry on: relay map, rules and peers.
+    pub(super) fn parts(&self) -> (Arc<DerpMap>, Arc<[FilterRule]>, Vec<Arc<Peer>>) {
+        let peers = self.peers.values().map(|known| Arc::clone(&known.config)).collect();
+        (Arc::clone(self.relays.map()), Arc::clone(&self.rules), peers)
+    }
+
+    // What the daemon says.
+
+    /// Takes over settings and own record; the key must be the same.
+    pub(super) fn set_local(&mut self, local: Local) {
+        self.local = local;
+        self.dirty = Dirty { prefixes: true, filter: true, routes: true, ..Dirty::default() };
+    }
+
+    /// Takes over the relay map.
+    pub(super) fn set_map(&mut self, map: Arc<DerpMap>, now: Instant) {
+        self.measure.netcheck.set_map(&map);
+        self.relays.set_map(map);
+        self.measure.want(warren_path::Kind::Full, now);
+        self.drain(now);
+    }
+
+    /// Takes over the packet filter.
+    pub(super) fn set_rules(&mut self, rules: Arc<[FilterRule]>) {
+        self.rules = rules;
+        self.dirty.filter = true;
+    }
+
+    /// Adds a peer or takes over what changed.
+    pub(super) fn set_peer(&mut self, config: Arc<Peer>, now: Instant) {
+        let key = config.key();
+        let path =
+            PeerConfig { disco: config.disco_key(), home: config.home_relay(), endpoints: config.endpoints().to_vec() };
+        match self.peers.get_mut(&key) {
+            Some(known) => {
+                let old = std::mem::replace(&mut known.config, Arc::clone(&config));
+                known.slot.set_jailed(config.is_jailed());
+                if old.allowed_ips() != config.allowed_ips() || old.addresses() != config.addresses() {
+                    self.dirty.prefixes = true;
+                }
+                // A disco key lives as long as a process: the peer has restarted and knows our session no more.
+                let has_restarted = old.disco_key().is_some_and(|disco| config.disco_key() != Some(disco));
+                if has_restarted {
+                    self.tunnels.reset_peer(&key);
+                }
+            }
+            None => {
+                if !self.tunnels.add_peer(key) {
+                    tracing::debug!(peer = %key.short(), "a peer's key is no point of full order");
+                    return;
+                }
+                let slot = Arc::new(PeerSlot::new(key));
+                slot.set_jailed(config.is_jailed());
+                self.peers.insert(key, Known { config, slot, has_session: false, last_handshake: None });
+                self.dirty.prefixes = true;
+            }
+        }
+        // Sources of rules may be named by what nodes are capable of.
+        self.dirty.filter |= self.rules.iter().any(|rule| rule.src_ips.iter().any(|source| source.starts_with("cap:")));
+        self.paths.set_peer(key, &path, now);
+        self.drain(now);
+    }
+
+    /// Forgets a peer.
+    pub(super) fn remove_peer(&mut self, key: &NodeKey, now: Instant) {
+        self.tunnels.remove_peer(key);
+        self.paths.remove_peer(key);
+        self.relays.remove_peer(key);
+        if let Some(known) = self.peers.remove(key) {
+            known.slot.set_session(None);
+            self.sessions -= usize::from(known.has_session);
+            self.dirty.prefixes = true;
+        }
+        self.drain(now);
+    }
+
+    /// Says that the own UDP ports changed.
+    pub(super) fn ports_changed(&mut self) {
+        self.dirty.ports = true;
+    }
+
+    // What others must know.
+
+    /// Publishes prefixes and filter if they changed. Costs O(peers) for prefixes, O(rules) for the filter; however
+    /// many changes there were, once.
+    pub(super) fn publish(&mut self) {
+        let Dirty { prefixes, filter, ports, .. } = self.dirty;
+        if !(prefixes || filter || ports) {
+            return;
+        }
+        let mut snapshot = Snapshot::clone(&self.shared.snapshot.load());
+        if prefixes {
+            snapshot.peers = Arc::new(self.prefix_table());
+            self.dirty.routes = true;
+        }
+        if filter {
+            snapshot.filter = Arc::new(self.compile());
+        }
+        let sockets = self.shared.sockets.load();
+        snapshot.ports = [&sockets.v4, &sockets.v6].map(|socket| socket.as_ref().map_or(0, |socket| socket.port()));
+        snapshot.own = self.local.node.addresses.iter().map(IpNet::addr).collect();
+        snapshot.shields_up = self.local.settings.shields_up;
+        self.shared.snapshot.store(Arc::new(snapshot));
+        self.dirty = Dirty { routes: self.dirty.routes, ..Dirty::default() };
+    }
+
+    fn prefix_table(&self) -> PrefixTable<Arc<PeerSlot>> {
+        let accept = self.local.settings.accept_routes;
+        let owned = |known: &Known| {
+            let slot = Arc::clone(&known.slot);
+            prefixes(&known.config, accept).map(move |net| (net, Arc::clone(&slot))).collect::<Vec<_>>()
+        };
+        // Own addresses of a peer come last, so that no other peer's route takes one away.
+        let (hosts, nets): (Vec<_>, Vec<_>) = self
+            .peers
+            .values()
+            .flat_map(|known| {
+                owned(known).into_iter().map(move |(net, slot)| (known.config.addresses().contains(&net), net, slot))
+            })
+            .partition(|(is_own, ..)| *is_own);
+        nets.into_iter().chain(hosts).map(|(_, net, slot)| (net, slot)).collect()
+    }
+
+    fn compile(&mut self) -> Filter {
+        let local: Vec<IpNet> =
+            self.local.node.effective_allowed_ips().iter().copied().filter(|net| net.prefix_len() > 0).collect();
+        let holders = |capability: &str| -> Vec<IpAddr> {
+            let holds = |known: &&Known| known.config.node().cap_map.has(capability);
+            self.peers.values().filter(holds).flat_map(|known| known.config.addresses()).map(IpNet::addr).collect()
+        };
+        let shields = if self.local.settings.shields_up { Shields::Up } else { Shields::Down };
+        let input = FilterInput { rules: &self.rules, local: &local, shields, holders: &holders };
+        match Filter::compile(&input) {
+            Ok((filter, problems)) => {
+                self.rule_trouble = problems.first().map(|problem| {
+                    format!(
+                        "{} entries of the packet filter are not understood, for instance {:?}",
+                        problems.len(),
+                        problem.entry
+                    )
+                });
+                filter
+            }
+            Err(error) => {
+                self.rule_trouble = Some(format!("the packet filter cannot be used, nothing is let in: {error}"));
+                Filter::deny_all()
+            }
+        }
+    }
+
+    /// Returns addresses and routes for the interface, if they may have changed.
+    pub(super) fn take_routes(&mut self) -> Option<(Vec<IpNet>, Vec<IpNet>)> {
+        if !std::mem::take(&mut self.dirty.routes) {
+            return None;
+        }
+        let own = self.local.node.addresses.clone();
+        let peers = self.peers.values().map(|known| &*known.config);
+        let routes = routes(&own, peers, self.local.settings.accept_routes);
+        Some((own, routes))
+    }
+
+    /// Returns what the daemon should know; it may know some of it already.
+    pub(super) fn take_news(&mut self, machine_troubles: &[String], now: Instant) -> Vec<Event> {
+        let mut news = std::mem::take(&mut self.news);
+        news.push(Event::Live { relays: self.relays.connected(), peers: self.sessions });
+        let troubles = self.relays.troubles(now).chain(self.rule_trouble.clone());
+        news.push(Event::Health(machine_troubles.iter().cloned().chain(troubles).collect()));
+        news
+    }
+
+    /// Describes all peers. `wall` is the time at `now`.
+    pub(super) fn status(&self, now: Instant, wall: SystemTime) -> Vec<PeerStatus> {
+        let at = |instant: Instant| wall.checked_sub(now.saturating_duration_since(instant));
+        let describe = |(key, known): (&NodeKey, &Known)| {
+            let path = self.paths.status(key);
+            let direct = path.as_ref().and_then(|status| status.path.direct).filter(|one| now <= one.trusted_until);
+            let (rx_bytes, tx_bytes) = known.slot.bytes();
+            PeerStatus {
+                key: *key,
+                direct: direct.map(|direct| direct.address),
+                relay: self.relays.way_to(key, known.config.home_relay()),
+                reason: path.as_ref().map(reason),
+                rx_bytes,
+                tx_bytes,
+                last_handshake: known.last_handshake.and_then(at),
+                last_write: self.shared.instant(known.slot.last_write()).and_then(at),
+                endpoints: path.map_or_else(
+                    || known.config.endpoints().to_vec(),
+                    |path| path.candidates.iter().map(|candidate| candidate.address).collect(),
+                ),
+            }
+        };
+        self.peers.iter().map(describe).collect()
+    }
+}
+
+/// Says why a path is what it is.
+fn reason(status: &PathStatus) -> String {
+    match status.latency {
+        Some(latency) => format!("{}, {:.1} ms", status.reason, latency.as_secs_f64() * 1000.0),
+        None => status.reason.to_string(),
+    }
+}
+
+impl Drop for Tailnet {
+    fn drop(&mut self) {
+        self.shared.snapshot.store(Arc::default());
+        for (key, known) in &self.peers {
+            self.tunnels.remove_peer(key);
+            known.slot.set_session(None);
+        }
+    }
+}

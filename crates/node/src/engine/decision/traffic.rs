@@ -1,0 +1,336 @@
+//! What comes in, what goes out, and what the cores decide in between.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+use warren_os::{IfIndex, Interface};
+use warren_path::{
+    Destination, Event as PathEvent, Kind as Measurement, Report, Transmit as PathTransmit, Via as PathVia,
+};
+use warren_wg::{Event as TunnelEvent, MessageType, Origin, Transmit};
+use warren_wire::control::RegionId;
+use warren_wire::datagram::{Class, classify};
+use warren_wire::key::NodeKey;
+
+use super::measure::{AddressChange, Found};
+use super::ping_error;
+use super::tailnet::Tailnet;
+use crate::engine::relay_link::{Kind, LinkEvent, News};
+use crate::engine::shared::{Datagram, Signal, ToRelay};
+use crate::engine::{Event, Netcheck, PingError, Pong, Via};
+
+impl Tailnet {
+    // What comes in.
+
+    /// Takes over what the worker saw.
+    pub(super) fn handle_signal(&mut self, signal: Signal, now: Instant) {
+        match signal {
+            Signal::HandshakeWanted(peer) => {
+                if self.tunnels.start_handshake(&peer, now).is_err()
+                    && let Some(known) = self.peers.get(&peer)
+                {
+                    known.slot.handshake_failed();
+                }
+            }
+            Signal::Sent(peer) => {
+                self.tunnels.note_activity(&peer, now);
+                self.paths.handle_activity(&peer, now);
+                self.measure.wake(now);
+            }
+            Signal::Received(peer, via) => {
+                self.tunnels.note_activity(&peer, now);
+                self.paths.handle_received(&peer, via, now);
+            }
+            Signal::Confirmed(session) => self.tunnels.confirm(&session, now),
+            Signal::Unreachable(peer, to) => self.paths.handle_unreachable(&peer, to, now),
+            Signal::Rebound => {
+                self.ports_changed();
+                self.paths.handle_rebind(now);
+                self.measure.want(Measurement::Full, now);
+            }
+            // These are not about a tailnet.
+            Signal::SocketFailed(_) | Signal::Fatal(_) => {}
+        }
+        self.drain(now);
+    }
+
+    /// Takes over a datagram that is not data.
+    pub(super) fn handle_datagram(&mut self, datagram: &Datagram, now: Instant) {
+        let Datagram { from, bytes } = datagram;
+        match classify(bytes) {
+            Class::Stun => self.measure.netcheck.handle_stun(*from, bytes, now),
+            Class::Disco => self.paths.handle_udp(*from, bytes, now),
+            Class::WireGuard => self.tunnels.handle_datagram(bytes, Origin::Udp(*from), now),
+            Class::GeneveDisco | Class::GeneveWireGuard => {}
+        }
+        self.drain(now);
+    }
+
+    /// Takes over what a relay connection tells.
+    pub(super) fn handle_link(&mut self, event: LinkEvent, now: Instant) {
+        let LinkEvent { region, link, news } = event;
+        if !self.relays.is_known(region, link) {
+            return;
+        }
+        match news {
+            News::Up => {
+                self.relays.handle_up(region, link);
+                self.measure.netcheck.handle_relay_frame(region, now);
+            }
+            News::Down(reason) => {
+                if self.relays.handle_down(region, link, reason, now) {
+                    self.measure.want(Measurement::Auto, now);
+                }
+            }
+            News::Alive => self.measure.netcheck.handle_relay_frame(region, now),
+            News::Pong(data) => {
+                if let Some(latency) = self.relays.handle_pong(region, link, data, now) {
+                    self.measure.netcheck.handle_relay_latency(region, latency, now);
+                }
+            }
+            News::Heard(peer) => {
+                if self.peers.contains_key(&peer) {
+                    self.relays.handle_heard(region, peer);
+                }
+            }
+            News::Gone(peer) => self.relays.handle_gone(region, &peer),
+            News::Datagram(from, bytes) => self.handle_relayed(region, from, &bytes, now),
+            News::Health(text) => self.relays.handle_health(region, link, text),
+        }
+        self.drain(now);
+    }
+
+    fn handle_relayed(&mut self, region: RegionId, from: NodeKey, bytes: &[u8], now: Instant) {
+        match classify(bytes) {
+            Class::Disco => self.paths.handle_relayed(region, &from, bytes, now),
+            Class::WireGuard => {
+                self.tunnels.handle_datagram(bytes, Origin::Relay { region: region.0, peer: from }, now);
+            }
+            Class::Stun | Class::GeneveDisco | Class::GeneveWireGuard => {}
+        }
+    }
+
+    /// Takes over what a measurement's task found.
+    pub(super) fn handle_found(&mut self, found: Found, now: Instant) {
+        self.measure.handle_found(found, &self.shared.sockets.load(), now);
+        self.drain(now);
+    }
+
+    /// Takes over the machine's interfaces; tells whether the sockets must be opened anew.
+    pub(super) fn handle_interfaces(&mut self, interfaces: &[Interface], own_tun: IfIndex, now: Instant) -> bool {
+        let change = self.measure.set_interfaces(interfaces, own_tun);
+        match change {
+            AddressChange::None => {}
+            AddressChange::Gained => self.measure.want(Measurement::Full, now),
+            AddressChange::Lost => {
+                self.relays.reconnect(now);
+                self.paths.handle_rebind(now);
+                self.measure.want(Measurement::Full, now);
+            }
+        }
+        self.drain(now);
+        change == AddressChange::Lost
+    }
+
+    /// Acts on every deadline at or before `now`.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        self.tunnels.handle_timeout(now);
+        self.drain(now);
+        self.paths.handle_timeout(now);
+        self.drain(now);
+        let resting = self.peers.is_empty() || !self.paths.in_use();
+        self.measure.handle_timeout(resting, now);
+        self.relays.handle_timeout(now);
+        self.drain(now);
+    }
+
+    /// Returns when to call [`Self::handle_timeout`] next.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let all = [
+            self.tunnels.poll_timeout(),
+            self.paths.poll_timeout(),
+            self.measure.poll_timeout(),
+            self.relays.poll_timeout(),
+        ];
+        all.into_iter().flatten().min()
+    }
+
+    // What people ask.
+
+    /// Pings a peer and answers when the pong or nothing has come.
+    pub(super) fn ping(&mut self, peer: NodeKey, reply: oneshot::Sender<Result<Pong, PingError>>, now: Instant) {
+        match self.paths.ping(&peer, now) {
+            Ok(id) => drop(self.pings.insert(id, reply)),
+            Err(error) => drop(reply.send(Err(ping_error(error)))),
+        }
+        self.drain(now);
+    }
+
+    /// Measures the network and answers with the report.
+    pub(super) fn netcheck(&mut self, reply: oneshot::Sender<Netcheck>, now: Instant) {
+        self.measure.wait(reply, now);
+        self.handle_timeout(now);
+    }
+
+    // What goes out.
+
+    /// Does all that the cores want done. Called after each input to one of them.
+    pub(super) fn drain(&mut self, now: Instant) {
+        loop {
+            let mut quiet = true;
+            while let Some(transmit) = self.tunnels.poll_transmit() {
+                quiet = false;
+                self.send_wireguard(transmit, now);
+            }
+            while let Some(event) = self.tunnels.poll_event() {
+                quiet = false;
+                self.handle_tunnel_event(event, now);
+            }
+            while let Some(PathTransmit { to, bytes }) = self.paths.poll_transmit() {
+                quiet = false;
+                self.send_disco(to, bytes, now);
+            }
+            while let Some(event) = self.paths.poll_event() {
+                quiet = false;
+                self.handle_path_event(event, now);
+            }
+            let secret = Arc::clone(&self.local().secret);
+            self.measure.drain(&self.shared.sockets.load(), &mut self.relays, &secret, now);
+            while let Some(report) = self.measure.take_report(&self.relays, now) {
+                quiet = false;
+                self.handle_report(&report, now);
+            }
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    fn handle_tunnel_event(&mut self, event: TunnelEvent, now: Instant) {
+        match event {
+            TunnelEvent::Ready { peer, session } => {
+                let Some(known) = self.peers.get_mut(&peer) else { return };
+                known.slot.set_session(Some(session));
+                known.last_handshake = Some(now);
+                self.sessions += usize::from(!std::mem::replace(&mut known.has_session, true));
+                self.shared.ask(&self.shared.requests.flush);
+            }
+            TunnelEvent::Closed { peer } => {
+                let Some(known) = self.peers.get_mut(&peer) else { return };
+                known.slot.set_session(None);
+                self.sessions -= usize::from(std::mem::replace(&mut known.has_session, false));
+            }
+            TunnelEvent::Failed { peer } => {
+                if let Some(known) = self.peers.get(&peer) {
+                    known.slot.handshake_failed();
+                }
+            }
+        }
+    }
+
+    fn handle_path_event(&mut self, event: PathEvent, now: Instant) {
+        match event {
+            PathEvent::Path { peer, path } => {
+                if let Some(known) = self.peers.get(&peer) {
+                    tracing::debug!(peer = %peer.short(), ?path, "path");
+                    known.slot.set_path(path);
+                }
+            }
+            PathEvent::EndpointsWanted => self.measure.want(Measurement::Auto, now),
+            PathEvent::Pong { id, via, latency } => {
+                let via = match via {
+                    PathVia::Direct(address) => Via::Direct(address),
+                    PathVia::Relay(region) => Via::Relay(region),
+                };
+                self.answer_ping(id, Ok(Pong { latency, via }));
+            }
+            PathEvent::PingTimeout { id } => self.answer_ping(id, Err(PingError::Timeout)),
+        }
+    }
+
+    fn answer_ping(&mut self, id: warren_path::PingId, answer: Result<Pong, PingError>) {
+        if let Some(reply) = self.pings.remove(&id) {
+            // Whoever asked may be gone.
+            let _ = reply.send(answer);
+        }
+    }
+
+    /// Acts on what a measurement found.
+    fn handle_report(&mut self, report: &Report, now: Instant) {
+        if let Some(home) = report.home {
+            self.relays.set_home(home, now);
+        }
+        let endpoints = self.measure.endpoints(&self.shared.sockets.load());
+        let addresses = endpoints.iter().map(|endpoint| endpoint.address).collect();
+        self.paths.set_own_endpoints(addresses, self.measure.started().unwrap_or(now));
+        let mut info = report.net_info();
+        info.preferred_derp = self.relays.home().unwrap_or_default();
+        self.news.push(Event::Endpoints(endpoints));
+        self.news.push(Event::NetInfo(Box::new(info)));
+    }
+
+    /// Sends a handshake message or keep-alive.
+    fn send_wireguard(&mut self, transmit: Transmit, now: Instant) {
+        let Transmit { peer, origin, bytes } = transmit;
+        let known = peer.and_then(|peer| self.peers.get(&peer));
+        let Some(known) = known else {
+            self.send_back(origin, bytes, now);
+            return;
+        };
+        let key = known.slot.key();
+        let home = known.config.home_relay();
+        let path = **known.slot.path();
+        // Whatever WireGuard sends keeps the path alive. Source: paths.md 5.5.
+        self.paths.handle_activity(&key, now);
+        if let Some(direct) = path.direct {
+            let _ = self.shared.sockets.load().send(direct.address, &bytes);
+            if now <= direct.trusted_until {
+                return;
+            }
+        }
+        match self.relays.way_to(&key, home) {
+            Some(region) => {
+                let is_data = MessageType::of(&bytes) == Some(MessageType::Transport);
+                let kind = if is_data { Kind::Data } else { Kind::Urgent };
+                self.relays.send(region, kind, key, bytes, now);
+            }
+            None if path.direct.is_none() => self.send_back(origin, bytes, now),
+            None => {}
+        }
+    }
+
+    /// Answers where a message came from.
+    fn send_back(&mut self, origin: Option<Origin>, bytes: Vec<u8>, now: Instant) {
+        match origin {
+            Some(Origin::Udp(address)) => {
+                let _ = self.shared.sockets.load().send(address, &bytes);
+            }
+            Some(Origin::Relay { region, peer }) => {
+                self.relays.send(RegionId(region), Kind::Urgent, peer, bytes, now);
+            }
+            None => {}
+        }
+    }
+
+    fn send_disco(&mut self, to: Destination, bytes: Vec<u8>, now: Instant) {
+        match to {
+            Destination::Udp(address) => {
+                let _ = self.shared.sockets.load().send(address, &bytes);
+            }
+            Destination::Relay { region, peer } => {
+                let region = self.relays.way_to(&peer, Some(region)).unwrap_or(region);
+                self.relays.send(region, Kind::Urgent, peer, bytes, now);
+            }
+        }
+    }
+
+    /// Sends a packet of the worker over a relay.
+    pub(super) fn relay(&mut self, packet: ToRelay, now: Instant) {
+        let ToRelay { peer, bytes } = packet;
+        let Some(known) = self.peers.get(&peer) else { return };
+        if let Some(region) = self.relays.way_to(&peer, known.config.home_relay()) {
+            self.relays.send(region, Kind::Data, peer, bytes, now);
+        }
+    }
+}

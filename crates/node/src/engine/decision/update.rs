@@ -1,0 +1,80 @@
+//! What the daemon says, in the order in which it says it.
+
+use super::tailnet::{Setup, Tailnet};
+use super::{Decision, now, wall};
+use crate::engine::{Local, LocalUpdate, Update};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+impl Decision {
+    /// Takes over a change.
+    pub(super) fn apply(&mut self, update: Update) {
+        if self.dead {
+            return;
+        }
+        match update.local {
+            Some(LocalUpdate::Down) => self.leave(),
+            Some(LocalUpdate::Restart(local)) => {
+                self.leave();
+                self.join(local);
+            }
+            Some(LocalUpdate::Up(local)) => self.take_local(local),
+            None => {}
+        }
+        let now = now();
+        let Some(tailnet) = &mut self.tailnet else { return };
+        if let Some(map) = update.relays {
+            tailnet.set_map(map, now);
+        }
+        if let Some(rules) = update.filter {
+            tailnet.set_rules(rules);
+        }
+        for key in &update.removed {
+            tailnet.remove_peer(key, now);
+        }
+        for peer in update.peers {
+            tailnet.set_peer(peer, now);
+        }
+    }
+
+    fn leave(&mut self) {
+        self.tailnet = None;
+        self.outlet.forget();
+    }
+
+    fn join(&mut self, local: Local) {
+        self.outlet.forget();
+        let since_1970 = wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let setup = Setup {
+            shared: Arc::clone(&self.shared),
+            disco: &self.disco,
+            links: self.link_setup.clone(),
+            found: self.found_sender.clone(),
+            rng: &mut self.rng,
+        };
+        self.tailnet = Some(Tailnet::new(local, setup, now(), since_1970));
+        // The machine's addresses are not known yet.
+        self.links_changed.notify_one();
+    }
+
+    fn take_local(&mut self, local: Local) {
+        let Some(tailnet) = &mut self.tailnet else {
+            self.join(local);
+            return;
+        };
+        if tailnet.local().secret.public() == local.secret.public() {
+            tailnet.set_local(local);
+            return;
+        }
+        // All sessions belong to the old key: the same tailnet, from the beginning.
+        let (map, rules, peers) = tailnet.parts();
+        self.tailnet = None;
+        self.join(local);
+        if let Some(tailnet) = &mut self.tailnet {
+            let now = now();
+            tailnet.set_map(map, now);
+            tailnet.set_rules(rules);
+            peers.into_iter().for_each(|peer| tailnet.set_peer(peer, now));
+        }
+    }
+}

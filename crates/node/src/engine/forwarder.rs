@@ -1,0 +1,254 @@
+//! What becomes of a packet, without I/O: the worker gives it bytes and does what it answers.
+//!
+//! Packets lie in buffers with [`HEADROOM`] bytes before and [`TAILROOM`] behind them; they are sealed and opened in
+//! place. Nothing is allocated for a packet that passes.
+
+mod echo;
+mod waiting;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use warren_filter::tsmp::{Message, Reason, Reject};
+use warren_filter::{Body, DropReason, Firewall, Packet, PacketError, PeerMode, Verdict};
+use warren_wg::{HEADROOM, MessageType, SealError, Session, SessionTable};
+
+use super::shared::{PeerSlot, Snapshot};
+use waiting::Waiting;
+
+/// Largest packet in the tunnel in bytes: the smallest that IPv6 allows, which fits into every network's packets.
+///
+/// Source: Tailscale `net/tstun`, `DefaultTUNMTU`.
+pub(super) const MTU_BYTES: u16 = 1280;
+
+/// Judges, seals and opens packets. Belongs to one worker.
+#[derive(Debug)]
+pub(super) struct Forwarder {
+    firewall: Firewall,
+    waiting: Waiting,
+}
+
+/// Says what to do with a packet of the host.
+#[derive(Debug)]
+pub(super) enum Outbound<'s> {
+    /// Send the sealed datagram, the first `length` bytes of the buffer, to the peer.
+    Send { slot: &'s Arc<PeerSlot>, length: usize },
+    /// The packet waits for a session; ask for a handshake.
+    Wait { slot: &'s Arc<PeerSlot> },
+    /// Write the answer of this many bytes at [`HEADROOM`] back to the host.
+    Answer { length: usize },
+    /// Forget it.
+    Drop(Refusal),
+}
+
+/// Says what to do with a datagram of the network.
+#[derive(Debug)]
+pub(super) struct Inbound<'s> {
+    /// First packet of a session that the peer began: tell the decision task.
+    pub(super) confirmed: Option<Arc<Session>>,
+    /// What to do with the packet inside.
+    pub(super) action: Action<'s>,
+}
+
+/// Says what to do with a packet of a peer.
+#[derive(Debug)]
+pub(super) enum Action<'s> {
+    /// Write the packet of `length` bytes at [`HEADROOM`] to the host.
+    Deliver { slot: &'s Arc<PeerSlot>, length: usize },
+    /// Send this packet to the peer; nothing goes to the host.
+    Reply { slot: &'s Arc<PeerSlot>, packet: Vec<u8> },
+    /// Nothing goes anywhere: a keep-alive, or a message to this node itself.
+    Done,
+    /// Not data: for the decision task.
+    Decide,
+    /// Forget it.
+    Drop(Refusal),
+}
+
+/// Says why a packet is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// Not a sound IP packet.
+    Malformed(PacketError),
+    /// The firewall says so.
+    Filtered(DropReason),
+    /// No peer has the destination.
+    NoPeer,
+    /// The tunnel's own datagram came back into the tunnel.
+    Loop,
+    /// No room around the packet.
+    NoRoom,
+    /// A datagram that is nothing we know.
+    Unknown,
+    /// No session has this index.
+    NoSession,
+    /// It does not open: forged, replayed or too old.
+    NotAuthentic,
+    /// The packet's source is not an address of the peer that sent it.
+    WrongSource,
+}
+
+impl Forwarder {
+    /// Makes a forwarder without flows. `seed` must be random and secret.
+    pub(super) fn new(seed: u64, now: Instant) -> Self {
+        Self { firewall: Firewall::new(seed, now), waiting: Waiting::default() }
+    }
+
+    /// Takes over the filter of `snapshot`; call it before the packets of a turn.
+    pub(super) fn begin(&mut self, snapshot: &Snapshot) {
+        self.firewall.use_filter(&snapshot.filter);
+    }
+
+    /// Judges and seals the packet of `length` bytes at [`HEADROOM`] in `buffer`, which came from the host.
+    pub(super) fn outbound<'s>(
+        &mut self,
+        snapshot: &'s Snapshot,
+        buffer: &mut [u8],
+        length: usize,
+        now: Instant,
+    ) -> Outbound<'s> {
+        let Some(bytes) = buffer.get_mut(HEADROOM..).and_then(|rest| rest.get_mut(..length)) else {
+            return Outbound::Drop(Refusal::NoRoom);
+        };
+        if let Some(length) = echo::answer(bytes) {
+            return Outbound::Answer { length };
+        }
+        let packet = match Packet::parse(bytes) {
+            Ok(packet) => packet,
+            Err(error) => return Outbound::Drop(Refusal::Malformed(error)),
+        };
+        if let Body::Udp { ports } = packet.body()
+            && snapshot.ports.contains(&ports.source)
+            && snapshot.own.contains(&packet.source())
+        {
+            return Outbound::Drop(Refusal::Loop);
+        }
+        let Some(slot) = snapshot.peers.lookup(packet.destination()) else {
+            return Outbound::Drop(Refusal::NoPeer);
+        };
+        if let Verdict::Drop(reason) = self.firewall.check_outbound(&packet, now) {
+            return Outbound::Drop(Refusal::Filtered(reason));
+        }
+        let length = packet.bytes().len();
+        self.seal(slot, buffer, length, now)
+    }
+
+    /// Seals a packet that has been judged. One that cannot be sealed now is kept if there is hope.
+    fn seal<'s>(&mut self, slot: &'s Arc<PeerSlot>, buffer: &mut [u8], length: usize, now: Instant) -> Outbound<'s> {
+        let session = slot.session();
+        let sealed = match session.as_ref() {
+            Some(session) => session.seal(buffer, length, MTU_BYTES.into(), now),
+            None => Err(SealError::Expired),
+        };
+        match sealed {
+            Ok(length) => Outbound::Send { slot, length },
+            Err(SealError::Expired) => {
+                if let Some(packet) = buffer.get(HEADROOM..).and_then(|rest| rest.get(..length)) {
+                    self.waiting.push(slot, packet, now);
+                }
+                Outbound::Wait { slot }
+            }
+            Err(_) => Outbound::Drop(Refusal::NoRoom),
+        }
+    }
+
+    /// Opens and judges a datagram of the network in place.
+    pub(super) fn inbound<'s>(
+        &mut self,
+        snapshot: &'s Snapshot,
+        table: &SessionTable,
+        datagram: &mut [u8],
+        now: Instant,
+    ) -> Inbound<'s> {
+        let only = |action| Inbound { confirmed: None, action };
+        match MessageType::of(datagram) {
+            Some(MessageType::Transport) => {}
+            Some(_) => return only(Action::Decide),
+            None => return only(Action::Drop(Refusal::Unknown)),
+        }
+        let Some(session) = table.for_message(datagram) else {
+            return only(Action::Drop(Refusal::NoSession));
+        };
+        let Ok(opened) = session.open(datagram, now) else {
+            return only(Action::Drop(Refusal::NotAuthentic));
+        };
+        let confirmed = opened.confirmed.then(|| Arc::clone(&session));
+        let action = if opened.length == 0 {
+            Action::Done
+        } else {
+            let inner = datagram.get(HEADROOM..).and_then(|rest| rest.get(..opened.length)).unwrap_or_default();
+            self.admit(snapshot, &session, inner, now)
+        };
+        Inbound { confirmed, action }
+    }
+
+    /// Judges a packet that came out of `session`.
+    fn admit<'s>(&mut self, snapshot: &'s Snapshot, session: &Session, inner: &[u8], now: Instant) -> Action<'s> {
+        let packet = match Packet::parse(inner) {
+            Ok(packet) => packet,
+            Err(error) => return Action::Drop(Refusal::Malformed(error)),
+        };
+        let owner = snapshot.peers.lookup(packet.source());
+        let Some(slot) = owner.filter(|slot| slot.key() == session.peer()) else {
+            return Action::Drop(Refusal::WrongSource);
+        };
+        let mode = if slot.is_jailed() { PeerMode::Jailed } else { PeerMode::Normal };
+        match self.firewall.check_inbound(&packet, mode, now) {
+            Verdict::Accept => Action::Deliver { slot, length: packet.bytes().len() },
+            Verdict::Tsmp => match Message::parse(&packet) {
+                Some(Message::Ping { data }) => reply(slot, &packet, Message::Pong { data, peer_api_port: 0 }),
+                _ => Action::Done,
+            },
+            Verdict::Drop(reason) => {
+                let opens = matches!(packet.body(), Body::Tcp { flags, .. } if flags.is_opening());
+                if opens && packet.source().is_ipv4() && matches!(reason, DropReason::NoRule | DropReason::Jailed) {
+                    let why = if snapshot.shields_up { Reason::ShieldsUp } else { Reason::Acl };
+                    if let Some(reject) = Reject::of(&packet, why) {
+                        return reply(slot, &packet, Message::Reject(reject));
+                    }
+                }
+                Action::Drop(Refusal::Filtered(reason))
+            }
+        }
+    }
+
+    /// Takes the oldest packet that waits and can be sealed now, seals it into `buffer` and returns to whom it goes
+    /// and the length of the datagram. `None`: none is left that could be sent.
+    pub(super) fn take_ready(&mut self, buffer: &mut [u8], now: Instant) -> Option<(Arc<PeerSlot>, usize)> {
+        while let Some((slot, packet)) = self.waiting.pop_ready(now) {
+            let Some(room) = buffer.get_mut(HEADROOM..).and_then(|rest| rest.get_mut(..packet.len())) else {
+                continue;
+            };
+            room.copy_from_slice(&packet);
+            let session = slot.session();
+            let sealed = session.as_ref().map(|session| session.seal(buffer, packet.len(), MTU_BYTES.into(), now));
+            if let Some(Ok(length)) = sealed {
+                drop(session);
+                return Some((slot, length));
+            }
+        }
+        None
+    }
+
+    /// Seals a packet that this node itself sends, at [`HEADROOM`] in `buffer`; `None` if there is no session.
+    pub(super) fn seal_own(slot: &PeerSlot, packet: &[u8], buffer: &mut [u8], now: Instant) -> Option<usize> {
+        buffer.get_mut(HEADROOM..)?.get_mut(..packet.len())?.copy_from_slice(packet);
+        slot.session().as_ref()?.seal(buffer, packet.len(), MTU_BYTES.into(), now).ok()
+    }
+
+    /// Returns how many packets were pushed out of the waiting room since the last call.
+    pub(super) fn take_pushed_out(&mut self) -> usize {
+        self.waiting.take_pushed_out()
+    }
+}
+
+/// Answers a packet to its sender.
+fn reply<'s>(slot: &'s Arc<PeerSlot>, to: &Packet<'_>, message: Message) -> Action<'s> {
+    match message.packet(to.destination(), to.source()) {
+        Some(packet) => Action::Reply { slot, packet },
+        None => Action::Done,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,421 @@
+#![expect(clippy::disallowed_methods, reason = "any instant will do as the start of the virtual clock")]
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use proptest::prelude::*;
+use warren_filter::tsmp::Message;
+use warren_filter::{Filter, FilterInput, PrefixTable, Shields};
+use warren_wg::{Event, Origin, TAILROOM, Tunnels};
+use warren_wire::control::{FilterRule, NetPortRange, PortRange};
+use warren_wire::key::{NodeKey, NodeSecret};
+
+use super::waiting::PER_PEER;
+use super::*;
+
+const ALPHA: [u8; 4] = [100, 64, 0, 1];
+const BETA: [u8; 4] = [100, 64, 0, 2];
+const GAMMA: [u8; 4] = [100, 64, 0, 3];
+/// Behind beta.
+const SUBNET: &str = "10.7.0.0/16";
+
+/// One node: its worker's side and its decision side.
+struct Side {
+    forwarder: Forwarder,
+    snapshot: Snapshot,
+    table: Arc<SessionTable>,
+    tunnels: Tunnels,
+    slots: Vec<Arc<PeerSlot>>,
+}
+
+fn secret(number: u8) -> NodeSecret {
+    NodeSecret::from_bytes([number; 32])
+}
+
+fn key(number: u8) -> NodeKey {
+    secret(number).public()
+}
+
+/// Lets the hosts of `from` open TCP to port 80 of `to`, and speak UDP to all its ports.
+fn rules(from: &[&str], to: [u8; 4]) -> Vec<FilterRule> {
+    let destination = |first, last| NetPortRange {
+        ip: IpAddr::from(to).to_string(),
+        ports: PortRange { first, last },
+        ..NetPortRange::default()
+    };
+    let rule = |protocol, ports| FilterRule {
+        src_ips: from.iter().map(|&text| text.to_owned()).collect(),
+        dst_ports: vec![ports],
+        ip_proto: vec![protocol],
+        ..FilterRule::default()
+    };
+    vec![rule(6, destination(80, 80)), rule(17, destination(0, 65535))]
+}
+
+impl Side {
+    /// Makes the node with key `number` and address `own` that knows these peers and the prefixes they own.
+    fn new(number: u8, own: [u8; 4], peers: &[(u8, &[&str])], rules: &[FilterRule], now: Instant) -> Self {
+        let table = Arc::new(SessionTable::new());
+        let wall = Duration::from_secs(1_795_000_000);
+        let mut tunnels = Tunnels::new(secret(number), Arc::clone(&table), [number; 32], now, wall);
+        let mut prefixes = PrefixTable::new();
+        let mut slots = Vec::new();
+        for (peer, owned) in peers {
+            assert!(tunnels.add_peer(key(*peer)));
+            let slot = Arc::new(PeerSlot::new(key(*peer)));
+            for net in *owned {
+                prefixes.insert(net.parse::<IpNet>().unwrap(), Arc::clone(&slot));
+            }
+            slots.push(slot);
+        }
+        let local = [IpNet::from(IpAddr::from(own))];
+        let input = FilterInput { rules, local: &local, shields: Shields::Down, holders: &|_| Vec::new() };
+        let snapshot = Snapshot {
+            peers: Arc::new(prefixes),
+            filter: Arc::new(Filter::compile(&input).unwrap().0),
+            own: Arc::from([IpAddr::from(own)]),
+            ports: [41641, 41641],
+            shields_up: false,
+        };
+        let mut forwarder = Forwarder::new(u64::from(number), now);
+        forwarder.begin(&snapshot);
+        Self { forwarder, snapshot, table, tunnels, slots }
+    }
+
+    fn send(&mut self, packet: &[u8], now: Instant) -> Sent {
+        let mut buffer = vec![0; HEADROOM + packet.len() + TAILROOM];
+        buffer[HEADROOM..HEADROOM + packet.len()].copy_from_slice(packet);
+        match self.forwarder.outbound(&self.snapshot, &mut buffer, packet.len(), now) {
+            Outbound::Send { slot, length } => Sent::Datagram(slot.key(), buffer[..length].to_vec()),
+            Outbound::Wait { slot } => Sent::Waits(slot.key()),
+            Outbound::Answer { .. } => Sent::Answered,
+            Outbound::Drop(refusal) => Sent::Dropped(refusal),
+        }
+    }
+
+    /// Takes a datagram in; returns what the host gets.
+    fn receive(&mut self, datagram: &[u8], now: Instant) -> Got {
+        let mut bytes = datagram.to_vec();
+        let Inbound { confirmed, action } = self.forwarder.inbound(&self.snapshot, &self.table, &mut bytes, now);
+        let got = match action {
+            Action::Deliver { slot, length } => Got::Packet(slot.key(), bytes[HEADROOM..HEADROOM + length].to_vec()),
+            Action::Reply { packet, .. } => Got::Reply(packet),
+            Action::Done => Got::Nothing,
+            Action::Decide => Got::Message,
+            Action::Drop(refusal) => Got::Dropped(refusal),
+        };
+        if let Some(session) = confirmed {
+            self.tunnels.confirm(&session, now);
+        }
+        got
+    }
+
+    /// Does what the decision task does with events.
+    fn publish(&mut self) {
+        while let Some(event) = self.tunnels.poll_event() {
+            if let Event::Ready { peer, session } = event {
+                let slot = self.slots.iter().find(|slot| slot.key() == peer).unwrap();
+                slot.set_session(Some(session));
+            }
+        }
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum Sent {
+    Datagram(NodeKey, Vec<u8>),
+    Waits(NodeKey),
+    Answered,
+    Dropped(Refusal),
+}
+
+#[derive(Debug, PartialEq)]
+enum Got {
+    Packet(NodeKey, Vec<u8>),
+    Reply(Vec<u8>),
+    Nothing,
+    Message,
+    Dropped(Refusal),
+}
+
+/// Makes `one` shake hands with `other`.
+fn connect(one: &mut Side, other: &mut Side, peer: NodeKey, now: Instant) {
+    let origin = Origin::Udp(SocketAddr::from(([192, 0, 2, 1], 1)));
+    one.tunnels.start_handshake(&peer, now).unwrap();
+    loop {
+        let there: Vec<_> = std::iter::from_fn(|| one.tunnels.poll_transmit()).collect();
+        let mut quiet = there.is_empty();
+        for transmit in there {
+            if other.receive(&transmit.bytes, now) == Got::Message {
+                other.tunnels.handle_datagram(&transmit.bytes, origin, now);
+            }
+        }
+        while let Some(transmit) = other.tunnels.poll_transmit() {
+            quiet = false;
+            if one.receive(&transmit.bytes, now) == Got::Message {
+                one.tunnels.handle_datagram(&transmit.bytes, origin, now);
+            }
+        }
+        one.publish();
+        other.publish();
+        if quiet {
+            return;
+        }
+    }
+}
+
+/// Alpha knows beta and gamma, beta knows alpha, gamma knows alpha; all have sessions.
+struct Net {
+    alpha: Side,
+    beta: Side,
+    gamma: Side,
+    now: Instant,
+}
+
+impl Net {
+    fn without_sessions() -> Self {
+        let now = Instant::now();
+        let beta = ["100.64.0.2/32", SUBNET];
+        let peers: [(u8, &[&str]); 2] = [(2, &beta), (3, &["100.64.0.3/32"])];
+        let alpha = Side::new(1, ALPHA, &peers, &rules(&["100.64.0.2", SUBNET], ALPHA), now);
+        let from_alpha = rules(&["100.64.0.1"], BETA);
+        let beta = Side::new(2, BETA, &[(1, &["100.64.0.1/32"])], &from_alpha, now);
+        let gamma = Side::new(3, GAMMA, &[(1, &["100.64.0.1/32"])], &[], now);
+        Self { alpha, beta, gamma, now }
+    }
+
+    fn new() -> Self {
+        let mut net = Self::without_sessions();
+        connect(&mut net.alpha, &mut net.beta, key(2), net.now);
+        connect(&mut net.gamma, &mut net.alpha, key(1), net.now);
+        net
+    }
+}
+
+fn ipv4(from: [u8; 4], to: [u8; 4], protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(20 + payload.len()).unwrap().to_be_bytes();
+    let mut bytes = vec![0x45, 0, length[0], length[1], 0, 0, 0, 0, 64, protocol, 0, 0];
+    bytes.extend([from, to].concat());
+    bytes.extend(payload);
+    bytes
+}
+
+fn udp(from: [u8; 4], source: u16, to: [u8; 4], destination: u16, data: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(8 + data.len()).unwrap();
+    let header = [source, destination, length, 0].map(u16::to_be_bytes).concat();
+    ipv4(from, to, 17, &[&header, data].concat())
+}
+
+fn tcp(from: [u8; 4], source: u16, to: [u8; 4], destination: u16, flags: u8) -> Vec<u8> {
+    let mut header = [source, destination].map(u16::to_be_bytes).concat();
+    header.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, flags, 1, 0, 0, 0, 0, 0]);
+    ipv4(from, to, 6, &header)
+}
+
+fn datagram(sent: Sent) -> Vec<u8> {
+    match sent {
+        Sent::Datagram(_, bytes) => bytes,
+        other => panic!("not sent: {other:?}"),
+    }
+}
+
+#[test]
+fn packets_arrive_as_they_were_whatever_their_length() {
+    let mut net = Net::new();
+    for length in 0..1252 {
+        let packet = udp(ALPHA, 5000, BETA, 6000, &vec![7; length]);
+        let sent = net.alpha.send(&packet, net.now);
+        let Sent::Datagram(to, bytes) = sent else { panic!("{sent:?}") };
+        assert_eq!(to, key(2));
+        assert_eq!(net.beta.receive(&bytes, net.now), Got::Packet(key(1), packet));
+        assert_eq!(net.beta.receive(&bytes, net.now), Got::Dropped(Refusal::NotAuthentic), "a replay");
+    }
+}
+
+#[test]
+fn a_peer_cannot_speak_for_another() {
+    let mut net = Net::new();
+    // Gamma's own host would not send this, but gamma's owner may change the program.
+    let forged = udp(BETA, 5000, ALPHA, 6000, b"I am beta");
+    let mut buffer = vec![0; 2048];
+    let slot = Arc::clone(&net.gamma.slots[0]);
+    let length = Forwarder::seal_own(&slot, &forged, &mut buffer, net.now).unwrap();
+    assert_eq!(net.alpha.receive(&buffer[..length], net.now), Got::Dropped(Refusal::WrongSource));
+    // Neither for addresses of nobody.
+    let forged = udp([8, 8, 8, 8], 5000, ALPHA, 6000, b"I am the Internet");
+    let length = Forwarder::seal_own(&slot, &forged, &mut buffer, net.now).unwrap();
+    assert_eq!(net.alpha.receive(&buffer[..length], net.now), Got::Dropped(Refusal::WrongSource));
+    // Beta may speak for its subnet.
+    let slot = Arc::clone(&net.beta.slots[0]);
+    let packet = udp([10, 7, 1, 1], 5000, ALPHA, 6000, b"from the subnet");
+    let length = Forwarder::seal_own(&slot, &packet, &mut buffer, net.now).unwrap();
+    assert_eq!(net.alpha.receive(&buffer[..length], net.now), Got::Packet(key(2), packet));
+}
+
+#[test]
+fn what_no_rule_allows_stays_out_and_answers_come_in() {
+    let mut net = Net::new();
+    let unasked = udp(GAMMA, 53, ALPHA, 5353, b"unasked");
+    let bytes = datagram(net.gamma.send(&unasked, net.now));
+    assert_eq!(net.alpha.receive(&bytes, net.now), Got::Dropped(Refusal::Filtered(DropReason::NoRule)));
+    let question = udp(ALPHA, 5353, GAMMA, 53, b"question");
+    datagram(net.alpha.send(&question, net.now));
+    let bytes = datagram(net.gamma.send(&unasked, net.now));
+    assert_eq!(net.alpha.receive(&bytes, net.now), Got::Packet(key(3), unasked));
+}
+
+#[test]
+fn a_jailed_peer_may_only_answer() {
+    let mut net = Net::new();
+    net.alpha.slots[0].set_jailed(true);
+    let packet = udp(BETA, 5000, ALPHA, 6000, b"hello");
+    let bytes = datagram(net.beta.send(&packet, net.now));
+    assert_eq!(net.alpha.receive(&bytes, net.now), Got::Dropped(Refusal::Filtered(DropReason::Jailed)));
+    net.alpha.slots[0].set_jailed(false);
+    let bytes = datagram(net.beta.send(&packet, net.now));
+    assert_eq!(net.alpha.receive(&bytes, net.now), Got::Packet(key(2), packet));
+}
+
+#[test]
+fn a_refused_tcp_connection_is_told_at_once() {
+    let mut net = Net::new();
+    let bytes = datagram(net.alpha.send(&tcp(ALPHA, 4000, BETA, 22, 0x02), net.now));
+    let Got::Reply(reply) = net.beta.receive(&bytes, net.now) else { panic!("no reply") };
+    let reply = Packet::parse(&reply).unwrap();
+    assert_eq!((reply.source(), reply.destination()), (IpAddr::from(BETA), IpAddr::from(ALPHA)));
+    let Some(Message::Reject(reject)) = Message::parse(&reply) else { panic!("not a reject") };
+    assert_eq!((reject.source_port, reject.destination_port, reject.reason), (4000, 22, Reason::Acl));
+    // The reject itself ends in the tunnel.
+    let slot = Arc::clone(&net.beta.slots[0]);
+    let mut buffer = vec![0; 2048];
+    let length = Forwarder::seal_own(&slot, reply.bytes(), &mut buffer, net.now).unwrap();
+    assert_eq!(net.alpha.receive(&buffer[..length], net.now), Got::Nothing);
+    let allowed = tcp(ALPHA, 4000, BETA, 80, 0x02);
+    let bytes = datagram(net.alpha.send(&allowed, net.now));
+    assert_eq!(net.beta.receive(&bytes, net.now), Got::Packet(key(1), allowed));
+}
+
+#[test]
+fn pings_inside_the_tunnel_are_answered_by_the_node_itself() {
+    let mut net = Net::new();
+    let ping = Message::Ping { data: *b"12345678" }.packet(ALPHA.into(), BETA.into()).unwrap();
+    // The host must not send such packets.
+    assert_eq!(net.alpha.send(&ping, net.now), Sent::Dropped(Refusal::Filtered(DropReason::Reserved)));
+    let slot = Arc::clone(&net.alpha.slots[0]);
+    let mut buffer = vec![0; 2048];
+    let length = Forwarder::seal_own(&slot, &ping, &mut buffer, net.now).unwrap();
+    let Got::Reply(pong) = net.beta.receive(&buffer[..length], net.now) else { panic!("no reply") };
+    let pong = Message::parse(&Packet::parse(&pong).unwrap());
+    assert_eq!(pong, Some(Message::Pong { data: *b"12345678", peer_api_port: 0 }));
+}
+
+#[test]
+fn packets_wait_for_the_session_and_leave_in_order() {
+    let mut net = Net::without_sessions();
+    let packet = |number: u8| udp(ALPHA, 5000, BETA, 6000, &[number]);
+    for number in 0..40 {
+        assert_eq!(net.alpha.send(&packet(number), net.now), Sent::Waits(key(2)));
+    }
+    assert_eq!(net.alpha.forwarder.take_pushed_out(), 40 - PER_PEER);
+    let mut buffer = vec![0; 2048];
+    assert!(net.alpha.forwarder.take_ready(&mut buffer, net.now).is_none());
+    connect(&mut net.alpha, &mut net.beta, key(2), net.now);
+    for number in 40 - u8::try_from(PER_PEER).unwrap()..40 {
+        let (slot, length) = net.alpha.forwarder.take_ready(&mut buffer, net.now).unwrap();
+        assert_eq!(slot.key(), key(2));
+        assert_eq!(net.beta.receive(&buffer[..length], net.now), Got::Packet(key(1), packet(number)));
+    }
+    assert!(net.alpha.forwarder.take_ready(&mut buffer, net.now).is_none());
+}
+
+#[test]
+fn one_handshake_is_asked_for_until_it_is_decided() {
+    let slot = PeerSlot::new(key(2));
+    assert!(slot.ask());
+    assert!(!slot.ask());
+    slot.handshake_failed();
+    assert!(slot.ask());
+    slot.set_session(None);
+    assert!(slot.ask());
+}
+
+#[test]
+fn the_tunnels_own_datagrams_do_not_enter_it() {
+    let mut net = Net::new();
+    let own = udp(ALPHA, 41641, [10, 7, 0, 1], 41641, b"sealed");
+    assert_eq!(net.alpha.send(&own, net.now), Sent::Dropped(Refusal::Loop));
+    let other = udp(ALPHA, 41642, [10, 7, 0, 1], 41641, b"plain");
+    assert!(matches!(net.alpha.send(&other, net.now), Sent::Datagram(..)));
+}
+
+#[test]
+fn destinations_of_nobody_and_groups_go_nowhere() {
+    let mut net = Net::new();
+    for to in [[100, 64, 0, 9], [224, 0, 0, 1], [255, 255, 255, 255], ALPHA] {
+        let packet = udp(ALPHA, 5000, to, 6000, b"hello");
+        assert_eq!(net.alpha.send(&packet, net.now), Sent::Dropped(Refusal::NoPeer));
+    }
+}
+
+#[test]
+fn an_old_session_makes_packets_wait_for_a_new_one() {
+    let mut net = Net::new();
+    let later = net.now + Duration::from_secs(181);
+    let packet = udp(ALPHA, 5000, BETA, 6000, b"hello");
+    assert_eq!(net.alpha.send(&packet, later), Sent::Waits(key(2)));
+    connect(&mut net.alpha, &mut net.beta, key(2), later);
+    let mut buffer = vec![0; 2048];
+    let (_, length) = net.alpha.forwarder.take_ready(&mut buffer, later).unwrap();
+    assert_eq!(net.beta.receive(&buffer[..length], later), Got::Packet(key(1), packet));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Nothing that is not sealed by a peer reaches the host, and nothing panics.
+    #[test]
+    fn no_bytes_of_strangers_reach_the_host(
+        mut junk in proptest::collection::vec(any::<u8>(), 0..200),
+        head in 0_u8..6,
+        flip in any::<(u16, u8)>(),
+    ) {
+        let mut net = Net::new();
+        prop_assert!(!matches!(net.alpha.receive(&junk, net.now), Got::Packet(..) | Got::Reply(_)));
+        if let Some(start) = junk.first_chunk_mut() {
+            *start = [head, 0, 0, 0];
+        }
+        prop_assert!(!matches!(net.alpha.receive(&junk, net.now), Got::Packet(..) | Got::Reply(_)));
+        // One changed bit anywhere in a real datagram.
+        let packet = udp(BETA, 5000, ALPHA, 6000, &junk);
+        let mut bytes = datagram(net.beta.send(&packet, net.now));
+        let at = usize::from(flip.0) % bytes.len();
+        bytes[at] ^= 1 << (flip.1 % 8);
+        let got = net.alpha.receive(&bytes, net.now);
+        prop_assert!(!matches!(got, Got::Packet(..) | Got::Reply(_)), "changed at {}: {:?}", at, got);
+    }
+
+    /// Whatever the host writes into the tunnel, what comes out at the other end is that packet or nothing.
+    #[test]
+    fn no_packet_of_the_host_panics_or_changes(
+        first in prop_oneof![Just(0x45_u8), Just(0x60), any::<u8>()],
+        mut bytes in proptest::collection::vec(any::<u8>(), 0..120),
+        addressed: bool,
+    ) {
+        let mut net = Net::new();
+        if let Some(byte) = bytes.first_mut() {
+            *byte = first;
+        }
+        if addressed && bytes.len() >= 20 {
+            let length = u16::try_from(bytes.len()).unwrap().to_be_bytes();
+            bytes[2..4].copy_from_slice(&length);
+            bytes[12..16].copy_from_slice(&ALPHA);
+            bytes[16..20].copy_from_slice(&BETA);
+        }
+        if let Sent::Datagram(_, sealed) = net.alpha.send(&bytes, net.now)
+            && let Got::Packet(_, packet) = net.beta.receive(&sealed, net.now)
+        {
+            prop_assert_eq!(&packet, &bytes[..packet.len()]);
+        }
+    }
+}

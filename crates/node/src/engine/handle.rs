@@ -1,0 +1,189 @@
+//! The engine as the daemon holds it.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use tokio::sync::{Notify, mpsc, oneshot};
+use warren_os::{LinkWatch, Netlink, NetlinkError, Tun, TunError, Waker};
+use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey};
+
+use super::decision::{Decision, Machine, Parts};
+use super::forwarder::{Forwarder, MTU_BYTES};
+use super::shared::{Shared, Sockets};
+use super::{Engine, Event, Netcheck, Options, PingError, Pong, StartError, Status, Update, worker};
+
+/// Questions that may wait for the decision task.
+const REQUESTS: usize = 64;
+
+/// Moves packets between this machine and its peers.
+///
+/// Dropping it ends all work soon; [`Engine::shutdown`] says when that is done.
+#[derive(Debug)]
+pub struct PacketEngine {
+    disco: DiscoKey,
+    inbox: Arc<Inbox>,
+    requests: mpsc::Sender<Request>,
+}
+
+/// Holds what the daemon wants and the decision task has not seen yet.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    update: Mutex<Update>,
+    pub(super) bell: Notify,
+}
+
+impl Inbox {
+    fn put(&self, update: Update) {
+        self.update.lock().unwrap_or_else(PoisonError::into_inner).merge(update);
+        self.bell.notify_one();
+    }
+
+    /// Takes all that came.
+    pub(super) fn take(&self) -> Update {
+        std::mem::take(&mut *self.update.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Is a question of the daemon.
+#[derive(Debug)]
+pub(super) enum Request {
+    Status(oneshot::Sender<Status>),
+    Ping(NodeKey, oneshot::Sender<Result<Pong, PingError>>),
+    Netcheck(oneshot::Sender<Netcheck>),
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// Opens interface and sockets and starts the engine's thread and tasks on the present tokio runtime. What the engine
+/// finds out goes to `events`, which should hold at least 16.
+///
+/// The interface is there from now on; it is down and without addresses while the node is off the tailnet.
+///
+/// # Errors
+/// Says what the machine lacks.
+pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<PacketEngine, StartError> {
+    let now = now();
+    let name = options.interface.parse().map_err(|error| {
+        StartError::Other(format!(
+            "{} is no name for an interface: {error}; choose another with --tun",
+            options.interface
+        ))
+    })?;
+    let tun = Tun::open(&name, MTU_BYTES)?;
+    let sockets = Sockets::bind(options.port).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => StartError::PortBusy(options.port),
+        _ => StartError::Other(format!("cannot open a UDP socket: {error}")),
+    })?;
+    let netlink = Netlink::connect().map_err(|error| match error {
+        NetlinkError::Denied { .. } => StartError::Permission(options.interface.clone()),
+        error => StartError::Other(error.to_string()),
+    })?;
+    let waker = Waker::new().map_err(|error| StartError::Other(format!("cannot make an event descriptor: {error}")))?;
+    let no_randomness = |error| StartError::Other(format!("the system gives no randomness: {error}"));
+    let disco = DiscoSecret::generate().map_err(no_randomness)?;
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(no_randomness)?;
+    let mut rng = StdRng::from_seed(seed);
+
+    let mut machine = Machine::new(netlink, tun.index());
+    // What an earlier process left on an interface that outlives processes.
+    machine.set_down().await;
+    let (shared, worker_ends, decision_ends) = Shared::new(waker, sockets, now);
+    let forwarder = Forwarder::new(rng.random(), now);
+    let thread = worker::spawn(Arc::clone(&shared), worker_ends, tun, forwarder)
+        .map_err(|error| StartError::Other(format!("cannot start a thread: {error}")))?;
+
+    let (requests, asked) = mpsc::channel(REQUESTS);
+    let inbox = Arc::new(Inbox::default());
+    let key = disco.public();
+    let links_changed = Arc::new(Notify::new());
+    watch_links(&links_changed);
+    let decision = Decision::new(Parts {
+        shared,
+        ends: decision_ends,
+        inbox: Arc::clone(&inbox),
+        requests: asked,
+        events,
+        disco,
+        machine,
+        interface: options.interface,
+        links_changed,
+        worker: thread,
+        rng,
+    });
+    tokio::spawn(decision.run());
+    Ok(PacketEngine { disco: key, inbox, requests })
+}
+
+/// Rings when interfaces, addresses or routes have changed, until the bell's owner is gone.
+fn watch_links(bell: &Arc<Notify>) {
+    let mut watch = match LinkWatch::new() {
+        Ok(watch) => watch,
+        Err(error) => {
+            tracing::warn!(%error, "changes of the network will not be noticed");
+            return;
+        }
+    };
+    let bell = Arc::downgrade(bell);
+    // A task of its own, because waiting must not be cut short: a change that is being waited out would be lost.
+    tokio::spawn(async move {
+        while watch.changed().await.is_ok() {
+            let Some(bell) = bell.upgrade() else { return };
+            bell.notify_one();
+        }
+    });
+}
+
+impl Engine for PacketEngine {
+    fn disco_key(&self) -> DiscoKey {
+        self.disco
+    }
+
+    fn apply(&self, update: Update) {
+        self.inbox.put(update);
+    }
+
+    async fn status(&self) -> Status {
+        self.ask(Request::Status).await.unwrap_or_default()
+    }
+
+    async fn ping(&self, peer: NodeKey) -> Result<Pong, PingError> {
+        self.ask(|reply| Request::Ping(peer, reply)).await.unwrap_or(Err(PingError::Stopped))
+    }
+
+    async fn netcheck(&self) -> Netcheck {
+        self.ask(Request::Netcheck).await.unwrap_or_default()
+    }
+
+    async fn shutdown(&self) {
+        let _ = self.ask(Request::Shutdown).await;
+    }
+}
+
+impl PacketEngine {
+    /// Asks the decision task; `None` if it has ended.
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+impl From<TunError> for StartError {
+    fn from(error: TunError) -> Self {
+        match error {
+            TunError::Missing => Self::NoTun,
+            TunError::CreateDenied { name } => Self::Permission(name.to_string()),
+            TunError::Busy { name } => Self::InterfaceBusy(name.to_string()),
+            // The text says what to do.
+            error => Self::Other(error.to_string()),
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the start of the engine's clock")]
+fn now() -> Instant {
+    Instant::now()
+}

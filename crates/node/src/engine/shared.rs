@@ -1,0 +1,390 @@
+//! What the packet worker and the decision task share.
+//!
+//! | what | direction | when it is full or late |
+//! |---|---|---|
+//! | [`PeerSlot`]: session and path of a peer | decision → worker | swapped, the newest counts |
+//! | [`Snapshot`]: prefixes and filter | decision → worker | swapped, the newest counts |
+//! | relayed packets | relay connections → worker | the newest is dropped |
+//! | [`Signal`]s about traffic | worker → decision | told again later |
+//! | [`Datagram`]s that are not data | worker → decision | the newest is dropped |
+//! | [`ToRelay`]: packets that need a relay | worker → decision | the newest is dropped |
+//!
+//! Neither side ever waits for the other, and no lock is held by either while the other may want it.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::mpsc;
+use warren_filter::{Filter, PrefixTable};
+use warren_os::{Family, UdpSocket, Waker};
+use warren_path::{Path, Via};
+use warren_wg::{Session, SessionTable};
+use warren_wire::control::RegionId;
+use warren_wire::key::NodeKey;
+
+/// Relayed packets that may wait for the worker.
+const RELAYED: usize = 512;
+/// Signals that may wait for the decision task.
+const SIGNALS: usize = 1024;
+/// Datagrams of strangers that may wait for the decision task.
+const DATAGRAMS: usize = 512;
+/// Packets that may wait for being handed to a relay.
+const TO_RELAY: usize = 512;
+
+/// How often at most the worker tells of one peer's traffic.
+pub(super) const ACTIVITY_SPACING: Duration = Duration::from_secs(1);
+
+/// Holds what both sides read and write.
+pub(super) struct Shared {
+    /// Zero of the times in slots.
+    epoch: Instant,
+    pub(super) table: Arc<SessionTable>,
+    pub(super) snapshot: ArcSwap<Snapshot>,
+    /// Replaced by the worker alone.
+    pub(super) sockets: ArcSwap<Sockets>,
+    pub(super) waker: Waker,
+    pub(super) requests: Requests,
+    pub(super) drops: Drops,
+}
+
+/// Holds what the decision task asks of the worker; each is taken back by the worker when it is done.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    /// A peer got a session: look at the packets that wait.
+    pub(super) flush: AtomicBool,
+    /// Open the UDP sockets anew.
+    pub(super) rebind: AtomicBool,
+    /// End.
+    pub(super) stop: AtomicBool,
+}
+
+/// Counts packets that were lost to a full queue.
+#[derive(Debug, Default)]
+pub(super) struct Drops {
+    /// From a relay, for the worker.
+    pub(super) relayed: AtomicU64,
+    /// Handshakes, disco and STUN, for the decision task.
+    pub(super) datagrams: AtomicU64,
+    /// For a relay.
+    pub(super) to_relay: AtomicU64,
+    /// UDP datagrams that the kernel did not take.
+    pub(super) unsent: AtomicU64,
+    /// Packets that the kernel did not take from the tunnel.
+    pub(super) unwritten: AtomicU64,
+    /// Packets that waited for a session and were pushed out by later ones.
+    pub(super) waiting: AtomicU64,
+}
+
+impl Drops {
+    /// Counts `number` more.
+    pub(super) fn count(counter: &AtomicU64, number: usize) {
+        counter.fetch_add(u64::try_from(number).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("drops", &self.drops).finish_non_exhaustive()
+    }
+}
+
+/// Holds the ends of the queues that the worker uses.
+#[derive(Debug)]
+pub(super) struct WorkerEnds {
+    pub(super) relayed: std::sync::mpsc::Receiver<Relayed>,
+    pub(super) signals: mpsc::Sender<Signal>,
+    pub(super) datagrams: mpsc::Sender<Datagram>,
+    pub(super) to_relay: mpsc::Sender<ToRelay>,
+}
+
+/// Holds the ends of the queues that the decision task uses.
+#[derive(Debug)]
+pub(super) struct DecisionEnds {
+    /// For relay connections.
+    pub(super) relayed: std::sync::mpsc::SyncSender<Relayed>,
+    pub(super) signals: mpsc::Receiver<Signal>,
+    pub(super) datagrams: mpsc::Receiver<Datagram>,
+    pub(super) to_relay: mpsc::Receiver<ToRelay>,
+}
+
+impl Shared {
+    /// Makes the shared state and both sides' ends of the queues.
+    pub(super) fn new(waker: Waker, sockets: Sockets, now: Instant) -> (Arc<Self>, WorkerEnds, DecisionEnds) {
+        let (relayed_in, relayed) = std::sync::mpsc::sync_channel(RELAYED);
+        let (signals, signals_out) = mpsc::channel(SIGNALS);
+        let (datagrams, datagrams_out) = mpsc::channel(DATAGRAMS);
+        let (to_relay, to_relay_out) = mpsc::channel(TO_RELAY);
+        let shared = Arc::new(Self {
+            epoch: now,
+            table: Arc::new(SessionTable::new()),
+            snapshot: ArcSwap::from_pointee(Snapshot::default()),
+            sockets: ArcSwap::from_pointee(sockets),
+            waker,
+            requests: Requests::default(),
+            drops: Drops::default(),
+        });
+        let worker = WorkerEnds { relayed, signals, datagrams, to_relay };
+        let decision = DecisionEnds {
+            relayed: relayed_in,
+            signals: signals_out,
+            datagrams: datagrams_out,
+            to_relay: to_relay_out,
+        };
+        (shared, worker, decision)
+    }
+
+    /// Sets a request and wakes the worker.
+    pub(super) fn ask(&self, request: &AtomicBool) {
+        request.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Returns `now` as a time for slots: milliseconds, never 0, which means "never".
+    pub(super) fn stamp(&self, now: Instant) -> u64 {
+        let millis = now.saturating_duration_since(self.epoch).as_millis();
+        u64::try_from(millis).unwrap_or(u64::MAX - 1).saturating_add(1)
+    }
+
+    /// Returns the instant of a time in a slot; `None` for "never".
+    pub(super) fn instant(&self, stamp: u64) -> Option<Instant> {
+        self.epoch.checked_add(Duration::from_millis(stamp.checked_sub(1)?))
+    }
+}
+
+/// Holds the UDP sockets; without one the family cannot be used.
+#[derive(Debug, Default)]
+pub(super) struct Sockets {
+    pub(super) v4: Option<UdpSocket>,
+    pub(super) v6: Option<UdpSocket>,
+}
+
+impl Sockets {
+    /// Binds `port` in both families, or any free port if it is taken or 0.
+    ///
+    /// # Errors
+    /// Returns the kernel's answer if neither family can be had.
+    pub(super) fn bind(port: u16) -> std::io::Result<Self> {
+        match UdpSocket::bind_pair(port) {
+            Ok((v4, v6)) => Ok(Self { v4: Some(v4), v6 }),
+            // A machine without IPv4.
+            Err(error) => match UdpSocket::bind(Family::V6, port) {
+                Ok(v6) => Ok(Self { v4: None, v6: Some(v6) }),
+                Err(_) => Err(error),
+            },
+        }
+    }
+
+    /// Returns the socket that reaches `address`.
+    pub(super) fn towards(&self, address: SocketAddr) -> Option<&UdpSocket> {
+        match address {
+            SocketAddr::V4(_) => self.v4.as_ref(),
+            SocketAddr::V6(_) => self.v6.as_ref(),
+        }
+    }
+
+    /// Returns the port that peers see from `address` of this machine; 0 without a socket.
+    pub(super) fn port_of(&self, address: IpAddr) -> u16 {
+        let socket = if address.is_ipv4() { &self.v4 } else { &self.v6 };
+        socket.as_ref().map_or(0, UdpSocket::port)
+    }
+
+    /// Sends one datagram; it is lost if the kernel does not take it.
+    pub(super) fn send(&self, to: SocketAddr, bytes: &[u8]) -> Result<(), warren_os::Errno> {
+        self.towards(to).map_or(Err(warren_os::Errno::AFNOSUPPORT), |socket| socket.send(to, bytes))
+    }
+}
+
+/// Holds all that the worker needs of a peer. Each part is swapped on its own.
+pub(super) struct PeerSlot {
+    key: NodeKey,
+    session: ArcSwapOption<Session>,
+    path: ArcSwap<Path>,
+    jailed: AtomicBool,
+    /// A handshake was asked for and is not decided yet.
+    asked: AtomicBool,
+    rx_bytes: AtomicU64,
+    tx_bytes: AtomicU64,
+    /// Times by [`Shared::stamp`].
+    last_write: AtomicU64,
+    told_sent: AtomicU64,
+    told_received: AtomicU64,
+}
+
+impl PeerSlot {
+    /// Makes the slot of a peer without session and path.
+    pub(super) fn new(key: NodeKey) -> Self {
+        Self {
+            key,
+            session: ArcSwapOption::empty(),
+            path: ArcSwap::from_pointee(Path::default()),
+            jailed: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
+            rx_bytes: AtomicU64::new(0),
+            tx_bytes: AtomicU64::new(0),
+            last_write: AtomicU64::new(0),
+            told_sent: AtomicU64::new(0),
+            told_received: AtomicU64::new(0),
+        }
+    }
+
+    /// Returns the peer.
+    pub(super) fn key(&self) -> NodeKey {
+        self.key
+    }
+
+    /// Returns the session to send with.
+    pub(super) fn session(&self) -> arc_swap::Guard<Option<Arc<Session>>> {
+        self.session.load()
+    }
+
+    /// Sends with `session` from now on; a handshake may be asked for anew.
+    pub(super) fn set_session(&self, session: Option<Arc<Session>>) {
+        self.session.store(session);
+        self.asked.store(false, Ordering::Release);
+    }
+
+    /// Allows that a handshake is asked for again.
+    pub(super) fn handshake_failed(&self) {
+        self.asked.store(false, Ordering::Release);
+    }
+
+    /// Tells whether nobody has asked for a handshake yet; from now on somebody has.
+    pub(super) fn ask(&self) -> bool {
+        !self.asked.swap(true, Ordering::AcqRel)
+    }
+
+    /// Returns where packets go.
+    pub(super) fn path(&self) -> arc_swap::Guard<Arc<Path>> {
+        self.path.load()
+    }
+
+    /// Sends packets along `path` from now on.
+    pub(super) fn set_path(&self, path: Path) {
+        self.path.store(Arc::new(path));
+    }
+
+    /// Tells whether the peer may only answer.
+    pub(super) fn is_jailed(&self) -> bool {
+        self.jailed.load(Ordering::Relaxed)
+    }
+
+    /// Says whether the peer may only answer.
+    pub(super) fn set_jailed(&self, jailed: bool) {
+        self.jailed.store(jailed, Ordering::Relaxed);
+    }
+
+    /// Counts a packet to the peer and tells whether it is time to report it.
+    pub(super) fn note_sent(&self, bytes: usize, stamp: u64) -> bool {
+        Drops::count(&self.tx_bytes, bytes);
+        self.last_write.store(stamp, Ordering::Relaxed);
+        is_due(&self.told_sent, stamp)
+    }
+
+    /// Counts a packet from the peer and tells whether it is time to report it.
+    pub(super) fn note_received(&self, bytes: usize, stamp: u64) -> bool {
+        Drops::count(&self.rx_bytes, bytes);
+        is_due(&self.told_received, stamp)
+    }
+
+    /// Returns the bytes of packets received and sent.
+    pub(super) fn bytes(&self) -> (u64, u64) {
+        (self.rx_bytes.load(Ordering::Relaxed), self.tx_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Returns the time of the last packet to the peer, by [`Shared::stamp`]; 0 is never.
+    pub(super) fn last_write(&self) -> u64 {
+        self.last_write.load(Ordering::Relaxed)
+    }
+}
+
+/// Tells whether `last` is [`ACTIVITY_SPACING`] ago; then it becomes `stamp`. The worker alone calls this.
+fn is_due(last: &AtomicU64, stamp: u64) -> bool {
+    let told = last.load(Ordering::Relaxed);
+    let due = told == 0 || u128::from(stamp.saturating_sub(told)) >= ACTIVITY_SPACING.as_millis();
+    if due {
+        last.store(stamp, Ordering::Relaxed);
+    }
+    due
+}
+
+impl fmt::Debug for PeerSlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerSlot").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+/// Holds what is the same for all packets until the netmap or the settings change.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Snapshot {
+    /// Which peer owns an address.
+    pub(super) peers: Arc<PrefixTable<Arc<PeerSlot>>>,
+    /// What may come in.
+    pub(super) filter: Arc<Filter>,
+    /// Own addresses in the tailnet.
+    pub(super) own: Arc<[IpAddr]>,
+    /// Own UDP ports, for IPv4 and IPv6.
+    pub(super) ports: [u16; 2],
+    /// Whether the user refuses all connections, which peers are told.
+    pub(super) shields_up: bool,
+}
+
+/// Is a WireGuard data message that came over a relay.
+pub(super) struct Relayed {
+    pub(super) region: RegionId,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl fmt::Debug for Relayed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Relayed({} bytes over {})", self.bytes.len(), self.region)
+    }
+}
+
+/// Is a datagram that is not WireGuard data, as a stranger may send them at any rate.
+pub(super) struct Datagram {
+    pub(super) from: SocketAddr,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl fmt::Debug for Datagram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Datagram({} bytes from {})", self.bytes.len(), self.from)
+    }
+}
+
+/// Is a sealed packet that needs a relay.
+pub(super) struct ToRelay {
+    pub(super) peer: NodeKey,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl fmt::Debug for ToRelay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ToRelay({} bytes for {:?})", self.bytes.len(), self.peer)
+    }
+}
+
+/// Tells the decision task what the worker saw. A peer causes at most a few each second.
+#[derive(Debug)]
+pub(super) enum Signal {
+    /// A packet waits for a session.
+    HandshakeWanted(NodeKey),
+    /// Packets go to the peer.
+    Sent(NodeKey),
+    /// Packets come from the peer, the last one this way.
+    Received(NodeKey, Via),
+    /// The first packet of a session that the peer began was opened.
+    Confirmed(Arc<Session>),
+    /// The kernel knows no way to this address of the peer.
+    Unreachable(NodeKey, SocketAddr),
+    /// A socket is broken or forbidden.
+    SocketFailed(warren_os::Errno),
+    /// The sockets were opened anew.
+    Rebound,
+    /// The worker cannot go on and has ended.
+    Fatal(String),
+}
