@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use warren_wire::disco::TransactionId;
 
+use super::pings::Source;
 use super::status::{CandidateStatus, Origin};
 use crate::address::{is_usable, plain};
 
@@ -79,6 +80,11 @@ impl Candidate {
 
     fn last_alive(&self) -> Option<Instant> {
         self.trace.as_ref().and_then(|trace| trace.alive)
+    }
+
+    /// Tells who says that the peer may be there.
+    pub(super) fn source(&self) -> Source {
+        if self.is_named() { Source::Named } else { Source::Heard }
     }
 
     fn is_named(&self) -> bool {

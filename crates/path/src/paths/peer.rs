@@ -160,7 +160,10 @@ impl Peer {
                 continue;
             }
             let to = Destination::Udp(candidate.address());
-            if !self.budget.take(now) || !outbox.ping(key, &disco, to, user, now) {
+            if !self.budget.take(candidate.source(), now) {
+                continue;
+            }
+            if !outbox.ping(key, &disco, to, user, now) {
                 break;
             }
             candidate.trace().pinged = Some(now);
@@ -181,7 +184,7 @@ impl Peer {
     /// Pings an address from which a ping of the peer just came.
     pub(super) fn ping_back(&mut self, key: &NodeKey, address: SocketAddr, outbox: &mut Outbox, now: Instant) {
         let (Some(disco), Some(candidate)) = (self.disco, self.candidates.get(address)) else { return };
-        if self.budget.take(now) && outbox.ping(key, &disco, Destination::Udp(address), None, now) {
+        if self.budget.take(candidate.source(), now) && outbox.ping(key, &disco, Destination::Udp(address), None, now) {
             candidate.trace().pinged = Some(now);
         }
     }

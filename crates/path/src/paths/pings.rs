@@ -90,11 +90,25 @@ impl Pings {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Budget(Option<Instant>);
 
+/// Who says that the peer may be where a ping goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The server or the peer.
+    Named,
+    /// Only a ping that came from there, which somebody may have recorded and replayed.
+    Heard,
+}
+
 impl Budget {
-    /// Takes one ping; false if there is none left.
-    pub(super) fn take(&mut self, now: Instant) -> bool {
+    /// Takes one ping; false if there is none left. Half of the burst is kept for addresses that were named, so that
+    /// replayed pings cannot use up what an honest search needs.
+    pub(super) fn take(&mut self, source: Source, now: Instant) -> bool {
+        let burst = match source {
+            Source::Named => PING_BURST,
+            Source::Heard => PING_BURST / 2,
+        };
         let used_until = self.0.map_or(now, |until| until.max(now)) + PING_INTERVAL;
-        if used_until > now + PING_BURST {
+        if used_until > now + burst {
             return false;
         }
         self.0 = Some(used_until);
@@ -110,9 +124,20 @@ mod tests {
     fn budget_gives_a_hundred_at_once_and_twenty_a_second() {
         let start = crate::testing::epoch();
         let mut budget = Budget::default();
-        assert_eq!((0..1000).filter(|_| budget.take(start)).count(), 100);
+        assert_eq!((0..1000).filter(|_| budget.take(Source::Named, start)).count(), 100);
         let later = start + Duration::from_secs(3);
-        assert_eq!((0..1000).filter(|_| budget.take(later)).count(), 60);
-        assert_eq!((0..1000).filter(|_| budget.take(later + Duration::from_secs(3600))).count(), 100);
+        assert_eq!((0..1000).filter(|_| budget.take(Source::Named, later)).count(), 60);
+        assert_eq!((0..1000).filter(|_| budget.take(Source::Named, later + Duration::from_secs(3600))).count(), 100);
+    }
+
+    #[test]
+    fn half_of_the_budget_is_for_named_addresses() {
+        let start = crate::testing::epoch();
+        let mut budget = Budget::default();
+        assert_eq!((0..1000).filter(|_| budget.take(Source::Heard, start)).count(), 50);
+        assert_eq!((0..1000).filter(|_| budget.take(Source::Named, start)).count(), 50);
+        let later = start + Duration::from_secs(1);
+        assert_eq!((0..1000).filter(|_| budget.take(Source::Heard, later)).count(), 0);
+        assert_eq!((0..1000).filter(|_| budget.take(Source::Named, later)).count(), 20);
     }
 }

@@ -358,6 +358,29 @@ fn address_of_a_ping_is_pinged_at_once_while_in_use_and_else_never() {
     assert!(pinged);
 }
 
+/// Whoever recorded one ping of a peer can replay it from any address.
+#[test]
+fn replayed_pings_do_not_keep_us_from_the_listed_address() {
+    let mut bench = Bench::new();
+    bench.paths.handle_activity(&node(PEER), bench.now);
+    bench.take_sent();
+    let recorded = bench.sealed(PEER, &ping(1, Some(node(PEER))));
+    let mut pinged = Vec::new();
+    for tick in 0_u16..600 {
+        for port in 0..10 {
+            let from = SocketAddr::from(([198, 51, 100, 9], 1024 + tick * 10 + port));
+            bench.paths.handle_udp(from, &recorded, bench.now);
+        }
+        if tick % 100 == 0 {
+            bench.paths.handle_activity(&node(PEER), bench.now);
+        }
+        bench.advance(Duration::from_millis(10));
+        pinged.extend(bench.take_sent().into_iter().filter(|(_, message)| matches!(message, Message::Ping(_))));
+    }
+    assert!(pinged.iter().any(|(to, _)| *to == Destination::Udp(config(PEER).endpoints[0])));
+    assert!(pinged.len() <= 100 + 20 * 6, "{}", pinged.len());
+}
+
 #[test]
 fn one_disco_key_of_two_peers_is_told_apart_by_the_node_key() {
     let mut bench = Bench::new();
