@@ -17,6 +17,7 @@ use warren_wire::control::Time;
 use crate::control_client::{AuthKey, Connector, Event, Login, Report, ServerUrl, Session, Target, log_out};
 use crate::engine::{self, Engine, Local, LocalUpdate, Settings, Update};
 use crate::hostinfo;
+use crate::local_api::access::local_user;
 use crate::local_api::types::{PingResult, StartOptions, State, Trouble, TroubleKind};
 use crate::local_api::{Authority, Bus, Refusal, Request, Shared};
 use crate::netmap::{Change, Netmap};
@@ -51,6 +52,8 @@ pub struct Daemon<E, C> {
     engine_health: Vec<String>,
     out: Outlets,
     requests: mpsc::Receiver<Request>,
+    /// Reads this machine's clock.
+    clock: fn() -> Time,
 }
 
 /// Holds what survives a restart, in memory and on disk.
@@ -66,9 +69,25 @@ struct LoginState {
     session: Option<AbortHandle>,
     events: mpsc::Receiver<Event>,
     phase: lifecycle::Login,
+    /// A person asked for this login; the node is not without one.
+    by_choice: bool,
     /// Page that a person must visit.
     url: String,
     trouble: Option<Trouble>,
+}
+
+impl LoginState {
+    /// Returns the state in which nobody logs in and nothing is heard.
+    fn idle() -> Self {
+        Self {
+            session: None,
+            events: mpsc::channel(1).1,
+            phase: lifecycle::Login::Idle,
+            by_choice: false,
+            url: String::new(),
+            trouble: None,
+        }
+    }
 }
 
 /// Holds the channels on which others read what the daemon knows.
@@ -105,24 +124,18 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             report: watch::Sender::new(report),
         };
         let shared = Shared { requests, bus: out.bus.subscribe(), operator: out.operator.subscribe(), daemon_uid };
-        let login = LoginState {
-            session: None,
-            events: mpsc::channel(1).1,
-            phase: lifecycle::Login::Idle,
-            url: String::new(),
-            trouble: None,
-        };
         let daemon = Self {
             engine: Arc::new(engine),
             connector,
             disk: Disk { store, state },
             netmap: Netmap::default(),
-            login,
+            login: LoginState::idle(),
             carrying: false,
             alive: false,
             engine_health: Vec::new(),
             out,
             requests: asked,
+            clock: system_clock,
         };
         (daemon, shared)
     }
@@ -157,10 +170,8 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
                     }
                 }
                 () = tokio::time::sleep(nap) => {
-                    let removed = self.netmap.expire(now());
-                    if !removed.is_empty() && self.carrying {
-                        self.engine.apply(Update { removed, ..Update::default() });
-                    }
+                    let removed = self.netmap.expire((self.clock)());
+                    self.tell_engine(Change { removed, ..Change::default() });
                 }
             }
         };
@@ -174,7 +185,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
         let own = self.netmap.local().and_then(|node| node.key_expiry).filter(|_| self.carrying);
         let own = own.map(|at| self.netmap.clock().local_time(at));
         let next = self.netmap.next_expiry().into_iter().chain(own).min();
-        let now = now();
+        let now = (self.clock)();
         next.map_or(MAX_NAP, |at| at.saturating_since(now).saturating_add(EXPIRY_SLACK).min(MAX_NAP))
     }
 
@@ -191,9 +202,10 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             self.carrying = false;
             self.engine.apply(Update::down());
         }
-        let bus =
-            Bus { state: self.state(), browse_to_url: self.login.url.clone(), trouble: self.login.trouble.clone() };
+        let state = self.state();
+        let (browse_to_url, trouble) = (self.login.url.clone(), self.login.trouble.clone());
         self.out.bus.send_if_modified(|present| {
+            let bus = Bus { state, browse_to_url, trouble, logins: present.logins };
             let changed = *present != bus;
             if changed {
                 tracing::debug!(state = bus.state.name(), "state");
@@ -206,7 +218,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
     fn state(&self) -> State {
         let prefs = &self.disk.state.prefs;
         let map = self.netmap.local().map(|node| MapFacts {
-            expired: self.netmap.local_expired(now()),
+            expired: self.netmap.local_expired((self.clock)()),
             authorised: node.machine_authorized,
             alive: self.alive || !self.netmap.has_relays_or_peers(),
         });
@@ -223,7 +235,8 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             return;
         }
         let local = match (change.local, self.netmap.local(), &self.disk.state.keys.current) {
-            (true, Some(node), Some(secret)) => Some(LocalUpdate::Up(Local {
+            // Between a new key and the first map for it the two do not fit together.
+            (true, Some(node), Some(secret)) if secret.public() == node.key => Some(LocalUpdate::Up(Local {
                 secret: Arc::clone(secret),
                 node: Arc::clone(node),
                 settings: self.settings(),
@@ -252,19 +265,29 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
     fn handle_session(&mut self, event: Event) {
         match event {
             Event::Keys(keys, saved) => {
-                self.disk.state.keys = keys;
-                let _ = saved.send(self.save());
+                let before = std::mem::replace(&mut self.disk.state.keys, keys);
+                let on_disk = self.save();
+                if !on_disk {
+                    self.disk.state.keys = before;
+                }
+                let _ = saved.send(on_disk);
             }
-            Event::ServerTime(time) => self.netmap.observe_clock(time, now()),
+            Event::ServerTime(time) => {
+                let change = self.netmap.observe_clock(time, (self.clock)());
+                self.tell_engine(change);
+            }
             Event::Visit(url) => {
                 self.login.url = url;
-                self.login.phase = lifecycle::Login::Waiting;
+                self.login.phase =
+                    if self.login.by_choice { lifecycle::Login::Waiting } else { lifecycle::Login::Lost };
                 self.login.trouble = None;
             }
             Event::Registered(_) => {
                 self.login.url.clear();
                 self.login.phase = lifecycle::Login::Idle;
+                self.login.by_choice = false;
                 self.login.trouble = None;
+                self.out.bus.send_modify(|bus| bus.logins += 1);
             }
             Event::PollStarted => self.netmap.begin_poll(),
             Event::Map(response) => self.handle_map(*response),
@@ -282,7 +305,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             return;
         };
         self.login.trouble = None;
-        match self.netmap.apply(response, &own, now()) {
+        match self.netmap.apply(response, &own, (self.clock)()) {
             Ok(change) => {
                 // A key that was replaced makes the engine start afresh.
                 self.tell_engine(change);
@@ -330,17 +353,19 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
 
     fn start_session(&mut self, login: Login) {
         self.stop_session();
-        let prefs = &self.disk.state.prefs;
-        let Ok(url) = prefs.control_url.parse::<ServerUrl>() else {
-            let text = "no login server is set; say: warren up --login-server URL".to_owned();
-            self.login.trouble = Some(Trouble { kind: TroubleKind::Local, text, attempts: 1 });
-            self.login.phase = lifecycle::Login::Waiting;
-            return;
+        let target = match self.target() {
+            Ok(target) => target,
+            Err(text) => {
+                self.login.trouble = Some(Trouble { kind: TroubleKind::Local, text, attempts: 1 });
+                self.login.phase = lifecycle::Login::Waiting;
+                return;
+            }
         };
         let (events, heard) = mpsc::channel(QUEUE);
+        let by_choice = matches!(login, Login::Interactive);
         let session = Session {
             connector: self.connector.clone(),
-            target: Target { url, pin: prefs.server_key.parse().ok(), machine: Arc::clone(&self.disk.state.machine) },
+            target,
             keys: self.disk.state.keys.clone(),
             login,
             report: self.out.report.subscribe(),
@@ -350,19 +375,26 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             session: Some(tokio::spawn(session.run()).abort_handle()),
             events: heard,
             phase: lifecycle::Login::Asking,
+            by_choice,
             url: String::new(),
             trouble: None,
         };
     }
 
+    /// Ends the session; what it had to say and nobody has heard yet is gone with it.
     fn stop_session(&mut self) {
-        if let Some(session) = self.login.session.take() {
+        if let Some(session) = std::mem::replace(&mut self.login, LoginState::idle()).session {
             session.abort();
         }
-        self.login.events.close();
-        self.login.url.clear();
-        self.login.trouble = None;
-        self.login.phase = lifecycle::Login::Idle;
+    }
+
+    /// Returns the server that the settings name, or what the user must do first.
+    fn target(&self) -> Result<Target, String> {
+        let prefs = &self.disk.state.prefs;
+        let url = prefs.control_url.parse::<ServerUrl>();
+        let url = url.map_err(|_| "no login server is set; say: warren up --login-server URL".to_owned())?;
+        let pin = prefs.server_pin().map_err(|error| error.to_string())?;
+        Ok(Target { url, pin, machine: Arc::clone(&self.disk.state.machine) })
     }
 
     fn save(&mut self) -> bool {
@@ -424,10 +456,10 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             hostname: &self.out.report.borrow().hostinfo.hostname,
             peers,
         });
-        let engine = Arc::clone(&self.engine);
+        let (engine, clock) = (Arc::clone(&self.engine), self.clock);
         tokio::spawn(async move {
             let engine = engine.status().await;
-            drop(reply.send(Box::new(view.finish(&engine, now()))));
+            drop(reply.send(Box::new(view.finish(&engine, clock()))));
         });
     }
 
@@ -437,6 +469,9 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
         let right = next.patch(change).map_err(|error: PrefsError| Refusal::Bad(error.to_string()))?;
         if right == Right::Root && authority != Authority::Root {
             return Err(Refusal::Forbidden);
+        }
+        if next.operator_user != before.operator_user && !next.operator_user.is_empty() {
+            local_user(&next.operator_user).map_err(Refusal::Bad)?;
         }
         if next != before {
             let other_server = next.control_url != before.control_url && !before.control_url.is_empty();
@@ -477,17 +512,20 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             self.edit_prefs(authority, change)?;
         }
         self.want_up()?;
-        let login = if !options.auth_key.is_empty() {
+        let state = self.state();
+        let logged_in = self.netmap.local().is_some() && state != State::NeedsLogin;
+        let login = if !options.auth_key.is_empty() && !logged_in {
             Login::AuthKey(AuthKey::new(&options.auth_key))
-        } else if self.netmap.local_expired(now()) {
+        } else if self.netmap.local_expired((self.clock)()) {
             Login::Interactive
         } else {
             Login::Resume
         };
-        if matches!(login, Login::Resume) && self.login.session.is_some() && self.state() != State::NeedsLogin {
-            return Ok(());
+        // A login that is under way, or over, is left alone, unless something keeps it from going on.
+        let undisturbed = self.login.session.is_some() && self.login.trouble.is_none() && state != State::NeedsLogin;
+        if !(undisturbed && matches!(login, Login::Resume)) {
+            self.start_session(login);
         }
-        self.start_session(login);
         Ok(())
     }
 
@@ -509,14 +547,12 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
 
     fn log_out(&mut self, reply: oneshot::Sender<Result<(), Refusal>>) {
         let key = self.disk.state.keys.current.clone();
-        let url = self.disk.state.prefs.control_url.parse::<ServerUrl>().ok();
-        let pin = self.disk.state.prefs.server_key.parse().ok();
+        let target = self.target();
         let outcome = self.forget_login();
-        let (Some(key), Some(url), Ok(())) = (key, url, &outcome) else {
+        let (Some(key), Ok(target), Ok(())) = (key, target, &outcome) else {
             drop(reply.send(outcome));
             return;
         };
-        let target = Target { url, pin, machine: Arc::clone(&self.disk.state.machine) };
         let connector = self.connector.clone();
         let hostinfo = self.out.report.borrow().hostinfo.clone();
         tokio::spawn(async move {
@@ -564,8 +600,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
     }
 }
 
-/// Reads this machine's clock.
-fn now() -> Time {
+fn system_clock() -> Time {
     #[expect(clippy::disallowed_methods, reason = "the daemon is a shell: this is where it reads the clock")]
     let now = std::time::SystemTime::now();
     now.into()

@@ -97,4 +97,6 @@ pub struct Bus {
     pub browse_to_url: String,
     /// What went wrong last, until it is over.
     pub trouble: Option<Trouble>,
+    /// How many logins have succeeded since the daemon started.
+    pub logins: u64,
 }

@@ -31,12 +31,17 @@ const MAX_FILTER_CHUNKS: usize = 1024;
 const MAX_HEALTH: usize = 32;
 const MAX_HEALTH_LEN: usize = 400;
 
+/// What users of a tailnet with a lock are told.
+const LOCK_NOT_CHECKED: &str = "this tailnet is locked, but this version does not check the peers' signatures: it trusts the server's list of peers";
+
 /// Holds the merged view of all map responses.
 #[derive(Debug, Default)]
 pub struct Netmap {
     local: Option<Arc<Node>>,
     peers: BTreeMap<NodeId, Arc<Peer>>,
     by_address: HashMap<IpAddr, NodeId>,
+    /// One peer for each key: the engine knows peers by their keys alone.
+    by_key: HashMap<NodeKey, NodeId>,
     /// Peers with a key expiry that has not been acted on, by time.
     expiries: BTreeSet<(Time, NodeId)>,
     /// Peers that the clock has expired.
@@ -48,6 +53,8 @@ pub struct Netmap {
     domain: String,
     health: Vec<String>,
     messages: BTreeMap<String, String>,
+    /// The server says that the tailnet lock is on.
+    locked: bool,
     clock: ClockSkew,
     /// No response of the present poll has been applied yet: what is absent is empty, not unchanged.
     first: bool,
@@ -101,11 +108,12 @@ impl Netmap {
             return Err(MapError::WrongKey);
         }
         self.first = false;
-        if let Some(server_time) = response.control_time {
-            self.clock.observe(server_time, now);
-        }
         let mut change = Change::default();
         let mut touched = BTreeMap::new();
+        if let Some(server_time) = response.control_time {
+            self.clock.observe(server_time, now);
+            self.revive(now, &mut touched);
+        }
         if let Some(node) = response.node {
             self.apply_local(*node, &mut touched, &mut change);
         }
@@ -136,6 +144,9 @@ impl Netmap {
             self.domain = printable(&response.domain, 253);
         }
         self.apply_health(first, response.health, response.display_messages);
+        if first || response.tka_info.is_some() {
+            self.locked = response.tka_info.is_some_and(|lock| !lock.disabled && !lock.head.is_empty());
+        }
         // Expiry first: what has expired is not reported as a peer.
         change.removed = self.expire(now);
         self.report(touched, &mut change);
@@ -189,6 +200,12 @@ impl Netmap {
         self.expired.contains(&peer.id())
     }
 
+    /// Returns the peer with this node key.
+    #[must_use]
+    pub fn peer_with(&self, key: NodeKey) -> Option<&Arc<Peer>> {
+        self.peers.get(self.by_key.get(&key)?)
+    }
+
     /// Returns the peer that has `address` as its own.
     #[must_use]
     pub fn peer_at(&self, address: IpAddr) -> Option<&Arc<Peer>> {
@@ -232,7 +249,8 @@ impl Netmap {
 
     /// Returns what the server wants the user to know.
     pub fn health(&self) -> impl Iterator<Item = &str> {
-        self.health.iter().chain(self.messages.values()).map(String::as_str)
+        let locked = self.locked.then_some(LOCK_NOT_CHECKED);
+        self.health.iter().chain(self.messages.values()).map(String::as_str).chain(locked)
     }
 
     /// Tells whether there is anybody to reach.
@@ -242,9 +260,14 @@ impl Netmap {
         relays.is_some_and(|regions| !regions.is_empty()) || !self.peers.is_empty()
     }
 
-    /// Takes note of the server's clock, seen when ours said `now`.
-    pub fn observe_clock(&mut self, server: Time, now: Time) {
+    /// Takes note of the server's clock, seen when ours said `now`. Returns which peers' expiry looks different by it.
+    pub fn observe_clock(&mut self, server: Time, now: Time) -> Change {
+        let mut touched = BTreeMap::new();
         self.clock.observe(server, now);
+        self.revive(now, &mut touched);
+        let mut change = Change { removed: self.expire(now), ..Change::default() };
+        self.report(touched, &mut change);
+        change
     }
 
     /// Returns how far this machine's clock is off.
@@ -275,11 +298,9 @@ impl Netmap {
         self.local = Some(Arc::new(node));
         if own_addresses_changed {
             // What a peer may claim depends on what is ours: all peers are judged again.
-            for (id, peer) in std::mem::take(&mut self.peers) {
-                touched.entry(id).or_insert_with(|| Some(Arc::clone(&peer)));
-                self.insert((*peer).clone().into_node());
+            for id in self.peers.keys().copied().collect::<Vec<_>>() {
+                self.edit(id, touched, |_| {});
             }
-            self.by_address.retain(|_, id| self.peers.contains_key(id));
         }
     }
 
@@ -321,7 +342,7 @@ impl Netmap {
         let id = node.id;
         let before = self.take(id);
         touched.entry(id).or_insert(before);
-        self.insert(node);
+        self.insert(node, touched);
     }
 
     fn remove(&mut self, id: NodeId, touched: &mut Touched) {
@@ -336,7 +357,7 @@ impl Netmap {
         let mut node = (*before).clone().into_node();
         touched.entry(id).or_insert(Some(before));
         edit(&mut node);
-        self.insert(node);
+        self.insert(node, touched);
     }
 
     /// Takes a peer out of every table.
@@ -347,6 +368,7 @@ impl Netmap {
                 self.by_address.remove(&address.addr());
             }
         }
+        self.by_key.remove(&peer.key());
         if let Some(at) = peer.key_expiry() {
             self.expiries.remove(&(at, id));
         }
@@ -354,8 +376,8 @@ impl Netmap {
         Some(peer)
     }
 
-    /// Admits a peer, or leaves it out with a note in the log.
-    fn insert(&mut self, node: Node) {
+    /// Admits a peer, or leaves it out with a note in the log. A peer that had the same key under another ID gives way.
+    fn insert(&mut self, node: Node, touched: &mut Touched) {
         let id = node.id;
         let peer = match Peer::admit(node, self.local.as_deref()) {
             Ok(peer) => Arc::new(peer),
@@ -368,6 +390,11 @@ impl Netmap {
             tracing::warn!(?id, "too many peers, left out");
             return;
         }
+        if let Some(other) = self.by_key.get(&peer.key()).copied() {
+            tracing::warn!(?id, ?other, "two peers with one key, the older is left out");
+            self.remove(other, touched);
+        }
+        self.by_key.insert(peer.key(), id);
         for address in peer.addresses() {
             self.by_address.insert(address.addr(), id);
         }
@@ -377,6 +404,21 @@ impl Netmap {
             self.expiries.insert((at, id));
         }
         self.peers.insert(id, peer);
+    }
+
+    /// Takes back expiries that a wrong clock brought about. The engine does not know these peers any more.
+    fn revive(&mut self, now: Time, touched: &mut Touched) {
+        let server_now = self.clock.server_time(now);
+        let early = |id: &NodeId| {
+            let peer = self.peers.get(id).filter(|peer| !peer.marked_expired())?;
+            peer.key_expiry().filter(|at| *at > server_now).map(|at| (at, *id))
+        };
+        let revived: Vec<(Time, NodeId)> = self.expired.iter().filter_map(early).collect();
+        for (at, id) in revived {
+            self.expired.remove(&id);
+            self.expiries.insert((at, id));
+            touched.insert(id, None);
+        }
     }
 
     fn apply_profiles(&mut self, first: bool, profiles: Vec<UserProfile>) {

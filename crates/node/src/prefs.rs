@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use warren_wire::key::MachineKey;
 
 /// Longest host name that is accepted.
 const MAX_HOSTNAME: usize = 63;
@@ -27,7 +28,7 @@ pub struct Prefs {
     pub shields_up: bool,
     /// Host name to show instead of the machine's own; empty means the machine's own.
     pub hostname: String,
-    /// Local user (name or number) who may change settings beside root; empty means nobody.
+    /// Local user (name or number) of this machine who may change settings beside root; empty means nobody.
     pub operator_user: String,
 }
 
@@ -77,7 +78,7 @@ pub enum PrefsError {
 
 impl Prefs {
     /// Applies a PATCH body: an object that has, for each field to change, the field and `‹Field›Set: true`.
-    /// Returns the right that the change needs.
+    /// Returns the right that the change needs; what is set to what it was needs none.
     ///
     /// Nothing is changed on error.
     ///
@@ -86,7 +87,6 @@ impl Prefs {
     pub fn patch(&mut self, body: &Value) -> Result<Right, PrefsError> {
         let object = body.as_object().ok_or(PrefsError::Malformed)?;
         let mut next = self.clone();
-        let mut right = Right::Own;
         for (key, on) in object {
             let Some(field) = key.strip_suffix("Set") else {
                 continue;
@@ -98,20 +98,27 @@ impl Prefs {
                     return Err(PrefsError::Malformed);
                 }
             }
-            let value = object.get(field).unwrap_or(&Value::Null);
-            if next.set(field, value)? == Right::Root {
-                right = Right::Root;
-            }
+            next.set(field, object.get(field).unwrap_or(&Value::Null))?;
         }
+        let trust = |prefs: &Self| (prefs.control_url.clone(), prefs.server_key.clone(), prefs.operator_user.clone());
+        let right = if trust(&next) == trust(self) { Right::Own } else { Right::Root };
         *self = next;
         Ok(right)
     }
 
-    fn set(&mut self, field: &str, value: &Value) -> Result<Right, PrefsError> {
-        let right = match field {
-            "ControlURL" | "ServerKey" | "OperatorUser" => Right::Root,
-            _ => Right::Own,
-        };
+    /// Returns the pinned key of the server, if one is pinned.
+    ///
+    /// # Errors
+    /// Says that the text is no key; it must not be taken for "no pin".
+    pub fn server_pin(&self) -> Result<Option<MachineKey>, PrefsError> {
+        if self.server_key.is_empty() {
+            return Ok(None);
+        }
+        let reason = "expected mkey: and 64 hex digits";
+        self.server_key.parse().map(Some).map_err(|_| PrefsError::Invalid { field: "ServerKey", reason })
+    }
+
+    fn set(&mut self, field: &str, value: &Value) -> Result<(), PrefsError> {
         match field {
             "ControlURL" => {
                 let url = text("ControlURL", value)?;
@@ -124,11 +131,8 @@ impl Prefs {
                 };
             }
             "ServerKey" => {
-                let key = text("ServerKey", value)?;
-                if !key.is_empty() && key.parse::<warren_wire::key::MachineKey>().is_err() {
-                    return Err(PrefsError::Invalid { field: "ServerKey", reason: "expected mkey: and 64 hex digits" });
-                }
-                self.server_key = key;
+                self.server_key = text("ServerKey", value)?;
+                self.server_pin()?;
             }
             "WantRunning" => self.want_running = flag("WantRunning", value)?,
             "LoggedOut" => self.logged_out = flag("LoggedOut", value)?,
@@ -154,7 +158,7 @@ impl Prefs {
                 return Err(PrefsError::Unknown(field.chars().filter(char::is_ascii_alphanumeric).take(40).collect()));
             }
         }
-        Ok(right)
+        Ok(())
     }
 }
 
@@ -189,6 +193,7 @@ fn flag(field: &'static str, value: &Value) -> Result<bool, PrefsError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -209,14 +214,16 @@ mod tests {
 
     #[test]
     fn whom_to_trust_needs_root() {
-        let mut prefs = Prefs::default();
+        let mut prefs = Prefs { server_key: format!("mkey:{}", "ab".repeat(32)), ..Prefs::default() };
         assert_eq!(prefs.patch(&json!({"ShieldsUp": true, "ShieldsUpSet": true})).unwrap(), Right::Own);
         for body in [
-            json!({"ControlURL": "http://127.0.0.1:1", "ControlURLSet": true}),
+            json!({"ControlURL": "http://127.0.0.1:1/", "ControlURLSet": true}),
             json!({"OperatorUser": "eve", "OperatorUserSet": true}),
             json!({"ServerKeySet": true}),
         ] {
             assert_eq!(prefs.patch(&body).unwrap(), Right::Root, "{body}");
+            // The same once more changes nothing, so anybody who may change settings may say it.
+            assert_eq!(prefs.patch(&body).unwrap(), Right::Own, "{body}");
         }
     }
 
@@ -230,6 +237,52 @@ mod tests {
         assert_eq!(unknown, Err(PrefsError::Unknown("RunSSH".into())));
         assert_eq!(prefs.patch(&json!([1])), Err(PrefsError::Malformed));
         assert_eq!(prefs.patch(&json!({"HostnameSet": 1})), Err(PrefsError::Malformed));
+    }
+
+    fn arb_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            ".{0,20}".prop_map(Value::from),
+            "https?://[a-z.:/@0-9\\[\\]]{0,20}".prop_map(Value::from),
+            Just(format!("mkey:{}", "ab".repeat(32)).into()),
+            Just("x".repeat(2000).into()),
+        ];
+        leaf.prop_recursive(2, 8, 3, |inner| proptest::collection::vec(inner, 0..3).prop_map(Value::from))
+    }
+
+    proptest! {
+        /// Whatever is asked for, what comes out are settings that this node can start with, or the old ones.
+        #[test]
+        fn no_change_makes_unusable_settings(
+            fields in proptest::collection::vec(
+                (prop_oneof![
+                    Just("ControlURL"), Just("ServerKey"), Just("WantRunning"), Just("LoggedOut"), Just("RouteAll"),
+                    Just("ShieldsUp"), Just("Hostname"), Just("OperatorUser"), Just("ExitNodeID"), Just("")
+                ], arb_json(), arb_json()),
+                0..4,
+            )
+        ) {
+            let mut body = serde_json::Map::new();
+            for (name, value, on) in fields {
+                body.insert(name.to_owned(), value);
+                body.insert(format!("{name}Set"), if on.is_string() { true.into() } else { on });
+            }
+            let mut prefs = Prefs::default();
+            let before = prefs.clone();
+            if prefs.patch(&body.into()).is_err() {
+                prop_assert_eq!(&prefs, &before);
+            }
+            prop_assert!(prefs.server_pin().is_ok());
+            prop_assert!(prefs.hostname.is_empty() || is_hostname(&prefs.hostname));
+            if !prefs.control_url.is_empty() {
+                let url = prefs.control_url.parse::<crate::control_client::ServerUrl>();
+                prop_assert_eq!(url.unwrap().to_string(), prefs.control_url.clone());
+            }
+            let stored = serde_json::to_string(&prefs).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Prefs>(&stored).unwrap(), prefs);
+        }
     }
 
     #[test]

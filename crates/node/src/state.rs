@@ -176,7 +176,8 @@ fn encode(state: &State) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
 
 fn decode(text: &[u8]) -> Option<State> {
     let stored: Stored = serde_json::from_slice(text).ok()?;
-    if stored.version != VERSION {
+    // A pin that cannot be read must not become no pin.
+    if stored.version != VERSION || stored.prefs.server_pin().is_err() {
         return None;
     }
     let node_key = |text: &Option<String>| match text {
@@ -239,7 +240,10 @@ mod tests {
     fn a_damaged_file_is_left_alone() {
         let dir = scratch("damaged");
         drop(Store::open(&dir).unwrap());
-        for text in ["", "{", "{\"version\":1,\"machine_key\":\"privkey:00\"}", "{\"version\":2}"] {
+        let good = fs::read_to_string(dir.join(STATE_FILE)).unwrap();
+        let lost_pin = good.replace("\"ServerKey\": \"\"", "\"ServerKey\": \"mkey:0\"");
+        assert_ne!(good, lost_pin);
+        for text in ["", "{", "{\"version\":1,\"machine_key\":\"privkey:00\"}", "{\"version\":2}", &lost_pin] {
             fs::write(dir.join(STATE_FILE), text).unwrap();
             assert!(matches!(Store::open(&dir), Err(StateError::Damaged(_))), "{text}");
             assert_eq!(fs::read_to_string(dir.join(STATE_FILE)).unwrap(), text);

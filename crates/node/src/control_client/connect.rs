@@ -27,6 +27,11 @@ use super::server_url::{Scheme, ServerUrl};
 /// How long each step (connect, TLS, key, upgrade, handshake) may take.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long the first way to a server is given before the second is tried beside it.
+///
+/// Source: Tailscale `control/controlhttp/client.go`.
+const HEAD_START: Duration = Duration::from_millis(500);
+
 /// Longest answer to `/key`.
 const MAX_KEY_ANSWER: usize = 64 * 1024;
 
@@ -51,6 +56,14 @@ pub trait Connector: Send + Sync + 'static {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
+    /// The name service does not know the host.
+    #[error("cannot find {host}: {reason}; check the address for a typing error, and this machine's name service")]
+    NoSuchHost {
+        /// The name.
+        host: String,
+        /// What the system said.
+        reason: String,
+    },
     /// No TCP connection.
     #[error("cannot reach {url}: {source}; check the address and that the server runs")]
     Unreachable {
@@ -141,8 +154,11 @@ impl Drop for Connection {
 
 /// Opens a connection. Asks the server for its key unless `known` names it; a pinned key is compared first.
 ///
+/// An address may have a second way ([`ServerUrl::tls_fallback`]): it is tried when the first way fails, or beside it
+/// when the first is slow; whichever gets through is used.
+///
 /// # Errors
-/// Says which step failed.
+/// Says which step failed, on the first way.
 pub(super) async fn connect<C: Connector>(
     connector: &C,
     target: &Target,
@@ -152,6 +168,42 @@ pub(super) async fn connect<C: Connector>(
     if target.pin.is_none() && url.scheme() == Scheme::Http && !url.is_loopback() {
         return Err(ConnectError::PinNeeded { url: url.to_string() });
     }
+    let first = connect_to(connector, url, target, known);
+    match url.tls_fallback() {
+        None => first.await,
+        Some(tls) => first_through(first, connect_to(connector, &tls, target, known)).await,
+    }
+}
+
+/// Runs `first`, and `second` if `first` fails or is slow. The error is that of `first`.
+async fn first_through<T>(
+    first: impl Future<Output = Result<T, ConnectError>>,
+    second: impl Future<Output = Result<T, ConnectError>>,
+) -> Result<T, ConnectError> {
+    let (mut first, mut second) = (std::pin::pin!(first), std::pin::pin!(second));
+    let failed = match timeout(HEAD_START, &mut first).await {
+        Ok(Ok(through)) => return Ok(through),
+        Ok(Err(failed)) => failed,
+        Err(_) => tokio::select! {
+            through = &mut first => match through {
+                Ok(through) => return Ok(through),
+                Err(failed) => failed,
+            },
+            through = &mut second => return match through {
+                Ok(through) => Ok(through),
+                Err(_) => first.await,
+            },
+        },
+    };
+    second.await.map_err(|_| failed)
+}
+
+async fn connect_to<C: Connector>(
+    connector: &C,
+    url: &ServerUrl,
+    target: &Target,
+    known: Option<MachineKey>,
+) -> Result<Connection, ConnectError> {
     let mut http = open_http(connector, url).await?;
     let (server_key, server_date) = match known {
         Some(key) => (key, None),
@@ -167,7 +219,7 @@ pub(super) async fn connect<C: Connector>(
     if target.pin.is_some_and(|pin| pin != server_key) {
         return Err(ConnectError::WrongKey { url: url.to_string(), seen: server_key });
     }
-    let noise = in_time(url, upgrade(&mut http, target, &server_key)).await?;
+    let noise = in_time(url, upgrade(&mut http, url, &target.machine, &server_key)).await?;
     let handshake = http2::Builder::new(TokioExecutor::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -308,17 +360,16 @@ async fn ask_key(http: &mut Http1, url: &ServerUrl) -> Result<(MachineKey, Optio
 
 async fn upgrade(
     http: &mut Http1,
-    target: &Target,
+    url: &ServerUrl,
+    machine: &MachineSecret,
     server_key: &MachineKey,
 ) -> Result<NoiseStream<TokioIo<hyper::upgrade::Upgraded>>, ConnectError> {
-    let url = &target.url;
     let failed =
         |reason: &dyn std::fmt::Display| ConnectError::Handshake { url: url.to_string(), reason: reason.to_string() };
     let mut ephemeral = zeroize::Zeroizing::new([0; 32]);
     getrandom::fill(ephemeral.as_mut_slice()).map_err(|error| failed(&error))?;
-    let (initiator, message) =
-        noise::Initiator::new(crate::CAPABILITY_VERSION, &target.machine, server_key, *ephemeral)
-            .map_err(|error| failed(&error))?;
+    let (initiator, message) = noise::Initiator::new(crate::CAPABILITY_VERSION, machine, server_key, *ephemeral)
+        .map_err(|error| failed(&error))?;
     let request = Request::builder()
         .method(http::Method::POST)
         .uri("/ts2021")
@@ -379,6 +430,30 @@ fn http_date(text: &str) -> Option<Time> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn slow() -> ConnectError {
+        ConnectError::Slow { url: "first".into() }
+    }
+
+    async fn after(milliseconds: u64, result: Result<u8, ConnectError>) -> Result<u8, ConnectError> {
+        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+        result
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_second_way_starts_when_the_first_fails_or_is_slow() {
+        let second = || ConnectError::Slow { url: "second".into() };
+        assert_eq!(first_through(after(400, Ok(1)), async { panic!("not needed") }).await.unwrap(), 1);
+        assert_eq!(first_through(after(10, Err(slow())), after(10, Ok(2))).await.unwrap(), 2);
+        assert_eq!(first_through(after(2000, Ok(1)), after(100, Ok(2))).await.unwrap(), 2);
+        assert_eq!(first_through(after(550, Ok(1)), after(100, Ok(2))).await.unwrap(), 1);
+        assert_eq!(first_through(after(2000, Ok(1)), after(100, Err(second()))).await.unwrap(), 1);
+        assert_eq!(first_through(after(600, Err(slow())), after(900, Ok(2))).await.unwrap(), 2);
+        for (a, b) in [(10, 10), (900, 10), (600, 900)] {
+            let error = first_through(after(a, Err(slow())), after(b, Err(second()))).await.unwrap_err();
+            assert!(error.to_string().starts_with("first"), "{error}");
+        }
+    }
 
     #[test]
     fn the_date_header_is_read() {

@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
@@ -18,7 +18,7 @@ use tokio::io::{AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::{mpsc, oneshot};
 use warren_relay::noise_stream::NoiseStream;
 use warren_wire::control::{MapRequest, MapResponse, RegisterRequest, RegisterResponse, from_json, to_json};
-use warren_wire::key::MachineSecret;
+use warren_wire::key::{MachineKey, MachineSecret};
 use warren_wire::mapframe::{self, Compression};
 use warren_wire::noise;
 
@@ -68,6 +68,10 @@ impl MapStream {
         }
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
     /// Is ready when the client has let go of the poll.
     pub(crate) async fn closed(&self) {
         self.0.closed().await;
@@ -99,6 +103,12 @@ struct Inner {
     calls: mpsc::Sender<Call>,
     connections: AtomicU32,
     key_requests: AtomicU32,
+    /// Status that answers map polls.
+    map_status: AtomicU16,
+    /// Status that answers reports.
+    report_status: AtomicU16,
+    /// Machine keys of the clients, in the order of their connections.
+    machines: Mutex<Vec<MachineKey>>,
 }
 
 impl Fake {
@@ -110,11 +120,14 @@ impl Fake {
             calls,
             connections: AtomicU32::new(0),
             key_requests: AtomicU32::new(0),
+            map_status: AtomicU16::new(200),
+            report_status: AtomicU16::new(200),
+            machines: Mutex::default(),
         };
         (Self(Arc::new(inner)), arrived)
     }
 
-    pub(crate) fn key(&self) -> warren_wire::key::MachineKey {
+    pub(crate) fn key(&self) -> MachineKey {
         self.0.secret.lock().unwrap().public()
     }
 
@@ -134,6 +147,18 @@ impl Fake {
         self.0.key_requests.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn machines(&self) -> Vec<MachineKey> {
+        self.0.machines.lock().unwrap().clone()
+    }
+
+    pub(crate) fn set_map_status(&self, status: u16) {
+        self.0.map_status.store(status, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_report_status(&self, status: u16) {
+        self.0.report_status.store(status, Ordering::Relaxed);
+    }
+
     fn mood(&self) -> Mood {
         *self.0.mood.lock().unwrap()
     }
@@ -144,6 +169,8 @@ impl Fake {
             async move { Ok::<_, Infallible>(server.outer(request).await) }
         });
         let _ = hyper::server::conn::http1::Builder::new()
+            // The test's clock is not this machine's.
+            .auto_date_header(false)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()
             .await;
@@ -165,6 +192,7 @@ impl Fake {
                     let mut stream = TokioIo::new(upgrade.await.unwrap());
                     let accepted = noise::respond(&self.0.secret.lock().unwrap(), &message, [7; 32]);
                     let Ok(accepted) = accepted else { return };
+                    self.0.machines.lock().unwrap().push(accepted.machine);
                     stream.write_all(&accepted.response).await.unwrap();
                     let mut noise = NoiseStream::new(stream, accepted.transport, Vec::new());
                     if self.mood() == Mood::Early {
@@ -210,13 +238,17 @@ impl Fake {
             }
             "/machine/map" => {
                 let request: MapRequest = from_json(&body).unwrap();
-                if request.stream {
+                let status = self.0.map_status.load(Ordering::Relaxed);
+                if request.stream && status != 200 {
+                    answer(status, "no such node".into())
+                } else if request.stream {
                     let (stream, feed) = mpsc::channel(16);
                     self.0.calls.send(Call::Poll(request, MapStream(stream))).await.unwrap();
                     Response::new(Feed(feed))
                 } else {
+                    let status = self.0.report_status.load(Ordering::Relaxed);
                     self.0.calls.send(Call::Report(request)).await.unwrap();
-                    answer(200, String::new())
+                    answer(status, String::new())
                 }
             }
             _ => {

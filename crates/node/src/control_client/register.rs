@@ -67,9 +67,17 @@ pub(super) async fn register(connection: &Connection, ask: &Ask<'_>) -> Result<O
         body.map(|body| body.to_bytes()).map_err(|error| CallError::Broken(error.to_string()))
     };
     let body = if ask.followup.is_some() {
-        call.await?
+        call.await
     } else {
-        timeout(ANSWER_TIMEOUT, call).await.map_err(|_| CallError::Silent)??
+        timeout(ANSWER_TIMEOUT, call).await.map_err(|_| CallError::Silent)?
+    };
+    let body = match body {
+        // Some servers refuse by status, and mean the same.
+        Err(CallError::Status { status: status @ (401 | 403), text, .. }) => {
+            let text = if text.trim().is_empty() { format!("status {status}") } else { text };
+            return Ok(Outcome::Refused(text));
+        }
+        body => body?,
     };
     let response = control::from_json(&body).map_err(|error| CallError::Malformed(error.to_string()))?;
     Ok(interpret(response))

@@ -65,6 +65,25 @@ impl ServerUrl {
         }
     }
 
+    /// Returns the address to try when this one gives no answer: a server that is spoken to in plain HTTP over the
+    /// Internet may be behind something that lets only TLS pass. Nothing for TLS addresses and private networks.
+    ///
+    /// Source: Tailscale `control/controlhttp/client.go`; we leave out its other half, plain HTTP first for an address
+    /// that says `https`: it saves a little arithmetic, and breaks what the address promises.
+    #[must_use]
+    pub fn tls_fallback(&self) -> Option<Self> {
+        let public = self.scheme == Scheme::Http && !self.is_private();
+        public.then(|| Self { scheme: Scheme::Https, host: self.host.clone(), port: 443 })
+    }
+
+    fn is_private(&self) -> bool {
+        let private = |address: IpAddr| match address {
+            IpAddr::V4(address) => address.is_private() || address.is_link_local(),
+            IpAddr::V6(address) => address.is_unique_local() || address.is_unicast_link_local(),
+        };
+        self.is_loopback() || self.host.parse().is_ok_and(private)
+    }
+
     /// Tells whether nobody but this machine can be on the way to the server.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
@@ -88,7 +107,7 @@ impl FromStr for ServerUrl {
         if authority.as_str().contains('@') || uri.query().is_some() || !matches!(uri.path(), "" | "/") {
             return Err(UrlError::Extra);
         }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
         let known = host.parse::<IpAddr>().is_ok()
             || (!host.is_empty()
                 && host.len() <= 253
@@ -124,7 +143,7 @@ mod tests {
         for text in ["https://warren.example.com", "http://127.0.0.1:8080", "http://[::1]:8080", "https://a.b:8443"] {
             assert_eq!(text.parse::<ServerUrl>().unwrap().to_string(), text);
         }
-        assert_eq!("http://host/".parse::<ServerUrl>().unwrap().to_string(), "http://host");
+        assert_eq!("http://Host/".parse::<ServerUrl>().unwrap().to_string(), "http://host");
         assert_eq!("https://host:443".parse::<ServerUrl>().unwrap().port(), 443);
     }
 
@@ -141,6 +160,24 @@ mod tests {
             "http://",
         ] {
             assert!(text.parse::<ServerUrl>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_plain_addresses_on_the_internet_have_a_second_way() {
+        for (text, expected) in [
+            ("http://host.example:8080", Some("https://host.example")),
+            ("http://192.0.2.1", Some("https://192.0.2.1")),
+            ("http://[2001:db8::1]:80", Some("https://[2001:db8::1]")),
+            ("https://host.example:8443", None),
+            ("http://localhost:8080", None),
+            ("http://127.0.0.1:8080", None),
+            ("http://10.1.2.3", None),
+            ("http://[fd00::1]", None),
+            ("http://[fe80::1]", None),
+        ] {
+            let fallback = text.parse::<ServerUrl>().unwrap().tls_fallback();
+            assert_eq!(fallback.map(|url| url.to_string()).as_deref(), expected, "{text}");
         }
     }
 

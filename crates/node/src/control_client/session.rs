@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use warren_wire::control::{
@@ -37,6 +39,9 @@ const REPORT_DELAY: Duration = Duration::from_millis(30);
 /// How long a report may take, and how long until it is tried again.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
 const REPORT_RETRY: Duration = Duration::from_secs(5);
+
+/// How long a refused auth key is shown before the login goes on without it.
+const REFUSED_DELAY: Duration = Duration::from_secs(1);
 
 /// Most pings of the server that are answered at a time.
 const MAX_PINGS: usize = 4;
@@ -121,6 +126,17 @@ pub struct Session<C> {
     pub events: mpsc::Sender<Event>,
 }
 
+/// Holds what outlives a round.
+#[derive(Debug, Default)]
+struct Progress {
+    /// The server has taken the node key, and has not said since that it does not know it.
+    registered: bool,
+    /// Key that the server showed; it is asked again only if that key does not work.
+    server_key: Option<MachineKey>,
+    /// Page where the login is open.
+    login_page: Option<String>,
+}
+
 /// Says why a round ended.
 #[derive(Debug)]
 enum Ended {
@@ -130,6 +146,8 @@ enum Ended {
     Call(CallError),
     /// The server said no.
     Refused(String),
+    /// The login page is still open: the server did not hold the question as long as a person takes.
+    StillOpen,
     /// The keys could not be stored.
     Disk,
     /// The system gives no randomness.
@@ -143,61 +161,67 @@ impl From<CallError> for Ended {
 }
 
 impl<C: Connector> Session<C> {
-    /// Runs until the daemon drops its end of the events, or until the server refuses an auth key.
+    /// Runs until the daemon drops its end of the events, or until the server refuses an auth key and there is no other
+    /// way in.
     pub async fn run(mut self) {
         let mut backoff = Backoff::default();
-        let mut registered = false;
-        let mut known = None;
+        let mut progress = Progress::default();
         loop {
-            let ended = self.round(&mut registered, &mut known, &mut backoff).await;
+            let ended = self.round(&mut progress, &mut backoff).await;
             if matches!(ended, Ended::Daemon) {
                 return;
             }
             if matches!(ended, Ended::Connect(ConnectError::Handshake { .. })) {
                 // The server may have a new key: ask again, so that the error says so.
-                known = None;
+                progress.server_key = None;
             }
             if let Ended::Call(CallError::Status { status: 401 | 403 | 404, .. }) = ended {
-                registered = false;
+                progress.registered = false;
             }
             let random = random();
-            let wait = backoff.failed(random);
-            let wait = if let Ended::Call(CallError::Status { status: 429, retry_after, .. }) = &ended {
-                backoff::retry_after(retry_after.as_deref(), random)
-            } else {
-                wait
-            };
-            let trouble = trouble(&ended, backoff.failures());
-            if trouble.attempts == 1 {
-                tracing::info!(kind = ?trouble.kind, text = trouble.text, "no contact with the server");
-            } else {
-                tracing::debug!(attempts = trouble.attempts, wait_ms = wait.as_millis(), text = trouble.text, "again");
+            let mut wait = backoff.failed(random);
+            if let Ended::Call(CallError::Status { status: 429, retry_after, .. }) = &ended {
+                wait = backoff::retry_after(retry_after.as_deref(), random);
             }
-            if matches!((&ended, &self.login), (Ended::Refused(_), Login::AuthKey(_))) {
-                let _ = self.events.send(Event::Refused(trouble)).await;
-                return;
-            }
-            if self.tell(Event::Trouble(trouble)).await.is_err() {
-                return;
+            if !matches!(ended, Ended::StillOpen) {
+                let trouble = trouble(&ended, backoff.failures());
+                if trouble.attempts == 1 {
+                    tracing::info!(kind = ?trouble.kind, text = trouble.text, "no contact with the server");
+                } else {
+                    let wait_ms = wait.as_millis();
+                    tracing::debug!(attempts = trouble.attempts, wait_ms, text = trouble.text, "again");
+                }
+                if matches!((&ended, &self.login), (Ended::Refused(_), Login::AuthKey(_))) {
+                    if self.keys.current.is_none() {
+                        let _ = self.events.send(Event::Refused(trouble)).await;
+                        return;
+                    }
+                    // What is registered may be good without the auth key.
+                    self.login = Login::Resume;
+                    wait = wait.max(REFUSED_DELAY);
+                }
+                if self.tell(Event::Trouble(trouble)).await.is_err() {
+                    return;
+                }
             }
             sleep(wait).await;
         }
     }
 
-    async fn round(&mut self, registered: &mut bool, known: &mut Option<MachineKey>, backoff: &mut Backoff) -> Ended {
-        let connection = match connect(&self.connector, &self.target, *known).await {
+    async fn round(&mut self, progress: &mut Progress, backoff: &mut Backoff) -> Ended {
+        let connection = match connect(&self.connector, &self.target, progress.server_key).await {
             Ok(connection) => Arc::new(connection),
             Err(error) => return Ended::Connect(error),
         };
-        *known = Some(connection.server_key());
+        progress.server_key = Some(connection.server_key());
         if let Some(date) = connection.server_date()
             && let Err(ended) = self.tell(Event::ServerTime(date)).await
         {
             return ended;
         }
-        if !*registered {
-            match self.register(&connection).await {
-                Ok(()) => *registered = true,
+        if !progress.registered {
+            match self.register(&connection, &mut progress.login_page).await {
+                Ok(()) => progress.registered = true,
                 Err(ended) => return ended,
             }
         }
@@ -211,12 +235,15 @@ impl<C: Connector> Session<C> {
         self.events.send(event).await.map_err(|_| Ended::Daemon)
     }
 
-    /// Stores `self.keys` and waits until they are on disk.
-    async fn store_keys(&self) -> Result<(), Ended> {
+    /// Takes over `keys` once they are on disk.
+    async fn store_keys(&mut self, keys: NodeKeys) -> Result<(), Ended> {
         let (saved, answer) = oneshot::channel();
-        self.tell(Event::Keys(self.keys.clone(), saved)).await?;
+        self.tell(Event::Keys(keys.clone(), saved)).await?;
         match answer.await {
-            Ok(true) => Ok(()),
+            Ok(true) => {
+                self.keys = keys;
+                Ok(())
+            }
             Ok(false) => Err(Ended::Disk),
             Err(_) => Err(Ended::Daemon),
         }
@@ -224,14 +251,18 @@ impl<C: Connector> Session<C> {
 
     async fn fresh_key(&mut self) -> Result<Arc<NodeSecret>, Ended> {
         let key = Arc::new(NodeSecret::generate().map_err(|_| Ended::Random)?);
-        self.keys.pending = Some(Arc::clone(&key));
-        self.store_keys().await?;
+        self.store_keys(NodeKeys { pending: Some(Arc::clone(&key)), ..self.keys.clone() }).await?;
         Ok(key)
     }
 
-    async fn register(&mut self, connection: &Connection) -> Result<(), Ended> {
+    /// Registers; `page` is where the login is open, from an earlier round too.
+    async fn register(&mut self, connection: &Connection, page: &mut Option<String>) -> Result<(), Ended> {
         let reuse = match self.login {
-            Login::Resume | Login::AuthKey(_) => self.keys.current.clone().or_else(|| self.keys.pending.clone()),
+            // While a login is open it is the new key that the person lets in.
+            Login::Resume | Login::AuthKey(_) if page.is_none() => {
+                self.keys.current.clone().or_else(|| self.keys.pending.clone())
+            }
+            Login::Resume | Login::AuthKey(_) => self.keys.pending.clone().or_else(|| self.keys.current.clone()),
             Login::Interactive => self.keys.pending.clone(),
         };
         let mut fresh = reuse.is_none();
@@ -239,7 +270,6 @@ impl<C: Connector> Session<C> {
             Some(key) => key,
             None => self.fresh_key().await?,
         };
-        let mut followup: Option<String> = None;
         loop {
             let current = self.keys.current.as_ref().map(|key| key.public());
             let is_current = current == Some(key.public());
@@ -251,27 +281,24 @@ impl<C: Connector> Session<C> {
                     Login::AuthKey(AuthKey(text)) => Some(text.as_str()),
                     Login::Resume | Login::Interactive => None,
                 },
-                followup: followup.as_deref(),
+                followup: page.as_deref(),
                 hostinfo: &hostinfo,
                 purpose: Purpose::Login,
             };
             match register(connection, &ask).await? {
                 Outcome::Done(response) => {
                     if !is_current {
-                        self.keys = NodeKeys { previous: current, current: Some(key), pending: None };
-                        self.store_keys().await?;
+                        self.store_keys(NodeKeys { previous: current, current: Some(key), pending: None }).await?;
                     }
+                    *page = None;
                     // From now on the login is an ordinary one: the auth key is spent and forgotten.
                     self.login = Login::Resume;
                     return self.tell(Event::Registered(response)).await;
                 }
-                Outcome::Visit(url) if followup.as_deref() == Some(url.as_str()) => {
-                    // The same page at once means that the wait failed: back off.
-                    return Err(Ended::Call(CallError::Malformed("the login is still open".into())));
-                }
+                Outcome::Visit(url) if page.as_deref() == Some(url.as_str()) => return Err(Ended::StillOpen),
                 Outcome::Visit(url) => {
                     self.tell(Event::Visit(url.clone())).await?;
-                    followup = Some(url);
+                    *page = Some(url);
                 }
                 Outcome::NewKey if fresh => {
                     return Err(Ended::Refused("the server calls a node key expired that was made just now".into()));
@@ -279,9 +306,12 @@ impl<C: Connector> Session<C> {
                 Outcome::NewKey => {
                     key = self.fresh_key().await?;
                     fresh = true;
-                    followup = None;
+                    *page = None;
                 }
-                Outcome::Refused(text) => return Err(Ended::Refused(text)),
+                Outcome::Refused(text) => {
+                    *page = None;
+                    return Err(Ended::Refused(text));
+                }
             }
         }
     }
@@ -325,52 +355,38 @@ impl<C: Connector> Session<C> {
         let body = control::to_json(&request).map_err(|error| CallError::Malformed(error.to_string()))?;
         let call = connection.send(http::Method::POST, "/machine/map", body.into());
         let response = timeout(WATCHDOG, call).await.map_err(|_| CallError::Silent)??;
-        let mut body = checked(response).await?.into_body();
+        let body = checked(response).await?.into_body();
         self.tell(Event::PollStarted).await?;
-        let mut decoder = mapframe::Decoder::new(mapframe::Compression::Zstd);
+        let mut messages =
+            Messages { body, decoder: mapframe::Decoder::new(mapframe::Compression::Zstd), rest: Bytes::new() };
         let pings = Arc::new(Semaphore::new(MAX_PINGS));
         let mut last_ping = String::new();
         let mut first = true;
         loop {
-            let frame = timeout(WATCHDOG, body.frame()).await.map_err(|_| CallError::Silent)?;
-            let frame = match frame {
-                Some(Ok(frame)) => frame,
-                Some(Err(error)) => return Err(CallError::Broken(error.to_string()).into()),
-                None => return Err(CallError::Broken("the server ended the map".into()).into()),
-            };
-            let Some(data) = frame.data_ref() else {
-                continue;
-            };
-            let mut data = &data[..];
-            while let Some(json) =
-                decoder.next_document(&mut data).map_err(|error| CallError::Malformed(error.to_string()))?
+            let mut response = timeout(WATCHDOG, messages.next()).await.map_err(|_| CallError::Silent)??;
+            if let Some(ping) = response.ping_request.take()
+                && ping.url != last_ping
             {
-                let mut response: MapResponse =
-                    control::from_json(&json).map_err(|error| CallError::Malformed(error.to_string()))?;
-                if let Some(ping) = response.ping_request.take()
-                    && ping.url != last_ping
-                {
-                    last_ping.clone_from(&ping.url);
-                    if let Ok(permit) = Arc::clone(&pings).try_acquire_owned() {
-                        let connection = Arc::clone(connection);
-                        tokio::spawn(async move {
-                            ping::answer(&connection, &ping).await;
-                            drop(permit);
-                        });
-                    }
+                last_ping.clone_from(&ping.url);
+                if let Ok(permit) = Arc::clone(&pings).try_acquire_owned() {
+                    let connection = Arc::clone(connection);
+                    tokio::spawn(async move {
+                        ping::answer(&connection, &ping).await;
+                        drop(permit);
+                    });
                 }
-                if response.keep_alive {
-                    if let Some(time) = response.control_time {
-                        self.tell(Event::ServerTime(time)).await?;
-                    }
-                    continue;
-                }
-                if let Some(error) = unusable(&response, first, key) {
-                    return Err(CallError::Malformed(error.to_string()).into());
-                }
-                first = false;
-                self.tell(Event::Map(Box::new(response))).await?;
             }
+            if response.keep_alive {
+                if let Some(time) = response.control_time {
+                    self.tell(Event::ServerTime(time)).await?;
+                }
+                continue;
+            }
+            if let Some(error) = unusable(&response, first, key) {
+                return Err(CallError::Malformed(error.to_string()).into());
+            }
+            first = false;
+            self.tell(Event::Map(Box::new(response))).await?;
         }
     }
 
@@ -382,6 +398,33 @@ impl<C: Connector> Session<C> {
             disco_key: Some(report.disco_key),
             hostinfo: Some(Hostinfo { net_info: report.net_info.clone(), ..report.hostinfo.clone() }),
             ..MapRequest::default()
+        }
+    }
+}
+
+/// Reads a map stream message by message.
+struct Messages {
+    body: Incoming,
+    decoder: mapframe::Decoder,
+    /// Received, but not looked at yet.
+    rest: Bytes,
+}
+
+impl Messages {
+    async fn next(&mut self) -> Result<MapResponse, CallError> {
+        let malformed = |error: &dyn std::fmt::Display| CallError::Malformed(error.to_string());
+        loop {
+            let mut data = &self.rest[..];
+            let document = self.decoder.next_document(&mut data).map_err(|error| malformed(&error))?;
+            self.rest = self.rest.slice_ref(data);
+            if let Some(json) = document {
+                return control::from_json(&json).map_err(|error| malformed(&error));
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => self.rest = frame.into_data().unwrap_or_default(),
+                Some(Err(error)) => return Err(CallError::Broken(error.to_string())),
+                None => return Err(CallError::Broken("the server ended the map".into())),
+            }
         }
     }
 }
@@ -414,7 +457,6 @@ async fn send_reports(
         }
         match timeout(REPORT_TIMEOUT, send_report(connection, key, &now)).await {
             Ok(Ok(())) => told = Some(now),
-            Ok(Err(CallError::Broken(_))) => return std::future::pending().await,
             Ok(Err(error)) => {
                 tracing::debug!(%error, "report to the server failed");
                 sleep(REPORT_RETRY).await;
@@ -462,7 +504,9 @@ fn trouble(ended: &Ended, attempts: u32) -> Trouble {
     let (kind, text) = match ended {
         Ended::Connect(error) => {
             let kind = match error {
-                ConnectError::Unreachable { .. } | ConnectError::Slow { .. } => TroubleKind::Unreachable,
+                ConnectError::Unreachable { .. } | ConnectError::NoSuchHost { .. } | ConnectError::Slow { .. } => {
+                    TroubleKind::Unreachable
+                }
                 ConnectError::PinNeeded { .. } | ConnectError::WrongKey { .. } => TroubleKind::ServerKey,
                 ConnectError::Tls { clock: true, .. } => TroubleKind::Clock,
                 ConnectError::Tls { .. } | ConnectError::NotAServer { .. } | ConnectError::Handshake { .. } => {
@@ -473,6 +517,7 @@ fn trouble(ended: &Ended, attempts: u32) -> Trouble {
         }
         Ended::Call(error) => (TroubleKind::Server, error.to_string()),
         Ended::Refused(text) => (TroubleKind::Refused, format!("the server refused this machine: {text}")),
+        Ended::StillOpen => (TroubleKind::Server, "the login is still open".into()),
         Ended::Disk => (TroubleKind::Local, "the node's keys cannot be stored; see the log of warren node".into()),
         Ended::Random => (TroubleKind::Local, "the system gives no randomness".into()),
         Ended::Daemon => (TroubleKind::Local, "the node is shutting down".into()),

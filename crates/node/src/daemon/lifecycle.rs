@@ -39,6 +39,8 @@ pub(super) enum Login {
     Asking,
     /// A person must visit a page, or the server refused.
     Waiting,
+    /// The same, because the server does not take the registered key any more.
+    Lost,
 }
 
 /// Says what the map says about this node.
@@ -60,6 +62,9 @@ pub(super) fn state(facts: Facts) -> State {
     }
     if facts.wanted == Wanted::Down {
         return State::Stopped;
+    }
+    if facts.login == Login::Lost {
+        return State::NeedsLogin;
     }
     match facts.map {
         None if facts.login == Login::Waiting => State::NeedsLogin,
@@ -102,6 +107,13 @@ mod tests {
         assert_eq!(state(Facts { login: Login::Waiting, ..UP }), State::NeedsLogin);
         assert_eq!(state(Facts { map: Some(MAP), ..UP }), State::Starting);
         assert_eq!(state(Facts { map: Some(MapFacts { alive: true, ..MAP }), ..UP }), State::Running);
+    }
+
+    #[test]
+    fn a_login_by_choice_keeps_the_tunnels_and_one_that_the_server_wants_does_not() {
+        let up = Facts { map: Some(MapFacts { alive: true, ..MAP }), ..UP };
+        assert_eq!(state(Facts { login: Login::Waiting, ..up }), State::Running);
+        assert_eq!(state(Facts { login: Login::Lost, ..up }), State::NeedsLogin);
     }
 
     #[test]

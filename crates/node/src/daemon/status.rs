@@ -206,7 +206,7 @@ pub(super) fn who_is(netmap: &Netmap, who: Who) -> Option<WhoIs> {
     let local = netmap.local().filter(|node| is(node)).map(|node| &**node);
     let node = local.or_else(|| match who {
         Who::Address(address) => netmap.peer_at(address).map(|peer| peer.node()),
-        Who::Key(_) => netmap.peers().map(|peer| peer.node()).find(|node| is(node)),
+        Who::Key(key) => netmap.peer_with(key).map(|peer| peer.node()),
     })?;
     let text = String::from_utf8(control::to_json(node).ok()?).ok()?;
     let unknown = || UserProfile { id: node.user.0, ..UserProfile::default() };

@@ -117,16 +117,32 @@ pub fn authorise(method: &Method, path: &str, caller: &Caller) -> Result<Verb, D
     Err(denied)
 }
 
-/// Returns the user id of `name` according to a password file's text.
+/// The file that names the users of this machine.
+pub(super) const PASSWD: &str = "/etc/passwd";
+
+/// Returns the user id of `name` according to a password file's text; a number that is nobody's name means itself.
 #[must_use]
 pub fn uid_of(name: &str, passwd: &str) -> Option<u32> {
     if name.is_empty() {
         return None;
     }
-    passwd.lines().find_map(|line| {
+    let named = passwd.lines().find_map(|line| {
         let mut fields = line.split(':');
         (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten()
-    })
+    });
+    // The highest number means "nobody" to the kernel.
+    let number = || name.parse().ok().filter(|_| name.bytes().all(|byte| byte.is_ascii_digit()));
+    named.or_else(number).filter(|uid| *uid != u32::MAX)
+}
+
+/// Returns the user id of a user of this machine.
+///
+/// # Errors
+/// Says that there is no such user, and what to do.
+pub fn local_user(name: &str) -> Result<u32, String> {
+    let passwd = std::fs::read_to_string(PASSWD).unwrap_or_default();
+    uid_of(name, &passwd)
+        .ok_or_else(|| format!("this machine has no user {name} in {PASSWD}; give the user's number instead"))
 }
 
 #[cfg(test)]
@@ -193,5 +209,15 @@ mod tests {
         assert_eq!(uid_of("ali", passwd), None);
         assert_eq!(uid_of("bad", passwd), None);
         assert_eq!(uid_of("", passwd), None);
+    }
+
+    #[test]
+    fn a_number_is_a_user_unless_it_is_somebodys_name() {
+        let passwd = "1000:x:7:7::/:/bin/sh\n";
+        assert_eq!(uid_of("1000", passwd), Some(7));
+        assert_eq!(uid_of("1001", passwd), Some(1001));
+        for nobody in ["4294967295", "4294967296", "-1", "+1", "0x1"] {
+            assert_eq!(uid_of(nobody, passwd), None, "{nobody}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::access::{self, Caller, Denied, Need, Verb};
 use super::body::{self, Answer};
-use super::types::{Notify, StartOptions};
+use super::types::{LoginFinished, Notify, StartOptions};
 use super::{Authority, Bus, Peers, Refusal, Request, Who};
 
 /// Path prefix of every verb.
@@ -50,6 +50,9 @@ pub enum ListenError {
     /// Another daemon answers there.
     #[error("another warren node answers on {0}; stop it first, or give this one another --socket")]
     InUse(PathBuf),
+    /// Something that is no socket lies there.
+    #[error("{0} exists and is no socket; give another path with --socket")]
+    NotASocket(PathBuf),
     /// The system refused.
     #[error("cannot listen on {path}: {source}; run as root, or give another path with --socket")]
     Io {
@@ -74,9 +77,12 @@ pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(failed)?;
     }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        Ok(()) | Err(_) => {}
+    match std::fs::symlink_metadata(path) {
+        // Whatever else is there is not ours to delete.
+        Ok(found) if !found.file_type().is_socket() => return Err(ListenError::NotASocket(path.to_owned())),
+        Ok(_) => std::fs::remove_file(path).map_err(failed)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
@@ -219,7 +225,7 @@ async fn caller(uid: u32, shared: &Shared) -> Caller {
     let operator_uid = if operator.is_empty() {
         None
     } else {
-        let passwd = tokio::fs::read_to_string("/etc/passwd").await.unwrap_or_default();
+        let passwd = tokio::fs::read_to_string(access::PASSWD).await.unwrap_or_default();
         access::uid_of(&operator, &passwd)
     };
     Caller { uid, daemon_uid: shared.daemon_uid, operator_uid }
@@ -323,6 +329,7 @@ async fn watch_bus(mask: Option<&str>, caller: Caller, shared: &Shared) -> Optio
             if mask & MASK_STATE != 0 {
                 first =
                     Notify { version: first.version, prefs: first.prefs, ..changes(&Bus::default(), &seen, see_url) };
+                first.login_finished = None;
                 first.state = Some(seen.state.number());
             }
             if lines.send(line(&first)).await.is_err() {
@@ -352,6 +359,7 @@ fn changes(before: &Bus, now: &Bus, see_url: bool) -> Notify {
     let trouble = (now.trouble != before.trouble).then(|| now.trouble.clone()).flatten();
     Notify {
         state: (now.state != before.state).then(|| now.state.number()),
+        login_finished: (now.logins != before.logins).then(LoginFinished::default),
         browse_to_url: (url_changed && !now.browse_to_url.is_empty()).then(|| now.browse_to_url.clone()),
         err_message: trouble.as_ref().map(|trouble| trouble.text.clone()),
         trouble,

@@ -16,7 +16,7 @@ use crate::prefs::Prefs;
 pub const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 
 /// Is the answer to `GET status`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 #[expect(missing_docs, reason = "the names are the official ones; protocol documentation says what they mean")]
 pub struct Status {
@@ -195,6 +195,9 @@ pub struct Notify {
     /// Settings, only in the first line and if asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefs: Option<Prefs>,
+    /// A login has succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login_finished: Option<LoginFinished>,
     /// Page where a person must log in; shown only to callers who may log in.
     #[serde(default, rename = "BrowseToURL", skip_serializing_if = "Option::is_none")]
     pub browse_to_url: Option<String>,
@@ -205,6 +208,10 @@ pub struct Notify {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Trouble>,
 }
+
+/// Has no members; that it is there says everything.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoginFinished {}
 
 /// Says what went wrong between this node and its server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,3 +1,5 @@
+mod hostile;
+
 use std::collections::BTreeMap;
 
 use proptest::collection::{btree_map, vec};
@@ -252,6 +254,56 @@ fn a_change_of_our_addresses_judges_all_peers_again() {
     assert!(change.local);
     assert_eq!(change.peers.len(), 1);
     assert_eq!(netmap.peers().next().unwrap().allowed_ips().len(), 0);
+}
+
+#[test]
+fn a_wrong_clock_takes_peers_away_only_until_it_is_known_to_be_wrong() {
+    // This machine's clock is two hours ahead, and the server has not said what its own shows.
+    let expiring = |id| Node { key_expiry: Some(at(NOW - 3600)), ..peer(id, 0) };
+    let mut netmap = Netmap::default();
+    netmap.begin_poll();
+    let change = apply(&mut netmap, first(vec![expiring(1), expiring(2), peer(3, 0)]));
+    assert_eq!(change.peers.iter().map(|peer| peer.id()).collect::<Vec<_>>(), [NodeId(3)]);
+    let change = netmap.observe_clock(at(NOW - 7200), at(NOW));
+    assert_eq!(change.peers.iter().map(|peer| peer.id()).collect::<Vec<_>>(), [NodeId(1), NodeId(2)]);
+    assert_eq!(change.removed, []);
+    assert_eq!(netmap.next_expiry(), Some(at(NOW + 3600)));
+    // The clock was set right while the old difference was still believed: in two hours' time they expire for good.
+    let change = netmap.observe_clock(at(NOW), at(NOW));
+    assert_eq!((change.removed, change.peers.len()), (vec![key(1, 0), key(2, 0)], 0));
+}
+
+#[test]
+fn a_peer_that_comes_back_and_goes_in_one_message_is_gone() {
+    let mut netmap = started(vec![Node { key_expiry: Some(at(NOW - 60)), ..peer(1, 0) }]);
+    let response =
+        MapResponse { control_time: Some(at(NOW - 3600)), peers_removed: vec![NodeId(1)], ..MapResponse::default() };
+    let change = apply(&mut netmap, response);
+    assert_eq!((change.peers.len(), netmap.peers().count()), (0, 0));
+}
+
+#[test]
+fn of_two_peers_with_one_key_the_newer_stays() {
+    let mut netmap = started(vec![peer(1, 0)]);
+    let double = Node { key: key(1, 0), ..peer(2, 0) };
+    let change = apply(&mut netmap, MapResponse { peers_changed: vec![double], ..MapResponse::default() });
+    assert_eq!(change.removed, [key(1, 0)]);
+    assert_eq!(change.peers.iter().map(|peer| peer.id()).collect::<Vec<_>>(), [NodeId(2)]);
+    assert_eq!(netmap.peer_with(key(1, 0)).unwrap().id(), NodeId(2));
+    // That the stale record goes must not take the living one with it.
+    let change = apply(&mut netmap, MapResponse { peers_removed: vec![NodeId(1)], ..MapResponse::default() });
+    assert_eq!(change, Change::default());
+    assert_eq!(netmap.peers().count(), 1);
+}
+
+#[test]
+fn a_lock_that_is_not_checked_is_told() {
+    let info = |head: &str, disabled| warren_wire::control::TkaInfo { head: head.into(), disabled };
+    let mut netmap = started(vec![]);
+    apply(&mut netmap, MapResponse { tka_info: Some(info("abc", false)), ..MapResponse::default() });
+    assert!(netmap.health().any(|text| text.contains("locked")));
+    apply(&mut netmap, MapResponse { tka_info: Some(info("", true)), ..MapResponse::default() });
+    assert_eq!(netmap.health().count(), 0);
 }
 
 /// The naive model: what the tables of control.md say, without any index.

@@ -1,3 +1,9 @@
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    clippy::disallowed_methods,
+    reason = "tests name what they expect; their clock is paused"
+)]
+
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -321,6 +327,47 @@ async fn keepalives_keep_the_poll() {
         stream.send(&MapResponse { keep_alive: true, ..MapResponse::default() }).await;
     }
     assert!(fixture.events.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_never_ends_keeps_nothing_alive() {
+    let mut fixture = start(Login::Resume, registered());
+    let (_, stream, _) = fixture.reach_poll().await;
+    let begun = Instant::now();
+    let dribble = tokio::spawn(async move {
+        // The length of a message, then a byte of it every minute.
+        stream.send_raw(vec![0, 1, 0, 0]).await;
+        while !stream.is_closed() {
+            stream.send_raw(vec![0x28]).await;
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
+    });
+    assert!(fixture.trouble().await.text.contains("silent"));
+    assert_eq!(begun.elapsed().as_secs(), WATCHDOG.as_secs());
+    dribble.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_by_status_is_a_refusal() {
+    for status in [401, 403] {
+        let mut fixture = start(Login::AuthKey(AuthKey::new("wkey-x")), NodeKeys::default());
+        let (_, reply) = fixture.register().await;
+        reply.send(Reply::Status(status, "invalid pre auth key", None)).unwrap();
+        let Event::Refused(trouble) = fixture.event().await else { panic!() };
+        assert!(trouble.text.contains("invalid pre auth key"), "{}", trouble.text);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_that_failed_is_sent_again() {
+    let mut fixture = start(Login::Resume, registered());
+    let (_, _stream, _) = fixture.reach_poll().await;
+    fixture.server.set_report_status(500);
+    fixture.report.send_modify(|report| report.hostinfo.hostname = "beta".into());
+    let Call::Report(_) = fixture.call().await else { panic!() };
+    fixture.server.set_report_status(200);
+    let Call::Report(again) = fixture.call().await else { panic!() };
+    assert_eq!(again.hostinfo.unwrap().hostname, "beta");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,3 +1,7 @@
+mod hostile;
+mod rights;
+mod socket;
+
 use std::path::PathBuf;
 
 use http::Method;
@@ -9,6 +13,7 @@ use super::*;
 use crate::prefs::Prefs;
 
 struct Fixture {
+    shared: Shared,
     socket: PathBuf,
     bus: watch::Sender<Bus>,
     _operator: watch::Sender<String>,
@@ -34,7 +39,7 @@ fn fixture(name: &str, daemon_uid: u32) -> Fixture {
     let (operator, operator_seen) = watch::channel(String::new());
     let shared = Shared { requests, bus: bus_seen, operator: operator_seen, daemon_uid };
     let tasks = vec![
-        tokio::spawn(serve(listener, shared)),
+        tokio::spawn(serve(listener, shared.clone())),
         tokio::spawn(async move {
             while let Some(request) = asked.recv().await {
                 if let Request::Prefs(reply) = request {
@@ -47,7 +52,7 @@ fn fixture(name: &str, daemon_uid: u32) -> Fixture {
             }
         }),
     ];
-    Fixture { socket, bus, _operator: operator, tasks }
+    Fixture { shared, socket, bus, _operator: operator, tasks }
 }
 
 fn own_uid() -> u32 {
