@@ -20,9 +20,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("warren", &["warren-wire", "warren-os", "warren-relay", "warren-control", "warren-node"]),
     (
         "warren-fuzz",
-        &["warren-wire", "warren-wg", "warren-filter", "warren-path", "warren-policy", "warren-relay", "warren-control", "warren-node"],
+        &[
+            "warren-wire",
+            "warren-wg",
+            "warren-filter",
+            "warren-path",
+            "warren-policy",
+            "warren-relay",
+            "warren-control",
+            "warren-node",
+        ],
     ),
-    ("xtask", &[]),
+    ("xtask", &["warren-wire", "warren-wg"]),
 ];
 
 /// Crates that must not know an asynchronous runtime: the cores.
