@@ -29,7 +29,7 @@ pub const ADOPTION: Duration = Duration::from_secs(120);
 /// # What passes inbound
 /// | packet | passes if |
 /// |---|---|
-/// | any | well-formed, to a local net, not to multicast or link-local |
+/// | any | well-formed, to a local net; neither end is a group, link-local, loopback or an IPv4 address within IPv6 |
 /// | TCP, no pure SYN | on a connection we opened (by SYN), or a rule allows it |
 /// | TCP, pure SYN | a rule allows it |
 /// | UDP, SCTP | in a conversation we opened, or a rule allows it |
@@ -40,6 +40,8 @@ pub const ADOPTION: Duration = Duration::from_secs(120);
 /// | later fragment | the first fragment passed in the last 30 s, under the same filter |
 /// | TSMP | never to the host: [`Verdict::Tsmp`], for the caller to answer |
 /// | other protocols | a rule lists the protocol with all ports |
+///
+/// No rule holds for a packet that claims to come from an address of our own.
 ///
 /// This is stricter than upstream, which lets in any TCP packet without SYN, any later fragment, any echo reply and any
 /// ICMP error, and any ICMP for which there is a rule.
@@ -97,6 +99,9 @@ pub enum DropReason {
     Multicast,
     /// To an address that is valid on one link only.
     LinkLocal,
+    /// From or to an address that no packet between nodes can have: loopback, broadcast, unspecified, or an IPv4 address
+    /// written as an IPv6 one; or TSMP from an address of our own.
+    BadAddress,
     /// To an address that is not ours to take packets for.
     NotLocal,
     /// No rule allows to open this conversation.
@@ -169,7 +174,7 @@ impl Firewall {
 
     /// Judges a packet that the host wants to send into the tunnel, and remembers the conversation.
     pub fn check_outbound(&mut self, packet: &Packet<'_>, now: Instant) -> Verdict {
-        if let Some(reason) = unroutable(packet.destination()) {
+        if let Some(reason) = unfit(packet.destination()) {
             return Verdict::Drop(reason);
         }
         if packet.body() == Body::Tsmp {
@@ -214,11 +219,14 @@ impl Firewall {
 
     fn judge_inbound(&mut self, packet: &Packet<'_>, peer: PeerMode, now: u32) -> Verdict {
         let (source, destination) = (packet.source(), packet.destination());
-        if let Some(reason) = unroutable(destination) {
+        if let Some(reason) = unfit(destination) {
             return Verdict::Drop(reason);
         }
         if !self.filter.is_local(destination) {
             return Verdict::Drop(DropReason::NotLocal);
+        }
+        if let Some(reason) = unfit(source) {
+            return Verdict::Drop(reason);
         }
         match packet.body() {
             Body::Tcp { ports, flags } => {
@@ -246,6 +254,7 @@ impl Firewall {
             }
             Body::Icmp(Icmp::Error) => self.judge_icmp_error(packet, peer, now),
             Body::Icmp(Icmp::Other) => Verdict::Drop(DropReason::Icmp),
+            Body::Tsmp if self.filter.is_own(source) => Verdict::Drop(DropReason::BadAddress),
             Body::Tsmp => Verdict::Tsmp,
             Body::Other => self.judge_rules(packet, Want::Protocol(packet.protocol()), peer),
             Body::LaterFragment => {
@@ -359,16 +368,25 @@ struct Opening {
     want: Want,
 }
 
-/// Says why nothing may go to `destination`, whatever the rules.
-fn unroutable(destination: IpAddr) -> Option<DropReason> {
-    if destination.is_multicast() {
-        return Some(DropReason::Multicast);
-    }
-    let link_local = match destination {
-        IpAddr::V4(ip) => ip.is_link_local() && ip != METADATA,
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+/// Says why nothing may come from or go to `address`, whatever the rules.
+fn unfit(address: IpAddr) -> Option<DropReason> {
+    let (link_local, bad) = match address {
+        IpAddr::V4(ip) => {
+            (ip.is_link_local() && ip != METADATA, ip.is_loopback() || ip.is_unspecified() || ip.is_broadcast())
+        }
+        IpAddr::V6(ip) => {
+            // All but the last 32 bits of `::`, `::1` and `::a.b.c.d` are zero, of `::ffff:a.b.c.d` all but 16 more.
+            let bad = matches!(ip.segments(), [0, 0, 0, 0, 0, 0 | 0xffff, ..]);
+            (ip.is_unicast_link_local(), bad)
+        }
     };
-    link_local.then_some(DropReason::LinkLocal)
+    if address.is_multicast() {
+        Some(DropReason::Multicast)
+    } else if link_local {
+        Some(DropReason::LinkLocal)
+    } else {
+        bad.then_some(DropReason::BadAddress)
+    }
 }
 
 /// The address at which clouds serve machine data; a subnet router may offer it.

@@ -14,8 +14,9 @@ use crate::prefix::PrefixTable;
 /// Rules only allow, so that their order does not matter. They are kept by source: rules with equal sources form a
 /// group, a table leads from an address to the groups of every prefix that contains it, and each group has a table of
 /// destinations with merged, sorted port ranges. A lookup costs O(g · log p), g being the number of groups that hold
-/// the source (1 or 2 in practice, whatever the number of rules) and p the ranges of one destination. Memory is linear in
-/// the text of the rules. Destinations outside the local nets are left out.
+/// the source and p the ranges of one destination. Where a prefix is in more than [`CROWDED`] groups, these are merged
+/// into one, so that g is small whatever the number of rules. Memory is linear in the text of the rules, plus a bounded
+/// part for merged groups. Destinations outside the local nets are left out.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     local: PrefixTable<()>,
@@ -59,7 +60,19 @@ pub enum FilterError {
         /// Number of the rule, from 0.
         rule: usize,
     },
+    /// The rules name more prefixes than a filter may hold; a short text can name many by ranges.
+    #[error("the rules name more than {PREFIXES_MAX} address prefixes")]
+    TooLarge,
 }
+
+/// The most address prefixes in the rules of one filter, ranges counted as the prefixes that they are made of.
+const PREFIXES_MAX: usize = 1 << 20;
+
+/// A prefix in more groups than this has them merged.
+const CROWDED: usize = 3;
+
+/// The most entries (destinations and port ranges) of all merged groups; what is over is searched group by group.
+const MERGED_MAX: usize = 1 << 18;
 
 /// Names an entry of a rule that was skipped because it cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +109,7 @@ impl Filter {
         let mut filter = Self { local: input.local.iter().map(|&net| (net, ())).collect(), ..Self::default() };
         let mut problems = Vec::new();
         let mut groups: BTreeMap<Vec<IpNet>, PrefixTable<PortRules>> = BTreeMap::new();
+        let mut room = PREFIXES_MAX;
         for (number, rule) in input.rules.iter().enumerate() {
             if !rule.src_bits.is_empty() || rule.dst_ports.iter().any(|dst| dst.bits.is_some()) {
                 return Err(FilterError::ObsoleteForm { rule: number });
@@ -112,7 +126,11 @@ impl Filter {
                 } else if parse_nets(text, &mut nets).is_none() {
                     problem(text);
                 }
+                if nets.len() + holders.len() > room {
+                    return Err(FilterError::TooLarge);
+                }
             }
+            room -= nets.len() + holders.len();
             if !rule.cap_grant.is_empty() && !nets.is_empty() {
                 let sources = nets.iter().map(|&net| (net, ())).collect();
                 filter.grants.push(Grant { sources, grants: rule.cap_grant.clone() });
@@ -130,6 +148,7 @@ impl Filter {
                 if parse_nets(&destination.ip, &mut nets).is_none() {
                     problem(&destination.ip);
                 }
+                room = room.checked_sub(nets.len()).ok_or(FilterError::TooLarge)?;
                 for net in nets.into_iter().filter(|&net| filter.local.overlaps(net)) {
                     let ports = (destination.ports.first, destination.ports.last);
                     group.entry(net, PortRules::default).add(&protocols, ports);
@@ -149,7 +168,39 @@ impl Filter {
                 filter.sources.entry(source, Vec::new).push(number);
             }
         }
+        filter.merge_crowded();
         Ok((filter, problems))
+    }
+
+    /// Gives each prefix that is in many groups one group with all that they allow; equal sets of groups share it.
+    fn merge_crowded(&mut self) {
+        let mut merged: BTreeMap<Vec<u32>, u32> = BTreeMap::new();
+        let mut room = MERGED_MAX;
+        let mut more = Vec::new();
+        for numbers in self.sources.values_mut().filter(|numbers| numbers.len() > CROWDED) {
+            let number = if let Some(&number) = merged.get(numbers) {
+                number
+            } else {
+                let groups = || numbers.iter().filter_map(|&number| self.groups.get(number as usize));
+                let entries = groups().flat_map(PrefixTable::iter).map(|(_, ports)| ports.entries()).sum();
+                let (Some(left), Ok(number)) =
+                    (room.checked_sub(entries), u32::try_from(self.groups.len() + more.len()))
+                else {
+                    continue;
+                };
+                room = left;
+                let mut all: PrefixTable<PortRules> = PrefixTable::new();
+                for (net, ports) in groups().flat_map(PrefixTable::iter) {
+                    all.entry(net, PortRules::default).add_all(ports);
+                }
+                all.values_mut().for_each(PortRules::finish);
+                more.push(all);
+                merged.insert(numbers.clone(), number);
+                number
+            };
+            *numbers = vec![number];
+        }
+        self.groups.append(&mut more);
     }
 
     /// Tells whether `ip` is one that inbound packets may go to.
@@ -180,11 +231,17 @@ impl Filter {
         found
     }
 
+    /// Tells whether `ip` is an address of this node itself, which no other node can have.
+    pub(crate) fn is_own(&self, ip: IpAddr) -> bool {
+        self.local.has_host(ip)
+    }
+
     pub(crate) fn allows(&self, source: IpAddr, destination: IpAddr, want: Want) -> bool {
-        self.sources.any(source, |groups| {
-            let mut groups = groups.iter().filter_map(|&number| self.groups.get(number as usize));
-            groups.any(|destinations| destinations.any(destination, |ports| ports.allow(want)))
-        })
+        !self.is_own(source)
+            && self.sources.any(source, |groups| {
+                let mut groups = groups.iter().filter_map(|&number| self.groups.get(number as usize));
+                groups.any(|destinations| destinations.any(destination, |ports| ports.allow(want)))
+            })
     }
 }
 
@@ -289,6 +346,19 @@ impl PortRules {
         if ports == (0, u16::MAX) {
             self.whole.add_all(protocols);
         }
+    }
+
+    fn add_all(&mut self, other: &Self) {
+        for (ranges, more) in [(&mut self.tcp, &other.tcp), (&mut self.udp, &other.udp), (&mut self.sctp, &other.sctp)]
+        {
+            ranges.0.extend_from_slice(&more.0);
+        }
+        self.whole.add_all(&other.whole);
+    }
+
+    /// Counts the destination itself and its port ranges.
+    fn entries(&self) -> usize {
+        1 + self.tcp.0.len() + self.udp.0.len() + self.sctp.0.len()
     }
 
     fn finish(&mut self) {

@@ -89,7 +89,8 @@ impl Message {
                 let peer_api_port = rest.first_chunk().map_or(0, |port| u16::from_be_bytes(*port));
                 Some(Self::Pong { data: *data, peer_api_port })
             }
-            b'a' => Some(Self::DiscoKey(*rest.first_chunk()?)),
+            // The all-zero key stands for none.
+            b'a' => rest.first_chunk().filter(|key| **key != [0; 32]).map(|key| Self::DiscoKey(*key)),
             _ => None,
         }
     }
@@ -234,6 +235,8 @@ mod tests {
             }
         }
         assert_eq!(ALL[1].packet("1.2.3.4".parse().unwrap(), "::1".parse().unwrap()), None);
+        let zero = Message::DiscoKey([0; 32]).packet("1.2.3.4".parse().unwrap(), "1.2.3.5".parse().unwrap()).unwrap();
+        assert_eq!(Message::parse(&Packet::parse(&zero).unwrap()), None, "a zero key is no key");
     }
 
     #[test]

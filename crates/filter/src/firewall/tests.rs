@@ -131,9 +131,43 @@ fn some_destinations_are_never_right() {
     assert_eq!(bench.inbound(&udp(("fd00::1", 5), ("fe80::1", 5))), dropped(DropReason::LinkLocal));
     assert_eq!(bench.inbound(&udp(("fd00::1", 5), ("ff02::1", 5))), dropped(DropReason::Multicast));
     assert_eq!(bench.inbound(&udp((PEER, 5), ("100.64.0.9", 5))), dropped(DropReason::NotLocal));
-    assert_eq!(bench.inbound(&udp((PEER, 5), ("127.0.0.1", 5))), dropped(DropReason::NotLocal));
+    assert_eq!(bench.inbound(&udp((PEER, 5), ("127.0.0.1", 5))), dropped(DropReason::BadAddress));
+    assert_eq!(bench.inbound(&udp(("fd00::1", 5), ("::ffff:100.64.0.1", 5))), dropped(DropReason::BadAddress));
+    assert_eq!(bench.inbound(&udp(("fd00::1", 5), ("::1", 5))), dropped(DropReason::BadAddress));
     assert_eq!(bench.outbound(&udp((US, 5), ("224.0.0.1", 5))), dropped(DropReason::Multicast));
     assert_eq!(bench.outbound(&udp(("fd00::1", 5), ("fe80::1", 5))), dropped(DropReason::LinkLocal));
+}
+
+#[test]
+fn some_sources_are_never_right() {
+    let mut bench = Bench::new(&["* * 0 65535"]);
+    for source in ["127.0.0.1", "0.0.0.0", "255.255.255.255"] {
+        assert_eq!(bench.inbound(&udp((source, 5), (US, 5))), dropped(DropReason::BadAddress), "{source}");
+    }
+    let us = "fd7a:115c:a1e0::1";
+    for source in ["::", "::1", "::ffff:100.64.0.2", "::100.64.0.2"] {
+        assert_eq!(bench.inbound(&udp((source, 5), (us, 5))), dropped(DropReason::BadAddress), "{source}");
+    }
+    assert_eq!(bench.inbound(&udp(("224.0.0.1", 5), (US, 5))), dropped(DropReason::Multicast));
+    assert_eq!(bench.inbound(&udp(("fe80::1", 5), (us, 5))), dropped(DropReason::LinkLocal));
+    assert_eq!(bench.inbound(&udp(("169.254.169.254", 5), (US, 5))), ACCEPT);
+}
+
+/// The land attack: a packet that seems to come from the address, even the port, that it goes to.
+#[test]
+fn nobody_else_is_us() {
+    let mut bench = Bench::new(&["* * 0 65535", "* * 0 65535 47"]);
+    let no_rule = dropped(DropReason::NoRule);
+    for us in [US, "fd7a:115c:a1e0::1"] {
+        assert_eq!(bench.inbound(&tcp((us, 22), (us, 22), SYN)), no_rule);
+        assert_eq!(bench.inbound(&tcp((us, 22), (us, 22), ACK)), dropped(DropReason::NoFlow));
+        assert_eq!(bench.inbound(&udp((us, 53), (us, 53))), no_rule);
+        assert_eq!(bench.inbound(&echo_request(us, us, 1)), no_rule);
+        assert_eq!(bench.inbound(&packet(ip(us), ip(us), 47, None, &[0; 4])), no_rule);
+        let ping = crate::tsmp::Message::Ping { data: [1; 8] };
+        let ping = ping.packet(ip(us), ip(us)).unwrap();
+        assert_eq!(bench.inbound(&ping), dropped(DropReason::BadAddress));
+    }
 }
 
 #[test]

@@ -177,6 +177,121 @@ fn quoted_packets_are_read_from_eight_bytes() {
     }
 }
 
+/// What [`Packet`] says of `b`, read a second time by byte numbers from the two header formats.
+type Reading = (IpAddr, IpAddr, u8, Option<Fragment>, Body, usize);
+
+fn read_again(b: &[u8]) -> Option<Reading> {
+    let two = |at: usize| usize::from(b[at]) * 256 + usize::from(b[at + 1]);
+    let octets = |at: usize, count: usize| b[at..at + count].to_vec();
+    let v6 = match b.first()? / 16 {
+        4 if b.len() >= 20 => false,
+        6 if b.len() >= 40 => true,
+        _ => return None,
+    };
+    let (from, to): (IpAddr, IpAddr) = if v6 {
+        (<[u8; 16]>::try_from(octets(8, 16)).unwrap().into(), <[u8; 16]>::try_from(octets(24, 16)).unwrap().into())
+    } else {
+        (<[u8; 4]>::try_from(octets(12, 4)).unwrap().into(), <[u8; 4]>::try_from(octets(16, 4)).unwrap().into())
+    };
+    let end = if v6 { 40 + two(4) } else { two(2) };
+    let mut at = if v6 { 40 } else { usize::from(b[0] % 16) * 4 };
+    if end > b.len() || at < 20 || at > end {
+        return None;
+    }
+    let mut protocol = if v6 { b[6] } else { b[9] };
+    let (mut offset, mut more, mut id) = (0, false, 0);
+    if !v6 {
+        (offset, more, id) = (two(6) % 8192 * 8, two(6) & 0x2000 != 0, two(4));
+    } else if protocol == 44 {
+        if end < 48 {
+            return None;
+        }
+        protocol = b[40];
+        (offset, more, id) = (two(42) / 8 * 8, b[43] % 2 == 1, two(44) * 65_536 + two(46));
+        at = 48;
+    }
+    let in_pieces = offset > 0 || more;
+    let meaningless = [0, 255, if v6 { 1 } else { 58 }].contains(&protocol);
+    if meaningless || in_pieces && protocol == 99 || (1..80).contains(&offset) {
+        return None;
+    }
+    let fragment = in_pieces.then(|| Fragment { id: u32::try_from(id).unwrap(), is_first: offset == 0 });
+    let whole = |length: usize| (end - at >= length).then_some(());
+    let ports = || Ports { source: u16::try_from(two(at)).unwrap(), destination: u16::try_from(two(at + 2)).unwrap() };
+    let body = match protocol {
+        _ if offset > 0 => Body::LaterFragment,
+        6 => {
+            whole(20)?;
+            Body::Tcp { ports: ports(), flags: TcpFlags(b[at + 13]) }
+        }
+        17 => {
+            whole(8)?;
+            Body::Udp { ports: ports() }
+        }
+        132 => {
+            whole(12)?;
+            Body::Sctp { ports: ports() }
+        }
+        1 | 58 => {
+            whole(4)?;
+            let echo = |make: fn(u16) -> Icmp| whole(8).map(|()| make(u16::try_from(two(at + 4)).unwrap()));
+            Body::Icmp(match (protocol, b[at], b[at + 1]) {
+                (1, 8, 0) | (58, 128, 0) => echo(|id| Icmp::EchoRequest { id })?,
+                (1, 0, 0) | (58, 129, 0) => echo(|id| Icmp::EchoReply { id })?,
+                (1, 3 | 11 | 12, _) | (58, 1..=4, _) => Icmp::Error,
+                _ => Icmp::Other,
+            })
+        }
+        99 => Body::Tsmp,
+        _ => Body::Other,
+    };
+    Some((from, to, protocol, fragment, body, end))
+}
+
+/// Bytes that are nearly packets: each field that decides has a good chance of a value that matters.
+fn nearly_a_packet() -> impl Strategy<Value = Vec<u8>> {
+    use proptest::sample::select;
+    let protocol = || select(vec![0_u8, 1, 6, 17, 44, 44, 47, 58, 60, 99, 132, 255]);
+    let offsets = select(vec![0_u16, 0, 0, 1, 9, 10, 11, 0x1fff]);
+    let heads = (select(vec![0x45_u8, 0x45, 0x46, 0x4f, 0x44, 0x60, 0x60, 0x60, 0x55]), protocol(), protocol());
+    let kind = select(vec![0_u8, 1, 3, 4, 5, 8, 11, 12, 128, 129, 134]);
+    (proptest::collection::vec(any::<u8>(), 0..100), heads, (offsets, any::<bool>()), -2_i32..3, (kind, 0_u8..2))
+        .prop_map(|(mut bytes, (first, protocol, inner), (offset, more), excess, (kind, code))| {
+            let v6 = first >> 4 == 6;
+            let length = i32::try_from(bytes.len()).unwrap() + excess - if v6 { 40 } else { 0 };
+            let [high, low] = u16::try_from(length).unwrap_or(0).to_be_bytes();
+            let piece = if v6 { offset << 3 | u16::from(more) } else { offset | u16::from(more) << 13 };
+            let [piece_high, piece_low] = piece.to_be_bytes();
+            let start = if v6 { if protocol == 44 { 48 } else { 40 } } else { usize::from(first & 15) * 4 };
+            let fields: &[(usize, u8)] = if v6 {
+                &[(0, first), (4, high), (5, low), (6, protocol)]
+            } else {
+                &[(0, first), (2, high), (3, low), (6, piece_high), (7, piece_low), (9, protocol)]
+            };
+            let behind = [(40, inner), (42, piece_high), (43, piece_low)];
+            let behind = if v6 && protocol == 44 { &behind[..] } else { &[] };
+            for &(at, value) in fields.iter().chain(behind).chain(&[(start, kind), (start + 1, code)]) {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte = value;
+                }
+            }
+            bytes
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+    #[test]
+    fn packets_are_read_as_by_byte_numbers(bytes in nearly_a_packet()) {
+        let found = parse(&bytes).ok().map(|packet| (
+            packet.source(), packet.destination(), packet.protocol(), packet.fragment(), packet.body(),
+            packet.bytes().len(),
+        ));
+        prop_assert_eq!(found, read_again(&bytes), "{:?}", parse(&bytes));
+    }
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_parsed_or_refused(mut bytes in proptest::collection::vec(any::<u8>(), 0..120), version in 0_u8..4) {

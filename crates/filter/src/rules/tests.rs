@@ -1,5 +1,6 @@
 use super::*;
 use crate::testing::ip;
+use proptest::prelude::*;
 use warren_wire::control::{NetPortRange, PortRange, RawJson};
 
 const LOCAL: &str = "100.64.0.1";
@@ -182,5 +183,108 @@ fn port_ranges_are_merged_without_losing_a_port() {
     assert_eq!(ranges.0, [(0, 3), (10, 40), (50, 50), (65_000, 65_535)]);
     for port in 0..=u16::MAX {
         assert_eq!(ranges.contain(port), plain.iter().any(|&(first, last)| (first..=last).contains(&port)), "{port}");
+    }
+}
+
+#[test]
+fn ranges_cannot_blow_a_filter_up() {
+    // Ranges that miss each border by one are made of 254 prefixes each.
+    let sources: Vec<String> =
+        (0..5_000).map(|at| format!("{at:x}::1-{at:x}:ffff:ffff:ffff:ffff:ffff:ffff:fffe")).collect();
+    let rule = rule(&sources.iter().map(String::as_str).collect::<Vec<_>>(), &[("*", 1, 1)], &[]);
+    let local = [format!("{LOCAL6}/128").parse().unwrap()];
+    let compiled = |rules: &[FilterRule]| {
+        Filter::compile(&FilterInput { rules, local: &local, shields: Shields::Down, holders: &|_| vec![] }).map(|_| ())
+    };
+    assert_eq!(compiled(std::slice::from_ref(&rule)), Err(FilterError::TooLarge));
+    let as_destinations = FilterRule {
+        src_ips: vec!["*".to_owned()],
+        dst_ports: sources
+            .iter()
+            .map(|text| NetPortRange { ip: text.clone(), bits: None, ports: PortRange::single(1) })
+            .collect(),
+        ..FilterRule::default()
+    };
+    assert_eq!(compiled(&[as_destinations]), Err(FilterError::TooLarge));
+    let few = FilterRule { src_ips: sources[..1_000].to_vec(), ..rule };
+    assert_eq!(compiled(&[few]), Ok(()));
+}
+
+#[test]
+fn a_source_in_many_rules_is_looked_up_in_one_group() {
+    let rules: Vec<FilterRule> = (0..1_000_u16)
+        .map(|at| {
+            let own = format!("10.0.{}.{}", at >> 8, at & 0xff);
+            rule(&["100.64.0.2", "100.64.0.3", &own], &[(LOCAL, at, at), ("*", 2000 + at, 2000 + at)], &[6])
+        })
+        .collect();
+    let filter = compile(&rules);
+    let groups = |source: &str| filter.sources.lookup(ip(source)).unwrap().clone();
+    assert_eq!(groups("100.64.0.2").len(), 1);
+    assert_eq!(groups("100.64.0.2"), groups("100.64.0.3"), "equal sources share it");
+    assert!(
+        allows(&filter, "100.64.0.2", LOCAL, Want::Tcp(999)) && allows(&filter, "100.64.0.2", LOCAL, Want::Tcp(2000))
+    );
+    assert!(
+        !allows(&filter, "100.64.0.2", LOCAL, Want::Tcp(1000)) && !allows(&filter, "100.64.0.2", LOCAL, Want::Udp(1))
+    );
+    assert!(allows(&filter, "10.0.0.7", LOCAL, Want::Tcp(7)) && !allows(&filter, "10.0.0.7", LOCAL, Want::Tcp(8)));
+}
+
+proptest! {
+    /// Many rules over few sources, so that groups are merged, against a scan of the rules.
+    #[test]
+    fn lookups_equal_a_scan_of_the_rules(
+        rules in proptest::collection::vec(
+            (proptest::collection::btree_set(0_usize..6, 1..4), 0_usize..4, (0_u16..5, 0_u16..5), 0_usize..4), 0..25),
+    ) {
+        const SOURCES: [&str; 6] = ["10.0.0.1", "10.0.0.2", "10.0.0.0/30", "10.0.0.2-10.0.0.5", "*", "fd00::/64"];
+        const DESTINATIONS: [&str; 4] = [LOCAL, LOCAL6, "192.168.0.0/24", "*"];
+        const PROTOCOLS: [&[i64]; 4] = [&[], &[6], &[17, 132], &[47]];
+        let whole = |ports: (u16, u16)| if ports == (4, 4) { (0, u16::MAX) } else { ports };
+        let texts: Vec<FilterRule> = rules.iter().map(|(sources, to, ports, protocols)| {
+            let sources: Vec<&str> = sources.iter().map(|&at| SOURCES[at]).collect();
+            let (first, last) = whole(*ports);
+            rule(&sources, &[(DESTINATIONS[*to], first, last)], PROTOCOLS[*protocols])
+        }).collect();
+        let filter = compile(&texts);
+        for from in ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.5", "10.0.0.6", "fd00::7", "fd01::7"] {
+            for to in [LOCAL, LOCAL6, "192.168.0.9", "192.168.1.9"] {
+                if ip(from).is_ipv4() != ip(to).is_ipv4() {
+                    continue;
+                }
+                for (protocol, port) in [(6, 1), (6, 4), (17, 3), (132, 0), (47, 0), (1, 0)] {
+                    let expected = rules.iter().any(|(sources, destination, ports, protocols)| {
+                        let source = sources.iter().any(|&at| match (SOURCES[at], from) {
+                            ("10.0.0.0/30", "10.0.0.1" | "10.0.0.2" | "10.0.0.3")
+                            | ("10.0.0.2-10.0.0.5", "10.0.0.2" | "10.0.0.3" | "10.0.0.5")
+                            | ("*", _)
+                            | ("fd00::/64", "fd00::7") => true,
+                            (one, from) => one == from,
+                        });
+                        let target = match DESTINATIONS[*destination] {
+                            "*" => true,
+                            "192.168.0.0/24" => to == "192.168.0.9",
+                            one => one == to,
+                        };
+                        let listed: &[i64] = if *protocols == 0 { &[6, 17, 1, 58] } else { PROTOCOLS[*protocols] };
+                        let (first, last) = whole(*ports);
+                        source && target && match protocol {
+                            1 => true,
+                            47 => listed.contains(&47) && (first, last) == (0, u16::MAX),
+                            _ => listed.contains(&protocol) && (first..=last).contains(&port),
+                        }
+                    });
+                    let want = match protocol {
+                        6 => Want::Tcp(port),
+                        17 => Want::Udp(port),
+                        132 => Want::Sctp(port),
+                        1 => Want::Icmp,
+                        _ => Want::Protocol(47),
+                    };
+                    prop_assert_eq!(allows(&filter, from, to, want), expected, "{} {} {:?}", from, to, want);
+                }
+            }
+        }
     }
 }

@@ -4,7 +4,7 @@
 
 use super::{
     ACCEPT, ACK, Body, DropReason, FIN, Icmp, OTHER, PEER, Packet, Piece, Ports, RST, SYN, US, Verdict, dropped,
-    echo_reply, echo_request, icmp_packet, ip, packet, sctp, tcp, udp, udp_header, unreachable,
+    echo_reply, echo_request, icmp_packet, ip, packet, sctp, tcp, tcp_header, udp, udp_header, unreachable,
 };
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -72,25 +72,27 @@ impl Model {
     }
 
     fn rule_allows(&self, from: IpAddr, to: IpAddr, port: Option<u16>, protocol: u8) -> bool {
-        self.rules.iter().any(|rule| {
-            let words: Vec<&str> = rule.split(' ').collect();
-            let holds = |text: &str, ip: IpAddr| {
-                text == "*"
-                    || text.parse::<IpAddr>().is_ok_and(|one| one == ip)
-                    || text.parse::<IpNet>().is_ok_and(|net| net.contains(&ip))
-            };
-            let (first, last): (u16, u16) = (words[2].parse().unwrap(), words[3].parse().unwrap());
-            let listed: Vec<u8> = match &words[4..] {
-                [] => vec![1, 6, 17, 58],
-                listed => listed.iter().filter_map(|word| word.parse().ok()).collect(),
-            };
-            let wanted = match (protocol, port) {
-                (1 | 58, _) => true,
-                (_, Some(port)) => listed.contains(&protocol) && (first..=last).contains(&port),
-                (_, None) => listed.contains(&protocol) && (first, last) == (0, 65_535),
-            };
-            holds(words[0], from) && holds(words[1], to) && wanted
-        })
+        let ours = from == ip(ADDRESSES[0]) || from == ip(ADDRESSES6[0]);
+        !ours
+            && self.rules.iter().any(|rule| {
+                let words: Vec<&str> = rule.split(' ').collect();
+                let holds = |text: &str, ip: IpAddr| {
+                    text == "*"
+                        || text.parse::<IpAddr>().is_ok_and(|one| one == ip)
+                        || text.parse::<IpNet>().is_ok_and(|net| net.contains(&ip))
+                };
+                let (first, last): (u16, u16) = (words[2].parse().unwrap(), words[3].parse().unwrap());
+                let listed: Vec<u8> = match &words[4..] {
+                    [] => vec![1, 6, 17, 58],
+                    listed => listed.iter().filter_map(|word| word.parse().ok()).collect(),
+                };
+                let wanted = match (protocol, port) {
+                    (1 | 58, _) => true,
+                    (_, Some(port)) => listed.contains(&protocol) && (first..=last).contains(&port),
+                    (_, None) => listed.contains(&protocol) && (first, last) == (0, 65_535),
+                };
+                holds(words[0], from) && holds(words[1], to) && wanted
+            })
     }
 
     fn find(&mut self, talk: Talk, now: u64) -> Option<&mut Known> {
@@ -134,8 +136,14 @@ impl Model {
 
     fn judge(&mut self, packet: &Packet<'_>, jailed: bool, now: u64) -> Verdict {
         let (from, to, protocol) = (packet.source(), packet.destination(), packet.protocol());
+        if within_one_machine(to) {
+            return dropped(DropReason::BadAddress);
+        }
         if to != ip(ADDRESSES[0]) && to != ip(ADDRESSES6[0]) {
             return dropped(DropReason::NotLocal);
+        }
+        if within_one_machine(from) {
+            return dropped(DropReason::BadAddress);
         }
         match packet.body() {
             Body::Tcp { ports, flags } => self.ported(packet, ports, Some(flags.0), jailed, now),
@@ -265,9 +273,15 @@ pub(super) const FLAGS: [u8; 10] = [SYN, SYN, SYN | ACK, ACK, ACK, ACK, FIN | AC
 /// Waiting times around the lifetimes of flows, in seconds.
 pub(super) const WAITS: [u64; 10] = [1, 29, 31, 61, 119, 239, 301, 901, 86_399, 86_401];
 
-/// Us, two peers, and an address that is none of ours.
-const ADDRESSES: [&str; 4] = [US, PEER, OTHER, "100.64.0.99"];
-const ADDRESSES6: [&str; 4] = ["fd7a:115c:a1e0::1", "fd00::2", "fd00::3", "fd00::99"];
+/// Us, two peers, and two addresses that are none of ours.
+const ADDRESSES: [&str; 5] = [US, PEER, OTHER, "100.64.0.99", "127.0.0.1"];
+const ADDRESSES6: [&str; 5] = ["fd7a:115c:a1e0::1", "fd00::2", "fd00::3", "fd00::99", "::ffff:100.64.0.1"];
+
+/// Goes by the text of the address.
+fn within_one_machine(ip: IpAddr) -> bool {
+    let text = ip.to_string();
+    text.starts_with("127.") || text.starts_with("::") || text == "0.0.0.0" || text == "255.255.255.255"
+}
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Way {
@@ -293,8 +307,15 @@ pub(super) struct Shape {
 impl Shape {
     pub(super) fn bytes(self, way: Way) -> Vec<u8> {
         let all = if self.v6 { ADDRESSES6 } else { ADDRESSES };
-        let us = (if self.wrong_local { all[3] } else { all[0] }, self.ports.0);
-        let them = (all[self.peer], self.ports.1);
+        let wrong = all[3 + usize::from(self.id & 1)];
+        let (us, them) = match (way, self.wrong_local, self.variant) {
+            // Somebody claims to be us, or to be where nobody can be.
+            (Way::In, true, 0) => (all[0], all[0]),
+            (Way::In, true, 1) => (all[0], wrong),
+            (_, true, _) => (wrong, all[self.peer]),
+            _ => (all[0], all[self.peer]),
+        };
+        let (us, them) = ((us, self.ports.0), (them, self.ports.1));
         let (from, to) = if way == Way::In { (them, us) } else { (us, them) };
         match self.kind {
             0..=2 => tcp(from, to, self.flags),
@@ -317,7 +338,12 @@ impl Shape {
             _ => {
                 let offset = if self.variant == 0 { 0 } else { 20 };
                 let piece = Piece { id: self.id, offset, more: true };
-                packet(ip(from.0), ip(to.0), 17, Some(piece), &udp_header(from.1, to.1))
+                let (protocol, header) = match self.flags {
+                    SYN => (6, tcp_header(from.1, to.1, SYN)),
+                    RST => (47, vec![0; 4]),
+                    _ => (17, udp_header(from.1, to.1)),
+                };
+                packet(ip(from.0), ip(to.0), protocol, Some(piece), &header)
             }
         }
     }

@@ -14,7 +14,7 @@ enum Step {
 }
 
 fn any_shape() -> impl Strategy<Value = Shape> {
-    let first = (0_u8..9, proptest::bool::weighted(0.2), 1_usize..3, proptest::bool::weighted(0.02));
+    let first = (0_u8..9, proptest::bool::weighted(0.2), 1_usize..3, proptest::bool::weighted(0.05));
     (first, (20_u16..22, 50_u16..51), select(&FLAGS[..]), 0_u16..2, 0_u8..3).prop_map(
         |((kind, v6, peer, wrong_local), ports, flags, id, variant)| Shape {
             kind,
