@@ -181,3 +181,6 @@ fn is_from_a_program(headers: &HeaderMap) -> bool {
 fn refused(status: StatusCode, code: &str, message: &str) -> Answer {
     answers::json(status, &json!({"code": code, "message": message}))
 }
+
+#[cfg(test)]
+mod tests;

@@ -573,3 +573,56 @@ async fn the_relay_hears_of_nodes_that_may_no_longer_use_it() {
     assert!(world.control.relay_admits(&node_key(2)));
     assert!(departures.try_recv().is_err());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_was_killed_knows_when_it_saw_its_nodes() {
+    let world = World::with_nodes([1, 2]).await;
+    let seen = world.control.clock().now();
+    let _poll = world.poll(2).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let copy = Folder::new();
+    std::fs::create_dir(copy.join("state")).unwrap();
+    world.control.store().backup(&copy.join("state/warren.db")).await.unwrap();
+    let after = crate::Control::open_in_paused_time(config(&copy), world.control.clock().now()).await.unwrap();
+    let killed = World::over(after, copy);
+    let last_seen = |world: &World| world.whole_map(1).peers.values().next().unwrap().last_seen;
+    assert_eq!(last_seen(&killed), crate::map::view::time(seen));
+    // One that was stopped knows better.
+    let stopped = world.control.clock().now();
+    world.control.flush().await.unwrap();
+    drop(_poll);
+    let world = world.restart(Duration::from_secs(5)).await;
+    assert_eq!(last_seen(&world), crate::map::view::time(stopped));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_of_a_client_wakes_nobody() {
+    let world = World::with_nodes([1, 2]).await;
+    let snapshots = || {
+        let (tailnet, _) = world.control.registered(&node_key(1)).unwrap();
+        tailnet.snapshots()
+    };
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut watcher = snapshots();
+    watcher.mark_unchanged();
+    assert!(world.register(2, register(2)).await.machine_authorized);
+    drop(world.admin().auth_keys(None).await.unwrap());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!watcher.has_changed().unwrap());
+    // With something new to say it does.
+    let mut changed = register(2);
+    changed.hostinfo.as_mut().unwrap().os = "plan9".to_owned();
+    assert!(world.register(2, changed).await.machine_authorized);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(watcher.has_changed().unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn endpoints_are_few_and_usable() {
+    let world = World::with_nodes([1, 2]).await;
+    let many: Vec<std::net::SocketAddr> = (1..=1000).map(|port| ([192, 0, 2, 1], port).into()).collect();
+    world.report(2, MapRequest { endpoints: many, ..report(2, &[]) }).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let peer = world.whole_map(1).peers.values().next().unwrap().clone();
+    assert_eq!(peer.endpoints.len(), 64);
+}

@@ -594,3 +594,38 @@ async fn a_machine_moves_to_another_tailnet_with_a_new_key() {
     assert_in(&world.register(1, moved).await);
     assert_eq!((world.node(11).tailnet.as_str(), world.node(1).tailnet.as_str()), ("other", "default"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_login_keeps_little_of_what_a_stranger_says() {
+    let world = World::new().await;
+    let mut request = register(1);
+    let hostinfo = request.hostinfo.as_mut().unwrap();
+    hostinfo.hostname = "h".repeat(900_000);
+    hostinfo.routable_ips = vec!["10.0.0.0/8".parse().unwrap(); 50_000];
+    request.tailnet = "t".repeat(900_000);
+    let answer = world.register(1, request).await;
+    let id = world.login_id(&answer);
+    let claim = world.control.logins().claim(world.control.clock(), &id).unwrap();
+    let kept = warren_wire::control::to_json(&claim.request).unwrap();
+    assert!(kept.len() < 32_768, "{}", kept.len());
+    assert_eq!(world.control.logins().claim(world.control.clock(), &id).map(drop), None, "one decides at a time");
+    drop(claim);
+    assert!(world.control.logins().claim(world.control.clock(), &id).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn wishes_for_tags_are_looked_at_before_anybody_is_asked() {
+    let world = World::new().await;
+    assert_refused(&world.register(1, tags(register(1), &["tag:-"])).await, "no tag");
+    let many: Vec<String> = (0..65).map(|number| format!("tag:t{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_refused(&world.register(1, tags(register(1), &many)).await, "too many");
+    let answer = world.register(1, tags(register(1), &["tag:web"])).await;
+    let id = world.login_id(&answer);
+    assert_eq!(world.admin().login(&id).unwrap().requested_tags, ["tag:web"]);
+    let refused = world.admin().approve_login(&id, "default", "owner@default").await;
+    assert!(matches!(refused, Err(AdminError::Refused { .. })), "the policy gives that tag to nobody");
+    world.admin().set_policy("default", r#"{"tagOwners": {"tag:web": ["owner@default"]}, "acls": []}"#).await.unwrap();
+    world.admin().approve_login(&id, "default", "owner@default").await.unwrap();
+    assert_eq!(world.node(1).tags, ["tag:web"]);
+}

@@ -4,6 +4,7 @@ mod client;
 mod hostile;
 mod inside;
 mod outside;
+mod whole;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -86,11 +86,30 @@ mod tests {
         let long = format!("\"{}\"", "é".repeat(20_000));
         let many = format!("[{}]", vec![long.as_str(); 20].join(","));
         let routes = format!("[{}]", vec!["\"10.0.0.0/8\""; 5_000].join(","));
-        let services = format!("[{}]", vec![format!(r#"{{"Proto":{long},"Port":1,"Description":{long}}}"#); 20].join(","));
+        let services =
+            format!("[{}]", vec![format!(r#"{{"Proto":{long},"Port":1,"Description":{long}}}"#); 20].join(","));
         let texts = [
-            "IPNVersion", "FrontendLogID", "BackendLogID", "OS", "OSVersion", "Env", "Distro", "DistroVersion",
-            "DistroCodename", "App", "Package", "DeviceModel", "PushDeviceToken", "Hostname", "Machine", "GoArch",
-            "GoArchVar", "GoVersion", "Cloud", "ServicesHash", "ExitNodeID",
+            "IPNVersion",
+            "FrontendLogID",
+            "BackendLogID",
+            "OS",
+            "OSVersion",
+            "Env",
+            "Distro",
+            "DistroVersion",
+            "DistroCodename",
+            "App",
+            "Package",
+            "DeviceModel",
+            "PushDeviceToken",
+            "Hostname",
+            "Machine",
+            "GoArch",
+            "GoArchVar",
+            "GoVersion",
+            "Cloud",
+            "ServicesHash",
+            "ExitNodeID",
         ];
         let texts = texts.map(|name| format!("\"{name}\":{long}")).join(",");
         let latencies: Vec<String> = (0..5_000).map(|number| format!("\"{number}-v4\":1")).collect();

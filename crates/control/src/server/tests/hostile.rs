@@ -215,3 +215,15 @@ async fn a_wait_for_a_login_ends_with_its_client() {
     rig.shared.gate.drained().await;
     assert_eq!(rig.shared.gate.open(), 0);
 }
+
+#[tokio::test]
+async fn a_logout_of_nobody_leaves_a_stranger_a_stranger() {
+    let rig = Rig::new().await;
+    let client = Client::connect(&rig, 1).await;
+    let logout = json!({"Version": 130, "NodeKey": node_key(1), "Expiry": "1970-01-01T00:02:03Z", "Hostinfo": {}});
+    let (status, body) = client.post("/machine/register", &logout).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(body.contains("\"NodeKeyExpired\":true"), "{body}");
+    tokio::time::pause();
+    assert!(tokio::time::timeout(STRANGER_IDLE * 2, rig.shared.gate.drained()).await.is_ok());
+}
