@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use warren_filter::{Filter, FilterInput, PrefixTable, Shields};
 use warren_path::{PathStatus, Paths, PeerConfig, PingId};
 use warren_wg::Tunnels;
-use warren_wire::control::{DerpMap, FilterRule, RegionId};
+use warren_wire::control::{DerpMap, FilterRule, NetInfo, RegionId};
 use warren_wire::key::{DiscoSecret, NodeKey, NodeSecret};
 
 use super::measure::{Found, Measure};
@@ -36,6 +36,8 @@ pub(super) struct Tailnet {
     pub(super) news: Vec<Event>,
     /// Peers with a session.
     pub(super) sessions: usize,
+    /// What the last measurement says of the network.
+    pub(super) net_info: NetInfo,
     local: Local,
     rules: Arc<[FilterRule]>,
     /// What of the rules cannot be used, for people.
@@ -49,6 +51,9 @@ pub(super) struct Known {
     pub(super) slot: Arc<PeerSlot>,
     pub(super) has_session: bool,
     pub(super) last_handshake: Option<Instant>,
+    /// The last message that began a handshake, until that is decided: it goes out again when a new way appears, which
+    /// spares the seconds until the next attempt.
+    pub(super) initiation: Option<Vec<u8>>,
 }
 
 /// Says what must be published.
@@ -86,6 +91,7 @@ impl Tailnet {
             pings: BTreeMap::new(),
             news: Vec::new(),
             sessions: 0,
+            net_info: NetInfo::default(),
             shared,
             local,
             rules: Arc::from([]),
@@ -137,6 +143,8 @@ impl Tailnet {
         let key = config.key();
         let path =
             PeerConfig { disco: config.disco_key(), home: config.home_relay(), endpoints: config.endpoints().to_vec() };
+        let old_home = self.peers.get(&key).and_then(|known| known.config.home_relay());
+        let had_no_way = self.relays.way_to(&key, old_home).is_none();
         match self.peers.get_mut(&key) {
             Some(known) => {
                 let old = std::mem::replace(&mut known.config, Arc::clone(&config));
@@ -157,13 +165,17 @@ impl Tailnet {
                 }
                 let slot = Arc::new(PeerSlot::new(key));
                 slot.set_jailed(config.is_jailed());
-                self.peers.insert(key, Known { config, slot, has_session: false, last_handshake: None });
+                let known = Known { config, slot, has_session: false, last_handshake: None, initiation: None };
+                self.peers.insert(key, known);
                 self.dirty.prefixes = true;
             }
         }
         // Sources of rules may be named by what nodes are capable of.
         self.dirty.filter |= self.rules.iter().any(|rule| rule.src_ips.iter().any(|source| source.starts_with("cap:")));
         self.paths.set_peer(key, &path, now);
+        if had_no_way && self.relays.way_to(&key, path.home).is_some() {
+            self.send_initiation_again(&key, now);
+        }
         self.drain(now);
     }
 

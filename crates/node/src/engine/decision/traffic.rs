@@ -76,6 +76,7 @@ impl Tailnet {
         match news {
             News::Up => {
                 self.relays.handle_up(region, link);
+                self.tell_home();
                 self.measure.netcheck.handle_relay_frame(region, now);
             }
             News::Down(reason) => {
@@ -92,6 +93,7 @@ impl Tailnet {
             News::Heard(peer) => {
                 if self.peers.contains_key(&peer) {
                     self.relays.handle_heard(region, peer);
+                    self.send_initiation_again(&peer, now);
                 }
             }
             News::Gone(peer) => self.relays.handle_gone(region, &peer),
@@ -213,6 +215,7 @@ impl Tailnet {
                 let Some(known) = self.peers.get_mut(&peer) else { return };
                 known.slot.set_session(Some(session));
                 known.last_handshake = Some(now);
+                known.initiation = None;
                 self.sessions += usize::from(!std::mem::replace(&mut known.has_session, true));
                 self.shared.ask(&self.shared.requests.flush);
             }
@@ -222,8 +225,9 @@ impl Tailnet {
                 self.sessions -= usize::from(std::mem::replace(&mut known.has_session, false));
             }
             TunnelEvent::Failed { peer } => {
-                if let Some(known) = self.peers.get(&peer) {
+                if let Some(known) = self.peers.get_mut(&peer) {
                     known.slot.handshake_failed();
+                    known.initiation = None;
                 }
             }
         }
@@ -233,8 +237,12 @@ impl Tailnet {
         match event {
             PathEvent::Path { peer, path } => {
                 if let Some(known) = self.peers.get(&peer) {
-                    tracing::debug!(peer = %peer.short(), ?path, "path");
+                    let is_new = path.direct.is_some() && known.slot.path().direct.is_none();
                     known.slot.set_path(path);
+                    if is_new {
+                        tracing::debug!(peer = %peer.short(), ?path, "direct path");
+                        self.send_initiation_again(&peer, now);
+                    }
                 }
             }
             PathEvent::EndpointsWanted => self.measure.want(Measurement::Auto, now),
@@ -264,25 +272,53 @@ impl Tailnet {
         let endpoints = self.measure.endpoints(&self.shared.sockets.load());
         let addresses = endpoints.iter().map(|endpoint| endpoint.address).collect();
         self.paths.set_own_endpoints(addresses, self.measure.started().unwrap_or(now));
-        let mut info = report.net_info();
-        info.preferred_derp = self.relays.home().unwrap_or_default();
         self.news.push(Event::Endpoints(endpoints));
-        self.news.push(Event::NetInfo(Box::new(info)));
+        let told = self.net_info.preferred_derp;
+        self.net_info = report.net_info();
+        self.net_info.preferred_derp = told;
+        self.news.push(Event::NetInfo(Box::new(self.net_info.clone())));
+        self.tell_home();
+    }
+
+    /// Tells the server of the home, once it can be reached: peers that hear of it sooner send into the void.
+    fn tell_home(&mut self) {
+        if let Some(home) = self.relays.home().filter(|home| self.relays.is_up(*home))
+            && home != self.net_info.preferred_derp
+        {
+            self.net_info.preferred_derp = home;
+            self.news.push(Event::NetInfo(Box::new(self.net_info.clone())));
+        }
     }
 
     /// Sends a handshake message or keep-alive.
     fn send_wireguard(&mut self, transmit: Transmit, now: Instant) {
         let Transmit { peer, origin, bytes } = transmit;
-        let known = peer.and_then(|peer| self.peers.get(&peer));
-        let Some(known) = known else {
+        let Some(key) = peer.filter(|peer| self.peers.contains_key(peer)) else {
             self.send_back(origin, bytes, now);
             return;
         };
-        let key = known.slot.key();
-        let home = known.config.home_relay();
-        let path = **known.slot.path();
         // Whatever WireGuard sends keeps the path alive. Source: paths.md 5.5.
         self.paths.handle_activity(&key, now);
+        if let Some(known) = self.peers.get_mut(&key)
+            && MessageType::of(&bytes) == Some(MessageType::Initiation)
+        {
+            known.initiation = Some(bytes.clone());
+        }
+        self.send_to_peer(key, origin, bytes, now);
+    }
+
+    /// Sends the message that began a handshake again, if that is under way.
+    pub(super) fn send_initiation_again(&mut self, key: &NodeKey, now: Instant) {
+        if let Some(bytes) = self.peers.get(key).and_then(|known| known.initiation.clone()) {
+            self.send_to_peer(*key, None, bytes, now);
+        }
+    }
+
+    /// Sends a message by the peer's path, without any back to where the message came from that it answers.
+    fn send_to_peer(&mut self, key: NodeKey, origin: Option<Origin>, bytes: Vec<u8>, now: Instant) {
+        let Some(known) = self.peers.get(&key) else { return };
+        let home = known.config.home_relay();
+        let path = **known.slot.path();
         if let Some(direct) = path.direct {
             let _ = self.shared.sockets.load().send(direct.address, &bytes);
             if now <= direct.trusted_until {
