@@ -7,6 +7,7 @@ mod backoff;
 mod connect;
 mod early;
 #[cfg(test)]
+#[allow(clippy::unused_async, clippy::wildcard_enum_match_arm, reason = "test code")]
 pub(crate) mod fake;
 mod network;
 mod ping;

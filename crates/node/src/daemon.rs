@@ -204,8 +204,9 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
         }
         let state = self.state();
         let (browse_to_url, trouble) = (self.login.url.clone(), self.login.trouble.clone());
+        let logging_in = self.login.phase != lifecycle::Login::Idle;
         self.out.bus.send_if_modified(|present| {
-            let bus = Bus { state, browse_to_url, trouble, logins: present.logins };
+            let bus = Bus { state, browse_to_url, trouble, logging_in, logins: present.logins };
             let changed = *present != bus;
             if changed {
                 tracing::debug!(state = bus.state.name(), "state");

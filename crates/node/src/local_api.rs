@@ -97,6 +97,8 @@ pub struct Bus {
     pub browse_to_url: String,
     /// What went wrong last, until it is over.
     pub trouble: Option<Trouble>,
+    /// A login is under way: the server is asked, or a person must visit a page.
+    pub logging_in: bool,
     /// How many logins have succeeded since the daemon started.
     pub logins: u64,
 }

@@ -16,13 +16,7 @@ use crate::logging::{Format, Level};
 )]
 pub(crate) struct Cli {
     /// How log lines look on standard error. WARREN_LOG sets what is logged (for example `debug` or `warren_relay=trace`).
-    #[arg(
-        long,
-        global = true,
-        value_enum,
-        default_value_t,
-        hide_short_help = true
-    )]
+    #[arg(long, global = true, value_enum, default_value_t, hide_short_help = true)]
     pub(crate) log_format: Format,
 
     #[command(subcommand)]
@@ -84,11 +78,7 @@ mod tests {
         let root = Cli::command();
         let mut open = vec![&root];
         while let Some(command) = open.pop() {
-            assert!(
-                command.get_about().is_some(),
-                "`{}` has none",
-                command.get_name()
-            );
+            assert!(command.get_about().is_some(), "`{}` has none", command.get_name());
             open.extend(command.get_subcommands());
         }
     }

@@ -13,7 +13,7 @@ pub(crate) enum Exit {
     General = 1,
     /// The command line cannot be understood, or contradicts itself.
     Usage = 2,
-    /// The daemon or the server does not answer on its socket.
+    /// The daemon does not answer on its socket, or the server on its address.
     Unreachable = 3,
     /// The caller may not do this.
     Permission = 4,
@@ -35,7 +35,7 @@ Exit codes:
   0  done
   1  failed
   2  the command line is wrong
-  3  the daemon or server does not answer on its socket
+  3  the daemon or the server cannot be reached
   4  no permission
   5  refused by the server
   6  timed out
@@ -53,10 +53,7 @@ pub(crate) struct Failure {
 impl Failure {
     /// Makes a failure; `text` says what is wrong and what to do next, in one line.
     pub(crate) fn new(exit: Exit, text: impl fmt::Display) -> Self {
-        Self {
-            exit,
-            text: text.to_string(),
-        }
+        Self { exit, text: text.to_string() }
     }
 
     /// Returns the code.
@@ -109,11 +106,7 @@ pub(crate) fn from_usage(error: &clap::Error) -> ExitCode {
     let wrong = error.use_stderr();
     // A closed pipe is no failure.
     drop(error.print());
-    if wrong {
-        ExitCode::from(Exit::Usage as u8)
-    } else {
-        ExitCode::SUCCESS
-    }
+    if wrong { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS }
 }
 
 #[cfg(test)]
@@ -130,9 +123,6 @@ mod tests {
     #[test]
     fn a_chain_of_causes_is_told_from_the_outside_in() {
         let error = anyhow::anyhow!("disk full").context("cannot write the backup");
-        assert_eq!(
-            Failure::from(error).to_string(),
-            "cannot write the backup: disk full"
-        );
+        assert_eq!(Failure::from(error).to_string(), "cannot write the backup: disk full");
     }
 }

@@ -92,13 +92,14 @@ fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Fa
 }
 
 impl From<ClientError> for Failure {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "every other kind has the general code")]
     fn from(error: ClientError) -> Self {
-        let exit = if matches!(error, ClientError::NoDaemon(_)) {
-            Exit::Unreachable
-        } else if matches!(error, ClientError::SocketPermission(_) | ClientError::Denied(_)) {
-            Exit::Permission
-        } else {
-            Exit::General
+        let exit = match error {
+            ClientError::NoDaemon(_) => Exit::Unreachable,
+            ClientError::SocketPermission(_) | ClientError::Denied(_) => Exit::Permission,
+            ClientError::Refused { status: 400, .. } => Exit::Usage,
+            ClientError::Refused { status: 404, .. } => Exit::NotFound,
+            _ => Exit::General,
         };
         Self::new(exit, error)
     }

@@ -27,24 +27,11 @@ pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Result<(), Failure> {
 }
 
 /// Writes rows below headings, columns aligned; control characters are replaced.
-#[cfg_attr(
-    not(feature = "server"),
-    expect(dead_code, reason = "only lists of the server are tables so far")
-)]
-pub(crate) fn table<const N: usize>(
-    headings: [&str; N],
-    rows: &[[String; N]],
-) -> Result<(), Failure> {
-    let clean = |cell: &str| -> String {
-        cell.chars()
-            .map(|c| if c.is_control() { '?' } else { c })
-            .collect()
-    };
+#[cfg_attr(not(feature = "server"), expect(dead_code, reason = "only lists of the server are tables so far"))]
+pub(crate) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> Result<(), Failure> {
+    let clean = |cell: &str| -> String { cell.chars().map(|c| if c.is_control() { '?' } else { c }).collect() };
     let mut lines = vec![headings.map(str::to_owned)];
-    lines.extend(
-        rows.iter()
-            .map(|row| row.each_ref().map(|cell| clean(cell))),
-    );
+    lines.extend(rows.iter().map(|row| row.each_ref().map(|cell| clean(cell))));
     let mut widths = [0; N];
     for row in &lines {
         for (width, cell) in widths.iter_mut().zip(row) {

@@ -40,21 +40,13 @@ impl Role {
 
     /// Returns where the daemon of this role listens for commands.
     pub(crate) fn socket(self) -> PathBuf {
-        if is_root() {
-            self.system_socket()
-        } else {
-            self.own_socket()
-        }
+        if is_root() { self.system_socket() } else { self.own_socket() }
     }
 
     /// Returns where a command finds the daemon: the caller's own, else the system's.
     pub(crate) fn find_socket(self) -> PathBuf {
         let own = self.socket();
-        if own.exists() {
-            own
-        } else {
-            self.system_socket()
-        }
+        if own.exists() { own } else { self.system_socket() }
     }
 
     fn system_socket(self) -> PathBuf {

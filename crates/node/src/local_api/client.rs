@@ -39,9 +39,14 @@ pub enum ClientError {
     /// The daemon says that this user may not.
     #[error("{0}; use sudo, or once: sudo warren set --operator=$USER")]
     Denied(String),
-    /// The daemon refused or failed; the text is for the user.
-    #[error("{0}")]
-    Refused(String),
+    /// The daemon refused or failed.
+    #[error("{text}")]
+    Refused {
+        /// HTTP status: 400 for a request that makes no sense, 404 for something that does not exist.
+        status: u16,
+        /// What to tell the user.
+        text: String,
+    },
     /// The daemon went away or sent nonsense.
     #[error("the warren node broke off: {0}")]
     Broken(String),
@@ -90,7 +95,11 @@ impl Client {
             return Ok(body);
         }
         let text = refusal_text(&body);
-        Err(if status == StatusCode::FORBIDDEN { ClientError::Denied(text) } else { ClientError::Refused(text) })
+        Err(if status == StatusCode::FORBIDDEN {
+            ClientError::Denied(text)
+        } else {
+            ClientError::Refused { status: status.as_u16(), text }
+        })
     }
 
     /// Follows the bus, beginning with the present state.
@@ -100,7 +109,8 @@ impl Client {
     pub async fn watch(&self) -> Result<Watcher, ClientError> {
         let response = self.send(Method::GET, "watch-ipn-bus?mask=2", Bytes::new()).await?;
         if !response.status().is_success() {
-            return Err(ClientError::Refused(format!("status {}", response.status())));
+            let status = response.status().as_u16();
+            return Err(ClientError::Refused { status, text: format!("the node answered with status {status}") });
         }
         Ok(Watcher { body: response.into_body(), buffer: BytesMut::new() })
     }

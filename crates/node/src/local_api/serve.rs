@@ -359,6 +359,7 @@ fn changes(before: &Bus, now: &Bus, see_url: bool) -> Notify {
     let trouble = (now.trouble != before.trouble).then(|| now.trouble.clone()).flatten();
     Notify {
         state: (now.state != before.state).then(|| now.state.number()),
+        logging_in: (now.logging_in != before.logging_in).then_some(now.logging_in),
         login_finished: (now.logins != before.logins).then(LoginFinished::default),
         browse_to_url: (url_changed && !now.browse_to_url.is_empty()).then(|| now.browse_to_url.clone()),
         err_message: trouble.as_ref().map(|trouble| trouble.text.clone()),

@@ -195,6 +195,9 @@ pub struct Notify {
     /// Settings, only in the first line and if asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefs: Option<Prefs>,
+    /// A login is under way. Our own member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logging_in: Option<bool>,
     /// A login has succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub login_finished: Option<LoginFinished>,

@@ -1,5 +1,6 @@
 //! `warren node`: the daemon.
 
+use std::io;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -10,6 +11,7 @@ use warren_node::daemon::{Daemon, Ended};
 use warren_node::engine::{self, StartError};
 use warren_node::local_api::{self, ListenError};
 use warren_node::state::{StateError, Store};
+use warren_os::FileError;
 
 use crate::exit::{Exit, Failure, OrExit};
 use crate::paths::Role;
@@ -17,8 +19,15 @@ use crate::paths::Role;
 /// Engine events that may wait for the daemon.
 const EVENTS: usize = 64;
 
+/// What `--help` adds.
+const ENVIRONMENT: &str = "\
+Environment:
+  WARREN_LOG     what is logged, for example debug or warren_node=trace
+  SSL_CERT_FILE  certificates of the authorities that may vouch for an https server, instead of the system's";
+
 /// Arguments of `warren node`.
 #[derive(Debug, Args)]
+#[command(after_long_help = ENVIRONMENT)]
 pub(crate) struct Node {
     /// Directory that holds the keys and settings of this machine.
     #[arg(long, value_name = "DIR")]
@@ -81,27 +90,42 @@ fn stopped() -> Result<impl Future<Output = ()>, Failure> {
 }
 
 impl From<StateError> for Failure {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "every other kind has the general code")]
     fn from(error: StateError) -> Self {
-        let exit = if matches!(error, StateError::InUse(_)) { Exit::AlreadyRunning } else { Exit::General };
+        let exit = match &error {
+            StateError::InUse(_) => Exit::AlreadyRunning,
+            StateError::File(FileError::NotOurs { .. }) => Exit::Permission,
+            StateError::File(FileError::Io { source, .. }) | StateError::Read { source, .. } => of_io(source),
+            _ => Exit::General,
+        };
         Self::new(exit, error)
     }
 }
 
 impl From<ListenError> for Failure {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "every other kind has the general code")]
     fn from(error: ListenError) -> Self {
-        let exit = if matches!(error, ListenError::InUse(_)) { Exit::AlreadyRunning } else { Exit::General };
+        let exit = match &error {
+            ListenError::InUse(_) => Exit::AlreadyRunning,
+            ListenError::Io { source, .. } => of_io(source),
+            _ => Exit::General,
+        };
         Self::new(exit, error)
     }
 }
 
+fn of_io(error: &io::Error) -> Exit {
+    if error.kind() == io::ErrorKind::PermissionDenied { Exit::Permission } else { Exit::General }
+}
+
 impl From<StartError> for Failure {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "every other kind has the general code")]
     fn from(error: StartError) -> Self {
-        let exit = if matches!(error, StartError::Permission(_)) {
-            Exit::Permission
-        } else if matches!(error, StartError::InterfaceBusy(_) | StartError::PortBusy(_)) {
-            Exit::AlreadyRunning
-        } else {
-            Exit::Unsupported
+        let exit = match error {
+            StartError::NoTun => Exit::Unsupported,
+            StartError::Permission(_) => Exit::Permission,
+            StartError::InterfaceBusy(_) | StartError::PortBusy(_) => Exit::AlreadyRunning,
+            _ => Exit::General,
         };
         Self::new(exit, error)
     }

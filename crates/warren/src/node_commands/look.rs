@@ -6,10 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 use clap::Args;
 use serde::Deserialize;
 use serde_json::Value;
+use warren_node::local_api::ClientError;
 use warren_node::local_api::types::Status;
 
 use super::{Socket, clean, peers};
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::output;
 
 /// Arguments of `warren whois`.
@@ -62,14 +63,12 @@ impl Whois {
             let status: Status = client.get("status").await?;
             let node = peers::find(&status, &self.who)?;
             let first = node.tailscale_ips.first().copied();
-            first.ok_or_else(|| {
-                Failure::new(crate::exit::Exit::NotFound, format_args!("{} has no tailnet address", self.who))
-            })?
+            first.ok_or_else(|| Failure::new(Exit::NotFound, format_args!("{} has no tailnet address", self.who)))?
         };
         let answer: Value = match client.get(&format!("whois?addr={address}")).await {
-            Err(warren_node::local_api::ClientError::Refused(_)) => {
+            Err(ClientError::Refused { status: 404, .. }) => {
                 let text = format!("no node has the address {address}; see: warren status");
-                return Err(Failure::new(crate::exit::Exit::NotFound, text));
+                return Err(Failure::new(Exit::NotFound, text));
             }
             answer => answer?,
         };

@@ -109,7 +109,7 @@ impl Set {
     }
 }
 
-/// Returns the changes that put every setting that `up` and `set` know back to its default.
+/// Returns the changes that put every setting that `up` knows back to its default, apart from the server.
 pub(super) fn defaults() -> Changes {
     let Value::Object(all) = json!({
         "Hostname": "", "HostnameSet": true,

@@ -130,10 +130,11 @@ async fn a_login_by_choice_leaves_the_tunnels_up_until_it_is_done() {
     assert_eq!(request.old_node_key.unwrap().to_string(), old);
     reply.send(visit("https://s/register/2")).unwrap();
     let bus = node.bus(|bus| !bus.browse_to_url.is_empty()).await;
-    assert_eq!((bus.state, bus.logins), (State::Running, 1));
+    assert_eq!((bus.state, bus.logging_in, bus.logins), (State::Running, true, 1));
     assert!(node.updates().is_empty());
     node.join(map(&[2])).await;
-    assert_eq!(node.shared.bus.borrow().logins, 2);
+    let bus = node.shared.bus.borrow().clone();
+    assert_eq!((bus.logging_in, bus.logins), (false, 2));
     let updates = node.updates();
     let [update] = &updates[..] else { panic!("{updates:?}") };
     let Some(LocalUpdate::Up(local)) = &update.local else { panic!("{update:?}") };

@@ -120,10 +120,10 @@ async fn refusals_reach_the_client_as_text() {
     let bad = client.request(Method::PATCH, "prefs", "{".into()).await.unwrap_err();
     assert_eq!(bad.to_string(), "invalid JSON body");
     let long = client.request(Method::PATCH, "prefs", vec![b' '; body::MAX_BODY + 1].into()).await;
-    assert!(matches!(long, Err(ClientError::Refused(_) | ClientError::Broken(_))), "{long:?}");
+    assert!(matches!(long, Err(ClientError::Refused { .. } | ClientError::Broken(_))), "{long:?}");
     // A verb that this daemon never answers must not hang the caller once the daemon drops it.
     let status = client.get::<Status>("status").await;
-    assert!(matches!(status, Err(ClientError::Refused(_))));
+    assert!(matches!(status, Err(ClientError::Refused { .. })));
 }
 
 #[tokio::test]
