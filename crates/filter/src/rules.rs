@@ -14,7 +14,7 @@ use crate::prefix::PrefixTable;
 /// Rules only allow, so that their order does not matter. They are kept by source: rules with equal sources form a
 /// group, a table leads from an address to the groups of every prefix that contains it, and each group has a table of
 /// destinations with merged, sorted port ranges. A lookup costs O(g · log p), g being the number of groups that hold
-/// the source and p the ranges of one destination. Where a prefix is in more than [`CROWDED`] groups, these are merged
+/// the source and p the ranges of one destination. Where a prefix is in more than a few groups, these are merged
 /// into one, so that g is small whatever the number of rules. Memory is linear in the text of the rules, plus a bounded
 /// part for merged groups. Destinations outside the local nets are left out.
 #[derive(Debug, Clone, Default)]

@@ -67,9 +67,16 @@ fn parse_hex(text: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-/// Writes lowercase hex digits.
-fn write_hex(bytes: &[u8], f: &mut impl fmt::Write) -> fmt::Result {
-    bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+/// Writes lowercase hex digits; leaves no copy of them behind.
+fn write_hex(bytes: &[u8; 32], f: &mut impl fmt::Write) -> fmt::Result {
+    let digit = |nibble: u8| if nibble < 10 { b'0' + nibble } else { b'a' - 10 + nibble };
+    let mut text = Zeroizing::new([0; 64]);
+    let (pairs, _) = text.as_chunks_mut::<2>();
+    for (pair, byte) in pairs.iter_mut().zip(bytes) {
+        *pair = [digit(byte >> 4), digit(byte & 15)];
+    }
+    // Digits are ASCII.
+    f.write_str(std::str::from_utf8(text.as_slice()).unwrap_or_default())
 }
 
 macro_rules! public_key {
@@ -223,7 +230,7 @@ macro_rules! secret_key {
                 let mut text = Zeroizing::new(String::with_capacity(72));
                 text.push_str(STORAGE_PREFIX);
                 // Writing to a String cannot fail, and it has room enough not to move.
-                let _ = write_hex(self.0.as_slice(), &mut *text);
+                let _ = write_hex(&self.0, &mut *text);
                 text
             }
 

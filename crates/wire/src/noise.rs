@@ -95,7 +95,7 @@ pub enum NoiseError {
     /// The counter of a direction is used up.
     #[error("too many records on one connection")]
     Exhausted,
-    /// The server refused with this text, which is not authenticated.
+    /// The server refused with this text, which is not authenticated; without control characters.
     #[error("the server refused: {0}")]
     Refused(String),
 }
@@ -181,7 +181,9 @@ impl Initiator {
         let (kind, length) = parse_header(header);
         if kind == TYPE_ERROR {
             let text = body.get(..length.min(body.len()).min(ERROR_TEXT_MAX)).unwrap_or_default();
-            return Err(NoiseError::Refused(String::from_utf8_lossy(text).into_owned()));
+            // Anybody on the way can write this, and somebody may print it on a terminal.
+            let printable = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+            return Err(NoiseError::Refused(String::from_utf8_lossy(text).chars().map(printable).collect()));
         }
         if kind != TYPE_RESPONSE {
             return Err(NoiseError::Type { found: kind, wanted: TYPE_RESPONSE });
@@ -328,8 +330,10 @@ impl Sealer {
         let start = out.len();
         out.extend_from_slice(plaintext);
         let body = out.get_mut(start..).unwrap_or_default();
-        let tag =
-            self.0.key.seal_in_place_separate_tag(nonce, Aad::empty(), body).map_err(|_| NoiseError::Exhausted)?;
+        let Ok(tag) = self.0.key.seal_in_place_separate_tag(nonce, Aad::empty(), body) else {
+            out.truncate(start - HEADER_BYTES);
+            return Err(NoiseError::Exhausted);
+        };
         out.extend_from_slice(tag.as_ref());
         Ok(())
     }

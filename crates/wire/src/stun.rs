@@ -6,10 +6,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Bytes of a request.
 pub const REQUEST_BYTES: usize = 40;
+/// Most bytes of a request that is looked at, so that checksums of long ones cannot keep a server busy.
+const REQUEST_MAX_BYTES: usize = 256;
 
 /// Names a request; its answer repeats it.
 pub type TransactionId = [u8; 12];
 
+const HEADER_BYTES: usize = 20;
 const COOKIE: [u8; 4] = [0x21, 0x12, 0xA4, 0x42];
 const SOFTWARE: [u8; 12] = *b"\x80\x22\x00\x08tailnode";
 const FINGERPRINT: [u8; 4] = [0x80, 0x28, 0, 4];
@@ -59,7 +62,13 @@ pub fn request(id: &TransactionId) -> [u8; REQUEST_BYTES] {
 /// # Errors
 /// [`StunError`] for everything else.
 pub fn parse_request(bytes: &[u8]) -> Result<TransactionId, StunError> {
+    if bytes.len() > REQUEST_MAX_BYTES {
+        return Err(StunError::Foreign);
+    }
     let (id, body) = header(bytes, [0, 1])?;
+    if body.len() + HEADER_BYTES != bytes.len() {
+        return Err(StunError::Foreign);
+    }
     let (rest, sum) = bytes.split_last_chunk::<4>().ok_or(StunError::Truncated)?;
     let covered = rest.strip_suffix(&FINGERPRINT).ok_or(StunError::Foreign)?;
     let software = Attributes(body).find(|&(kind, _)| kind == 0x8022).map(|(_, value)| value);
@@ -219,6 +228,20 @@ mod tests {
         bad[24] ^= 1;
         assert_eq!(parse_request(&bad), Err(StunError::Foreign));
         assert_eq!(parse_request(&good[..20]), Err(StunError::Truncated));
+        // The right end, but behind the message, or behind far too much of it.
+        let around = |length: usize, filling: usize| {
+            let mut bytes = good[..32].to_vec();
+            bytes[2..4].copy_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
+            bytes.extend([&[0x80, 0x23], u16::try_from(filling).unwrap().to_be_bytes().as_slice()].concat());
+            bytes.resize(36 + filling, 7);
+            let sum = crc32(&bytes) ^ FINGERPRINT_XOR;
+            bytes.extend(FINGERPRINT);
+            bytes.extend(sum.to_be_bytes());
+            bytes
+        };
+        assert_eq!(parse_request(&around(24 + 8, 8)), Ok([1; 12]));
+        assert_eq!(parse_request(&around(24, 8)), Err(StunError::Foreign));
+        assert_eq!(parse_request(&around(24 + 1000, 1000)), Err(StunError::Foreign));
         assert_eq!(parse_request(b"\0\x01\0\0\x21\x12\xa4\x42............"), Err(StunError::Foreign));
     }
 

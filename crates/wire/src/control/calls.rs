@@ -1,6 +1,6 @@
 //! Further calls over Noise, and pings. Source: Tailscale `tailcfg`.
 
-use super::json::{is_default, real_key};
+use super::json::{is_default, lossy, real_key};
 use super::{Blob, CapabilityVersion, NodeId, RawJson, RegionId, Time};
 use crate::key::NodeKey;
 use serde::{Deserialize, Serialize};
@@ -22,8 +22,8 @@ pub struct PingRequest {
     pub log: bool,
     /// Empty for a plain answer, `c2n`, or kinds of pings joined by commas. Always written: tailscale-rs demands it.
     pub types: String,
-    /// Whom to ping.
-    #[serde(rename = "IP", skip_serializing_if = "is_default")]
+    /// Whom to ping. Older Go servers write none as an empty text.
+    #[serde(rename = "IP", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub ip: Option<IpAddr>,
     /// The request to run, raw HTTP/1.
     #[serde(skip_serializing_if = "is_default")]

@@ -1,8 +1,9 @@
 //! The relay map. Source: Tailscale `tailcfg`, `DERPMap`.
 
 use super::RegionId;
-use super::json::is_default;
+use super::json::{is_default, lossy, reread};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 
 /// Regions of relays. In a map message an absent part keeps what the client had.
@@ -12,20 +13,18 @@ pub struct DerpMap {
     /// Parameters of the choice of a home region.
     #[serde(skip_serializing_if = "is_default")]
     pub home_params: Option<DerpHomeParams>,
-    /// Regions by number.
-    #[serde(deserialize_with = "without_null_regions", skip_serializing_if = "is_default")]
+    /// Regions by number; malformed ones, and those of number zero, are left out.
+    #[serde(deserialize_with = "sound_regions", skip_serializing_if = "is_default")]
     pub regions: Option<BTreeMap<RegionId, DerpRegion>>,
     /// Leaves out the regions that the client brings along.
     #[serde(rename = "omitDefaultRegions", skip_serializing_if = "is_default")]
     pub omit_default_regions: bool,
 }
 
-fn without_null_regions<'de, D: Deserializer<'de>>(
-    from: D,
-) -> Result<Option<BTreeMap<RegionId, DerpRegion>>, D::Error> {
-    let regions = Option::<BTreeMap<RegionId, Option<DerpRegion>>>::deserialize(from)?;
-    let present = |(id, region): (RegionId, Option<DerpRegion>)| region.map(|region| (id, region));
-    Ok(regions.map(|regions| regions.into_iter().filter_map(present).collect()))
+fn sound_regions<'de, D: Deserializer<'de>>(from: D) -> Result<Option<BTreeMap<RegionId, DerpRegion>>, D::Error> {
+    let regions = Option::<BTreeMap<RegionId, &RawValue>>::deserialize(from)?;
+    let sound = |(id, region): (RegionId, _)| Some((id.known()?, reread::<Option<DerpRegion>>(region)??));
+    Ok(regions.map(|regions| regions.into_iter().filter_map(sound).collect()))
 }
 
 /// Parameters of the choice of a home region.
@@ -85,13 +84,13 @@ pub struct DerpNode {
     #[serde(rename = "IPv6", skip_serializing_if = "is_default")]
     pub ipv6: String,
     /// STUN port; 0 is 3478, −1 is no STUN.
-    #[serde(rename = "STUNPort", skip_serializing_if = "is_default")]
+    #[serde(rename = "STUNPort", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub stun_port: i32,
     /// Only STUN, no relay.
     #[serde(rename = "STUNOnly", skip_serializing_if = "is_default")]
     pub stun_only: bool,
     /// Relay port; 0 is 443.
-    #[serde(rename = "DERPPort", skip_serializing_if = "is_default")]
+    #[serde(rename = "DERPPort", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub derp_port: u16,
     /// For tests: certificates are not checked.
     #[serde(skip_serializing_if = "is_default")]

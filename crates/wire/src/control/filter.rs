@@ -1,7 +1,7 @@
 //! Rules of the packet filter. Source: Tailscale `tailcfg`, `FilterRule`.
 
 use super::CapMap;
-use super::json::{is_default, lossy_list};
+use super::json::{is_default, lossy_list, sound_entries};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -10,19 +10,19 @@ use serde::{Deserialize, Serialize};
 #[serde(default, rename_all = "PascalCase")]
 pub struct FilterRule {
     /// Each an address, a prefix, a range `a-b`, `*`, or `cap:<capability>`.
-    #[serde(rename = "SrcIPs")]
+    #[serde(rename = "SrcIPs", deserialize_with = "sound_entries")]
     pub src_ips: Vec<String>,
     /// Ancient prefix lengths of the sources. Never sent; a receiver refuses the whole filter for it.
     #[serde(skip_serializing_if = "is_default")]
     pub src_bits: Vec<i64>,
-    /// Where to, of a network rule.
-    #[serde(skip_serializing_if = "is_default")]
+    /// Where to, of a network rule; without malformed entries.
+    #[serde(deserialize_with = "sound_entries", skip_serializing_if = "is_default")]
     pub dst_ports: Vec<NetPortRange>,
     /// IP protocols; empty is TCP, UDP and both ICMPs. Values outside 0 to 255 are skipped.
     #[serde(rename = "IPProto", skip_serializing_if = "is_default")]
     pub ip_proto: Vec<i64>,
-    /// What an application rule grants.
-    #[serde(skip_serializing_if = "is_default")]
+    /// What an application rule grants; without malformed entries.
+    #[serde(deserialize_with = "sound_entries", skip_serializing_if = "is_default")]
     pub cap_grant: Vec<CapGrant>,
 }
 

@@ -9,8 +9,22 @@ use std::fmt;
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident, $number:ty) => {
+        number! { @type $(#[$doc])* #[derive(Deserialize)] $name, $number }
+    };
+    // Numbers out of range are read as `$other`.
+    ($(#[$doc:meta])* $name:ident, $number:ty, $other:expr) => {
+        number! { @type $(#[$doc])* $name, $number }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                let other: fn(i64) -> $number = $other;
+                from.deserialize_i64(Number).map(|number| Self(<$number>::try_from(number).unwrap_or_else(|_| other(number))))
+            }
+        }
+    };
+    (@type $(#[$doc:meta])* $name:ident, $number:ty) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
         #[serde(transparent)]
         pub struct $name(pub $number);
 
@@ -32,11 +46,34 @@ number! {
 }
 number! {
     /// Number of a relay region; zero is no region, 900 to 999 are left to those who run their own.
-    RegionId, u16
+    ///
+    /// A number out of range is read as zero: one strange region must not spoil a map.
+    RegionId, u16, |_| 0
 }
 number! {
     /// Capability version of a client: which behaviours of the protocol it knows.
-    CapabilityVersion, u16
+    ///
+    /// A number out of range is read as the nearest one.
+    CapabilityVersion, u16, |number| if number < 0 { 0 } else { u16::MAX }
+}
+
+/// Reads an integer, clamped to 64 bits.
+struct Number;
+
+impl de::Visitor<'_> for Number {
+    type Value = i64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an integer")
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<i64, E> {
+        Ok(number)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<i64, E> {
+        Ok(i64::try_from(number).unwrap_or(i64::MAX))
+    }
 }
 
 impl RegionId {

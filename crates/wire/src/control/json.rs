@@ -1,10 +1,11 @@
 //! Reading and writing JSON documents of the control protocol, and the serde helpers its types share.
 
 use super::lenient::Lenient;
-use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error, SeqAccess, Visitor};
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use std::fmt;
+use std::marker::PhantomData;
 
 /// Largest document that [`from_json`] reads, in bytes.
 ///
@@ -13,6 +14,20 @@ pub const DOCUMENT_MAX_BYTES: usize = 64 << 20;
 
 /// Deepest nesting of lists and objects that is read; the deepest type of the protocol needs 8, raw values some more.
 pub const DOCUMENT_MAX_DEPTH: usize = 48;
+
+/// Most values that are read from a document of any length; longer ones may have one more for every [`VALUE_BYTES`].
+///
+/// A value of two bytes can become a structure of hundreds, so that length alone bounds no memory.
+const VALUES_MAX: usize = 65_536;
+
+/// Fewest bytes that a value has on average in long documents; in honest maps it has about 20.
+const VALUE_BYTES: usize = 8;
+
+/// Most entries that are read of a list of which a client sends few.
+pub(super) const LIST_MAX: usize = 1_024;
+
+/// Most bytes that are read of a text that a client says of itself.
+const TEXT_MAX_BYTES: usize = 1_024;
 
 /// Says why a document was not read. Carries no text of the document, so it is safe to log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +47,12 @@ pub enum JsonError {
         /// Allowed depth.
         limit: usize,
     },
+    /// The document is made of far more values than one of its length should be.
+    #[error("more than {limit} values")]
+    TooMany {
+        /// Allowed number for this length.
+        limit: usize,
+    },
     /// The text is not JSON, or a value is not of the kind that its place needs.
     #[error("{reason} at line {line} column {column}")]
     Malformed {
@@ -47,7 +68,7 @@ pub enum JsonError {
 /// Reads a document of up to [`DOCUMENT_MAX_BYTES`]: names match without regard to ASCII case, `null` is absent, unknown names are ignored.
 ///
 /// # Errors
-/// [`JsonError`] if the document is too large, too deep, or not of this type.
+/// [`JsonError`] if the document is too large or too deep, has too many values, or is not of this type.
 pub fn from_json<T: DeserializeOwned>(document: &[u8]) -> Result<T, JsonError> {
     from_json_up_to(document, DOCUMENT_MAX_BYTES)
 }
@@ -60,9 +81,7 @@ pub fn from_json_up_to<T: DeserializeOwned>(document: &[u8], limit: usize) -> Re
     if document.len() > limit {
         return Err(JsonError::TooLarge { size: document.len(), limit });
     }
-    if !nested_at_most(document, DOCUMENT_MAX_DEPTH) {
-        return Err(JsonError::TooDeep { limit: DOCUMENT_MAX_DEPTH });
-    }
+    check_shape(document)?;
     let mut reader = serde_json::Deserializer::from_slice(document);
     let value = T::deserialize(Lenient(&mut reader)).map_err(malformed)?;
     reader.end().map_err(malformed)?;
@@ -92,8 +111,10 @@ fn malformed(error: serde_json::Error) -> JsonError {
     JsonError::Malformed { line: error.line(), column: error.column(), reason }
 }
 
-/// Counts brackets outside strings.
-fn nested_at_most(document: &[u8], limit: usize) -> bool {
+/// Counts brackets and commas outside strings.
+fn check_shape(document: &[u8]) -> Result<(), JsonError> {
+    let most_values = VALUES_MAX.saturating_add(document.len() / VALUE_BYTES);
+    let mut values = 0_usize;
     let mut depth = 0_usize;
     let mut in_string = false;
     let mut escaped = false;
@@ -104,15 +125,17 @@ fn nested_at_most(document: &[u8], limit: usize) -> bool {
             (_, b'"') => in_string = !in_string,
             (false, b'[' | b'{') => {
                 depth = depth.saturating_add(1);
-                if depth > limit {
-                    return false;
+                values = values.saturating_add(1);
+                if depth > DOCUMENT_MAX_DEPTH {
+                    return Err(JsonError::TooDeep { limit: DOCUMENT_MAX_DEPTH });
                 }
             }
             (false, b']' | b'}') => depth = depth.saturating_sub(1),
+            (false, b',') => values = values.saturating_add(1),
             _ => {}
         }
     }
-    true
+    if values > most_values { Err(JsonError::TooMany { limit: most_values }) } else { Ok(()) }
 }
 
 /// Tells whether a field holds its zero value and is left out.
@@ -126,11 +149,15 @@ pub(super) fn lossy<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(fr
     Ok(reread(raw).unwrap_or_default())
 }
 
-/// Reads a list, leaving out malformed entries.
+/// Reads a short text; a malformed or longer one counts as absent.
+pub(super) fn short_text<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let text: String = lossy(from)?;
+    Ok(if text.len() > TEXT_MAX_BYTES { String::new() } else { text })
+}
+
+/// Reads a list, leaving out malformed entries; what is no list counts as absent.
 pub(super) fn lossy_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
-    let raw = <&RawValue>::deserialize(from)?;
-    let entries: Vec<&RawValue> = reread(raw).unwrap_or_default();
-    Ok(entries.into_iter().filter_map(reread).collect())
+    lossy_optional_list(from).map(Option::unwrap_or_default)
 }
 
 /// Reads a list that may be absent, leaving out malformed entries.
@@ -140,8 +167,69 @@ where
     T: Deserialize<'de>,
 {
     let raw = <&RawValue>::deserialize(from)?;
-    let entries: Option<Vec<&RawValue>> = reread(raw).unwrap_or_default();
-    Ok(entries.map(|entries| entries.into_iter().filter_map(reread).collect()))
+    Ok(entries(raw, usize::MAX, reread).unwrap_or_default())
+}
+
+/// Reads the first [`LIST_MAX`] entries of a list, leaving out malformed ones; what is no list counts as absent.
+pub(super) fn short_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    let raw = <&RawValue>::deserialize(from)?;
+    Ok(entries(raw, LIST_MAX, reread).unwrap_or_default().unwrap_or_default())
+}
+
+/// Reads the first [`LIST_MAX`] entries of a list in which places count: `read` makes something of each.
+pub(super) fn places<'de, D, T>(from: D, mut read: impl FnMut(&'de RawValue) -> T) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let raw = <&RawValue>::deserialize(from)?;
+    Ok(entries(raw, LIST_MAX, |entry| Some(read(entry))).unwrap_or_default().unwrap_or_default())
+}
+
+/// Reads a list and leaves out malformed entries, so that one bad record does not spoil the others.
+pub(super) fn sound_entries<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    let raw = <&RawValue>::deserialize(from)?;
+    match entries(raw, usize::MAX, reread) {
+        Some(list) => Ok(list.unwrap_or_default()),
+        None => Err(D::Error::custom("not a list")),
+    }
+}
+
+/// Reads up to `max` entries of a list one by one; `Some(None)` for `null`, `None` for what is no list.
+fn entries<'de, T>(
+    raw: &'de RawValue,
+    max: usize,
+    read: impl FnMut(&'de RawValue) -> Option<T>,
+) -> Option<Option<Vec<T>>> {
+    struct Each<F, T> {
+        max: usize,
+        read: F,
+        kind: PhantomData<T>,
+    }
+
+    impl<'de, T, F: FnMut(&'de RawValue) -> Option<T>> Visitor<'de> for Each<F, T> {
+        type Value = Option<Vec<T>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list")
+        }
+
+        fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut found = Vec::new();
+            while let Some(entry) = list.next_element::<&RawValue>()? {
+                if found.len() < self.max {
+                    found.extend((self.read)(entry));
+                }
+            }
+            Ok(Some(found))
+        }
+    }
+
+    let each = Each { max, read, kind: PhantomData };
+    serde_json::Deserializer::from_str(raw.get()).deserialize_any(each).ok()
 }
 
 /// Reads a key that must be there: the all-zero key is refused.
@@ -157,7 +245,8 @@ where
     Ok(key)
 }
 
-fn reread<'de, T: Deserialize<'de>>(raw: &'de RawValue) -> Option<T> {
+/// Reads a value as `T`, as leniently as a whole document.
+pub(super) fn reread<'de, T: Deserialize<'de>>(raw: &'de RawValue) -> Option<T> {
     T::deserialize(Lenient(&mut serde_json::Deserializer::from_str(raw.get()))).ok()
 }
 
@@ -169,11 +258,9 @@ impl RawJson {
     /// Makes a raw value of JSON text.
     ///
     /// # Errors
-    /// [`JsonError`] if the text is not one JSON value, or is nested too deeply.
+    /// [`JsonError`] if the text is not one JSON value, is nested too deeply or has too many values.
     pub fn parse(text: &str) -> Result<Self, JsonError> {
-        if !nested_at_most(text.as_bytes(), DOCUMENT_MAX_DEPTH) {
-            return Err(JsonError::TooDeep { limit: DOCUMENT_MAX_DEPTH });
-        }
+        check_shape(text.as_bytes())?;
         RawValue::from_string(text.to_owned()).map(Self).map_err(malformed)
     }
 

@@ -1,6 +1,6 @@
 //! The map: `POST /machine/map`. Source: Tailscale `tailcfg`, `MapRequest` and `MapResponse`.
 
-use super::json::{is_default, lossy, lossy_list, lossy_optional_list, real_key};
+use super::json::{is_default, lossy, lossy_optional_list, places, real_key, reread, short_list, sound_entries};
 use super::{
     Blob, CapMap, CapabilityVersion, DerpMap, DnsConfig, EndpointType, FilterRule, Hostinfo, Node, NodeId, PingRequest,
     RegionId, SshPolicy, Time, UserProfile,
@@ -54,7 +54,7 @@ pub struct MapRequest {
     #[serde(default, deserialize_with = "endpoints_in_place", skip_serializing_if = "is_default")]
     pub endpoints: Vec<SocketAddr>,
     /// How it learned each of [`Self::endpoints`].
-    #[serde(default, deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
+    #[serde(default, deserialize_with = "kinds_in_place", skip_serializing_if = "is_default")]
     pub endpoint_types: Vec<EndpointType>,
     /// Head of the tailnet lock that the client holds.
     #[serde(rename = "TKAHead", default, skip_serializing_if = "is_default")]
@@ -66,7 +66,7 @@ pub struct MapRequest {
     #[serde(default, skip_serializing_if = "is_default")]
     pub omit_peers: bool,
     /// Hints.
-    #[serde(default, deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
+    #[serde(default, deserialize_with = "short_list", skip_serializing_if = "is_default")]
     pub debug_flags: Vec<String>,
     /// Ignored.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -98,7 +98,7 @@ impl MapRequest {
         }
     }
 
-    /// Returns the endpoints that peers can use, with their kinds: no link-local, unspecified, multicast or malformed ones.
+    /// Returns the endpoints that peers can use, with their kinds: no link-local, unspecified, multicast, broadcast or malformed ones.
     pub fn usable_endpoints(&self) -> impl Iterator<Item = (SocketAddr, EndpointType)> + '_ {
         let kinds = self.endpoint_types.iter().copied().chain(std::iter::repeat(EndpointType::Unknown));
         self.endpoints.iter().copied().zip(kinds).filter(|(endpoint, _)| is_usable(*endpoint))
@@ -112,15 +112,33 @@ fn is_usable(endpoint: SocketAddr) -> bool {
         (SocketAddr::V6(v6), IpAddr::V6(address)) => address.is_unicast_link_local() || v6.scope_id() != 0,
         (SocketAddr::V4(_), IpAddr::V6(_)) => false,
     };
-    endpoint.port() != 0 && !address.is_unspecified() && !address.is_multicast() && !link_local
+    let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    endpoint.port() != 0 && !address.is_unspecified() && !address.is_multicast() && !link_local && !broadcast
 }
 
 /// Reads endpoints; a malformed one (a zone by name, for instance) keeps its place, since the kinds go by position.
 fn endpoints_in_place<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<SocketAddr>, D::Error> {
-    let texts: Vec<String> = lossy(from)?;
     let unusable = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    Ok(texts.iter().map(|text| text.parse().unwrap_or(unusable)).collect())
+    places(from, |entry| reread::<SocketAddr>(entry).unwrap_or(unusable))
 }
+
+fn kinds_in_place<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<EndpointType>, D::Error> {
+    places(from, |entry| reread(entry).unwrap_or_default())
+}
+
+/// Reads chunks of the filter, each without its malformed rules; as rules only allow, less is safe.
+fn chunks<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, Option<Vec<FilterRule>>>, D::Error> {
+    let chunks = BTreeMap::<String, Option<Rules>>::deserialize(from)?;
+    Ok(chunks.into_iter().map(|(name, rules)| (name, rules.map(|rules| rules.0))).collect())
+}
+
+fn optional_rules<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<FilterRule>>, D::Error> {
+    Ok(Option::<Rules>::deserialize(from)?.map(|rules| rules.0))
+}
+
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Rules(#[serde(deserialize_with = "sound_entries")] Vec<FilterRule>);
 
 /// One message of a map stream. An absent field is unchanged; in the first message it is empty.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -147,11 +165,11 @@ pub struct MapResponse {
     /// Relays.
     #[serde(rename = "DERPMap", skip_serializing_if = "is_default")]
     pub derp_map: Option<DerpMap>,
-    /// Complete list of peers, by number. Empty is unchanged and is never written.
-    #[serde(skip_serializing_if = "is_default")]
+    /// Complete list of peers, by number, without malformed ones. Empty is unchanged and is never written.
+    #[serde(deserialize_with = "sound_entries", skip_serializing_if = "is_default")]
     pub peers: Vec<Node>,
-    /// New or changed peers, complete.
-    #[serde(skip_serializing_if = "is_default")]
+    /// New or changed peers, complete, without malformed ones.
+    #[serde(deserialize_with = "sound_entries", skip_serializing_if = "is_default")]
     pub peers_changed: Vec<Node>,
     /// Peers that went.
     #[serde(skip_serializing_if = "is_default")]
@@ -172,16 +190,16 @@ pub struct MapResponse {
     #[serde(skip_serializing_if = "is_default")]
     pub domain: String,
     /// Whether the client should list its services.
-    #[serde(skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub collect_services: Option<bool>,
-    /// The filter's chunk `base`; empty blocks everything.
-    #[serde(skip_serializing_if = "is_default")]
+    /// The filter's chunk `base`, without malformed rules; empty blocks everything.
+    #[serde(deserialize_with = "optional_rules", skip_serializing_if = "is_default")]
     pub packet_filter: Option<Vec<FilterRule>>,
     /// Named chunks of the filter; `None` deletes one, `"*"` with `None` deletes all first.
-    #[serde(skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "chunks", skip_serializing_if = "is_default")]
     pub packet_filters: BTreeMap<String, Option<Vec<FilterRule>>>,
     /// Users, added or replaced.
-    #[serde(skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "sound_entries", skip_serializing_if = "is_default")]
     pub user_profiles: Vec<UserProfile>,
     /// Complaints to show; empty clears.
     #[serde(skip_serializing_if = "is_default")]
@@ -211,7 +229,7 @@ pub struct MapResponse {
     #[serde(skip_serializing_if = "is_default")]
     pub client_version: Option<ClientVersion>,
     /// Whether the client should update itself by default.
-    #[serde(skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub default_auto_update: Option<bool>,
 }
 
@@ -358,8 +376,8 @@ pub struct ControlDialPlan {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct ControlIpCandidate {
-    /// Address.
-    #[serde(rename = "IP", skip_serializing_if = "is_default")]
+    /// Address. Older Go servers write none as an empty text.
+    #[serde(rename = "IP", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub ip: Option<IpAddr>,
     /// Host of another kind of way.
     #[serde(rename = "ACEHost", skip_serializing_if = "is_default")]

@@ -1,6 +1,6 @@
 //! A node of the map. Source: Tailscale `tailcfg`, `Node`.
 
-use super::json::{is_default, lossy_list, lossy_optional_list, real_key};
+use super::json::{is_default, lossy, lossy_list, lossy_optional_list, real_key};
 use super::{Blob, CapMap, CapabilityVersion, Hostinfo, NodeId, RegionId, Resolver, Time, UserId};
 use crate::key::{DiscoKey, MachineKey, NodeKey};
 use ipnet::IpNet;
@@ -80,7 +80,7 @@ pub struct Node {
     #[serde(default, with = "super::time::zero_as_none", skip_serializing_if = "is_default")]
     pub last_seen: Option<Time>,
     /// Whether it is connected to the server; absent is unknown.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub online: Option<bool>,
     /// Whether it may take part.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -107,10 +107,20 @@ pub struct Node {
     #[serde(default, skip_serializing_if = "is_default")]
     pub expired: bool,
     /// IPv4 address by which this peer knows the receiver.
-    #[serde(rename = "SelfNodeV4MasqAddrForThisPeer", default, skip_serializing_if = "is_default")]
+    #[serde(
+        rename = "SelfNodeV4MasqAddrForThisPeer",
+        default,
+        deserialize_with = "lossy",
+        skip_serializing_if = "is_default"
+    )]
     pub self_node_v4_masq_addr_for_this_peer: Option<IpAddr>,
     /// IPv6 address by which this peer knows the receiver.
-    #[serde(rename = "SelfNodeV6MasqAddrForThisPeer", default, skip_serializing_if = "is_default")]
+    #[serde(
+        rename = "SelfNodeV6MasqAddrForThisPeer",
+        default,
+        deserialize_with = "lossy",
+        skip_serializing_if = "is_default"
+    )]
     pub self_node_v6_masq_addr_for_this_peer: Option<IpAddr>,
     /// A plain WireGuard peer: neither disco nor relay.
     #[serde(rename = "IsWireGuardOnly", default, skip_serializing_if = "is_default")]

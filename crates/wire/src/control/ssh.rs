@@ -1,7 +1,7 @@
 //! Who may log in over SSH. Source: Tailscale `tailcfg`, `SSHPolicy`. Names begin with a small letter here.
 
 use super::Time;
-use super::json::{is_default, lossy_list};
+use super::json::is_default;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -80,8 +80,8 @@ pub struct SshAction {
     /// Allows remote port forwarding.
     #[serde(skip_serializing_if = "is_default")]
     pub allow_remote_port_forwarding: bool,
-    /// Session recorders.
-    #[serde(deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
+    /// Session recorders. None may get lost, or sessions would go unrecorded: a malformed one spoils the document.
+    #[serde(skip_serializing_if = "is_default")]
     pub recorders: Vec<SocketAddr>,
     /// What happens when recording fails.
     #[serde(skip_serializing_if = "is_default")]

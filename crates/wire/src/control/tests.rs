@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::fmt::Debug as Printed;
 
+mod documents;
 mod leniency;
 mod strictness;
 

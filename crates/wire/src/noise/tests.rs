@@ -36,7 +36,13 @@ fn handshake_and_records_equal_the_vector() {
     // The second record is the one that catches a little-endian counter.
     let expected = "0400158dbec8f77738728dd69aca7e58427c2321d84a26dd0400159a34eea1a726ca903114b745d1ab1163aa8ed5843e";
     assert_eq!(records, hex(expected));
-    let (_, mut opener) = accepted.transport.split();
+    let (mut answerer, mut opener) = accepted.transport.split();
+    let other_way: [u8; 32] =
+        hex("df92698929c58533e6973a3e010a3c8e4e1d394f1c9c198788b496512c6bb48a").try_into().unwrap();
+    let (mut answer, mut expected) = (Vec::new(), Vec::new());
+    answerer.seal(b"hello", &mut answer).unwrap();
+    Sealer::new(&other_way).seal(b"hello", &mut expected).unwrap();
+    assert_eq!(answer, expected);
     for record in records.chunks_mut(24) {
         assert_eq!(record_length([record[0], record[1], record[2]]), Ok(21));
         assert_eq!(opener.open(&mut record[3..]).unwrap(), b"hello");
@@ -89,6 +95,9 @@ fn error_frame_reaches_the_initiator() {
     let (initiator, _) = Initiator::new(130, &MachineSecret::from_bytes([1; 32]), &server, [3; 32]).unwrap();
     let refused = initiator.finish(&error_frame("client too old")).unwrap_err();
     assert_eq!(refused, NoiseError::Refused("client too old".to_owned()));
+    let (initiator, _) = Initiator::new(130, &MachineSecret::from_bytes([1; 32]), &server, [3; 32]).unwrap();
+    let refused = initiator.finish(&error_frame("\u{1b}[2Jpwned\r\n")).unwrap_err();
+    assert_eq!(refused, NoiseError::Refused("\u{fffd}[2Jpwned\u{fffd}\u{fffd}".to_owned()));
 }
 
 #[test]

@@ -106,6 +106,104 @@ fn endpoints_and_their_kinds_stay_side_by_side() {
 }
 
 #[test]
+fn malformed_endpoints_and_kinds_keep_their_places() {
+    let request =
+        map_request(r#","Endpoints":[7,"192.0.2.1:2",null,"192.0.2.2:2"],"EndpointTypes":["x",2,null,5]"#).unwrap();
+    let usable: Vec<_> = request.usable_endpoints().collect();
+    assert_eq!(
+        usable,
+        [
+            ("192.0.2.1:2".parse().unwrap(), EndpointType::Stun),
+            ("192.0.2.2:2".parse().unwrap(), EndpointType::Explicit),
+        ]
+    );
+    assert_eq!(
+        map_request(r#","Endpoints":["255.255.255.255:1","224.0.0.1:1"]"#).unwrap().usable_endpoints().count(),
+        0
+    );
+}
+
+#[test]
+fn one_bad_record_does_not_spoil_the_map() {
+    let good = format!(r#"{{"ID":4,"Key":"{KEY}"}}"#);
+    let zero = format!(r#"{{"ID":5,"Key":"nodekey:{}"}}"#, "0".repeat(64));
+    let peers = format!(r#"[{good},{zero},{{"ID":6}},{{"Key":"{KEY}"}},null,7,[1],{{"ID":"x","Key":"{KEY}"}}]"#);
+    for field in ["Peers", "PeersChanged"] {
+        let message: MapResponse = from_json(format!(r#"{{"{field}":{peers},"Domain":"d"}}"#).as_bytes()).unwrap();
+        let read: Vec<NodeId> = message.peers.iter().chain(&message.peers_changed).map(|node| node.id).collect();
+        assert_eq!((read, message.domain.as_str()), (vec![NodeId(4)], "d"), "{field}");
+        assert!(from_json::<MapResponse>(format!(r#"{{"{field}":{{}}}}"#).as_bytes()).is_err(), "{field}");
+    }
+    // A change that is left out would be missing for ever: better a new stream.
+    assert!(from_json::<MapResponse>(br#"{"PeersChangedPatch":[{"NodeID":1,"Key":"x"}]}"#).is_err());
+}
+
+#[test]
+fn malformed_rules_are_left_out_and_never_allow_more() {
+    let rules = r#"[{"SrcIPs":["*",7],"DstPorts":[{"IP":"*","Ports":{"First":1,"Last":70000}},{"IP":"*","Ports":{"First":1,"Last":2}}]},
+        {"SrcIPs":["*"],"IPProto":["gre"],"DstPorts":[{"IP":"*","Ports":{"First":0,"Last":65535}}]},{"SrcIPs":"*"},3]"#;
+    for text in [format!(r#"{{"PacketFilter":{rules}}}"#), format!(r#"{{"PacketFilters":{{"base":{rules}}}}}"#)] {
+        let message: MapResponse = from_json(text.as_bytes()).unwrap();
+        let rules = message.packet_filter.or_else(|| message.packet_filters["base"].clone()).unwrap();
+        assert_eq!(rules.len(), 1, "a rule for all protocols must not come of one for a strange one");
+        assert_eq!(rules[0].src_ips, ["*"]);
+        assert_eq!(rules[0].dst_ports.iter().map(|to| to.ports.last).collect::<Vec<_>>(), [2]);
+    }
+    assert!(from_json::<MapResponse>(br#"{"PacketFilter":{}}"#).is_err(), "what is no list changes nothing silently");
+    assert!(from_json::<SshAction>(br#"{"recorders":["nowhere"]}"#).is_err(), "a recorder must not get lost");
+}
+
+#[test]
+fn absent_addresses_may_be_written_as_empty_texts() {
+    let ping: PingRequest = from_json(br#"{"URL":"u","IP":""}"#).unwrap();
+    assert_eq!(ping.ip, None);
+    let plan: ControlDialPlan = from_json(br#"{"Candidates":[{"IP":"","ACEHost":"a"}]}"#).unwrap();
+    assert_eq!((plan.candidates[0].ip, plan.candidates[0].ace_host.as_str()), (None, "a"));
+}
+
+#[test]
+fn strange_regions_cost_only_themselves() {
+    let map: DerpMap = from_json(
+        br#"{"Regions":{"1":{"RegionID":1,"Nodes":[{"Name":"1a","DERPPort":70000,"STUNPort":"x"}]},"70000":{"RegionID":70000},"-1":{},"3":7,"4":{"RegionName":5}}}"#,
+    )
+    .unwrap();
+    let regions = map.regions.unwrap();
+    assert_eq!(regions.keys().collect::<Vec<_>>(), [&RegionId(1)]);
+    assert_eq!((regions[&RegionId(1)].nodes[0].derp_port, regions[&RegionId(1)].nodes[0].stun_port), (0, 0));
+    let node: Node =
+        from_json(format!(r#"{{"ID":1,"Key":"{KEY}","HomeDERP":70000,"Cap":70000,"Online":"true"}}"#).as_bytes())
+            .unwrap();
+    assert_eq!((node.home_derp, node.cap, node.online), (RegionId(0), CapabilityVersion(u16::MAX), None));
+    assert_eq!(map_request(r#","Version":-1"#).unwrap().version, CapabilityVersion(0));
+}
+
+#[test]
+fn what_clients_say_of_themselves_is_bounded() {
+    let long = "x".repeat(1025);
+    let info = hostinfo(&format!(
+        r#"{{"Hostname":"{long}","OS":"{}","Services":[{}{{}}],"RequestTags":[{}"t"]}}"#,
+        &long[..1024],
+        r#"{"Proto":"tcp","Port":1},"#.repeat(1200),
+        r#""tag:a","#.repeat(1200),
+    ));
+    assert_eq!((info.hostname.len(), info.os.len()), (0, 1024));
+    assert_eq!((info.services.len(), info.request_tags.len()), (1024, 1024));
+    let request = map_request(&format!(r#","Endpoints":[{}"1.2.3.4:5"]"#, r#""1.2.3.4:5","#.repeat(2000))).unwrap();
+    assert_eq!(request.endpoints.len(), 1024);
+}
+
+#[test]
+fn small_values_cannot_become_a_flood() {
+    let flood = |count: usize| format!(r#"{{"PacketFilter":[{}{{}}]}}"#, "{},".repeat(count));
+    assert!(from_json::<MapResponse>(flood(20_000).as_bytes()).is_ok());
+    assert!(matches!(from_json::<MapResponse>(flood(1_000_000).as_bytes()), Err(JsonError::TooMany { .. })));
+    let text = format!(r#"{{"Domain":"{}"}}"#, ",[{".repeat(1_000_000));
+    assert!(from_json::<MapResponse>(text.as_bytes()).is_ok(), "within a text they are no values");
+    let removed: Vec<String> = (1_000_000..1_200_000).map(|id| id.to_string()).collect();
+    assert!(from_json::<MapResponse>(format!(r#"{{"PeersRemoved":[{}]}}"#, removed.join(",")).as_bytes()).is_ok());
+}
+
+#[test]
 fn lock_key_and_signature_type_of_any_form_are_taken() {
     let request = register(r#","NLKey":"tlpub:whatever","SignatureType":2"#).unwrap();
     assert_eq!(request.nl_key, "tlpub:whatever");
