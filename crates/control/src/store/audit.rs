@@ -31,7 +31,7 @@ pub struct AuditEntry {
     pub hash: String,
 }
 
-/// What [`verify`] found.
+/// What following the chain found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "result", rename_all = "snake_case")]
 pub enum AuditVerdict {
