@@ -51,13 +51,13 @@ fn diffie_hellman(secret: &[u8; 32], public: [u8; 32]) -> Option<SharedSecret> {
     shared.was_contributory().then(|| SharedSecret(Zeroizing::new(shared.to_bytes())))
 }
 
-/// Reads 64 hex digits of either case.
-fn parse_hex(text: &str) -> Option<[u8; 32]> {
+/// Reads 64 hex digits of either case; leaves no copy of the bytes behind.
+fn parse_hex(text: &str) -> Option<Zeroizing<[u8; 32]>> {
     let digits = text.as_bytes();
     if digits.len() != 64 {
         return None;
     }
-    let mut bytes = [0; 32];
+    let mut bytes = Zeroizing::new([0; 32]);
     for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
         let [high, low] = pair else { return None };
         let high = char::from(*high).to_digit(16)?;
@@ -121,7 +121,7 @@ macro_rules! public_key {
             /// # Errors
             /// [`KeyError::Digits`] for anything else.
             pub fn from_hex(text: &str) -> Result<Self, KeyError> {
-                parse_hex(text).map(Self).ok_or(KeyError::Digits)
+                parse_hex(text).map(|bytes| Self(*bytes)).ok_or(KeyError::Digits)
             }
 
             /// Returns a short form for logs: the first eight hex digits in brackets.
@@ -240,7 +240,7 @@ macro_rules! secret_key {
             /// [`KeyError`] for any other text.
             pub fn from_storage_text(text: &str) -> Result<Self, KeyError> {
                 let digits = text.strip_prefix(STORAGE_PREFIX).ok_or(KeyError::Prefix { prefix: STORAGE_PREFIX })?;
-                parse_hex(digits).map(Self::from_bytes).ok_or(KeyError::Digits)
+                parse_hex(digits).map(|bytes| Self::from_bytes(*bytes)).ok_or(KeyError::Digits)
             }
         }
 
