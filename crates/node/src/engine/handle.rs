@@ -71,7 +71,10 @@ pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Pack
             options.interface
         ))
     })?;
-    let tun = Tun::open(&name, MTU_BYTES)?;
+    let tun = Tun::open(&name, MTU_BYTES).map_err(|error| match error {
+        TunError::OpenDenied => StartError::Permission(options.interface.clone()),
+        error => error.into(),
+    })?;
     let sockets = Sockets::bind(options.port).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => StartError::PortBusy(options.port),
         _ => StartError::Other(format!("cannot open a UDP socket: {error}")),
