@@ -5,9 +5,7 @@
 
 use std::sync::Arc;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, PKCS_ED25519, SerialNumber,
-};
+use rcgen::{CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, PKCS_ED25519, SerialNumber};
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject as _;
@@ -141,14 +139,14 @@ macro_rules! date {
 }
 
 /// Makes the certificate that carries the relay's key and the protocol's version.
-fn meta_certificate(relay: &NodeKey, now: Time) -> Result<CertificateDer<'static>, CertificateError> {
+pub(crate) fn meta_certificate(relay: &NodeKey, now: Time) -> Result<CertificateDer<'static>, CertificateError> {
     let key = KeyPair::generate_for(&PKCS_ED25519)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, format!("{META_PREFIX}{}", relay.to_hex()));
     params.serial_number = Some(SerialNumber::from(u64::from(derp::VERSION)));
     // macOS wants basic constraints, Windows wants dates.
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.is_ca = IsCa::ExplicitNoCa;
     params.not_before = date!(now, -META_DAYS);
     params.not_after = date!(now, META_DAYS);
     Ok(params.self_signed(&key)?.der().clone())

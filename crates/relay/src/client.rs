@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConfig;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ProtocolVersion};
 use rustls_platform_verifier::BuilderVerifierExt as _;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
@@ -18,7 +18,7 @@ use warren_wire::control::DerpNode;
 use warren_wire::derp::{self, ClientInfo, Frame, FrameError, GoneReason, Reader, ServerInfo};
 use warren_wire::key::{NodeKey, NodeSecret};
 
-use crate::pin::{Demand, Verifier};
+use crate::pin::{Demand, Verifier, meta_key};
 
 /// Time for the whole of connecting: names, TCP, TLS, upgrade, introductions.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -107,7 +107,7 @@ pub enum Received {
     Ping([u8; 8]),
     /// Answers our ping.
     Pong([u8; 8]),
-    /// A trouble with this connection; empty: it is over.
+    /// A trouble with this connection in at most 200 printable letters; empty: it is over.
     Health(String),
     /// A sign of life, or something that needs no answer.
     Nothing,
@@ -140,14 +140,15 @@ impl fmt::Debug for ClientWriter {
 /// [`ConnectError`]; try again later, or the region's next relay.
 pub async fn connect(node: &DerpNode, secret: &NodeSecret) -> Result<(ClientReader, ClientWriter), ConnectError> {
     let name = || node.host_name.clone();
-    match timeout(CONNECT_DEADLINE, async { introduce(open(node).await?, secret, name).await }).await {
-        Ok(result) => result,
-        Err(_) => Err(ConnectError::Deadline(name())),
-    }
+    let connecting = async {
+        let (stream, known) = open(node).await?;
+        introduce(stream, secret, known, name).await
+    };
+    timeout(CONNECT_DEADLINE, connecting).await.unwrap_or_else(|_| Err(ConnectError::Deadline(name())))
 }
 
-/// Opens the byte stream.
-async fn open(node: &DerpNode) -> Result<Box<dyn Stream>, ConnectError> {
+/// Opens the byte stream; returns the relay's key, too, if its certificates told it.
+async fn open(node: &DerpNode) -> Result<(Box<dyn Stream>, Option<NodeKey>), ConnectError> {
     let io = |cause| ConnectError::Io { name: node.host_name.clone(), cause };
     let mut last = ConnectError::NoAddress(node.host_name.clone());
     let mut stream = None;
@@ -171,7 +172,12 @@ async fn open(node: &DerpNode) -> Result<Box<dyn Stream>, ConnectError> {
     let verified = ServerName::try_from(verified.clone())
         .map_err(|_| io(io::Error::new(io::ErrorKind::InvalidInput, "the relay's name is none")))?;
     let connector = TlsConnector::from(Arc::new(tls(node)?));
-    Ok(Box::new(connector.connect(verified, stream).await.map_err(io)?))
+    let stream = connector.connect(verified, stream).await.map_err(io)?;
+    let (_, tls) = stream.get_ref();
+    // Under TLS 1.2 certificates are not covered by the handshake as a whole.
+    let is_covered = tls.protocol_version() == Some(ProtocolVersion::TLSv1_3);
+    let known = tls.peer_certificates().filter(|_| is_covered).and_then(meta_key);
+    Ok((Box::new(stream), known))
 }
 
 /// Returns the addresses to try, in order.
@@ -211,40 +217,60 @@ fn tls(node: &DerpNode) -> Result<ClientConfig, ConnectError> {
     })
 }
 
-/// Upgrades and introduces us.
+/// Upgrades and introduces us. With a key that is `known` this is a fast start: one write, no answer but frames.
 async fn introduce(
-    mut stream: Box<dyn Stream>,
+    stream: Box<dyn Stream>,
     secret: &NodeSecret,
+    known: Option<NodeKey>,
     name: impl Fn() -> String,
 ) -> Result<(ClientReader, ClientWriter), ConnectError> {
     let io = |cause| ConnectError::Io { name: name(), cause };
-    let request = format!("GET /derp HTTP/1.1\r\nHost: {}\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n", name());
-    stream.write_all(request.as_bytes()).await.map_err(io)?;
-    stream.flush().await.map_err(io)?;
+    let not_a_relay = || ConnectError::NotARelay(name());
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = BufReader::with_capacity(16 << 10, reader);
-    if !is_switching(&mut reader).await.map_err(io)? {
-        return Err(ConnectError::NotARelay(name()));
+    let mut bytes = request(&name(), known.is_some());
+    if let Some(server) = known {
+        introduction(secret, &server, &mut bytes)?.ok_or_else(not_a_relay)?;
     }
-    let not_a_relay = |_| ConnectError::NotARelay(name());
-    let (kind, payload) = read_frame(&mut reader).await.map_err(not_a_relay)?;
-    let Ok(Frame::ServerKey(server)) = Frame::decode(kind, &payload) else {
-        return Err(ConnectError::NotARelay(name()));
-    };
-    let mut nonce = [0; 24];
-    getrandom::fill(&mut nonce)?;
-    let info = ClientInfo { version: u32::from(derp::VERSION), can_ack_pings: true, is_prober: false };
-    let sealed = derp::seal_info(&info, secret, &server, nonce).ok_or_else(|| ConnectError::NotARelay(name()))?;
-    let mut bytes = Vec::new();
-    Frame::ClientInfo { key: secret.public(), sealed: &sealed }.encode(&mut bytes);
     writer.write_all(&bytes).await.map_err(io)?;
     writer.flush().await.map_err(io)?;
+    if known.is_none() && !is_switching(&mut reader).await.map_err(io)? {
+        return Err(not_a_relay());
+    }
+    let (kind, payload) = read_frame(&mut reader).await.map_err(|_| not_a_relay())?;
+    let Ok(Frame::ServerKey(server)) = Frame::decode(kind, &payload) else {
+        return Err(not_a_relay());
+    };
+    match known {
+        Some(known) if known == server => {}
+        Some(_) => return Err(not_a_relay()),
+        None => {
+            bytes.clear();
+            introduction(secret, &server, &mut bytes)?.ok_or_else(not_a_relay)?;
+            writer.write_all(&bytes).await.map_err(io)?;
+            writer.flush().await.map_err(io)?;
+        }
+    }
     let (kind, payload) = read_frame(&mut reader).await.map_err(|_| ConnectError::Refused(name()))?;
     match Frame::decode(kind, &payload) {
         Ok(Frame::ServerInfo { sealed }) if derp::open_info::<ServerInfo>(sealed, secret, &server).is_some() => {}
-        _ => return Err(ConnectError::NotARelay(name())),
+        _ => return Err(not_a_relay()),
     }
     Ok((ClientReader(reader), ClientWriter { stream: writer, buffer: Vec::new() }))
+}
+
+fn request(host: &str, is_fast: bool) -> Vec<u8> {
+    let fast = if is_fast { "Derp-Fast-Start: 1\r\n" } else { "" };
+    format!("GET /derp HTTP/1.1\r\nHost: {host}\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n{fast}\r\n").into_bytes()
+}
+
+/// Appends our introduction to the relay of key `server`; `None` if that key is of low order.
+fn introduction(secret: &NodeSecret, server: &NodeKey, out: &mut Vec<u8>) -> Result<Option<()>, getrandom::Error> {
+    let mut nonce = [0; 24];
+    getrandom::fill(&mut nonce)?;
+    let info = ClientInfo { version: u32::from(derp::VERSION), can_ack_pings: true, is_prober: false };
+    let sealed = derp::seal_info(&info, secret, server, nonce);
+    Ok(sealed.map(|sealed| Frame::ClientInfo { key: secret.public(), sealed: &sealed }.encode(out)))
 }
 
 /// Reads the head of the answer to the upgrade, byte by byte out of the buffer, and tells whether it is status 101.
@@ -275,15 +301,23 @@ impl ClientReader {
     ///
     /// # Errors
     /// [`ClientError`]: the connection is over.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "other frames are signs of life, also those not known yet")]
     pub async fn next(&mut self) -> Result<Received, ClientError> {
-        let (kind, payload) =
+        let (kind, mut payload) =
             timeout(READ_DEADLINE, read_frame(&mut self.0)).await.map_err(|_| ClientError::Silent)??;
         Ok(match Frame::decode(kind, &payload)? {
-            Frame::RecvPacket { from, packet } => Received::Packet { from, packet: packet.to_vec() },
+            Frame::RecvPacket { from, packet } => {
+                // The packet stays where it was read to.
+                let before = payload.len() - packet.len();
+                payload.drain(..before);
+                Received::Packet { from, packet: payload }
+            }
             Frame::PeerGone { key, reason } => Received::PeerGone { key, reason },
             Frame::Ping(data) => Received::Ping(data),
             Frame::Pong(data) => Received::Pong(data),
-            Frame::Health(text) => Received::Health(text.chars().take(200).collect()),
+            Frame::Health(text) => {
+                Received::Health(text.chars().filter(|letter| !letter.is_control()).take(200).collect())
+            }
             _ => Received::Nothing,
         })
     }
@@ -336,3 +370,6 @@ impl ClientWriter {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

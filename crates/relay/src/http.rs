@@ -42,6 +42,9 @@ pub enum Request {
         answer: Vec<u8>,
         /// Bytes of the request.
         head: usize,
+        /// Nothing may follow on this connection: the client said so, or its request has a body, which nobody reads
+        /// here and which must not be taken for another request.
+        is_last: bool,
     },
 }
 
@@ -61,7 +64,17 @@ pub fn read_request(bytes: &[u8]) -> Request {
         let field = request.headers.iter().find(|field| field.name.eq_ignore_ascii_case(name));
         field.and_then(|field| std::str::from_utf8(field.value).ok()).map(str::trim)
     };
-    let answer = |answer: Vec<u8>| Request::Answer { answer, head };
+    let has_body = request.headers.iter().any(|field| {
+        field.name.eq_ignore_ascii_case("Transfer-Encoding")
+            || field.name.eq_ignore_ascii_case("Content-Length") && field.value != b"0"
+    });
+    let closes = field("Connection").is_some_and(|value| value.to_ascii_lowercase().contains("close"));
+    let is_last = has_body || closes || request.version == Some(0);
+    let respond = |status, fields, body| {
+        let body = if method == "HEAD" { "" } else { body };
+        let answer = respond(status, &format!("{fields}{}", if is_last { "Connection: close\r\n" } else { "" }), body);
+        Request::Answer { answer, head, is_last }
+    };
     match path {
         "/derp" => match field("Upgrade").map(str::to_ascii_lowercase).as_deref() {
             // Ancient clients ask for a WebSocket without its subprotocol and mean the plain form.
@@ -69,13 +82,13 @@ pub fn read_request(bytes: &[u8]) -> Request {
                 let start = if field("Derp-Fast-Start") == Some("1") { Start::Fast } else { Start::Upgrade };
                 Request::Connect { start, head }
             }
-            _ => answer(respond("426 Upgrade Required", "Upgrade: DERP\r\n", "DERP requires connection upgrade\n")),
+            _ => respond("426 Upgrade Required", "Upgrade: DERP\r\n", "DERP requires connection upgrade\n"),
         },
         "/derp/probe" | "/derp/latency-check" => match method {
-            "GET" | "HEAD" => answer(respond("200 OK", "Access-Control-Allow-Origin: *\r\n", "")),
-            _ => answer(respond("405 Method Not Allowed", "", "")),
+            "GET" | "HEAD" => respond("200 OK", "Access-Control-Allow-Origin: *\r\n", ""),
+            _ => respond("405 Method Not Allowed", "", ""),
         },
-        "/generate_204" => answer(generate_204(field("X-Tailscale-Challenge"))),
+        "/generate_204" => Request::Answer { answer: generate_204(field("X-Tailscale-Challenge")), head, is_last },
         _ => Request::Other,
     }
 }
@@ -138,9 +151,10 @@ mod tests {
 
     #[test]
     fn other_requests_are_told_apart() {
-        let status = |request: &str| match read_request(request.as_bytes()) {
-            Request::Answer { answer, .. } => String::from_utf8(answer).unwrap().get(9..12).unwrap().to_owned(),
-            other => format!("{other:?}"),
+        let status = |request: &str| {
+            let request = read_request(request.as_bytes());
+            let Request::Answer { answer, .. } = request else { return format!("{request:?}") };
+            String::from_utf8(answer).unwrap().get(9..12).unwrap().to_owned()
         };
         assert_eq!(status("GET /derp HTTP/1.1\r\n\r\n"), "426");
         assert_eq!(status("GET https://relay/derp/latency-check HTTP/1.1\r\nHost: r\r\n\r\n"), "200");
@@ -151,6 +165,29 @@ mod tests {
         assert_eq!(status("\u{1}\u{2}"), "Malformed");
         let long = format!("GET /derp HTTP/1.1\r\nX: {}", "y".repeat(HEAD_MAX));
         assert_eq!(status(&long), "Malformed");
+    }
+
+    #[test]
+    fn nothing_follows_a_body_or_a_goodbye() {
+        let is_last = |request: &str| {
+            let Request::Answer { is_last, .. } = read_request(request.as_bytes()) else { panic!("no answer") };
+            is_last
+        };
+        assert!(!is_last("GET /derp/probe HTTP/1.1\r\nHost: r\r\n\r\n"));
+        assert!(!is_last("POST /generate_204 HTTP/1.1\r\nContent-Length: 0\r\n\r\n"));
+        assert!(is_last("POST /generate_204 HTTP/1.1\r\nContent-Length: 4\r\n\r\nGET "));
+        assert!(is_last("POST /derp/probe HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"));
+        assert!(is_last("GET /derp/probe HTTP/1.1\r\nConnection: Close\r\n\r\n"));
+        assert!(is_last("GET /derp/probe HTTP/1.0\r\n\r\n"));
+    }
+
+    #[test]
+    fn heads_are_answered_without_a_body() {
+        for (method, has_body) in [("GET", true), ("HEAD", false)] {
+            let request = format!("{method} /derp HTTP/1.1\r\n\r\n");
+            let Request::Answer { answer, .. } = read_request(request.as_bytes()) else { panic!("no answer") };
+            assert_eq!(answer.ends_with(b"upgrade\n"), has_body);
+        }
     }
 
     #[test]

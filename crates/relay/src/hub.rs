@@ -2,7 +2,7 @@
 //!
 //! Rules of Tailscale `derp/derpserver`: all connections of one key stay open; the one that wrote last gets the packets.
 //! Each connection has two bounded queues, one for disco, so that bulk traffic cannot starve the messages that lead
-//! away from the relay. A full queue drops its oldest packet.
+//! away from the relay. A full queue drops its oldest packets.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +17,11 @@ use warren_wire::key::NodeKey;
 
 /// Packets that wait in each queue of a connection.
 const QUEUE_PACKETS: usize = 32;
+/// Bytes that wait in each queue of a connection: plenty for packets of common size, and no more than two of the
+/// largest, with which few senders could fill the memory of a relay otherwise.
+const QUEUE_BYTES: usize = 160 << 10;
+/// Connections that one key may have; one more ends the one that has been silent longest.
+const PER_KEY: usize = 8;
 /// Notices of absent peers that wait for a connection; older ones are dropped.
 const NOTICES: usize = 64;
 /// Peers that are told when a key leaves; a key that writes to more leaves the rest untold.
@@ -73,8 +78,30 @@ pub(crate) struct Connection {
 struct Queues {
     notices: VecDeque<(NodeKey, GoneReason)>,
     pong: Option<[u8; 8]>,
-    disco: VecDeque<Bytes>,
-    data: VecDeque<Bytes>,
+    disco: Queue,
+    data: Queue,
+}
+
+/// Frames in order, bounded in number and bytes.
+#[derive(Debug, Default)]
+struct Queue {
+    frames: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+/// What a packet is to a relay, which cannot read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Path discovery.
+    Disco,
+    /// Anything else.
+    Data,
+}
+
+impl Kind {
+    pub(crate) fn of(packet: &[u8]) -> Self {
+        if disco::looks_like_disco(packet) { Self::Disco } else { Self::Data }
+    }
 }
 
 /// What became of a packet.
@@ -95,7 +122,14 @@ impl Hub {
     /// Adds a connection of `key`, which becomes the active one.
     pub(crate) fn join(&self, key: NodeKey, closed: CancellationToken) -> Arc<Connection> {
         let connection = Arc::new(Connection { key, queues: Mutex::default(), wake: Notify::new(), closed });
-        locked(&self.keys).entry(key).or_default().connections.push(Arc::clone(&connection));
+        let mut keys = locked(&self.keys);
+        let connections = &mut keys.entry(key).or_default().connections;
+        // Those that are ending count, too, until their tasks have ended.
+        if let Some(silent) = connections.len().checked_sub(PER_KEY).and_then(|surplus| connections.get(surplus)) {
+            silent.closed.cancel();
+        }
+        connections.push(Arc::clone(&connection));
+        drop(keys);
         self.counters.connections.fetch_add(1, Ordering::Relaxed);
         self.counters.admitted.fetch_add(1, Ordering::Relaxed);
         connection
@@ -123,35 +157,30 @@ impl Hub {
 
     /// Marks a connection as the one that wrote last.
     pub(crate) fn wrote(&self, connection: &Arc<Connection>) {
-        let mut keys = locked(&self.keys);
-        let Some(entry) = keys.get_mut(&connection.key) else { return };
-        if let Some(at) = entry.connections.iter().position(|other| Arc::ptr_eq(other, connection))
-            && at + 1 < entry.connections.len()
-        {
-            let active = entry.connections.remove(at);
-            entry.connections.push(active);
+        if let Some(entry) = locked(&self.keys).get_mut(&connection.key) {
+            entry.wrote(connection);
         }
     }
 
-    /// Queues `packet` (a whole frame) from `from` for the active connection of `to`.
-    pub(crate) fn deliver(&self, from: NodeKey, to: NodeKey, frame: Bytes, packet_offset: usize) -> Delivery {
+    /// Queues a packet, a whole frame, that came in on `from` for the active connection of `to`.
+    pub(crate) fn deliver(&self, from: &Arc<Connection>, to: NodeKey, frame: Bytes, kind: Kind) -> Delivery {
         let mut keys = locked(&self.keys);
-        let Some(active) = keys.get(&to).and_then(|entry| entry.connections.last()).map(Arc::clone) else {
+        let active = keys.get(&to).and_then(|entry| entry.connections.last()).map(Arc::clone);
+        if let Some(entry) = keys.get_mut(&from.key) {
+            entry.wrote(from);
+            if active.is_some() && entry.watchers.len() < WATCHERS {
+                entry.watchers.insert(to);
+            }
+        }
+        drop(keys);
+        let Some(active) = active else {
             self.counters.dropped_unknown.fetch_add(1, Ordering::Relaxed);
             return Delivery::Absent;
         };
-        if let Some(entry) = keys.get_mut(&from)
-            && entry.watchers.len() < WATCHERS
-        {
-            entry.watchers.insert(to);
-        }
-        drop(keys);
-        let is_disco = disco::looks_like_disco(frame.get(packet_offset..).unwrap_or_default());
         self.counters.packets.fetch_add(1, Ordering::Relaxed);
         self.counters.bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
-        if active.push(frame, is_disco) {
-            self.counters.dropped_queue.fetch_add(1, Ordering::Relaxed);
-        }
+        let dropped = active.push(frame, kind);
+        self.counters.dropped_queue.fetch_add(dropped, Ordering::Relaxed);
         Delivery::Queued
     }
 
@@ -172,19 +201,55 @@ impl Hub {
     }
 }
 
-impl Connection {
-    /// Queues a packet and tells whether an older one had to go.
-    fn push(&self, frame: Bytes, is_disco: bool) -> bool {
-        let mut queues = locked(&self.queues);
-        let queue = if is_disco { &mut queues.disco } else { &mut queues.data };
-        let full = queue.len() >= QUEUE_PACKETS;
-        if full {
-            queue.pop_front();
+impl Entry {
+    /// Makes a connection the active one.
+    fn wrote(&mut self, connection: &Arc<Connection>) {
+        if let Some(at) = self.connections.iter().position(|other| Arc::ptr_eq(other, connection))
+            && at + 1 < self.connections.len()
+        {
+            let active = self.connections.remove(at);
+            self.connections.push(active);
         }
-        queue.push_back(frame);
+    }
+}
+
+impl Queue {
+    /// Adds a frame, which always has room, and returns how many older ones had to go.
+    fn push(&mut self, frame: Bytes) -> u64 {
+        let mut dropped = 0;
+        while !self.frames.is_empty()
+            && (self.frames.len() >= QUEUE_PACKETS || self.bytes.saturating_add(frame.len()) > QUEUE_BYTES)
+        {
+            self.pop();
+            dropped += 1;
+        }
+        self.bytes = self.bytes.saturating_add(frame.len());
+        self.frames.push_back(frame);
+        dropped
+    }
+
+    fn pop(&mut self) -> Option<Bytes> {
+        let frame = self.frames.pop_front()?;
+        self.bytes = self.bytes.saturating_sub(frame.len());
+        if self.frames.is_empty() {
+            // An idle connection holds no room for packets.
+            self.frames = VecDeque::new();
+        }
+        Some(frame)
+    }
+}
+
+impl Connection {
+    /// Queues a packet and returns how many older ones had to go.
+    fn push(&self, frame: Bytes, kind: Kind) -> u64 {
+        let mut queues = locked(&self.queues);
+        let dropped = match kind {
+            Kind::Disco => queues.disco.push(frame),
+            Kind::Data => queues.data.push(frame),
+        };
         drop(queues);
         self.wake.notify_one();
-        full
+        dropped
     }
 
     /// Queues the notice that `key` is not here.
@@ -211,88 +276,18 @@ impl Connection {
         if let Some(data) = queues.pong.take() {
             Frame::Pong(data).encode(out);
         }
-        for (key, reason) in queues.notices.drain(..) {
-            Frame::PeerGone { key, reason }.encode(out);
-        }
         while out.len() < limit {
             // Disco first: it is rare, small, and leads away from the relay.
-            let Some(frame) = queues.disco.pop_front().or_else(|| queues.data.pop_front()) else { break };
+            let Some(frame) = queues.disco.pop().or_else(|| queues.data.pop()) else { break };
             out.extend_from_slice(&frame);
+        }
+        // After the packets: one from a peer that has left since would make the client believe that it is back.
+        for (key, reason) in std::mem::take(&mut queues.notices) {
+            Frame::PeerGone { key, reason }.encode(out);
         }
         out.len() > start
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key(byte: u8) -> NodeKey {
-        NodeKey::from_bytes([byte; 32])
-    }
-
-    fn join(hub: &Hub, byte: u8) -> Arc<Connection> {
-        hub.join(key(byte), CancellationToken::new())
-    }
-
-    fn drained(connection: &Connection) -> Vec<u8> {
-        let mut out = Vec::new();
-        connection.drain(&mut out, usize::MAX);
-        out
-    }
-
-    #[test]
-    fn full_queue_drops_its_oldest_and_never_disco_for_data() {
-        let hub = Hub::default();
-        let (_a, b) = (join(&hub, 1), join(&hub, 2));
-        let disco = Bytes::from([&disco::MAGIC[..], &[7; 60]].concat());
-        hub.deliver(key(1), key(2), disco.clone(), 0);
-        for number in 0..40 {
-            assert_eq!(hub.deliver(key(1), key(2), Bytes::from(vec![number]), 0), Delivery::Queued);
-        }
-        let expected = [&disco[..], &(8..40).collect::<Vec<u8>>()].concat();
-        assert_eq!(drained(&b), expected);
-        assert_eq!(hub.counters.dropped_queue.load(Ordering::Relaxed), 8);
-    }
-
-    #[test]
-    fn last_writer_of_two_connections_gets_the_packets() {
-        let hub = Hub::default();
-        let (old, new) = (join(&hub, 1), join(&hub, 1));
-        hub.deliver(key(9), key(1), Bytes::from_static(b"x"), 0);
-        assert_eq!((drained(&old), drained(&new)), (vec![], b"x".to_vec()));
-        hub.wrote(&old);
-        hub.deliver(key(9), key(1), Bytes::from_static(b"y"), 0);
-        assert_eq!((drained(&old), drained(&new)), (b"y".to_vec(), vec![]));
-        hub.leave(&old);
-        hub.deliver(key(9), key(1), Bytes::from_static(b"z"), 0);
-        assert_eq!(drained(&new), b"z");
-    }
-
-    #[test]
-    fn those_who_heard_a_key_are_told_once_when_its_last_connection_leaves() {
-        let hub = Hub::default();
-        let (one, two, listener, stranger) = (join(&hub, 1), join(&hub, 1), join(&hub, 2), join(&hub, 3));
-        hub.deliver(key(1), key(2), Bytes::from_static(b"x"), 0);
-        drained(&listener);
-        hub.leave(&one);
-        assert_eq!(drained(&listener), b"");
-        hub.leave(&two);
-        let mut gone = Vec::new();
-        Frame::PeerGone { key: key(1), reason: GoneReason::Disconnected }.encode(&mut gone);
-        assert_eq!(drained(&listener), gone);
-        assert_eq!(drained(&listener), b"");
-        assert_eq!(drained(&stranger), b"");
-        assert_eq!(hub.deliver(key(2), key(1), Bytes::new(), 0), Delivery::Absent);
-    }
-
-    #[test]
-    fn removed_key_is_disconnected() {
-        let hub = Hub::default();
-        let (a, b) = (join(&hub, 1), join(&hub, 2));
-        hub.disconnect(&key(1));
-        assert!(a.closed.is_cancelled() && !b.closed.is_cancelled());
-        hub.retain(|known| *known != key(2));
-        assert!(b.closed.is_cancelled());
-    }
-}
+mod tests;

@@ -11,18 +11,20 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use warren_wire::derp::{self, ClientInfo, Frame, FrameError, GoneReason, Reader, ServerInfo};
-use warren_wire::disco;
 use warren_wire::key::{NodeKey, NodeSecret};
 
 use crate::http::{self, HEAD_MAX, Request, Start};
-use crate::hub::{Connection, Counters, Delivery, Hub};
+use crate::hub::{Connection, Counters, Delivery, Hub, Kind};
 
 /// Time for a request's head, and between requests of one connection.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 /// Time for the server's key to leave and for the client's introduction to arrive, each.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
-/// Time for each write to a client.
+/// Time for each write to a client, before the time that its bytes take at the least rate.
 const WRITE_DEADLINE: Duration = Duration::from_secs(2);
+/// Bytes a second that every client must be able to take. Who takes less is as good as gone, and would only be sent
+/// packets that are too old.
+const LEAST_RATE: usize = 8 << 10;
 /// Time between keep-alives, before a constant of 0 to 5 s that each connection adds.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// Requests on one connection before it is closed.
@@ -33,6 +35,8 @@ const WRITE_BYTES: usize = 32 << 10;
 const READ_BYTES: usize = 4 << 10;
 /// Bytes of a packet's frame before the packet.
 const PACKET_OFFSET: usize = derp::HEADER_BYTES + 32;
+/// Types of frames for relays of one region among themselves, which this relay does not do: who sends them is wrong here.
+const MESH_ONLY: [u8; 3] = [0x0A, 0x10, 0x11];
 /// Notices that a peer is not here, for each sender: how many at once, and one more for each second.
 const NOTICE_BURST: u32 = 3;
 
@@ -160,8 +164,11 @@ impl Server {
             match request {
                 Request::Other => return Ok(Taken::Other { stream, read_ahead: read }),
                 Request::Malformed | Request::Partial => return Err(ServeError::Request),
-                Request::Answer { answer, head } => {
+                Request::Answer { answer, head, is_last } => {
                     write(&mut stream, &answer, HANDSHAKE_DEADLINE).await?;
+                    if is_last {
+                        break;
+                    }
                     read.drain(..head.min(read.len()));
                 }
                 Request::Connect { start, head } => {
@@ -171,6 +178,7 @@ impl Server {
                 }
             }
         }
+        drop(timeout(WRITE_DEADLINE, stream.shutdown()).await);
         Ok(Taken::Done)
     }
 
@@ -200,16 +208,15 @@ impl Server {
             return Err(ServeError::Unexpected);
         };
         let info: ClientInfo = derp::open_info(sealed, &self.0.secret, &key).ok_or(ServeError::Introduction)?;
-        if key.is_zero() || !self.0.admission.admit(&key, source) {
-            self.0.hub.counters.rejected.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            return Err(ServeError::Refused(key));
-        }
+        self.admit(&key, source)?;
         tracing::debug!(key = %key.short(), ?info, "relay client connected");
 
         let mut random = [0; 32];
         getrandom::fill(&mut random)?;
         let connection = self.0.hub.join(key, self.0.stop.child_token());
         let _leave = Leave { hub: &self.0.hub, connection: &connection };
+        // Once more, now that `disconnect` finds us: the node may have been removed in between.
+        self.admit(&key, source)?;
         let nonce = random.first_chunk().copied().unwrap_or_default();
         let answer = ServerInfo { version: u32::from(derp::VERSION), ..ServerInfo::default() };
         let sealed = derp::seal_info(&answer, &self.0.secret, &key, nonce).ok_or(ServeError::Introduction)?;
@@ -231,7 +238,16 @@ impl Server {
         }
     }
 
+    fn admit(&self, key: &NodeKey, source: IpAddr) -> Result<(), ServeError> {
+        if !key.is_zero() && self.0.admission.admit(key, source) {
+            return Ok(());
+        }
+        self.0.hub.counters.rejected.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Err(ServeError::Refused(*key))
+    }
+
     /// Reads frames until the connection ends.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "other frames are skipped, also those not known yet")]
     async fn read_loop<R: AsyncRead + Unpin>(
         &self,
         reader: &mut R,
@@ -255,10 +271,9 @@ impl Server {
                 if reader.take(missing).read_to_end(&mut frame).await? < len {
                     return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
                 }
-                hub.wrote(connection);
-                let is_disco = disco::looks_like_disco(frame.get(PACKET_OFFSET..).unwrap_or_default());
-                let delivery = hub.deliver(connection.key, to, Bytes::from(frame), PACKET_OFFSET);
-                if delivery == Delivery::Absent && is_disco && notices.take() {
+                let kind = Kind::of(frame.get(PACKET_OFFSET..).unwrap_or_default());
+                let delivery = hub.deliver(connection, to, Bytes::from(frame), kind);
+                if delivery == Delivery::Absent && kind == Kind::Disco && notices.take() {
                     connection.notice(to, GoneReason::NotHere);
                 }
                 continue;
@@ -268,10 +283,10 @@ impl Server {
             hub.wrote(connection);
             match Frame::decode(kind, &payload)? {
                 Frame::Ping(data) => connection.pong(data),
-                // Who may ask for these: nobody yet.
                 Frame::ServerKey(_) | Frame::ClientInfo { .. } | Frame::ServerInfo { .. } => {
                     return Err(ServeError::Unexpected);
                 }
+                Frame::Unknown(kind) if MESH_ONLY.contains(&kind) => return Err(ServeError::Unexpected),
                 // Homes are counted nowhere; unknown types are skipped, as every server does.
                 _ => {}
             }
@@ -332,7 +347,7 @@ async fn write_loop<W: AsyncWrite + Unpin>(
     let mut out = Vec::new();
     loop {
         if connection.drain(&mut out, WRITE_BYTES) {
-            write(writer, &out, WRITE_DEADLINE).await?;
+            write(writer, &out, write_deadline(out.len())).await?;
             out.clear();
             continue;
         }
@@ -349,18 +364,22 @@ async fn write_loop<W: AsyncWrite + Unpin>(
     }
 }
 
+/// Returns the time that a write of so many bytes may take.
+fn write_deadline(bytes: usize) -> Duration {
+    let millis = bytes.saturating_mul(1000) / LEAST_RATE;
+    WRITE_DEADLINE.saturating_add(Duration::from_millis(millis as u64))
+}
+
 /// Reads until the request in `read` is complete.
 async fn read_request<S: AsyncRead + Unpin>(stream: &mut S, read: &mut Vec<u8>) -> Result<Request, ServeError> {
     loop {
-        match http::read_request(read) {
-            Request::Partial => {
-                let room = HEAD_MAX.saturating_sub(read.len()).max(1) as u64;
-                let mut limited = stream.take(room);
-                if limited.read_buf(read).await? == 0 {
-                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-                }
-            }
-            request => return Ok(request),
+        let request = http::read_request(read);
+        if request != Request::Partial {
+            return Ok(request);
+        }
+        let room = HEAD_MAX.saturating_sub(read.len()).max(1) as u64;
+        if (&mut *stream).take(room).read_buf(read).await? == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
     }
 }

@@ -1,0 +1,237 @@
+use super::*;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use warren_wire::derp::PACKET_MAX;
+
+fn key(byte: u8) -> NodeKey {
+    NodeKey::from_bytes([byte; 32])
+}
+
+fn join(hub: &Hub, byte: u8) -> Arc<Connection> {
+    hub.join(key(byte), CancellationToken::new())
+}
+
+fn drained(connection: &Connection) -> Vec<u8> {
+    let mut out = Vec::new();
+    connection.drain(&mut out, usize::MAX);
+    out
+}
+
+fn data(hub: &Hub, from: &Arc<Connection>, to: u8, frame: impl Into<Bytes>) -> Delivery {
+    hub.deliver(from, key(to), frame.into(), Kind::Data)
+}
+
+fn gone(byte: u8) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Frame::PeerGone { key: key(byte), reason: GoneReason::Disconnected }.encode(&mut bytes);
+    bytes
+}
+
+#[test]
+fn disco_is_told_by_its_magic_and_size() {
+    assert_eq!(Kind::of(&[&disco::MAGIC[..], &[7; 60]].concat()), Kind::Disco);
+    assert_eq!(Kind::of(&disco::MAGIC), Kind::Data);
+    assert_eq!(Kind::of(&[4; 80]), Kind::Data);
+}
+
+#[test]
+fn full_queue_drops_its_oldest_and_never_disco_for_data() {
+    let hub = Hub::default();
+    let (a, b) = (join(&hub, 1), join(&hub, 2));
+    hub.deliver(&a, key(2), Bytes::from_static(b"disco"), Kind::Disco);
+    for number in 0..40 {
+        assert_eq!(data(&hub, &a, 2, vec![number]), Delivery::Queued);
+    }
+    let expected = [b"disco", &(8..40).collect::<Vec<u8>>()[..]].concat();
+    assert_eq!(drained(&b), expected);
+    assert_eq!(hub.counters.dropped_queue.load(Ordering::Relaxed), 8);
+}
+
+#[test]
+fn waiting_bytes_are_bounded_but_every_packet_has_a_chance() {
+    let hub = Hub::default();
+    let (a, b) = (join(&hub, 1), join(&hub, 2));
+    for _ in 0..10 {
+        for kind in [Kind::Disco, Kind::Data] {
+            hub.deliver(&a, key(2), Bytes::from(vec![0; PACKET_MAX + 37]), kind);
+        }
+    }
+    let waiting = drained(&b).len();
+    assert!((2 * PACKET_MAX..=2 * QUEUE_BYTES).contains(&waiting), "{waiting}");
+    data(&hub, &a, 2, vec![0; 2 * QUEUE_BYTES]);
+    assert_eq!(drained(&b).len(), 2 * QUEUE_BYTES);
+}
+
+#[test]
+fn last_writer_of_two_connections_gets_the_packets() {
+    let hub = Hub::default();
+    let (old, new, sender) = (join(&hub, 1), join(&hub, 1), join(&hub, 9));
+    data(&hub, &sender, 1, "x");
+    assert_eq!((drained(&old), drained(&new)), (vec![], b"x".to_vec()));
+    hub.wrote(&old);
+    data(&hub, &sender, 1, "y");
+    assert_eq!((drained(&old), drained(&new)), (b"y".to_vec(), vec![]));
+    data(&hub, &new, 9, "a packet is a write, too");
+    data(&hub, &sender, 1, "z");
+    assert_eq!((drained(&old), drained(&new)), (vec![], b"z".to_vec()));
+    hub.leave(&new);
+    data(&hub, &sender, 1, "rest");
+    assert_eq!(drained(&old), b"rest");
+}
+
+#[test]
+fn ninth_connection_of_a_key_ends_the_one_that_was_silent_longest() {
+    let hub = Hub::default();
+    let first: Vec<_> = (0..PER_KEY).map(|_| join(&hub, 1)).collect();
+    let other = join(&hub, 2);
+    hub.wrote(&first[0]);
+    let ninth = join(&hub, 1);
+    let ended: Vec<_> = first.iter().map(|connection| connection.closed.is_cancelled()).collect();
+    assert_eq!(ended, (0..PER_KEY).map(|at| at == 1).collect::<Vec<_>>());
+    let tenth = join(&hub, 1);
+    assert!(first[2].closed.is_cancelled(), "even before the task of the other has ended");
+    assert!(![&ninth, &tenth, &other].iter().any(|connection| connection.closed.is_cancelled()));
+}
+
+#[test]
+fn those_who_heard_a_key_are_told_once_when_its_last_connection_leaves() {
+    let hub = Hub::default();
+    let (one, two, listener, stranger) = (join(&hub, 1), join(&hub, 1), join(&hub, 2), join(&hub, 3));
+    data(&hub, &one, 2, "x");
+    drained(&listener);
+    hub.leave(&one);
+    assert_eq!(drained(&listener), b"");
+    hub.leave(&two);
+    assert_eq!(drained(&listener), gone(1));
+    assert_eq!(drained(&listener), b"");
+    assert_eq!(drained(&stranger), b"");
+    assert_eq!(data(&hub, &listener, 1, ""), Delivery::Absent);
+}
+
+#[test]
+fn end_of_a_peer_is_told_after_its_last_packets() {
+    let hub = Hub::default();
+    let (one, two) = (join(&hub, 1), join(&hub, 2));
+    data(&hub, &one, 2, "last words");
+    hub.leave(&one);
+    assert_eq!(drained(&two), [&b"last words"[..], &gone(1)].concat());
+}
+
+#[test]
+fn undelivered_packets_make_nobody_watch() {
+    let hub = Hub::default();
+    let one = join(&hub, 1);
+    assert_eq!(data(&hub, &one, 2, "x"), Delivery::Absent);
+    let two = join(&hub, 2);
+    hub.leave(&one);
+    assert_eq!(drained(&two), b"");
+}
+
+#[test]
+fn watchers_and_notices_are_bounded() {
+    let hub = Hub::default();
+    let busy = join(&hub, 0);
+    let everybody: Vec<_> = (0_u16..2000)
+        .map(|number| {
+            let mut bytes = [1; 32];
+            bytes[..2].copy_from_slice(&number.to_be_bytes());
+            hub.join(NodeKey::from_bytes(bytes), CancellationToken::new())
+        })
+        .collect();
+    for peer in &everybody {
+        hub.deliver(&busy, peer.key, Bytes::from_static(b"x"), Kind::Data);
+        hub.deliver(peer, busy.key, Bytes::from_static(b"x"), Kind::Data);
+    }
+    assert_eq!(locked(&hub.keys)[&busy.key].watchers.len(), WATCHERS);
+    drained(&busy);
+    everybody.iter().for_each(|peer| hub.leave(peer));
+    assert_eq!(drained(&busy).len(), NOTICES * gone(1).len());
+    hub.leave(&busy);
+    assert!(locked(&hub.keys).is_empty());
+}
+
+#[test]
+fn removed_key_is_disconnected() {
+    let hub = Hub::default();
+    let (a, b) = (join(&hub, 1), join(&hub, 2));
+    hub.disconnect(&key(1));
+    assert!(a.closed.is_cancelled() && !b.closed.is_cancelled());
+    hub.retain(|known| *known != key(2));
+    assert!(b.closed.is_cancelled());
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Join(u8),
+    Leave(u8),
+    Write(u8),
+    Send(u8, u8),
+}
+
+proptest! {
+    /// The slow way: a list of connections in the order of their last write, and who heard whom.
+    #[test]
+    fn equals_a_list(steps in proptest::collection::vec(
+        prop_oneof![
+            (0_u8..4).prop_map(Step::Join),
+            any::<u8>().prop_map(Step::Leave),
+            any::<u8>().prop_map(Step::Write),
+            (any::<u8>(), 0_u8..4).prop_map(|(from, to)| Step::Send(from, to)),
+        ],
+        1..80,
+    )) {
+        let hub = Hub::default();
+        let mut list: Vec<(u64, Arc<Connection>)> = Vec::new();
+        let mut heard: BTreeMap<NodeKey, HashSet<NodeKey>> = BTreeMap::new();
+        let mut expected: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+        for (number, step) in steps.into_iter().enumerate() {
+            let pick = |byte: u8| (!list.is_empty()).then(|| usize::from(byte) % list.len().max(1));
+            match step {
+                Step::Join(byte) => {
+                    if list.iter().filter(|(_, connection)| connection.key == key(byte)).count() < PER_KEY {
+                        list.push((number as u64, join(&hub, byte)));
+                    }
+                }
+                Step::Leave(byte) => if let Some(at) = pick(byte) {
+                    let (_, connection) = list.remove(at);
+                    hub.leave(&connection);
+                    if !list.iter().any(|(_, other)| other.key == connection.key) {
+                        for listener in heard.remove(&connection.key).unwrap_or_default() {
+                            if let Some((id, _)) = list.iter().rev().find(|(_, other)| other.key == listener) {
+                                expected.entry(*id).or_default().extend(gone(connection.key.as_bytes()[0]));
+                            }
+                        }
+                    }
+                },
+                Step::Write(byte) => if let Some(at) = pick(byte) {
+                    let writer = list.remove(at);
+                    hub.wrote(&writer.1);
+                    list.push(writer);
+                },
+                Step::Send(from, to) => if let Some(at) = pick(from) {
+                    let to = key(to);
+                    let target = list.iter().rev().find(|(_, other)| other.key == to).map(|(id, _)| *id);
+                    let sender = list.remove(at);
+                    let frame = vec![u8::try_from(number).unwrap()];
+                    let delivery = hub.deliver(&sender.1, to, frame.clone().into(), Kind::Data);
+                    prop_assert_eq!(delivery == Delivery::Queued, target.is_some());
+                    if let Some(id) = target {
+                        expected.entry(id).or_default().extend(frame);
+                        heard.entry(sender.1.key).or_default().insert(to);
+                    }
+                    list.push(sender);
+                },
+            }
+            for (id, connection) in &list {
+                let mut all = drained(connection);
+                let mut wanted = expected.remove(id).unwrap_or_default();
+                // Notices of one moment have no order.
+                all.sort_unstable();
+                wanted.sort_unstable();
+                prop_assert_eq!(all, wanted);
+            }
+        }
+        let open = usize::try_from(hub.counters.connections.load(Ordering::Relaxed)).unwrap();
+        prop_assert_eq!(open, list.len());
+    }
+}
