@@ -169,15 +169,24 @@ impl Tunnels {
         }
     }
 
-    /// Forgets the sessions of a peer that has restarted, as another channel tells, and also the time of its last
-    /// handshake: its clock may have gone back. Whoever recorded an old initiation could replay it once then, which
-    /// makes a session that never carries anything.
+    /// Sends no more with the session of a peer that has restarted, as another channel tells, and forgets the time of
+    /// its last handshake: its clock may have gone back.
+    ///
+    /// What comes in that session can be opened until it expires, for it may be one that the peer began after its
+    /// restart, before the news of that came. Whoever recorded an old initiation could replay it once now, which makes
+    /// a session that never carries anything.
     pub fn reset_peer(&mut self, key: &NodeKey) {
         let Some(peer) = self.peers.get_mut(key) else { return };
-        let static_shared = peer.static_shared.take();
-        let old = std::mem::replace(peer, Peer { static_shared, ..Peer::default() });
-        self.close(key, old);
-        self.events.push_back(Event::Closed { peer: *key });
+        peer.greatest_timestamp = Timestamp::default();
+        peer.cookie = None;
+        let attempt = peer.attempt.take();
+        let mut old = None;
+        if let Some(current) = peer.current.take() {
+            old = peer.previous.replace(current);
+            self.events.push_back(Event::Closed { peer: *key });
+        }
+        self.drop_attempt(attempt);
+        self.drop_session(old);
     }
 
     /// Begins a handshake unless one is under way.

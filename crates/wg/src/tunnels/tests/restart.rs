@@ -36,6 +36,7 @@ fn restarted_peer_is_taken_at_once() {
 #[test]
 fn clock_that_went_back_over_a_restart_is_taken_after_a_reset() {
     let mut pair = Pair::connected();
+    pair.advance(Duration::from_secs(1));
     pair.restart(0, WALL - HOUR);
     assert!(!pair.connects(0), "the time of its handshake is not later than the last");
 
@@ -92,12 +93,30 @@ fn time_of_a_handshake_is_tai64n() {
 }
 
 #[test]
-fn reset_peer_keeps_working_and_its_old_session_is_gone() {
+fn reset_peer_is_not_sent_to_in_its_old_session_which_expires_in_time() {
     let mut pair = Pair::connected();
     let old = pair.sides[1].session.clone().unwrap();
     pair.sides[1].tunnels.reset_peer(&secret(0).public());
     pair.settle(|_, _| false);
     assert!(pair.sides[1].session.is_none(), "its end was told");
-    assert!(pair.sides[1].table.lookup(old.local_index).is_none());
     assert!(pair.connects(1));
+    assert!(!Arc::ptr_eq(&old, pair.sides[1].session.as_ref().unwrap()));
+    pair.sides[1].tunnels.reset_peer(&secret(0).public());
+    pair.advance(Duration::from_secs(200));
+    assert!(pair.sides[1].table.lookup(old.local_index).is_none());
+    assert!(pair.sides[1].tunnels.poll_timeout().is_none());
+}
+
+#[test]
+fn news_of_a_restart_that_come_after_the_new_handshake_cost_no_packet() {
+    let mut pair = Pair::connected();
+    pair.advance(Duration::from_secs(1));
+    pair.restart(0, WALL + Duration::from_secs(1));
+    assert!(pair.connects(0));
+    pair.sides[1].tunnels.reset_peer(&secret(0).public());
+    pair.settle(|_, _| false);
+    let before = pair.sides[1].received.len();
+    assert!(pair.send(0, b"in the new session"));
+    assert_eq!(pair.sides[1].received.len(), before + 1);
+    assert!(pair.connects(1), "the other way a handshake comes first");
 }
