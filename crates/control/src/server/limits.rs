@@ -4,8 +4,9 @@
 //! connection stops being a stranger's when a node that the server registered has used it.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http_body_util::BodyExt;
@@ -45,11 +46,13 @@ pub struct ConnectionLimits {
     pub strangers: usize,
     /// Of strangers from one source: an IPv4 address, or an IPv6 prefix of 64 bits. Loopback is exempt.
     pub per_source: usize,
+    /// Of one registered machine, and of one node at the relay, so that no member of a network can shut out the others.
+    pub per_key: usize,
 }
 
 impl Default for ConnectionLimits {
     fn default() -> Self {
-        Self { total: 32_768, strangers: 4_096, per_source: 512 }
+        Self { total: 32_768, strangers: 4_096, per_source: 512, per_key: 64 }
     }
 }
 
@@ -58,19 +61,20 @@ impl Default for ConnectionLimits {
 pub(crate) struct Gate {
     limits: ConnectionLimits,
     slots: Arc<Semaphore>,
-    strangers: Mutex<Strangers>,
+    counts: Mutex<Counts>,
 }
 
 #[derive(Debug, Default)]
-struct Strangers {
-    total: usize,
+struct Counts {
+    strangers: usize,
     by_source: HashMap<IpAddr, usize>,
+    by_key: HashMap<[u8; 32], usize>,
 }
 
 impl Gate {
     pub(crate) fn new(limits: ConnectionLimits) -> Arc<Self> {
         let limits = ConnectionLimits { total: limits.total.min(Semaphore::MAX_PERMITS), ..limits };
-        Arc::new(Self { limits, slots: Arc::new(Semaphore::new(limits.total)), strangers: Mutex::default() })
+        Arc::new(Self { limits, slots: Arc::new(Semaphore::new(limits.total)), counts: Mutex::default() })
     }
 
     /// Admits a connection, or returns `None` if a limit is reached. `source` is `None` while it is not known, which is
@@ -78,16 +82,15 @@ impl Gate {
     pub(crate) fn admit(self: &Arc<Self>, source: Option<IpAddr>) -> Option<Pass> {
         let slot = Arc::clone(&self.slots).try_acquire_owned().ok()?;
         let source = source.map(prefix);
-        {
-            let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
-            if strangers.total >= self.limits.strangers {
-                return None;
-            }
-            if let Some(source) = source {
-                strangers.count(source, self.limits.per_source)?;
-            }
-            strangers.total += 1;
+        let mut counts = self.counts();
+        if counts.strangers >= self.limits.strangers {
+            return None;
         }
+        if let Some(source) = source {
+            counts.add_source(source, self.limits.per_source)?;
+        }
+        counts.strangers += 1;
+        drop(counts);
         Some(Pass { gate: Arc::clone(self), _slot: slot, state: Mutex::new(Standing::Stranger(source)) })
     }
 
@@ -101,29 +104,47 @@ impl Gate {
     pub(crate) fn open(&self) -> usize {
         self.limits.total.saturating_sub(self.slots.available_permits())
     }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-impl Strangers {
-    fn count(&mut self, source: IpAddr, limit: usize) -> Option<()> {
+impl Counts {
+    fn add_source(&mut self, source: IpAddr, limit: usize) -> Option<()> {
         if source.is_loopback() {
             return Some(());
         }
-        let count = self.by_source.entry(source).or_default();
-        if *count >= limit {
-            return None;
-        }
-        *count += 1;
-        Some(())
+        add(&mut self.by_source, source, limit)
     }
 
-    fn forget(&mut self, source: Option<IpAddr>) {
-        self.total = self.total.saturating_sub(1);
-        let Some(source) = source else { return };
-        if let Some(count) = self.by_source.get_mut(&source) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.by_source.remove(&source);
+    fn forget(&mut self, standing: Standing) {
+        match standing {
+            Standing::Stranger(source) => {
+                self.strangers = self.strangers.saturating_sub(1);
+                if let Some(source) = source {
+                    subtract(&mut self.by_source, &source);
+                }
             }
+            Standing::Known(key) => subtract(&mut self.by_key, &key),
+        }
+    }
+}
+
+/// Counts one more, unless that is too many.
+fn add<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K, limit: usize) -> Option<()> {
+    let count = counts.get(&key).copied().unwrap_or_default();
+    (count < limit).then(|| {
+        counts.insert(key, count + 1);
+    })
+}
+
+/// Counts one less; what is at nothing leaves no trace.
+fn subtract<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            counts.remove(key);
         }
     }
 }
@@ -139,42 +160,53 @@ pub(crate) struct Pass {
 #[derive(Debug, Clone, Copy)]
 enum Standing {
     Stranger(Option<IpAddr>),
-    Known,
+    Known([u8; 32]),
 }
 
 impl Pass {
     /// Says which source a connection of unknown source has. Returns false if that source has too many already.
     pub(crate) fn attribute(&self, source: IpAddr) -> bool {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         if !matches!(*state, Standing::Stranger(None)) {
             return true;
         }
         let source = prefix(source);
-        let mut strangers = self.gate.strangers.lock().unwrap_or_else(PoisonError::into_inner);
-        if strangers.count(source, self.gate.limits.per_source).is_none() {
+        if self.gate.counts().add_source(source, self.gate.limits.per_source).is_none() {
             return false;
         }
         *state = Standing::Stranger(Some(source));
         true
     }
 
-    /// Says that a registered node has used this connection: it counts no longer as a stranger's.
-    pub(crate) fn identify(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Standing::Stranger(source) = std::mem::replace(&mut *state, Standing::Known) {
-            self.gate.strangers.lock().unwrap_or_else(PoisonError::into_inner).forget(source);
+    /// Says that a registered machine or node, named by its key, has used this connection: it counts no longer as a
+    /// stranger's. Returns false, and changes nothing, if that key has too many already.
+    pub(crate) fn identify(&self, key: [u8; 32]) -> bool {
+        let mut state = self.state();
+        if matches!(*state, Standing::Known(_)) {
+            return true;
         }
+        let mut counts = self.gate.counts();
+        if add(&mut counts.by_key, key, self.gate.limits.per_key).is_none() {
+            return false;
+        }
+        counts.forget(std::mem::replace(&mut *state, Standing::Known(key)));
+        true
     }
 
-    /// Returns whether a registered node has used this connection.
+    /// Returns whether a registered machine or node has used this connection.
     pub(crate) fn is_identified(&self) -> bool {
-        matches!(*self.state.lock().unwrap_or_else(PoisonError::into_inner), Standing::Known)
+        matches!(*self.state(), Standing::Known(_))
+    }
+
+    fn state(&self) -> MutexGuard<'_, Standing> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        self.identify();
+        let standing = *self.state();
+        self.gate.counts().forget(standing);
     }
 }
 
@@ -261,7 +293,7 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: ConnectionLimits = ConnectionLimits { total: 5, strangers: 4, per_source: 2 };
+    const LIMITS: ConnectionLimits = ConnectionLimits { total: 5, strangers: 4, per_source: 2, per_key: 2 };
 
     fn ip(text: &str) -> Option<IpAddr> {
         Some(text.parse().unwrap())
@@ -293,11 +325,10 @@ mod tests {
         let held: Vec<Pass> = (1..=4).map(|host| gate.admit(ip(&format!("192.0.2.{host}"))).unwrap()).collect();
         assert!(gate.admit(ip("192.0.2.9")).is_none(), "four strangers are the limit");
         assert!(!held[0].is_identified());
-        held[0].identify();
-        held[0].identify();
+        assert!(held[0].identify([1; 32]) && held[0].identify([1; 32]));
         assert!(held[0].is_identified());
         let fifth = gate.admit(ip("192.0.2.9")).unwrap();
-        held[1].identify();
+        assert!(held[1].identify([2; 32]));
         assert!(gate.admit(ip("192.0.2.10")).is_none(), "five in all are the limit");
         drop(fifth);
         assert!(gate.admit(ip("192.0.2.10")).is_some());
@@ -312,8 +343,20 @@ mod tests {
             drop(held);
         }
         assert_eq!(gate.open(), 0);
-        let strangers = gate.strangers.lock().unwrap();
-        assert!(strangers.by_source.is_empty() && strangers.total == 0);
+        let counts = gate.counts();
+        assert!(counts.by_source.is_empty() && counts.by_key.is_empty() && counts.strangers == 0);
+    }
+
+    #[test]
+    fn one_member_cannot_take_all_places() {
+        let gate = Gate::new(LIMITS);
+        let held: Vec<Pass> = (1..=3).map(|host| gate.admit(ip(&format!("192.0.2.{host}"))).unwrap()).collect();
+        assert!(held[0].identify([1; 32]) && held[1].identify([1; 32]));
+        assert!(!held[2].identify([1; 32]) && !held[2].is_identified());
+        assert!(held[2].identify([2; 32]));
+        drop(held);
+        assert!(gate.admit(ip("192.0.2.1")).unwrap().identify([1; 32]));
+        assert!(gate.counts().by_key.is_empty());
     }
 
     #[test]

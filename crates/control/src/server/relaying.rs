@@ -180,12 +180,8 @@ struct Registered(Control);
 
 impl Admission for Registered {
     fn admit(&self, key: &NodeKey, _source: IpAddr) -> bool {
-        let admitted = self.0.relay_admits(key);
-        if admitted {
-            // Outside a connection's task there is no place to count.
-            let _ = PASS.try_with(|pass| pass.identify());
-        }
-        admitted
+        // Outside a connection's task there is no place to count.
+        self.0.relay_admits(key) && PASS.try_with(|pass| pass.identify(*key.as_bytes())).unwrap_or(true)
     }
 }
 

@@ -79,7 +79,8 @@ async fn register(session: &Session, body: &[u8]) -> Answer {
     let (control, key) = (&session.arrival.shared.control, request.node_key);
     let response = control.register(caller.machine, request, caller.from).await;
     if control.is_registered(&caller.machine, &key) {
-        session.arrival.pass.identify();
+        // A machine with too many connections stays among the strangers; what it asked for is done all the same.
+        session.arrival.pass.identify(*caller.machine.as_bytes());
     }
     answers::document(&response)
 }
@@ -106,8 +107,10 @@ async fn map(session: &Session, under_way: UnderWay, body: &[u8]) -> Answer {
             .map(|map| answers::with_body(StatusCode::OK, Full::new(map).boxed_unsync())),
     };
     match answer {
+        Ok(_) if !session.arrival.pass.identify(*machine.as_bytes()) => {
+            answers::text(StatusCode::TOO_MANY_REQUESTS, "this machine has too many connections already")
+        }
         Ok(answer) => {
-            session.arrival.pass.identify();
             answers::with_header(
                 answer,
                 header::CONTENT_TYPE,

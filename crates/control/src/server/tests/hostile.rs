@@ -171,7 +171,7 @@ async fn garbage_behind_the_handshake_ends_the_connection() {
 
 #[tokio::test]
 async fn one_source_behind_a_proxy_cannot_take_all_places() {
-    let limits = ConnectionLimits { total: 100, strangers: 100, per_source: 1 };
+    let limits = ConnectionLimits { per_source: 1, ..ConnectionLimits::default() };
     let rig = Rig::with(limits, &["192.0.2.7/32"]).await;
     let upgrade = async |from: &str| {
         let peer = "192.0.2.7:1234".parse().unwrap();
@@ -226,4 +226,18 @@ async fn a_logout_of_nobody_leaves_a_stranger_a_stranger() {
     assert!(body.contains("\"NodeKeyExpired\":true"), "{body}");
     tokio::time::pause();
     assert!(tokio::time::timeout(STRANGER_IDLE * 2, rig.shared.gate.drained()).await.is_ok());
+}
+
+#[tokio::test]
+async fn one_machine_cannot_take_the_places_of_all_members() {
+    let rig = Rig::with(ConnectionLimits { per_key: 1, ..ConnectionLimits::default() }, &[]).await;
+    let new = crate::admin::NewAuthKey { tailnet: "default".to_owned(), ..Default::default() };
+    let key = rig.shared.control.admin(crate::Who::server()).create_auth_key(new).await.unwrap();
+    let first = Client::connect(&rig, 1).await;
+    first.register(1, key.text.expose()).await;
+    let second = Client::connect(&rig, 1).await;
+    let (status, _) = second.post("/machine/map", &json!({"Version": 130, "NodeKey": node_key(1)})).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
+    let (status, _) = first.post("/machine/map", &json!({"Version": 130, "NodeKey": node_key(1)})).await;
+    assert_eq!(status, StatusCode::OK);
 }
