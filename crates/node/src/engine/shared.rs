@@ -36,7 +36,10 @@ const DATAGRAMS: usize = 512;
 const TO_RELAY: usize = 512;
 
 /// How often at most the worker tells of one peer's traffic.
-pub(super) const ACTIVITY_SPACING: Duration = Duration::from_secs(1);
+const ACTIVITY_SPACING: Duration = Duration::from_secs(1);
+
+/// How long the worker waits for a handshake before it asks again: as long as the first attempt lasts.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Holds what both sides read and write.
 pub(super) struct Shared {
@@ -204,8 +207,8 @@ pub(super) struct PeerSlot {
     session: ArcSwapOption<Session>,
     path: ArcSwap<Path>,
     jailed: AtomicBool,
-    /// A handshake was asked for and is not decided yet.
-    asked: AtomicBool,
+    /// When a handshake was asked for that is not decided yet.
+    asked: AtomicU64,
     rx_bytes: AtomicU64,
     tx_bytes: AtomicU64,
     /// Times by [`Shared::stamp`].
@@ -222,7 +225,7 @@ impl PeerSlot {
             session: ArcSwapOption::empty(),
             path: ArcSwap::from_pointee(Path::default()),
             jailed: AtomicBool::new(false),
-            asked: AtomicBool::new(false),
+            asked: AtomicU64::new(0),
             rx_bytes: AtomicU64::new(0),
             tx_bytes: AtomicU64::new(0),
             last_write: AtomicU64::new(0),
@@ -244,17 +247,18 @@ impl PeerSlot {
     /// Sends with `session` from now on; a handshake may be asked for anew.
     pub(super) fn set_session(&self, session: Option<Arc<Session>>) {
         self.session.store(session);
-        self.asked.store(false, Ordering::Release);
+        self.asked.store(0, Ordering::Release);
     }
 
     /// Allows that a handshake is asked for again.
     pub(super) fn handshake_failed(&self) {
-        self.asked.store(false, Ordering::Release);
+        self.asked.store(0, Ordering::Release);
     }
 
-    /// Tells whether nobody has asked for a handshake yet; from now on somebody has.
-    pub(super) fn ask(&self) -> bool {
-        !self.asked.swap(true, Ordering::AcqRel)
+    /// Tells whether a handshake should be asked for; then it has been asked for. Once in a while it is so again, so
+    /// that nothing that got lost can silence a peer for good.
+    pub(super) fn ask(&self, stamp: u64) -> bool {
+        is_due(&self.asked, stamp, ASK_AGAIN)
     }
 
     /// Returns where packets go.
@@ -281,13 +285,13 @@ impl PeerSlot {
     pub(super) fn note_sent(&self, bytes: usize, stamp: u64) -> bool {
         Drops::count(&self.tx_bytes, bytes);
         self.last_write.store(stamp, Ordering::Relaxed);
-        is_due(&self.told_sent, stamp)
+        is_due(&self.told_sent, stamp, ACTIVITY_SPACING)
     }
 
     /// Counts a packet from the peer and tells whether it is time to report it.
     pub(super) fn note_received(&self, bytes: usize, stamp: u64) -> bool {
         Drops::count(&self.rx_bytes, bytes);
-        is_due(&self.told_received, stamp)
+        is_due(&self.told_received, stamp, ACTIVITY_SPACING)
     }
 
     /// Returns the bytes of packets received and sent.
@@ -301,10 +305,10 @@ impl PeerSlot {
     }
 }
 
-/// Tells whether `last` is [`ACTIVITY_SPACING`] ago; then it becomes `stamp`. The worker alone calls this.
-fn is_due(last: &AtomicU64, stamp: u64) -> bool {
+/// Tells whether `last` was never or is `spacing` ago; then it becomes `stamp`. The worker alone calls this.
+fn is_due(last: &AtomicU64, stamp: u64, spacing: Duration) -> bool {
     let told = last.load(Ordering::Relaxed);
-    let due = told == 0 || u128::from(stamp.saturating_sub(told)) >= ACTIVITY_SPACING.as_millis();
+    let due = told == 0 || u128::from(stamp.saturating_sub(told)) >= spacing.as_millis();
     if due {
         last.store(stamp, Ordering::Relaxed);
     }

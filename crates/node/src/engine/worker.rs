@@ -187,7 +187,7 @@ impl Worker {
                     self.plan(slot, at, buffer.get(..length).unwrap_or_default(), now);
                 }
                 Outbound::Wait { slot } => {
-                    if slot.ask() && !self.signal(Signal::HandshakeWanted(slot.key())) {
+                    if slot.ask(stamp) && !self.signal(Signal::HandshakeWanted(slot.key())) {
                         slot.handshake_failed();
                     }
                 }

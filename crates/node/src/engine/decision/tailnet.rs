@@ -13,7 +13,7 @@ use warren_filter::{Filter, FilterInput, PrefixTable, Shields};
 use warren_path::{PathStatus, Paths, PeerConfig, PingId};
 use warren_wg::Tunnels;
 use warren_wire::control::{DerpMap, FilterRule, NetInfo, RegionId};
-use warren_wire::key::{DiscoSecret, NodeKey, NodeSecret};
+use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey, NodeSecret};
 
 use super::measure::{Found, Measure};
 use super::relays::Relays;
@@ -49,11 +49,21 @@ pub(super) struct Tailnet {
 pub(super) struct Known {
     pub(super) config: Arc<Peer>,
     pub(super) slot: Arc<PeerSlot>,
+    /// The last disco key that the server told.
+    pub(super) disco: Option<DiscoKey>,
+    /// The last home relay that the server told.
+    pub(super) home: Option<RegionId>,
     pub(super) has_session: bool,
     pub(super) last_handshake: Option<Instant>,
     /// The last message that began a handshake, until that is decided: it goes out again when a new way appears, which
     /// spares the seconds until the next attempt.
     pub(super) initiation: Option<Vec<u8>>,
+}
+
+impl Known {
+    fn new(config: Arc<Peer>, slot: Arc<PeerSlot>) -> Self {
+        Self { config, slot, disco: None, home: None, has_session: false, last_handshake: None, initiation: None }
+    }
 }
 
 /// Says what must be published.
@@ -141,33 +151,39 @@ impl Tailnet {
     /// Adds a peer or takes over what changed.
     pub(super) fn set_peer(&mut self, config: Arc<Peer>, now: Instant) {
         let key = config.key();
-        let path =
-            PeerConfig { disco: config.disco_key(), home: config.home_relay(), endpoints: config.endpoints().to_vec() };
-        let old_home = self.peers.get(&key).and_then(|known| known.config.home_relay());
-        let had_no_way = self.relays.way_to(&key, old_home).is_none();
+        let old = self.peers.get(&key).map(|known| (known.disco, known.home));
+        let had_no_way = self.relays.way_to(&key, old.and_then(|(_, home)| home)).is_none();
         match self.peers.get_mut(&key) {
             Some(known) => {
                 let old = std::mem::replace(&mut known.config, Arc::clone(&config));
-                known.slot.set_jailed(config.is_jailed());
                 if old.allowed_ips() != config.allowed_ips() || old.addresses() != config.addresses() {
                     self.dirty.prefixes = true;
-                }
-                // A disco key lives as long as a process: the peer has restarted and knows our session no more.
-                let has_restarted = old.disco_key().is_some_and(|disco| config.disco_key() != Some(disco));
-                if has_restarted {
-                    self.tunnels.reset_peer(&key);
                 }
             }
             None => {
                 if !self.tunnels.add_peer(key) {
-                    tracing::debug!(peer = %key.short(), "a peer's key is no point of full order");
                     return;
                 }
                 let slot = Arc::new(PeerSlot::new(key));
-                slot.set_jailed(config.is_jailed());
-                let known = Known { config, slot, has_session: false, last_handshake: None, initiation: None };
-                self.peers.insert(key, known);
+                self.peers.insert(key, Known::new(Arc::clone(&config), slot));
                 self.dirty.prefixes = true;
+            }
+        }
+        let Some(known) = self.peers.get_mut(&key) else { return };
+        known.slot.set_jailed(config.is_jailed());
+        // A server that has just restarted may not know yet what it told before: absence is not deletion.
+        known.disco = config.disco_key().or(known.disco);
+        known.home = config.home_relay().or(known.home);
+        let path = PeerConfig { disco: known.disco, home: known.home, endpoints: config.endpoints().to_vec() };
+        // A disco key lives as long as a process: the peer has restarted and knows our session no more.
+        if old.and_then(|(disco, _)| disco).is_some_and(|old| known.disco != Some(old)) {
+            tracing::debug!(peer = %key.short(), "the peer has restarted");
+            let was_asked = known.initiation.take().is_some();
+            known.slot.handshake_failed();
+            self.tunnels.reset_peer(&key);
+            if was_asked {
+                // The one under way went with the session.
+                let _ = self.tunnels.start_handshake(&key, now);
             }
         }
         // Sources of rules may be named by what nodes are capable of.
@@ -296,7 +312,7 @@ impl Tailnet {
             PeerStatus {
                 key: *key,
                 direct: direct.map(|direct| direct.address),
-                relay: self.relays.way_to(key, known.config.home_relay()),
+                relay: self.relays.way_to(key, known.home),
                 reason: path.as_ref().map(reason),
                 rx_bytes,
                 tx_bytes,

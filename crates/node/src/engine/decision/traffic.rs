@@ -216,12 +216,14 @@ impl Tailnet {
                 known.slot.set_session(Some(session));
                 known.last_handshake = Some(now);
                 known.initiation = None;
+                tracing::debug!(peer = %peer.short(), "session");
                 self.sessions += usize::from(!std::mem::replace(&mut known.has_session, true));
                 self.shared.ask(&self.shared.requests.flush);
             }
             TunnelEvent::Closed { peer } => {
                 let Some(known) = self.peers.get_mut(&peer) else { return };
                 known.slot.set_session(None);
+                tracing::debug!(peer = %peer.short(), "session ended");
                 self.sessions -= usize::from(std::mem::replace(&mut known.has_session, false));
             }
             TunnelEvent::Failed { peer } => {
@@ -317,7 +319,7 @@ impl Tailnet {
     /// Sends a message by the peer's path, without any back to where the message came from that it answers.
     fn send_to_peer(&mut self, key: NodeKey, origin: Option<Origin>, bytes: Vec<u8>, now: Instant) {
         let Some(known) = self.peers.get(&key) else { return };
-        let home = known.config.home_relay();
+        let home = known.home;
         let path = **known.slot.path();
         if let Some(direct) = path.direct {
             let _ = self.shared.sockets.load().send(direct.address, &bytes);
@@ -365,7 +367,7 @@ impl Tailnet {
     pub(super) fn relay(&mut self, packet: ToRelay, now: Instant) {
         let ToRelay { peer, bytes } = packet;
         let Some(known) = self.peers.get(&peer) else { return };
-        if let Some(region) = self.relays.way_to(&peer, known.config.home_relay()) {
+        if let Some(region) = self.relays.way_to(&peer, known.home) {
             self.relays.send(region, Kind::Data, peer, bytes, now);
         }
     }

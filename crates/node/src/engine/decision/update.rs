@@ -12,6 +12,14 @@ impl Decision {
         if self.dead {
             return;
         }
+        tracing::debug!(
+            local = update.local.is_some(),
+            relays = update.relays.is_some(),
+            filter = update.filter.as_ref().map(|rules| rules.len()),
+            removed = update.removed.len(),
+            peers = update.peers.len(),
+            "update"
+        );
         match update.local {
             Some(LocalUpdate::Down) => self.leave(),
             Some(LocalUpdate::Restart(local)) => {
