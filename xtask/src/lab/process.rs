@@ -53,6 +53,11 @@ impl Process {
         }
     }
 
+    /// Returns the number of the process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal by name, `TERM` or `KILL` for instance, to this process alone.
     pub(crate) fn signal(&self, name: &str) -> Result<()> {
         crate::run::Run::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).output().map(drop)

@@ -1,6 +1,7 @@
 //! `warren node`: the daemon.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -38,10 +39,13 @@ pub(crate) struct Node {
     /// Name of the network interface to make.
     #[arg(long, value_name = "NAME", default_value = "warren0")]
     tun: String,
-    /// UDP port for tunnels; 0 takes any free one.
-    #[arg(long, value_name = "PORT", default_value_t = 41641)]
-    port: u16,
+    /// UDP port for tunnels; 0 takes any free one. Without this option 41641, or any free one if that is taken.
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
 }
+
+/// The port that firewalls know.
+const USUAL_PORT: u16 = 41641;
 
 impl Node {
     /// Runs the daemon until a signal ends it.
@@ -49,9 +53,13 @@ impl Node {
         let state_dir = self.state_dir.unwrap_or_else(|| Role::Node.state_dir());
         let socket = self.socket.unwrap_or_else(|| Role::Node.socket());
         let (store, state) = Store::open(&state_dir)?;
+        if let Some(port) = self.port {
+            // The engine makes do with another port; who named one has opened it in a firewall.
+            free_port(port)?;
+        }
         let listener = local_api::listen(&socket)?;
         let (events, engine_events) = mpsc::channel(EVENTS);
-        let options = engine::Options { interface: self.tun, port: self.port };
+        let options = engine::Options { interface: self.tun, port: self.port.unwrap_or(USUAL_PORT) };
         let engine = match engine::start(options, events).await {
             Ok(engine) => engine,
             Err(error) => {
@@ -74,6 +82,19 @@ impl Node {
             )),
         }
     }
+}
+
+/// Fails if another program has the UDP port in either family.
+fn free_port(port: u16) -> Result<(), StartError> {
+    let unspecified: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    for address in unspecified {
+        if let Err(error) = UdpSocket::bind((address, port))
+            && error.kind() == io::ErrorKind::AddrInUse
+        {
+            return Err(StartError::PortBusy(port));
+        }
+    }
+    Ok(())
 }
 
 /// Is ready when the system or a person asks for the end.
