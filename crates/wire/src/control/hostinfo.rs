@@ -1,10 +1,9 @@
 //! What a client says of its machine and its network. Source: Tailscale `tailcfg`, `Hostinfo` and `NetInfo`.
 //!
-//! Strange clients fill these fields in strange ways, so a malformed value counts as absent, and so does a text of more
-//! than 1,024 bytes; lists other than that of routes end after 1,024 entries. A part of it goes on to all peers.
+//! Strange clients fill these fields in strange ways, so a malformed value counts as absent.
 
 use super::RegionId;
-use super::json::{is_default, lossy, lossy_list, short_list, short_text};
+use super::json::{is_default, lossy, lossy_list};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -14,52 +13,52 @@ use std::collections::BTreeMap;
 #[serde(default, rename_all = "PascalCase")]
 pub struct Hostinfo {
     /// Version of the client, long form.
-    #[serde(rename = "IPNVersion", deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(rename = "IPNVersion", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub ipn_version: String,
     /// Log name of the front end.
-    #[serde(rename = "FrontendLogID", deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(rename = "FrontendLogID", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub frontend_log_id: String,
     /// Log name of the daemon; Go clients do not register without one.
-    #[serde(rename = "BackendLogID", deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(rename = "BackendLogID", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub backend_log_id: String,
     /// Operating system: `linux`, `macOS`, `windows`, `iOS`, `android` and others.
-    #[serde(rename = "OS", deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(rename = "OS", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub os: String,
     /// Its version; the kernel's on Linux.
-    #[serde(rename = "OSVersion", deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(rename = "OSVersion", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub os_version: String,
     /// Whether it runs in a container.
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub container: Option<bool>,
     /// Short code of the environment.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub env: String,
     /// Linux distribution.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub distro: String,
     /// Version of the distribution.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub distro_version: String,
     /// Code name of the distribution.
-    #[serde(rename = "DistroCodeName", deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(rename = "DistroCodeName", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub distro_codename: String,
     /// Application that embeds the client.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub app: String,
     /// Whether a desktop was found.
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub desktop: Option<bool>,
     /// Package that the client came in.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub package: String,
     /// Model of a phone.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub device_model: String,
     /// Token for push messages.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub push_device_token: String,
     /// Host name as the machine has it, to be cleaned by the server.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub hostname: String,
     /// Whether it refuses inbound connections.
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
@@ -83,37 +82,37 @@ pub struct Hostinfo {
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub allows_update: bool,
     /// Hardware name of the kernel.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub machine: String,
     /// Processor family, Go's name.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub go_arch: String,
     /// Variant of the processor family.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub go_arch_var: String,
     /// Version of Go.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub go_version: String,
     /// Routes that it offers, exit routes included.
     #[serde(rename = "RoutableIPs", deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
     pub routable_ips: Vec<IpNet>,
     /// Tags that it asks for.
-    #[serde(deserialize_with = "short_list", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
     pub request_tags: Vec<String>,
     /// Hardware addresses for waking it.
-    #[serde(rename = "WoLMACs", deserialize_with = "short_list", skip_serializing_if = "is_default")]
+    #[serde(rename = "WoLMACs", deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
     pub wol_macs: Vec<String>,
     /// Services that it offers.
-    #[serde(deserialize_with = "short_list", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
     pub services: Vec<Service>,
     /// What it knows of its network.
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub net_info: Option<NetInfo>,
     /// Public SSH host keys; there when it runs the built-in SSH server.
-    #[serde(rename = "sshHostKeys", deserialize_with = "short_list", skip_serializing_if = "is_default")]
+    #[serde(rename = "sshHostKeys", deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
     pub ssh_host_keys: Vec<String>,
     /// Cloud that it runs in.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub cloud: String,
     /// Whether it uses a network in user space.
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
@@ -125,13 +124,13 @@ pub struct Hostinfo {
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub app_connector: Option<bool>,
     /// Changes when its services do.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub services_hash: String,
     /// Whether it relays for peers.
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub peer_relay: bool,
     /// Stable name of the exit node that it uses.
-    #[serde(rename = "ExitNodeID", deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(rename = "ExitNodeID", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub exit_node_id: String,
     /// Where it is.
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
@@ -149,12 +148,11 @@ pub struct Hostinfo {
 #[serde(default, rename_all = "PascalCase")]
 pub struct Service {
     /// `tcp`, `udp`, `peerapi4`, `peerapi6`, `peerapi-dns-proxy` and others.
-    #[serde(deserialize_with = "short_text")]
     pub proto: String,
     /// Port.
     pub port: u16,
     /// What it is.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub description: String,
 }
 
@@ -163,16 +161,16 @@ pub struct Service {
 #[serde(default, rename_all = "PascalCase")]
 pub struct Location {
     /// Country.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub country: String,
     /// ISO 3166-1 code of the country.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub country_code: String,
     /// City.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub city: String,
     /// Code of the city.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub city_code: String,
     /// Degrees north.
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
@@ -190,10 +188,10 @@ pub struct Location {
 #[serde(default, rename_all = "PascalCase")]
 pub struct TpmInfo {
     /// Maker, four letters.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub manufacturer: String,
     /// Maker's text.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub vendor: String,
     /// Maker's model number.
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
@@ -205,7 +203,7 @@ pub struct TpmInfo {
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub spec_revision: i64,
     /// Family, like `2.0`.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub family_indicator: String,
 }
 
@@ -244,12 +242,12 @@ pub struct NetInfo {
     #[serde(rename = "PreferredDERP", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub preferred_derp: RegionId,
     /// `wired`, `wifi` or `mobile`.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub link_type: String,
     /// Latencies in seconds by region and family, like `900-v4`.
     #[serde(rename = "DERPLatency", deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub derp_latency: BTreeMap<String, f64>,
     /// Which firewall a Linux client drives and why.
-    #[serde(deserialize_with = "short_text", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub firewall_mode: String,
 }

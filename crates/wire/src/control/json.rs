@@ -23,11 +23,8 @@ const VALUES_MAX: usize = 65_536;
 /// Fewest bytes that a value has on average in long documents; in honest maps it has about 20.
 const VALUE_BYTES: usize = 8;
 
-/// Most entries that are read of a list of which a client sends few.
-pub(super) const LIST_MAX: usize = 1_024;
-
-/// Most bytes that are read of a text that a client says of itself.
-const TEXT_MAX_BYTES: usize = 1_024;
+/// Most entries that are read of a list in which places count; nobody has so many endpoints.
+const LIST_MAX: usize = 1_024;
 
 /// Says why a document was not read. Carries no text of the document, so it is safe to log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -149,12 +146,6 @@ pub(super) fn lossy<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(fr
     Ok(reread(raw).unwrap_or_default())
 }
 
-/// Reads a short text; a malformed or longer one counts as absent.
-pub(super) fn short_text<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
-    let text: String = lossy(from)?;
-    Ok(if text.len() > TEXT_MAX_BYTES { String::new() } else { text })
-}
-
 /// Reads a list, leaving out malformed entries; what is no list counts as absent.
 pub(super) fn lossy_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
     lossy_optional_list(from).map(Option::unwrap_or_default)
@@ -168,12 +159,6 @@ where
 {
     let raw = <&RawValue>::deserialize(from)?;
     Ok(entries(raw, usize::MAX, reread).unwrap_or_default())
-}
-
-/// Reads the first [`LIST_MAX`] entries of a list, leaving out malformed ones; what is no list counts as absent.
-pub(super) fn short_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
-    let raw = <&RawValue>::deserialize(from)?;
-    Ok(entries(raw, LIST_MAX, reread).unwrap_or_default().unwrap_or_default())
 }
 
 /// Reads the first [`LIST_MAX`] entries of a list in which places count: `read` makes something of each.

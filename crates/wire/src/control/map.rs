@@ -1,6 +1,6 @@
 //! The map: `POST /machine/map`. Source: Tailscale `tailcfg`, `MapRequest` and `MapResponse`.
 
-use super::json::{is_default, lossy, lossy_optional_list, places, real_key, reread, short_list, sound_entries};
+use super::json::{is_default, lossy, lossy_list, lossy_optional_list, places, real_key, reread, sound_entries};
 use super::{
     Blob, CapMap, CapabilityVersion, DerpMap, DnsConfig, EndpointType, FilterRule, Hostinfo, Node, NodeId, PingRequest,
     RegionId, SshPolicy, Time, UserProfile,
@@ -66,7 +66,7 @@ pub struct MapRequest {
     #[serde(default, skip_serializing_if = "is_default")]
     pub omit_peers: bool,
     /// Hints.
-    #[serde(default, deserialize_with = "short_list", skip_serializing_if = "is_default")]
+    #[serde(default, deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
     pub debug_flags: Vec<String>,
     /// Ignored.
     #[serde(default, skip_serializing_if = "is_default")]

@@ -1,7 +1,7 @@
 //! Registration: `POST /machine/register`. Source: Tailscale `tailcfg`, `RegisterRequest` and `RegisterResponse`.
 
 use super::ids::null_when_empty;
-use super::json::{is_default, lossy, real_key, short_text};
+use super::json::{is_default, lossy, real_key};
 use super::{Blob, CapabilityVersion, Hostinfo, RawJson, Time, UserId};
 use crate::key::NodeKey;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -67,7 +67,7 @@ fn nl_key_or_zero<S: Serializer>(key: &str, to: S) -> Result<S::Ok, S::Error> {
 }
 
 fn zero_as_empty<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
-    let key = short_text(from)?;
+    let key: String = lossy(from)?;
     Ok(if key == NL_KEY_ZERO { String::new() } else { key })
 }
 

@@ -224,7 +224,8 @@ fn apply(document: &mut Value, place: Index, change: Change) {
     let mut places = 0;
     let count = |value: &Value| value.as_object().map_or(0, Map::len) + value.as_array().map_or(0, Vec::len);
     walk(document, &mut |value| places += count(value));
-    if places == 0 {
+    // Repetitions of repetitions would grow without bound.
+    if places == 0 || places > 1_000 {
         return;
     }
     let chosen = place.index(places);
