@@ -230,7 +230,12 @@ impl Decision {
                     self.rebind(now);
                 }
             }
-            signal => {
+            Signal::HandshakeWanted(_)
+            | Signal::Sent(_)
+            | Signal::Received(..)
+            | Signal::Confirmed(_)
+            | Signal::Unreachable(..)
+            | Signal::Rebound => {
                 if let Some(tailnet) = &mut self.tailnet {
                     tailnet.handle_signal(signal, now);
                 }
@@ -287,6 +292,7 @@ impl Decision {
 }
 
 /// Says in the seam's words why a ping was not sent.
+#[expect(clippy::wildcard_enum_match_arm, reason = "what else there may be is some way of having no path")]
 fn ping_error(error: PathPingError) -> PingError {
     match error {
         PathPingError::UnknownPeer => PingError::UnknownPeer,

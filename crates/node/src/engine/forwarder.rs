@@ -1,6 +1,6 @@
 //! What becomes of a packet, without I/O: the worker gives it bytes and does what it answers.
 //!
-//! Packets lie in buffers with [`HEADROOM`] bytes before and [`TAILROOM`] behind them; they are sealed and opened in
+//! Packets lie in buffers with [`HEADROOM`] bytes before and [`warren_wg::TAILROOM`] behind them; they are sealed and opened in
 //! place. Nothing is allocated for a packet that passes.
 
 mod echo;

@@ -71,17 +71,20 @@ pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Pack
             options.interface
         ))
     })?;
-    let tun = Tun::open(&name, MTU_BYTES).map_err(|error| match error {
-        TunError::OpenDenied => StartError::Permission(options.interface.clone()),
-        error => error.into(),
+    let tun = Tun::open(&name, MTU_BYTES).map_err(|error| no_tun(&options.interface, &error))?;
+    let sockets = Sockets::bind(options.port).map_err(|error| {
+        if error.kind() == io::ErrorKind::AddrInUse {
+            StartError::PortBusy(options.port)
+        } else {
+            StartError::Other(format!("cannot open a UDP socket: {error}"))
+        }
     })?;
-    let sockets = Sockets::bind(options.port).map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => StartError::PortBusy(options.port),
-        _ => StartError::Other(format!("cannot open a UDP socket: {error}")),
-    })?;
-    let netlink = Netlink::connect().map_err(|error| match error {
-        NetlinkError::Denied { .. } => StartError::Permission(options.interface.clone()),
-        error => StartError::Other(error.to_string()),
+    let netlink = Netlink::connect().map_err(|error| {
+        if matches!(error, NetlinkError::Denied { .. }) {
+            StartError::Permission(options.interface.clone())
+        } else {
+            StartError::Other(error.to_string())
+        }
     })?;
     let waker = Waker::new().map_err(|error| StartError::Other(format!("cannot make an event descriptor: {error}")))?;
     let no_randomness = |error| StartError::Other(format!("the system gives no randomness: {error}"));
@@ -174,15 +177,13 @@ impl PacketEngine {
     }
 }
 
-impl From<TunError> for StartError {
-    fn from(error: TunError) -> Self {
-        match error {
-            TunError::Missing => Self::NoTun,
-            TunError::CreateDenied { name } => Self::Permission(name.to_string()),
-            TunError::Busy { name } => Self::InterfaceBusy(name.to_string()),
-            // The text says what to do.
-            error => Self::Other(error.to_string()),
-        }
+#[expect(clippy::wildcard_enum_match_arm, reason = "every other text says by itself what to do")]
+fn no_tun(interface: &str, error: &TunError) -> StartError {
+    match error {
+        TunError::Missing => StartError::NoTun,
+        TunError::OpenDenied | TunError::CreateDenied { .. } => StartError::Permission(interface.to_owned()),
+        TunError::Busy { .. } => StartError::InterfaceBusy(interface.to_owned()),
+        error => StartError::Other(error.to_string()),
     }
 }
 

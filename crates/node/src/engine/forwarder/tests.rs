@@ -214,10 +214,8 @@ fn tcp(from: [u8; 4], source: u16, to: [u8; 4], destination: u16, flags: u8) -> 
 }
 
 fn datagram(sent: Sent) -> Vec<u8> {
-    match sent {
-        Sent::Datagram(_, bytes) => bytes,
-        other => panic!("not sent: {other:?}"),
-    }
+    let Sent::Datagram(_, bytes) = sent else { panic!("not sent: {sent:?}") };
+    bytes
 }
 
 #[test]
