@@ -248,7 +248,8 @@ fn decompress(payload: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
     let mut json = vec![0; FIRST_ROOM_BYTES.min(limit.saturating_add(1))];
     let mut written = 0;
     loop {
-        let mut target = OutBuffer::around_pos(&mut json, written);
+        // The slice, not the vector: of a vector the decoder would set the length to what it has written.
+        let mut target = OutBuffer::around_pos(json.as_mut_slice(), written);
         let before = (source.pos(), written);
         let missing = decoder.run(&mut source, &mut target).map_err(|_| DecodeError::Zstd)?;
         written = target.pos();
