@@ -42,7 +42,10 @@ fn auth_keys(server: &Server, alpha: &Daemon, beta: &Host, context: &Context) ->
     alpha.refused("revoked auth key", &revoked.arguments, 5, &["revoked"])?;
 
     let used = server.invite(&[])?;
-    Daemon::start(context, beta, &[], &[])?.up(&used)?;
+    let talkative = Daemon::start(context, beta, &[], &[("WARREN_LOG", "trace")])?;
+    talkative.up(&used)?;
+    no_secret_in(&talkative, &used)?;
+    drop(talkative);
     alpha.refused("one-off auth key that was used", &used.arguments, 5, &["used"])?;
 
     let empty = lines(&alpha.file("key"), "\n")?;
@@ -50,6 +53,20 @@ fn auth_keys(server: &Server, alpha: &Daemon, beta: &Host, context: &Context) ->
     alpha.refused("empty file of an auth key", &from_file, 2, &["auth key"])?;
     let from_nowhere = with(&good, "--auth-key", "file:/nonexistent/key");
     alpha.refused("missing file of an auth key", &from_nowhere, 1, &["/nonexistent/key"])
+}
+
+/// The most talkative log has neither the auth key nor a private key in it.
+fn no_secret_in(node: &Daemon, used: &Invitation) -> Result<()> {
+    let log = node.process.log();
+    ensure!(log.contains("TRACE"), "the log is not as talkative as it can be");
+    let state: Value = serde_json::from_str(&std::fs::read_to_string(Path::new(&node.state).join("node.json"))?)?;
+    let secret = |name: &str| state.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    for secret in [used.key.clone(), secret("machine_key"), secret("node_key")] {
+        let digits = secret.rsplit([':', '-']).next().unwrap_or_default();
+        ensure!(digits.len() >= 32, "a secret has another form than this test expects");
+        ensure!(!log.contains(digits), "a secret is in the log");
+    }
+    Ok(())
 }
 
 /// Servers that are not there, are somebody else, or are no servers.
@@ -189,7 +206,7 @@ struct Daemon {
     host: Host,
     state: String,
     socket: String,
-    _process: Process,
+    process: Process,
 }
 
 impl Daemon {
@@ -205,9 +222,9 @@ impl Daemon {
             let words = [clock, &[program.as_str()][..], &node].concat();
             host.spawn_env("node", Path::new("faketime"), &words, environment)?
         };
-        let daemon = Self { warren: context.warren.clone(), host: host.clone(), state, socket, _process: process };
+        let daemon = Self { warren: context.warren.clone(), host: host.clone(), state, socket, process: process };
         wait_for("the node to answer", PATIENCE, || daemon.text(&["status", "--json"]).ok())
-            .with_context(|| format!("the log says:\n{}", daemon._process.log()))?;
+            .with_context(|| format!("the log says:\n{}", daemon.process.log()))?;
         Ok(daemon)
     }
 
@@ -229,7 +246,7 @@ impl Daemon {
         let mut words: Vec<&str> = invitation.arguments.iter().map(String::as_str).collect();
         words.extend(["--hostname", &self.host.name, "--timeout", "30"]);
         let output = self.run(&words)?;
-        ensure!(output.status.success(), "{words:?}: {}\nthe log says:\n{}", said(&output), self._process.log());
+        ensure!(output.status.success(), "{words:?}: {}\nthe log says:\n{}", said(&output), self.process.log());
         Ok(output)
     }
 

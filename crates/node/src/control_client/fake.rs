@@ -23,7 +23,7 @@ use warren_wire::mapframe::{self, Compression};
 use warren_wire::noise;
 
 use super::connect::{ConnectError, Connector, Stream};
-use super::server_url::ServerUrl;
+use super::server_url::{Scheme, ServerUrl};
 
 /// Is a call that arrived.
 #[derive(Debug)]
@@ -90,6 +90,10 @@ pub(crate) enum Mood {
     Proxy,
     /// Accepts the connection and never answers.
     Silent,
+    /// Refuses plain connections.
+    OnlyTls,
+    /// Accepts plain connections and never answers there.
+    PlainSilent,
 }
 
 /// Is the server; clones are the same server.
@@ -262,12 +266,13 @@ impl Fake {
 impl Connector for Fake {
     async fn connect(&self, url: &ServerUrl) -> Result<Box<dyn Stream>, ConnectError> {
         self.0.connections.fetch_add(1, Ordering::Relaxed);
-        if self.mood() == Mood::Down {
+        let plain = url.scheme() == Scheme::Http;
+        if self.mood() == Mood::Down || (self.mood() == Mood::OnlyTls && plain) {
             let source = std::io::ErrorKind::ConnectionRefused.into();
             return Err(ConnectError::Unreachable { url: url.to_string(), source });
         }
         let (near, far) = duplex(64 * 1024);
-        if self.mood() == Mood::Silent {
+        if self.mood() == Mood::Silent || (self.mood() == Mood::PlainSilent && plain) {
             tokio::spawn(async move {
                 let _held = far;
                 std::future::pending::<()>().await;

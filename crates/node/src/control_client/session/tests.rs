@@ -458,6 +458,24 @@ async fn without_tls_and_pin_only_loopback_is_spoken_to() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_plain_http_does_not_reach_is_reached_by_tls() {
+    let url = "http://server.example:8080";
+    for (mood, most) in [(Mood::OnlyTls, 1), (Mood::PlainSilent, 600)] {
+        let mut fixture = start_with(Login::Resume, registered(), url, |server| Some(server.key()));
+        fixture.server.set_mood(mood);
+        let begun = Instant::now();
+        fixture.reach_poll().await;
+        assert!(begun.elapsed() < Duration::from_millis(most), "{mood:?}: {:?}", begun.elapsed());
+    }
+    // The second way is no way around the pin.
+    let other = MachineSecret::from_bytes([77; 32]).public();
+    let mut fixture = start_with(Login::Resume, registered(), url, |_| Some(other));
+    fixture.server.set_mood(Mood::OnlyTls);
+    fixture.trouble().await;
+    assert!(fixture.calls.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_changed_its_key_is_named_as_such() {
     let mut fixture = start_with(Login::Resume, registered(), "https://s", |server| Some(server.key()));
     let (_, stream, _) = fixture.reach_poll().await;
