@@ -259,7 +259,8 @@ impl Follower {
 pub(crate) struct ClientMap {
     pub(crate) own: Option<Node>,
     pub(crate) peers: BTreeMap<NodeId, Node>,
-    pub(crate) filter: Option<Vec<FilterRule>>,
+    /// Chunks of the filter by their names.
+    pub(crate) filter: BTreeMap<String, Vec<FilterRule>>,
     pub(crate) profiles: BTreeMap<UserId, UserProfile>,
     pub(crate) derp: Option<DerpMap>,
     pub(crate) domain: String,
@@ -303,8 +304,10 @@ impl ClientMap {
         }
         self.own = message.node.map(|node| *node).or(self.own.take());
         for (name, rules) in message.packet_filters {
-            assert_eq!(name, "base");
-            self.filter = rules;
+            match rules {
+                Some(rules) => drop(self.filter.insert(name, rules)),
+                None => assert!(self.filter.remove(&name).is_some(), "{name} was not there"),
+            }
         }
         self.profiles.extend(message.user_profiles.into_iter().map(|profile| (profile.id, profile)));
         self.derp = message.derp_map.or(self.derp.take());

@@ -10,7 +10,7 @@ use warren_wire::control::{CapabilityVersion, ExpiryChange, MapResponse, NodeId,
 use super::frame::{Framing, Parts, message, split};
 use super::{MESSAGE_BYTES, view};
 use crate::model::NodeState;
-use crate::tailnet::access::Filter;
+use crate::tailnet::filter::{Filter, Outline};
 use crate::tailnet::nodes::{Node, Nodes, Pair, Visit};
 use crate::tailnet::snapshot::{MessageKey, Snapshot};
 
@@ -71,7 +71,8 @@ struct Delta<'a> {
     changed: Vec<&'a Arc<Node>>,
     patches: Vec<(PeerChange, (NodeId, u64, u64))>,
     key: Vec<(NodeId, u64, u64)>,
-    filter: Option<Filter>,
+    /// The new rules, and what the viewer has.
+    filter: Option<(Filter, Arc<Outline>)>,
     relays: bool,
     profiles: BTreeSet<UserId>,
     /// Whether a user's own record changed, which the key does not tell.
@@ -164,7 +165,7 @@ impl<'a> Delta<'a> {
     fn key(&self, framing: Framing) -> Option<MessageKey> {
         (!self.itself && !self.relays && !self.users).then(|| MessageKey {
             nodes: self.key.clone(),
-            filter: self.filter.as_ref().map_or(0, |filter| filter.id),
+            filter: self.filter.as_ref().map_or(0, |(filter, old)| old.step_to(filter.outline())),
             compressed: framing.compresses(),
         })
     }
@@ -183,7 +184,11 @@ impl<'a> Delta<'a> {
         let peers: Vec<_> = self.changed.iter().map(|node| &***node).collect();
         let mut written = Vec::new();
         for (at, nodes) in split(new, &peers, MESSAGE_BYTES).into_iter().enumerate() {
-            let parts = Parts { field: "PeersChanged", nodes, filter: self.filter.as_ref().filter(|_| at == 0) };
+            let parts = Parts {
+                field: "PeersChanged",
+                nodes,
+                filter: self.filter.as_ref().filter(|_| at == 0).map(|(filter, old)| (filter, Some(&**old))),
+            };
             let more = MapResponse { control_time: time, ..MapResponse::default() };
             written.push(message(new, if at == 0 { &head } else { &more }, &parts));
         }
@@ -192,12 +197,13 @@ impl<'a> Delta<'a> {
 }
 
 /// Returns the viewer's rules if they are not as before.
-fn changed_filter(old: &Snapshot, new: &Snapshot, viewer: &Node) -> Option<Filter> {
+fn changed_filter(old: &Snapshot, new: &Snapshot, viewer: &Node) -> Option<(Filter, Arc<Outline>)> {
     if Arc::ptr_eq(&old.access, &new.access) {
         return None;
     }
     let is = new.access.filter(viewer.id());
-    (old.access.filter_id(viewer.id()) != is.id).then_some(is)
+    let was = old.access.outline(viewer.id());
+    (*was != *is.outline()).then_some((is, was))
 }
 
 /// How a node differs from an older version of itself, for its peers.

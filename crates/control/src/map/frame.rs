@@ -6,7 +6,7 @@ use bytes::Bytes;
 use warren_wire::control::{MapResponse, NodeId, to_json};
 use warren_wire::mapframe::{Compression, Encoder};
 
-use crate::tailnet::access::Filter;
+use crate::tailnet::filter::{Filter, Outline};
 use crate::tailnet::nodes::Node;
 use crate::tailnet::snapshot::Snapshot;
 
@@ -59,8 +59,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) field: &'static str,
     /// The nodes.
     pub(crate) nodes: &'a [&'a Node],
-    /// The rules that replace those before.
-    pub(crate) filter: Option<&'a Filter>,
+    /// The rules that replace those before, and what the client has of those.
+    pub(crate) filter: Option<(&'a Filter, Option<&'a Outline>)>,
 }
 
 /// Writes a message: `head`, which must say something, and `parts`.
@@ -68,10 +68,9 @@ pub(crate) fn message(snapshot: &Snapshot, head: &MapResponse, parts: &Parts<'_>
     let mut json = encode(head);
     // The closing brace comes back at the end.
     json.pop();
-    if let Some(filter) = parts.filter {
-        json.extend_from_slice(b",\"PacketFilters\":{\"base\":");
-        json.extend_from_slice(&filter.json);
-        json.push(b'}');
+    if let Some((filter, known)) = parts.filter {
+        json.extend_from_slice(b",\"PacketFilters\":");
+        filter.write(known, &mut json);
     }
     for (at, node) in parts.nodes.iter().enumerate() {
         if at == 0 {

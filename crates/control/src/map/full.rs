@@ -35,7 +35,7 @@ pub(super) fn first(
         ..MapResponse::default()
     };
     let filter = snapshot.access.filter(viewer.id());
-    let json = message(snapshot, &head, &Parts { field: "Peers", nodes: &peers, filter: Some(&filter) });
+    let json = message(snapshot, &head, &Parts { field: "Peers", nodes: &peers, filter: Some((&filter, None)) });
     let cursor = peers.last().map(|node| node.id()).filter(|_| more);
     (json, cursor)
 }

@@ -478,7 +478,7 @@ async fn a_user_sees_their_own_devices_only_by_default() {
     assert_eq!(world.whole_map(1).names(), ["host2"]);
     assert_eq!(world.whole_map(3).names(), Vec::<&str>::new());
     assert_eq!(world.whole_map(4).names(), Vec::<&str>::new());
-    assert_eq!(world.whole_map(4).filter, Some(Vec::new()));
+    assert_eq!(world.whole_map(4).filter, [("base".to_owned(), Vec::new())].into());
     assert!(world.whole_map(1).profiles.values().all(|profile| profile.login_name == "owner@default"));
     let web = r#"{"acls": [{"action": "accept", "src": ["ann@example.com"], "dst": ["tag:web:80"]}], "tagOwners": {"tag:web": []}}"#;
     let mut poll = world.poll(3).await;

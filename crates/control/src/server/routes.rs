@@ -110,13 +110,11 @@ async fn map(session: &Session, under_way: UnderWay, body: &[u8]) -> Answer {
         Ok(_) if !session.arrival.pass.identify(*machine.as_bytes()) => {
             answers::text(StatusCode::TOO_MANY_REQUESTS, "this machine has too many connections already")
         }
-        Ok(answer) => {
-            answers::with_header(
-                answer,
-                header::CONTENT_TYPE,
-                http::HeaderValue::from_static("application/octet-stream"),
-            )
-        }
+        Ok(answer) => answers::with_header(
+            answer,
+            header::CONTENT_TYPE,
+            http::HeaderValue::from_static("application/octet-stream"),
+        ),
         Err(error) => no_map(&error),
     }
 }

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sha2::{Digest, Sha256};
 use warren_policy::{Compiled, Directory, DirectoryNode, DirectoryUser, Policy, PolicyErrors};
-use warren_wire::control::{NodeId, UserId, to_json};
+use warren_wire::control::{NodeId, UserId};
 
+use super::filter::{Filter, Outline};
 use super::nodes::{Node, Nodes};
 use crate::model::{Owner, UserRecord};
 
@@ -41,15 +41,6 @@ impl PolicyInForce {
     }
 }
 
-/// The rules that a node gets, as JSON.
-#[derive(Debug)]
-pub(crate) struct Filter {
-    /// Equal for equal rules only.
-    pub(crate) id: u128,
-    /// The list of rules.
-    pub(crate) json: Vec<u8>,
-}
-
 /// The policy compiled over the members; snapshots share it until a member or the policy changes.
 ///
 /// Whether two nodes see each other depends on what these two are and on the policy alone, since no route stands in for
@@ -57,8 +48,8 @@ pub(crate) struct Filter {
 #[derive(Debug)]
 pub(crate) struct Access {
     compiled: Option<Compiled>,
-    /// Filters as they were last asked for, by their IDs: the rules themselves can be long.
-    filters: Mutex<HashMap<NodeId, u128>>,
+    /// What was asked for before; the rules themselves can be long.
+    outlines: Mutex<HashMap<NodeId, Arc<Outline>>>,
 }
 
 impl Access {
@@ -69,7 +60,7 @@ impl Access {
         members: &Nodes,
     ) -> Arc<Self> {
         let compiled = policy.rules.as_ref().map(|rules| rules.compile(&directory(users, members)));
-        Arc::new(Self { compiled, filters: Mutex::default() })
+        Arc::new(Self { compiled, outlines: Mutex::default() })
     }
 
     /// Tells whether one of two nodes may reach the other, so that both may know of each other. No node sees itself.
@@ -79,22 +70,16 @@ impl Access {
 
     /// Returns the rules of a node.
     pub(crate) fn filter(&self, node: NodeId) -> Filter {
-        let rules = self.compiled.as_ref().map(|compiled| compiled.filter(node)).unwrap_or_default();
-        let json = to_json(&rules).unwrap_or_else(|error| {
-            // A list of plain fields cannot fail; if it did, nothing would be allowed.
-            tracing::error!(%error, "a packet filter cannot be encoded");
-            b"[]".to_vec()
-        });
-        let hash: [u8; 32] = Sha256::digest(&json).into();
-        let id = hash.first_chunk().map_or(0, |first| u128::from_be_bytes(*first));
-        self.filters.lock().unwrap_or_else(PoisonError::into_inner).insert(node, id);
-        Filter { id, json }
+        let filter = Filter::new(self.compiled.as_ref().map(|compiled| compiled.filter(node)).unwrap_or_default());
+        let outline = Arc::new(filter.outline().clone());
+        self.outlines.lock().unwrap_or_else(PoisonError::into_inner).insert(node, outline);
+        filter
     }
 
-    /// Returns the ID of the rules of a node.
-    pub(crate) fn filter_id(&self, node: NodeId) -> u128 {
-        let known = self.filters.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied();
-        known.unwrap_or_else(|| self.filter(node).id)
+    /// Returns what a client has that got the rules of a node.
+    pub(crate) fn outline(&self, node: NodeId) -> Arc<Outline> {
+        let known = self.outlines.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned();
+        known.unwrap_or_else(|| Arc::new(self.filter(node).outline().clone()))
     }
 }
 

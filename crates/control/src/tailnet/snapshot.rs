@@ -51,7 +51,7 @@ impl Snapshot {
 pub(crate) struct MessageKey {
     /// Nodes that the message is about: ID, revision before (0 = not there), revision after (0 = not there).
     pub(crate) nodes: Vec<(NodeId, u64, u64)>,
-    /// The filter that it brings (0 = none).
+    /// The step of the filter that it brings (0 = none).
     pub(crate) filter: u128,
     /// Whether it is compressed.
     pub(crate) compressed: bool,
