@@ -4,9 +4,10 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use warren_wire::control::{
     DerpMap, DerpRegion, FilterRule, MapRequest, MapResponse, Node as Record, NodeId, RegionId, RegisterRequest,
     RegisterResponse,
@@ -16,8 +17,9 @@ use warren_wire::key::{DiscoKey, MachineKey, NodeKey};
 use super::super::*;
 use crate::control_client::fake::{Call, Fake, MapStream, Reply};
 use crate::engine::{Netcheck, NullEngine, PingError, Pong, Status};
-use crate::local_api::types::Status as Shown;
-use crate::local_api::{Peers, Who};
+use crate::local_api::types::{StartOptions, Status as Shown};
+use crate::local_api::{Authority, Peers, Refusal, Who};
+use crate::prefs::Prefs;
 
 /// What the clock shows when a test begins.
 pub(super) const NOON: i64 = 1_800_000_000;

@@ -1,6 +1,7 @@
 //! What happens to a node that is on its tailnet, and what its engine is told.
 
 use serde_json::json;
+use tokio::sync::oneshot;
 use warren_wire::control::{EndpointType, FilterRule, MapResponse, Node, NodeId, PeerChange, PingRequest};
 
 use super::super::*;

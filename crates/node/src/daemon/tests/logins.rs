@@ -1,12 +1,14 @@
 //! How a node gets onto a tailnet and off it.
 
 use serde_json::json;
+use tokio::sync::oneshot;
 use warren_wire::control::{Hostinfo, MapResponse};
 
 use super::super::*;
 use super::fixture::{Fixture, map, own, refuse, visit};
 use crate::control_client::fake::{Call, Mood, Reply};
-use crate::local_api::Peers;
+use crate::local_api::types::StartOptions;
+use crate::local_api::{Authority, Peers, Refusal};
 
 fn is_down(update: &Update) -> bool {
     matches!(update.local, Some(LocalUpdate::Down))
@@ -335,11 +337,18 @@ async fn only_root_says_whom_to_trust() {
 async fn without_a_disk_nothing_is_promised() {
     let mut node = Fixture::new("disk");
     node.edit(json!({"ControlURL": "http://127.0.0.1:1", "ControlURLSet": true})).await.unwrap();
+    let before = node.ask(Request::Prefs).await;
     node.break_disk();
-    let answer = node.edit(json!({"Hostname": "beta", "HostnameSet": true})).await;
-    assert!(matches!(answer, Err(Refusal::Failed(_))), "{answer:?}");
-    assert_eq!(node.ask(Request::Prefs).await.hostname, "");
+    for change in [
+        json!({"Hostname": "beta", "HostnameSet": true}),
+        json!({"ControlURL": "http://127.0.0.1:2", "ControlURLSet": true}),
+    ] {
+        let answer = node.edit(change).await;
+        assert!(matches!(answer, Err(Refusal::Failed(_))), "{answer:?}");
+        assert_eq!(node.ask(Request::Prefs).await, before);
+    }
     assert!(matches!(node.ask(Request::LoginInteractive).await, Err(Refusal::Failed(_))));
+    assert_eq!(node.ask(Request::Prefs).await, before);
     assert!(node.calls.try_recv().is_err());
 }
 
