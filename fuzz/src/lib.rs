@@ -12,14 +12,18 @@
     reason = "a target fails by panicking"
 )]
 
+pub mod admin;
 pub mod control;
 pub mod derp;
 pub mod filter;
 mod input;
 pub mod key;
 pub mod map_frames;
+pub mod node;
 pub mod noise;
+pub mod path;
 pub mod policy;
+pub mod relay;
 pub mod udp;
 pub mod wg;
 
@@ -28,6 +32,7 @@ pub type Target = fn(&[u8]);
 
 /// Every target with its name, by name.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("admin_request", admin::request),
     ("control_calls", control::calls),
     ("control_map", control::map),
     ("control_register", control::register),
@@ -39,10 +44,16 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("filter_rules", filter::rules),
     ("firewall", filter::firewall),
     ("keys", key::keys),
+    ("local_api", node::local_api),
     ("map_frames", map_frames::map_frames),
+    ("netcheck", path::netcheck),
+    ("netmap", node::netmap),
     ("noise_handshake", noise::handshake),
     ("noise_records", noise::records),
+    ("paths", path::paths),
     ("policy", policy::policy),
+    ("relay_head", relay::head),
+    ("server_url", node::server_url),
     ("stun", udp::stun),
     ("tsmp", filter::tsmp),
     ("wg_handshake", wg::handshake),

@@ -1,9 +1,10 @@
 //! What comes over UDP beside WireGuard: STUN and disco, and telling them apart.
 
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 
 use warren_wire::datagram::{Class, classify};
-use warren_wire::key::DiscoSecret;
+use warren_wire::key::{DiscoKey, DiscoSecret};
 use warren_wire::nacl::SharedBox;
 use warren_wire::{disco, stun};
 
@@ -19,18 +20,23 @@ pub fn datagram(data: &[u8]) {
     }
 }
 
+/// The sender's key, and what both share.
+static ALICE_TO_BOB: LazyLock<(DiscoKey, SharedBox)> = LazyLock::new(|| {
+    let (alice, bob) = (DiscoSecret::from_bytes([1; 32]), DiscoSecret::from_bytes([2; 32]));
+    let shared = alice.diffie_hellman(bob.public().as_bytes()).expect("two honest keys");
+    (alice.public(), SharedBox::new(&shared))
+});
+
 /// Reads `data` as a message, then as an envelope of anybody, then the message sealed into an envelope of ours.
 pub fn disco(data: &[u8]) {
-    let alice = DiscoSecret::from_bytes([1; 32]);
-    let bob = DiscoSecret::from_bytes([2; 32]);
-    let shared = SharedBox::new(&alice.diffie_hellman(bob.public().as_bytes()).expect("two honest keys"));
+    let (alice, shared) = &*ALICE_TO_BOB;
     if disco::peek(data).is_some() {
-        let _ = disco::open(&shared, data);
+        let _ = disco::open(shared, data);
     }
     if let Ok(message) = disco::Message::decode(data) {
-        let envelope = disco::seal(&shared, &alice.public(), &[3; 24], &message);
-        assert_eq!(disco::peek(&envelope), Some(alice.public()));
-        assert_eq!(disco::open(&shared, &envelope), Ok(message));
+        let envelope = disco::seal(shared, alice, &[3; 24], &message);
+        assert_eq!(disco::peek(&envelope), Some(*alice));
+        assert_eq!(disco::open(shared, &envelope), Ok(message));
     }
 }
 

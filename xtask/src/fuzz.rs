@@ -16,6 +16,8 @@ use std::process::{Command, Stdio};
 const HOUR: u64 = 60 * 60 * 1000;
 /// Longest run of a program, in seconds; no more than this is lost when we are interrupted.
 const SLICE: u64 = 60;
+/// Shortest run of a program, in seconds, unless its whole share is shorter.
+const SLICE_MIN: u64 = 10;
 /// Length of a tick of the kernel's clock for processes, in milliseconds (`USER_HZ`).
 const TICK: u64 = 10;
 
@@ -91,7 +93,8 @@ impl Progress {
         }
         while !self.is_done(target, share) {
             let had = self.0.get(target).map_or(0, |entry| entry.cpu_millis);
-            let slice = (share - had).div_ceil(1000).clamp(1, SLICE);
+            // Not ever shorter towards the end of a share: reading the corpus costs time, too.
+            let slice = (share - had).div_ceil(1000).clamp(SLICE_MIN.min(share.div_ceil(1000)), SLICE);
             let done = program.run(slice)?;
             let entry = self.0.entry(target.to_owned()).or_default();
             entry.cpu_millis += done.cpu_millis;

@@ -45,12 +45,19 @@ pub(super) fn some_address(text: &str) -> Option<IpAddr> {
     text.split('-').next_back()?.parse().ok()
 }
 
-/// Tells whether packets to an address are routed between networks at all.
-pub(super) fn is_unicast(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => !address.is_multicast() && !address.is_link_local() && !address.is_broadcast(),
-        IpAddr::V6(address) => !address.is_multicast() && !address.is_unicast_link_local(),
-    }
+/// Tells whether an address can be that of a host on another machine, reached through routers.
+pub(super) fn is_routable(address: IpAddr) -> bool {
+    let within_one_machine = match address {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_unspecified() || ip.is_broadcast(),
+        // With the old forms that stand for IPv4 addresses.
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unspecified() || ip.to_ipv4().is_some(),
+    };
+    let link_local = match address {
+        // Clouds serve the machine's data at this one, and a router may offer it.
+        IpAddr::V4(ip) => ip.is_link_local() && ip.octets() != [169, 254, 169, 254],
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !address.is_multicast() && !link_local && !within_one_machine
 }
 
 /// Makes the first packet of a conversation.

@@ -1,0 +1,4 @@
+//! Target `netcheck`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| warren_fuzz::path::netcheck(data));

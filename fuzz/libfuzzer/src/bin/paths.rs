@@ -1,0 +1,4 @@
+//! Target `paths`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| warren_fuzz::path::paths(data));

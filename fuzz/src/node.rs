@@ -1,0 +1,86 @@
+//! What a node is told: by the server, by local programs, and by its user.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde_json::Value;
+use warren_filter::{Filter, FilterInput, Shields};
+use warren_node::control_client::ServerUrl;
+use warren_node::local_api::types::StartOptions;
+use warren_node::netmap::Netmap;
+use warren_node::prefs::{Prefs, Right};
+use warren_wire::control::{MapResponse, Time, from_json};
+use warren_wire::key::NodeKey;
+
+use crate::input::Input;
+
+/// Reads each line of `data` as a map response and applies it. Whatever the server says, peers are found by the keys and
+/// addresses that they have, and the filter can be used.
+pub fn netmap(data: &[u8]) {
+    let own = NodeKey::from_bytes([1; 32]);
+    let now = Time::from_unix(1_795_000_000, 0).expect("a time of today");
+    let mut netmap = Netmap::default();
+    netmap.begin_poll();
+    for line in data.split(|byte| *byte == b'\n') {
+        if line.is_empty() {
+            netmap.begin_poll();
+            continue;
+        }
+        let Ok(mut response) = from_json::<MapResponse>(line) else { return };
+        if let Some(node) = &mut response.node {
+            node.key = own;
+        }
+        if netmap.apply(response, &own, now).is_err() {
+            return;
+        }
+        for peer in netmap.peers() {
+            let with_key = netmap.peer_with(peer.key()).expect("a peer is found by its key");
+            assert_eq!(with_key.id(), peer.id());
+            assert_ne!(peer.key(), own, "a node is its own peer");
+        }
+        let addresses: Vec<IpAddr> = netmap.peers().flat_map(|peer| peer.addresses()).map(IpNet::addr).collect();
+        for address in addresses {
+            let peer = netmap.peer_at(address).expect("a peer is found by its address");
+            assert!(peer.addresses().iter().any(|own| own.addr() == address));
+        }
+        let rules = netmap.filter();
+        let input = FilterInput { rules: &rules, local: &[], shields: Shields::Down, holders: &|_| Vec::new() };
+        let _ = Filter::compile(&input);
+        let _ = netmap.expire(now);
+    }
+}
+
+/// Reads `data`, behind a byte that chooses, as changed settings or as the body of `start`.
+pub fn local_api(data: &[u8]) {
+    let mut input = Input::new(data);
+    let body = match input.byte() % 2 {
+        0 => serde_json::from_slice::<Value>(input.rest()).ok(),
+        _ => serde_json::from_slice::<StartOptions>(input.rest()).ok().and_then(|options| options.update_prefs),
+    };
+    let Some(body) = body else { return };
+    let before = Prefs::default();
+    let mut prefs = before.clone();
+    if prefs.patch(&body).is_err() {
+        assert_eq!(prefs, before, "refused settings changed something");
+        return;
+    }
+    assert!(prefs.server_pin().is_ok(), "a pin that is none was accepted");
+    let written = serde_json::to_vec(&prefs).expect("settings can be written");
+    assert_eq!(serde_json::from_slice::<Prefs>(&written).expect("what was written can be read"), prefs);
+    // What is set already needs no right at all.
+    let mut again = prefs.clone();
+    assert_eq!(again.patch(&body), Ok(Right::Own));
+    assert_eq!(again, prefs);
+}
+
+/// Reads `data` as the address of a server; what is read must round-trip, and can stand in an HTTP header.
+pub fn server_url(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(url) = text.parse::<ServerUrl>() else { return };
+    assert_eq!(url.to_string().parse::<ServerUrl>().as_ref(), Ok(&url));
+    assert!(!url.host().is_empty());
+    assert!(url.authority().bytes().all(|byte| byte.is_ascii_graphic()), "{:?}", url.authority());
+    if let Some(other) = url.tls_fallback() {
+        assert_eq!(other.host(), url.host());
+    }
+}
