@@ -2,7 +2,9 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// The environment variable that says what is logged.
 const VARIABLE: &str = "WARREN_LOG";
@@ -29,23 +31,25 @@ pub(crate) enum Level {
 /// Starts logging. A filter in WARREN_LOG that cannot be read is told and ignored.
 pub(crate) fn start(format: Format, level: Level) {
     let default = match level {
-        Level::Information => "info",
-        Level::Warnings => "warn",
+        Level::Information => LevelFilter::INFO,
+        Level::Warnings => LevelFilter::WARN,
     };
+    let default = || Targets::new().with_default(default);
     let (filter, problem) = match std::env::var(VARIABLE) {
-        Ok(text) => match EnvFilter::try_new(&text) {
+        Ok(text) => match text.parse::<Targets>() {
             Ok(filter) => (filter, None),
-            Err(error) => (EnvFilter::new(default), Some(error)),
+            Err(error) => (default(), Some(error)),
         },
-        Err(_) => (EnvFilter::new(default), None),
+        Err(_) => (default(), None),
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::registry().with(filter);
     match format {
         Format::Text => {
             let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            builder.with_ansi(colours).init();
+            subscriber.with(lines.with_ansi(colours)).init();
         }
-        Format::Json => builder.json().flatten_event(true).init(),
+        Format::Json => subscriber.with(lines.json().flatten_event(true)).init(),
     }
     if let Some(error) = problem {
         tracing::warn!(%error, "{VARIABLE} cannot be read and is ignored");
