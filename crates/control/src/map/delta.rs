@@ -262,5 +262,11 @@ fn compare(old: &Node, new: &Node) -> Change {
     if seen(old) != seen(new) {
         patch.last_seen = seen(new);
     }
+    // Official clients of 1.88 to 1.90 at least hand only the first of a node's light changes to their path layer, so
+    // that new endpoints beside a new home would be lost and the pair stay relayed. A field that they do not count as
+    // light makes them read everything. Source: Tailscale `ipn/ipnlocal/node_backend.go`, `UpdateNetmapDelta`.
+    if patch.endpoints.is_some() && before.home != after.home {
+        patch.cap = CapabilityVersion(after.cap);
+    }
     if patch == empty { Change::None } else { Change::Patch(Box::new(patch)) }
 }

@@ -146,6 +146,15 @@ async fn frequent_changes_are_small() {
     world.report(2, moved.clone()).await;
     assert_eq!(patch(&mut poll, "home relay").await.derp_region, RegionId(900));
 
+    // Clients that keep only a node's first light change must read such a patch as a heavy one.
+    let mut both = report(2, &["192.0.2.10:1"]);
+    let net_info = NetInfo { preferred_derp: RegionId(901), ..NetInfo::default() };
+    both.hostinfo.as_mut().unwrap().net_info = Some(net_info);
+    world.report(2, both).await;
+    let changed = patch(&mut poll, "endpoints and home relay").await;
+    assert_eq!((changed.derp_region, changed.endpoints.map(|list| list.len())), (RegionId(901), Some(1)));
+    assert_ne!(changed.cap, CapabilityVersion(0));
+
     let second = world.poll(2).await;
     assert_eq!(patch(&mut poll, "online").await.online, Some(true));
     drop(second);
@@ -625,4 +634,23 @@ async fn endpoints_are_few_and_usable() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let peer = world.whole_map(1).peers.values().next().unwrap().clone();
     assert_eq!(peer.endpoints.len(), 64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_ends_when_its_node_has_another_key() {
+    let world = World::with_nodes([1]).await;
+    let mut poll = world.poll(1).await;
+    poll.settle().await;
+    let key = world.auth_key(NewAuthKey::default()).await;
+    let renewed = warren_wire::control::RegisterRequest {
+        node_key: node_key(11),
+        old_node_key: Some(node_key(1)),
+        ..with_key(register(1), &key)
+    };
+    assert!(world.register(1, renewed).await.machine_authorized);
+    assert_eq!(poll.next().await, None, "the client polls anew with its new key");
+    assert_eq!(world.control.update(machine(1), report(1, &[])).await.err(), Some(MapError::UnknownNode));
+    let request = MapRequest { stream: true, node_key: node_key(11), ..map(1) };
+    let mut poll = world.poll_with(1, request).await;
+    assert_eq!(poll.next().await.unwrap().node.unwrap().key, node_key(11));
 }

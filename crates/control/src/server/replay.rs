@@ -16,6 +16,8 @@ pub(crate) struct Replay<S> {
 
 impl<S> Replay<S> {
     pub(crate) fn new(prefix: Bytes, inner: S) -> Self {
+        // An empty slice would keep the buffer that it was cut from for as long as the stream lives.
+        let prefix = if prefix.is_empty() { Bytes::new() } else { prefix };
         Self { prefix, inner }
     }
 }

@@ -106,7 +106,8 @@ where
         let session = Arc::clone(&session);
         service_fn(move |request: Request<_>| {
             let session = Arc::clone(&session);
-            async move { Ok::<_, Infallible>(routes::answer(&session, request).await) }
+            // Boxed, so that a map stream does not keep the room that finding its answer took.
+            Box::pin(async move { Ok::<_, Infallible>(routes::answer(&session, request).await) })
         })
     };
     let mut builder = http2::Builder::new(Spawner);
