@@ -25,6 +25,7 @@ use super::relay_link::{LinkEvent, LinkSetup};
 use super::shared::{DecisionEnds, Shared, Signal};
 use super::{Event, Netcheck, PingError, Status};
 use measure::Found;
+use routes::Link;
 use tailnet::Tailnet;
 
 pub(super) use routes::Machine;
@@ -251,8 +252,13 @@ impl Decision {
     /// Finds out what a change of the network means.
     async fn look_at_interfaces(&mut self) {
         let Some(tailnet) = &mut self.tailnet else { return };
+        let mut link = Link::Unknown;
         match self.machine.netlink().interfaces().await {
             Ok(interfaces) => {
+                let own = interfaces.iter().find(|interface| interface.index == self.machine.index());
+                if own.is_some_and(|own| own.up) {
+                    link = Link::Up;
+                }
                 if tailnet.handle_interfaces(&interfaces, self.machine.index(), now()) {
                     self.rebind(now());
                 }
@@ -260,7 +266,7 @@ impl Decision {
             Err(error) => tracing::debug!(%error, "interfaces cannot be listed"),
         }
         // Whoever changed the network may have changed ours.
-        self.machine.sync().await;
+        self.machine.sync(link).await;
     }
 
     // What the daemon asks.

@@ -294,3 +294,6 @@ fn region_of(map: &DerpMap, id: RegionId) -> Option<&DerpRegion> {
     let region = map.regions.as_ref()?.get(&id)?;
     region.nodes.iter().any(|node| !node.stun_only).then_some(region)
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,6 +48,15 @@ pub(in crate::engine) struct Machine {
     troubles: Vec<String>,
 }
 
+/// Says what is known of the interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::engine) enum Link {
+    /// It is up.
+    Up,
+    /// It is down, or nobody has looked.
+    Unknown,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Wanted {
     addresses: Vec<IpNet>,
@@ -85,22 +94,25 @@ impl Machine {
         let wanted = Wanted { addresses: addresses.to_vec(), routes };
         if self.wanted.as_ref() != Some(&wanted) {
             self.wanted = Some(wanted);
-            self.sync().await;
+            self.sync(Link::Unknown).await;
         }
     }
 
-    /// Makes good what others have changed.
-    pub(in crate::engine) async fn sync(&mut self) {
+    /// Makes good what others have changed. Says nothing to the kernel if there is nothing to change, for every word
+    /// comes back as a change of the network.
+    pub(in crate::engine) async fn sync(&mut self, link: Link) {
         let Some(wanted) = self.wanted.clone() else { return };
-        self.troubles = match self.apply(&wanted).await {
+        self.troubles = match self.apply(&wanted, link).await {
             Ok(troubles) => troubles,
             Err(error) => vec![format!("the tunnel's interface is not set up: {error}")],
         };
     }
 
-    async fn apply(&self, wanted: &Wanted) -> Result<Vec<String>, NetlinkError> {
+    async fn apply(&self, wanted: &Wanted, link: Link) -> Result<Vec<String>, NetlinkError> {
         let addresses = self.netlink.sync_addresses(self.index, &wanted.addresses).await?;
-        self.netlink.set_up(self.index).await?;
+        if link != Link::Up {
+            self.netlink.set_up(self.index).await?;
+        }
         let routes = self.netlink.sync_routes(self.index, &wanted.routes).await?;
         let address = addresses.refused.iter().map(|(net, error)| format!("no address {net}: {error}"));
         let route = routes.refused.iter().map(|(net, error)| format!("no route to {net}: {error}"));
