@@ -119,7 +119,7 @@ async fn decide(
         return follow_up(control, machine, request, from).await;
     }
     if let Some(text) = shown_key(&request) {
-        return join_with_key(control, machine, &request, &text).await;
+        return join_with_key(control, machine, &request, &text, from).await;
     }
     begin_login(control, machine, &request, from)
 }
@@ -209,13 +209,16 @@ async fn join_with_key(
     machine: MachineKey,
     request: &RegisterRequest,
     text: &str,
+    from: IpAddr,
 ) -> Result<RegisterResponse, Refusal> {
     let unknown = crate::auth_key::AuthKeyError::Unknown;
     let shown = crate::auth_key::parse(text).ok_or(unknown)?;
     let tailnet = control.registry().auth_key(&shown.id).and_then(|id| control.tailnet_by_id(id)).ok_or(unknown)?;
     check_tailnet_hint(request, &tailnet)?;
+    let auth_key = shown.id.clone();
     let join = Join::new(machine, request, Grant::AuthKey(shown));
     let node = tailnet.change(move |work: &mut Work<'_>| join.carry_out(work)).await?;
+    tracing::info!(tailnet = %tailnet.id, node = %node.id(), auth_key, %from, "a machine was let in by an auth key");
     Ok(success(&tailnet.snapshot(), &node))
 }
 

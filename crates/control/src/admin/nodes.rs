@@ -163,6 +163,7 @@ impl Admin {
         let join = Join::new(claim.machine, &claim.request, grant);
         let node = tailnet.change(move |work: &mut Work<'_>| join.carry_out(work)).await.map_err(refused)?;
         claim.decide(LoginState::Approved);
+        tracing::info!(tailnet = %tailnet.id, node = %node.id(), by = self.who.as_str(), "a login was approved");
         shown(&tailnet.snapshot(), node.id())
     }
 

@@ -269,6 +269,7 @@ impl Actor {
         self.polls.generation += 1;
         let generation = self.polls.generation;
         let (replaced, receiver) = oneshot::channel();
+        tracing::debug!(tailnet = %self.state.tailnet.id, node = %id, cap = report.cap, "a map poll begins");
         if let Some(older) = self.polls.open.insert(id, Poll { generation, replaced }) {
             // The older stream may be gone already.
             let _ = older.replaced.send(());
@@ -382,6 +383,7 @@ impl Actor {
             .collect();
         for (id, ended) in over {
             self.polls.grace.remove(&id);
+            tracing::debug!(tailnet = %self.state.tailnet.id, node = %id, "a node is away");
             let Some(node) = self.state.nodes.get(id).map(Arc::clone) else { continue };
             let mut state = NodeState::clone(&node.state);
             state.last_seen = Some(ended);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::net::{TcpStream, UdpSocket};
 use tokio_rustls::TlsConnector;
-use warren_relay::{ClientError, ConnectError, Received};
+use warren_relay::{ClientError, ClientReader, ConnectError, Received};
 use warren_wire::control::{DerpNode, RegisterRequest};
 use warren_wire::key::NodeSecret;
 
@@ -256,10 +256,16 @@ async fn only_registered_nodes_use_the_relay_and_only_as_long_as_they_are() {
         }
     }
     admin.remove_node(None, "host1").await.unwrap();
-    while from_one.next().await.is_ok() {}
+    end_of(&mut from_one).await;
     assert!(!is_served(&relay, &secrets[0]).await);
     server.stop().await;
-    while from_two.next().await.is_ok() {}
+    end_of(&mut from_two).await;
+}
+
+/// Waits until the relay ends a connection.
+async fn end_of(reader: &mut ClientReader) {
+    let end = async { while reader.next().await.is_ok() {} };
+    tokio::time::timeout(std::time::Duration::from_secs(30), end).await.expect("the relay ends the connection");
 }
 
 /// Tells whether the relay goes on talking to that key.
