@@ -15,7 +15,14 @@ pub(super) struct GoClient {
 
 impl GoClient {
     /// Starts it as node `name`: port 80 on the tailnet answers `page`, local port 8000 goes to `http://<target>`.
-    pub(super) fn start(host: &Host, caddy: &Path, server: &Server, key: &str, page: &str, target: &str) -> Result<Self> {
+    pub(super) fn start(
+        host: &Host,
+        caddy: &Path,
+        server: &Server,
+        key: &str,
+        page: &str,
+        target: &str,
+    ) -> Result<Self> {
         let name = &host.name;
         let url = &server.url;
         let text = format!(
