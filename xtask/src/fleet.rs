@@ -144,7 +144,9 @@ impl Node {
     }
 
     fn daemon(warren: &Path, host: &Host, name: &str, state: &str, socket: &str) -> Result<Process> {
-        host.spawn(&format!("node-{name}"), warren, &["node", "--state-dir", state, "--socket", socket])
+        let words = ["node", "--state-dir", state, "--socket", socket];
+        // The decisions are worth having when a test fails, and no packet writes a line at this level.
+        host.spawn_env(&format!("node-{name}"), warren, &words, &[("WARREN_LOG", "info,warren_node=debug")])
     }
 
     fn wait_ready(&self) -> Result<()> {

@@ -278,6 +278,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
                 self.login.trouble = None;
             }
             Event::Registered(_) => {
+                tracing::debug!("registered");
                 self.login.url.clear();
                 self.login.phase = lifecycle::Login::Idle;
                 self.login.by_choice = false;
@@ -300,6 +301,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             return;
         };
         self.login.trouble = None;
+        tracing::debug!("map");
         match self.netmap.apply(response, &own, (self.clock)()) {
             Ok(change) => {
                 // A key that was replaced makes the engine start afresh.

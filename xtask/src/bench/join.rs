@@ -8,10 +8,10 @@ use std::time::Instant;
 
 /// The moments of a join, in the order in which they come; each is a line of the node's log.
 const MOMENTS: &[(&str, &str)] = &[
-    ("registered", "the server knows this node"),
-    ("first map", "first map"),
-    ("first session (over the relay)", "session is ready"),
-    ("direct path", "path is direct"),
+    ("registered", "daemon: registered"),
+    ("first map", "daemon: map"),
+    ("first session, over the relay", "traffic: session peer"),
+    ("direct path", "traffic: direct path"),
 ];
 
 /// Lets a fresh node join `runs` times beside one that is there, and prints medians.
