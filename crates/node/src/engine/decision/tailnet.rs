@@ -18,6 +18,7 @@ use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey, NodeSecret};
 use super::measure::{Found, Measure};
 use super::relays::Relays;
 use super::routes::{prefixes, routes};
+use super::traffic::HeldPing;
 use crate::engine::relay_link::LinkSetup;
 use crate::engine::shared::{PeerSlot, Shared, Snapshot};
 use crate::engine::{Event, Local, PeerStatus, PingError, Pong};
@@ -32,6 +33,8 @@ pub(super) struct Tailnet {
     pub(super) measure: Measure,
     pub(super) relays: Relays,
     pub(super) pings: BTreeMap<PingId, oneshot::Sender<Result<Pong, PingError>>>,
+    /// Pings to peers of which the server has not said yet where they are.
+    pub(super) held_pings: Vec<HeldPing>,
     /// What the daemon must learn.
     pub(super) news: Vec<Event>,
     /// Peers with a session.
@@ -99,6 +102,7 @@ impl Tailnet {
             measure: Measure::new([rng.random(), rng.random()], found),
             relays,
             pings: BTreeMap::new(),
+            held_pings: Vec::new(),
             news: Vec::new(),
             sessions: 0,
             net_info: NetInfo::default(),
@@ -192,6 +196,7 @@ impl Tailnet {
         if had_no_way && self.relays.way_to(&key, path.home).is_some() {
             self.send_initiation_again(&key, now);
         }
+        self.try_held_pings(&key, now);
         self.drain(now);
     }
 

@@ -1,7 +1,7 @@
 //! What comes in, what goes out, and what the cores decide in between.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use warren_os::{IfIndex, Interface};
@@ -19,6 +19,18 @@ use super::tailnet::Tailnet;
 use crate::engine::relay_link::{Kind, LinkEvent, News};
 use crate::engine::shared::{Datagram, Signal, ToRelay};
 use crate::engine::{Event, Netcheck, PingError, Pong, Via};
+
+/// How long a ping waits until the server says where the peer is.
+const HOLD: Duration = Duration::from_secs(2);
+/// Most pings that wait so.
+const MAX_HELD: usize = 64;
+
+/// A ping to a peer to which no way is known yet.
+pub(super) struct HeldPing {
+    peer: NodeKey,
+    reply: oneshot::Sender<Result<Pong, PingError>>,
+    until: Instant,
+}
 
 impl Tailnet {
     // What comes in.
@@ -144,6 +156,9 @@ impl Tailnet {
         let resting = self.peers.is_empty() || !self.paths.in_use();
         self.measure.handle_timeout(resting, now);
         self.relays.handle_timeout(now);
+        for held in self.held_pings.extract_if(.., |held| held.until <= now) {
+            let _ = held.reply.send(Err(PingError::NoPath));
+        }
         self.drain(now);
     }
 
@@ -154,6 +169,7 @@ impl Tailnet {
             self.paths.poll_timeout(),
             self.measure.poll_timeout(),
             self.relays.poll_timeout(),
+            self.held_pings.iter().map(|held| held.until).min(),
         ];
         all.into_iter().flatten().min()
     }
@@ -164,9 +180,27 @@ impl Tailnet {
     pub(super) fn ping(&mut self, peer: NodeKey, reply: oneshot::Sender<Result<Pong, PingError>>, now: Instant) {
         match self.paths.ping(&peer, now) {
             Ok(id) => drop(self.pings.insert(id, reply)),
-            Err(error) => drop(reply.send(Err(ping_error(error)))),
+            Err(error) => {
+                let error = ping_error(error);
+                // The server tells of a peer first, and of the ways to it some 50 ms later.
+                if error == PingError::NoPath && self.held_pings.len() < MAX_HELD {
+                    self.held_pings.push(HeldPing { peer, reply, until: now + HOLD });
+                } else {
+                    let _ = reply.send(Err(error));
+                }
+            }
         }
         self.drain(now);
+    }
+
+    /// Tries again what was asked before the server said where the peer is.
+    pub(super) fn try_held_pings(&mut self, peer: &NodeKey, now: Instant) {
+        for held in self.held_pings.extract_if(.., |held| held.peer == *peer).collect::<Vec<_>>() {
+            match self.paths.ping(peer, now) {
+                Ok(id) => drop(self.pings.insert(id, held.reply)),
+                Err(_) => self.held_pings.push(held),
+            }
+        }
     }
 
     /// Measures the network and answers with the report.
