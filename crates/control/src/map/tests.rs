@@ -82,6 +82,28 @@ async fn messages_hold_no_null_and_no_escape() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_long_list_of_peers_is_spread_over_messages_and_none_is_lost() {
+    let world = World::with_nodes(1..=12).await;
+    let mut expected: Vec<String> = (1..=12).map(|number| format!("host{number}")).collect();
+    expected.remove(4);
+    assert_eq!(world.whole_map(5).names(), expected);
+    let mut poll = world.poll(5).await;
+    let messages = poll.settle().await;
+    assert!(messages.len() > 2, "{}", messages.len());
+    assert!(messages[1..].iter().all(|message| message.node.is_none() && message.peers.is_empty()));
+    assert_eq!(poll.map.names(), expected);
+    // What happens while the list is under way is not lost, either.
+    let mut poll = world.poll(5).await;
+    poll.next().await.unwrap();
+    world.admin().remove_node(None, "host1").await.unwrap();
+    world.admin().rename_node(None, "host12", Some("last")).await.unwrap();
+    poll.settle().await;
+    expected.remove(0);
+    *expected.last_mut().unwrap() = "last".to_owned();
+    assert_eq!(poll.map.names(), expected);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_empty_filter_is_sent_and_an_unchanged_one_is_not() {
     let world = World::with_nodes([1, 2]).await;
     let mut poll = world.poll(1).await;

@@ -629,3 +629,22 @@ async fn wishes_for_tags_are_looked_at_before_anybody_is_asked() {
     world.admin().approve_login(&id, "default", "owner@default").await.unwrap();
     assert_eq!(world.node(1).tags, ["tag:web"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_login_cannot_take_over_what_another_machine_registered_meanwhile() {
+    let world = World::new().await;
+    let url = world.register(1, register(1)).await;
+    let id = world.login_id(&url);
+    let key = world.auth_key(NewAuthKey::default()).await;
+    assert_in(&world.register(2, with_key(register(1), &key)).await);
+    let before = world.record(1);
+    let approved = world.admin().approve_login(&id, "default", "owner@default").await;
+    let Err(AdminError::Refused { reason }) = approved else { panic!("{approved:?}") };
+    assert!(reason.contains("another machine"), "{reason}");
+    assert_eq!(world.record(1), before);
+    assert_refused(&world.register(1, followup(1, &url.auth_url)).await, "another machine");
+    // Nor can it in another tailnet, where nobody has that key.
+    world.admin().create_tailnet("other").await.unwrap();
+    assert!(world.admin().approve_login(&id, "other", "owner@other").await.is_err());
+    assert_eq!((world.record(1), world.admin().nodes(None).unwrap().len()), (before, 1));
+}
