@@ -18,7 +18,7 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
 use warren_policy::{Directory, DirectoryNode, DirectoryUser, Owner, Policy, PolicyErrors, Problem};
-use warren_wire::control::{FilterRule, NodeId, UserId};
+use warren_wire::control::{FilterRule, NodeId, UserId, from_json};
 
 /// Sections that are taken out before the policy is read: they do not change what is compared here.
 const WITHOUT_EFFECT: [&str; 2] = ["autoApprovers", "sshTests"];
@@ -110,7 +110,7 @@ fn check(case: &Value) -> Outcome {
     for (name, wanted) in expected {
         let id = ids[name];
         if let Some(wanted) = wanted.get("packet_filter") {
-            let wanted: Vec<FilterRule> = serde_json::from_value(wanted.clone()).unwrap();
+            let wanted: Vec<FilterRule> = from_json(wanted.to_string().as_bytes()).unwrap();
             let (ours, theirs) = (canonical(&compiled.filter(id)), canonical(&wanted));
             if ours != theirs {
                 return Outcome::Differs(format!("filter of {name}:\n  ours   {ours:?}\n  theirs {theirs:?}"));
