@@ -240,7 +240,9 @@ impl World {
     fn allows(&self, node: &DirectoryNode, source: IpAddr, destination: IpAddr, load: Load) -> bool {
         let local = node.addresses.contains(&destination)
             || node.approved_routes.iter().any(|route| route.contains(&destination));
-        local && self.rules.iter().any(|rule| self.rule_allows(rule, node, source, destination, load))
+        // Nobody else has an address of ours, whatever the rules say.
+        let stolen = node.addresses.contains(&source);
+        local && !stolen && self.rules.iter().any(|rule| self.rule_allows(rule, node, source, destination, load))
     }
 
     /// Tells whether a rule leads from one node to the other, for sight (policy.md, section 8).
