@@ -421,10 +421,9 @@ async fn in_time<T>(url: &ServerUrl, step: impl Future<Output = Result<T, Connec
     timeout(STEP_TIMEOUT, step).await.unwrap_or_else(|_| Err(ConnectError::Slow { url: url.to_string() }))
 }
 
-/// Reads an HTTP date (RFC 9110 section 5.6.7, the preferred form).
+/// Reads an HTTP date (RFC 9110 section 5.6.7).
 fn http_date(text: &str) -> Option<Time> {
-    let zoned = jiff::fmt::rfc2822::parse(text).ok()?;
-    Time::from_unix(zoned.timestamp().as_second(), 0)
+    httpdate::parse_http_date(text).ok().map(Time::from)
 }
 
 #[cfg(test)]
