@@ -222,7 +222,7 @@ impl Daemon {
             let words = [clock, &[program.as_str()][..], &node].concat();
             host.spawn_env("node", Path::new("faketime"), &words, environment)?
         };
-        let daemon = Self { warren: context.warren.clone(), host: host.clone(), state, socket, process: process };
+        let daemon = Self { warren: context.warren.clone(), host: host.clone(), state, socket, process };
         wait_for("the node to answer", PATIENCE, || daemon.text(&["status", "--json"]).ok())
             .with_context(|| format!("the log says:\n{}", daemon.process.log()))?;
         Ok(daemon)
