@@ -1,7 +1,7 @@
 //! What there is while the node is on a tailnet: who it is, its peers, and the machines that serve them.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -61,11 +61,22 @@ pub(super) struct Known {
     /// The last message that began a handshake, until that is decided: it goes out again when a new way appears, which
     /// spares the seconds until the next attempt.
     pub(super) initiation: Option<Vec<u8>>,
+    /// Where the last handshake message came from that the peer proved to have sent and that we answered, if straight.
+    pub(super) shook_hands_at: Option<SocketAddr>,
 }
 
 impl Known {
     fn new(config: Arc<Peer>, slot: Arc<PeerSlot>) -> Self {
-        Self { config, slot, disco: None, home: None, has_session: false, last_handshake: None, initiation: None }
+        Self {
+            config,
+            slot,
+            disco: None,
+            home: None,
+            has_session: false,
+            last_handshake: None,
+            initiation: None,
+            shook_hands_at: None,
+        }
     }
 }
 

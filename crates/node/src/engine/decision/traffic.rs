@@ -24,6 +24,8 @@ use crate::engine::{Event, Netcheck, PingError, Pong, Via};
 const HOLD: Duration = Duration::from_secs(2);
 /// Most pings that wait so.
 const MAX_HELD: usize = 64;
+/// For how long after a handshake another one is not begun at the worker's wish.
+const FRESH_SESSION: Duration = Duration::from_secs(1);
 
 /// A ping to a peer to which no way is known yet.
 pub(super) struct HeldPing {
@@ -39,9 +41,11 @@ impl Tailnet {
     pub(super) fn handle_signal(&mut self, signal: Signal, now: Instant) {
         match signal {
             Signal::HandshakeWanted(peer) => {
-                if self.tunnels.start_handshake(&peer, now).is_err()
-                    && let Some(known) = self.peers.get(&peer)
-                {
+                let Some(known) = self.peers.get(&peer) else { return };
+                // The worker may have looked just before a session was there; what waited for it has gone out since.
+                let is_fresh = |at: Instant| now.saturating_duration_since(at) < FRESH_SESSION;
+                let has_fresh = known.slot.session().is_some() && known.last_handshake.is_some_and(is_fresh);
+                if has_fresh || self.tunnels.start_handshake(&peer, now).is_err() {
                     known.slot.handshake_failed();
                 }
             }
@@ -352,7 +356,10 @@ impl Tailnet {
 
     /// Sends a message by the peer's path, without any back to where the message came from that it answers.
     fn send_to_peer(&mut self, key: NodeKey, origin: Option<Origin>, bytes: Vec<u8>, now: Instant) {
-        let Some(known) = self.peers.get(&key) else { return };
+        let Some(known) = self.peers.get_mut(&key) else { return };
+        if let Some(Origin::Udp(address)) = origin {
+            known.shook_hands_at = Some(address);
+        }
         let home = known.home;
         let path = **known.slot.path();
         if let Some(direct) = path.direct {
@@ -403,6 +410,18 @@ impl Tailnet {
         let Some(known) = self.peers.get(&peer) else { return };
         if let Some(region) = self.relays.way_to(&peer, known.home) {
             self.relays.send(region, Kind::Data, peer, bytes, now);
+            return;
+        }
+        // The peer has found us before the server told where it is.
+        let address = match known.slot.path().direct {
+            // Proved while the packet was on its way here.
+            Some(direct) if now <= direct.trusted_until => Some(direct.address),
+            // The worker has sent it there already.
+            Some(_) => None,
+            None => known.shook_hands_at,
+        };
+        if let Some(address) = address {
+            let _ = self.shared.sockets.load().send(address, &bytes);
         }
     }
 }
