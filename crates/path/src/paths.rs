@@ -118,6 +118,11 @@ impl Paths {
         peer.candidates.list(&config.endpoints, peer.best_address(), now);
         peer.check_best();
         if peer.is_in_use(now) && peer.trusted(now).is_none() {
+            // It may be in use since before its disco key was known.
+            let is_idle = peer.disco.is_some() && peer.heartbeat.is_none();
+            if is_idle {
+                self.schedule_heartbeat(&key, now + HEARTBEAT);
+            }
             self.search(&key, now);
         }
         self.publish(&key);
@@ -276,12 +281,9 @@ impl Paths {
     /// Notes that the peer is in use, and starts its heartbeat.
     fn use_peer(&mut self, key: &NodeKey, now: Instant) {
         let Some(peer) = self.peers.get_mut(key) else { return };
-        // Without a disco key there is nothing that a heartbeat could do.
-        if peer.disco.is_none() {
-            return;
-        }
         peer.last_sent = Some(now);
-        if peer.heartbeat.is_none() {
+        // Without a disco key there is nothing that a heartbeat could do.
+        if peer.disco.is_some() && peer.heartbeat.is_none() {
             self.schedule_heartbeat(key, now + HEARTBEAT);
         }
     }

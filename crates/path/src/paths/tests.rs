@@ -343,6 +343,25 @@ fn same_ping_from_the_same_address_is_answered_once() {
     assert_eq!(bench.take_sent().len(), 2);
 }
 
+/// A peer that has just joined talks to us before the server tells its disco key and its addresses.
+#[test]
+fn peer_in_use_is_searched_as_soon_as_the_server_tells_its_addresses() {
+    let mut bench = Bench::new();
+    let key = node(4);
+    bench.paths.set_peer(key, &PeerConfig::default(), bench.now);
+    bench.paths.handle_activity(&key, bench.now);
+    assert_eq!((bench.take_sent().len(), bench.paths.poll_timeout()), (0, None), "nothing is known of it yet");
+    bench.advance(Duration::from_millis(50));
+    bench.paths.set_peer(key, &PeerConfig { endpoints: Vec::new(), ..config(4) }, bench.now);
+    bench.advance(Duration::from_millis(50));
+    bench.paths.set_peer(key, &config(4), bench.now);
+    let pinged = bench.take_sent().into_iter().any(|(to, message)| {
+        to == Destination::Udp(address("203.0.113.4:41641")) && matches!(message, Message::Ping(_))
+    });
+    assert!(pinged);
+    assert!(bench.paths.poll_timeout().is_some(), "heartbeats keep on looking");
+}
+
 #[test]
 fn address_of_a_ping_is_pinged_at_once_while_in_use_and_else_never() {
     let mut bench = Bench::new();
