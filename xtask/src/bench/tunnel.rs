@@ -72,16 +72,18 @@ fn wireguard_go(
     peer: &Host,
     allowed: &str,
 ) -> Result<Process> {
-    let process = host.spawn("wireguard-go", Path::new("wireguard-go"), &["-f", "wgt0"])?;
+    // `wg` finds a device by the name of its socket, which namespaces share: one name for each.
+    let device = format!("wgt{own}");
+    let process = host.spawn("wireguard-go", Path::new("wireguard-go"), &["-f", &device])?;
     let limit = Duration::from_secs(10);
-    wait_for("wireguard-go's device", limit, || host.run("wg").args("show wgt0").output().ok())?;
+    wait_for("wireguard-go's device", limit, || host.run("wg").args("show").arg(&device).output().ok())?;
     let file = host.dir().join(format!("{}.key", host.name));
     std::fs::write(&file, &keys[own].0).context("cannot write the key")?;
-    host.run("wg").args("set wgt0 listen-port 51820 private-key").arg(&file).output()?;
+    host.run("wg").args(&format!("set {device} listen-port 51820 private-key")).arg(&file).output()?;
     let endpoint = format!("{}:51820", peer.address);
-    let words = format!("set wgt0 peer {} allowed-ips {allowed}/32 endpoint {endpoint}", keys[1 - own].1);
+    let words = format!("set {device} peer {} allowed-ips {allowed}/32 endpoint {endpoint}", keys[1 - own].1);
     host.run("wg").args(&words).output()?;
-    for words in [format!("address add {address}/24 dev wgt0"), format!("link set wgt0 mtu {MTU} up")] {
+    for words in [format!("address add {address}/24 dev {device}"), format!("link set {device} mtu {MTU} up")] {
         host.run("ip").args(&words).output()?;
     }
     Ok(process)

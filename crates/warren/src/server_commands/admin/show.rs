@@ -68,12 +68,17 @@ fn node_line(answer: Value, what: &str) -> Result<(), Failure> {
     output::line(format_args!("{} {what}", node.fqdn))
 }
 
+/// Leaves the fraction of a second out of a time, for people.
+fn seconds(time: &str) -> String {
+    time.split_once('.').map_or_else(|| time.to_owned(), |(whole, _)| format!("{whole}Z"))
+}
+
 /// Prints how to use a new auth key; the line begins at the first column, so that scripts can find it.
 fn auth_key(answer: &Value) -> Result<(), Failure> {
     let text = |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or_default();
     let until = match text("expires") {
         "" => "until it is revoked".to_owned(),
-        expires => format!("until {expires}"),
+        expires => format!("until {}", seconds(expires)),
     };
     let times =
         if answer.get("reusable") == Some(&Value::Bool(true)) { "any number of machines" } else { "one machine" };
@@ -125,7 +130,7 @@ fn auth_keys(list: &[AuthKeyView]) -> Result<(), Failure> {
                 key.tailnet.clone(),
                 if key.valid { "yes" } else { "no" }.to_owned(),
                 key.used.to_string(),
-                key.expires.map_or_else(|| "never".to_owned(), |time| time.to_string()),
+                key.expires.map_or_else(|| "never".to_owned(), |time| seconds(&time.to_string())),
                 kinds.join(", "),
             ]
         })
