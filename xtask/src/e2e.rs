@@ -28,6 +28,7 @@ const TESTS: &[Test] = &[
     Test { name: "two_nodes_without_udp_talk_over_the_relay", body: two_nodes::relayed },
     Test { name: "killed_node_leaves_nothing_and_comes_back", body: two_nodes::killed_node },
     Test { name: "killed_server_drops_no_tunnel", body: two_nodes::killed_server },
+    Test { name: "killed_relay_brings_its_sessions_back", body: two_nodes::killed_relay },
     Test { name: "failures_say_what_to_do", body: failures::messages },
     Test { name: "go_clients_mesh_directly", body: go_client::two_direct },
     Test { name: "go_clients_mesh_over_the_relay", body: go_client::two_relayed },

@@ -199,6 +199,14 @@ impl Node {
         Ok((!address.is_empty()).then(|| address.to_owned()))
     }
 
+    /// Returns how many bytes went to the peer with host name `name`.
+    pub(crate) fn sent_to(&self, name: &str) -> Option<u64> {
+        let status = self.status().ok()?;
+        let peers = status.get("Peer")?.as_object()?;
+        let is_it = |peer: &&Value| peer.get("HostName").and_then(Value::as_str) == Some(name);
+        peers.values().find(is_it)?.get("TxBytes")?.as_u64()
+    }
+
     /// Waits until packets to `name` go directly; returns the address.
     pub(crate) fn wait_direct(&self, name: &str) -> Result<String> {
         wait_for(&format!("a direct path from {} to {name}", self.host.name), PATIENCE, || {

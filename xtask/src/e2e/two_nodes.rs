@@ -96,12 +96,40 @@ pub(super) fn killed_server(context: &Context) -> Result<()> {
     pair.server.kill_and_restart()?;
     let text = echo.join().map_err(|_| anyhow::anyhow!("the pinging thread failed"))??;
     ensure!(text.contains(" 0% packet loss"), "echoes were lost while the server was away: {text}");
-    wait_for("both nodes to be online again", PATIENCE, || {
-        let list = pair.server.admin(&["--json", "node", "list"]).ok()?;
-        let nodes: serde_json::Value = serde_json::from_str(&list).ok()?;
-        let nodes = nodes.as_array()?;
-        let online = nodes.iter().filter(|node| node.get("online").and_then(serde_json::Value::as_bool) == Some(true));
-        (nodes.len() == 2 && online.count() == 2).then_some(())
-    })?;
+    pair.wait_both_online()?;
     transfer(&pair.alpha.host, &pair.beta.host, &beta4, 1_000_000).map(drop)
+}
+
+/// SIGKILL of the server that is the only relay: the same sessions carry on as soon as the relay is back, and a
+/// connection through the tunnel outlives it.
+pub(super) fn killed_relay(context: &Context) -> Result<()> {
+    let mut pair = pair(context, "killed-relay", |lab| lab.host("alpha").block_udp(true))?;
+    let (beta4, _) = pair.beta.addresses()?;
+    icmp(&pair.alpha.host, &beta4, 1)?;
+    let (from, to, address) = (pair.alpha.host.clone(), pair.beta.host.clone(), beta4.clone());
+    let sending = std::thread::spawn(move || transfer(&from, &to, &address, 100_000_000));
+    wait_for("the transfer to be under way", PATIENCE, || (pair.alpha.sent_to("beta")? > 5_000_000).then_some(()))?;
+    let sessions = |node: &Node| node.process().log().matches("traffic: session peer").count();
+    let before = sessions(&pair.alpha) + sessions(&pair.beta);
+    pair.server.kill_and_restart()?;
+    pair.wait_both_online()?;
+    sending.join().map_err(|_| anyhow::anyhow!("the sending thread failed"))??;
+    ensure!(pair.alpha.direct_path("beta")?.is_none(), "a direct path without UDP");
+    let after = sessions(&pair.alpha) + sessions(&pair.beta);
+    ensure!(after <= before + 2, "{} handshakes for one interruption", after - before);
+    Ok(())
+}
+
+impl Pair {
+    /// Waits until the server says that both nodes are connected, and no third one is there.
+    fn wait_both_online(&self) -> Result<()> {
+        wait_for("both nodes to be online again", PATIENCE, || {
+            let list = self.server.admin(&["--json", "node", "list"]).ok()?;
+            let nodes: serde_json::Value = serde_json::from_str(&list).ok()?;
+            let nodes = nodes.as_array()?;
+            let is_online =
+                |node: &&serde_json::Value| node.get("online").and_then(serde_json::Value::as_bool) == Some(true);
+            (nodes.len() == 2 && nodes.iter().filter(is_online).count() == 2).then_some(())
+        })
+    }
 }
