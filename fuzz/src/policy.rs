@@ -4,12 +4,12 @@ use std::sync::LazyLock;
 
 use ipnet::IpNet;
 use warren_filter::{Filter, FilterInput, Shields};
-use warren_policy::{Directory, DirectoryNode, DirectoryUser, ERRORS_MAX, Owner, Policy};
+use warren_policy::{Attributes, Directory, DirectoryNode, DirectoryUser, ERRORS_MAX, Owner, Policy};
 use warren_wire::control::{NodeId, UserId};
 
 /// Two users and their devices, a tagged router and a tagged exit node.
 static DIRECTORY: LazyLock<Directory> = LazyLock::new(|| {
-    let user = |login: &str| DirectoryUser { login: login.to_owned() };
+    let user = |login: &str| DirectoryUser { login: login.to_owned(), ..DirectoryUser::default() };
     let tag = |tag: &str| Owner::Tags([tag.to_owned()].into());
     let nodes: [(Owner, &[&str]); 5] = [
         (Owner::User(UserId(1)), &[]),
@@ -24,10 +24,16 @@ static DIRECTORY: LazyLock<Directory> = LazyLock::new(|| {
             owner,
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
             approved_routes: routes.iter().map(|route| route.parse().unwrap()).collect(),
+            online: true,
+            attributes: Attributes::new(),
         };
         (NodeId(number.into()), node)
     });
-    Directory { users: [(UserId(1), user("a@x")), (UserId(2), user("b@x"))].into(), nodes: nodes.collect() }
+    Directory {
+        users: [(UserId(1), user("a@x")), (UserId(2), user("b@x"))].into(),
+        nodes: nodes.collect(),
+        ..Directory::default()
+    }
 });
 
 /// Reads `data` as a policy. A refused one must name places within the text; an accepted one is compiled, and both ends

@@ -6,19 +6,24 @@
 
 #![forbid(unsafe_code)]
 
+mod addresses;
 mod compile;
 mod default;
 mod directory;
 mod hujson;
+mod model;
 mod policy;
+mod posture;
 mod problem;
 mod read;
+mod schedule;
 mod selector;
 mod service;
 
 pub use compile::Compiled;
 pub use default::DEFAULT_POLICY;
-pub use directory::{Directory, DirectoryNode, DirectoryUser, Owner};
+pub use directory::{Directory, DirectoryNode, DirectoryUser, Owner, Role};
 pub use hujson::{POLICY_MAX_BYTES, POLICY_MAX_DEPTH};
 pub use policy::{DESTINATIONS_MAX, Policy};
+pub use posture::{AttributeValue, Attributes};
 pub use problem::{ERRORS_MAX, PolicyError, PolicyErrors, Position, Problem};

@@ -1,11 +1,10 @@
 //! A policy that was read and found valid.
 
+use crate::model::{Sections, TagOwner};
 use crate::problem::{Errors, PolicyErrors};
 use crate::selector::Selector;
-use crate::service::Service;
 use crate::{Compiled, Directory, hujson, read};
-use ipnet::IpNet;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Most destinations that all rules of a policy may have together.
@@ -16,37 +15,6 @@ pub const DESTINATIONS_MAX: usize = 10_000;
 pub struct Policy {
     text: Arc<str>,
     pub(crate) sections: Sections,
-}
-
-/// What the text says.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Sections {
-    /// Login names by group, `group:…`.
-    pub(crate) groups: BTreeMap<String, Vec<String>>,
-    /// Addresses by alias.
-    pub(crate) hosts: BTreeMap<String, IpNet>,
-    /// Owners by tag, `tag:…`.
-    pub(crate) tag_owners: BTreeMap<String, Vec<TagOwner>>,
-    /// Rules in order.
-    pub(crate) grants: Vec<Grant>,
-}
-
-/// Who may give a tag to a node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum TagOwner {
-    User(String),
-    Group(String),
-    Tag(String),
-    Members,
-}
-
-/// The common form of all rules: sources reach destinations with services.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Grant {
-    /// Each once; shared by all destinations of a rule, since both lists may be long.
-    pub(crate) sources: Arc<[Selector]>,
-    pub(crate) destinations: Vec<Selector>,
-    pub(crate) services: Vec<Service>,
 }
 
 impl Policy {
@@ -84,12 +52,12 @@ impl Policy {
     pub fn may_own_tag(&self, user: &str, tag: &str) -> bool {
         let owners = self.sections.tag_owners.get(tag);
         owners.into_iter().flatten().any(|owner| match owner {
-            TagOwner::User(login) => login == user,
-            TagOwner::Group(group) => {
+            TagOwner::Nodes(Selector::User(login)) => login == user,
+            TagOwner::Nodes(Selector::Group(group)) => {
                 self.sections.groups.get(group).is_some_and(|members| members.iter().any(|member| member == user))
             }
-            TagOwner::Members => true,
-            TagOwner::Tag(_) => false,
+            TagOwner::Nodes(Selector::Members) => true,
+            TagOwner::Nodes(_) | TagOwner::Tag(_) => false,
         })
     }
 
@@ -113,7 +81,7 @@ impl Policy {
             }
             open.extend(owners.iter().filter_map(|owner| match owner {
                 TagOwner::Tag(owner) => Some(owner.as_str()),
-                TagOwner::User(_) | TagOwner::Group(_) | TagOwner::Members => None,
+                TagOwner::Nodes(_) => None,
             }));
         }
         false

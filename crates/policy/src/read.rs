@@ -3,7 +3,7 @@
 mod acls;
 
 use crate::hujson::{Json, Kind, Member};
-use crate::policy::{Sections, TagOwner};
+use crate::model::{Sections, TagOwner};
 use crate::problem::{Errors, Problem};
 use crate::selector::{Selector, check_tag_name, parse_prefix, user_name};
 use std::collections::BTreeMap;
@@ -63,6 +63,7 @@ pub(crate) fn sections(document: &Json, errors: &mut Errors<'_>) -> Option<Secti
         Some(acls) => acls::read(acls, &sections, errors),
         None => vec![acls::allow_all()],
     };
+    sections.grant_places = vec![0; sections.grants.len()];
     Some(sections)
 }
 
@@ -133,16 +134,25 @@ fn read_tag_owners(section: &Json, sections: &mut Sections, errors: &mut Errors<
 }
 
 fn tag_owner(tag: &str, text: &str, sections: &Sections) -> Result<TagOwner, Problem> {
-    match Selector::parse(text)? {
-        Selector::User(login) => Ok(TagOwner::User(login)),
-        Selector::Group(group) if sections.groups.contains_key(&group) => Ok(TagOwner::Group(group)),
+    let selector = Selector::parse(text)?;
+    match selector {
+        Selector::User(_) | Selector::Members => Ok(TagOwner::Nodes(selector)),
+        Selector::Group(group) if sections.groups.contains_key(&group) => Ok(TagOwner::Nodes(Selector::Group(group))),
         Selector::Group(group) => Err(Problem::UndefinedGroup { group }),
         Selector::Tag(owner) if sections.tag_owners.contains_key(&owner) => Ok(TagOwner::Tag(owner)),
         Selector::Tag(owner) => Err(Problem::UndefinedOwnerTag { tag: tag.to_owned(), owner }),
-        Selector::Members => Ok(TagOwner::Members),
-        Selector::Any | Selector::Host(_) | Selector::Prefix(_) | Selector::OwnDevices => {
-            Err(Problem::TagOwner { owner: text.to_owned() })
-        }
+        Selector::Any
+        | Selector::Host(_)
+        | Selector::Prefix(_)
+        | Selector::IpSet(_)
+        | Selector::Service(_)
+        | Selector::UsersOfDomain(_)
+        | Selector::Role(_)
+        | Selector::Tagged
+        | Selector::Shared
+        | Selector::Everywhere
+        | Selector::Internet
+        | Selector::OwnDevices => Err(Problem::TagOwner { owner: text.to_owned() }),
     }
 }
 

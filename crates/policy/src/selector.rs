@@ -1,5 +1,6 @@
 //! Selectors: the words by which a policy names nodes and addresses.
 
+use crate::Role;
 use crate::problem::Problem;
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -19,8 +20,24 @@ pub(crate) enum Selector {
     Host(String),
     /// Literal addresses, without host bits.
     Prefix(IpNet),
+    /// Addresses of a set, `ipset:…`.
+    IpSet(String),
+    /// Virtual addresses of a service, `svc:…`.
+    Service(String),
+    /// Untagged devices of members whose login ends in `@` and this domain.
+    UsersOfDomain(String),
     /// All untagged devices of members.
     Members,
+    /// Untagged devices of users with a role.
+    Role(Role),
+    /// All tagged devices.
+    Tagged,
+    /// Devices of users outside the tailnet that accepted a shared node.
+    Shared,
+    /// Every address, even outside the tailnet.
+    Everywhere,
+    /// The Internet, through an exit node.
+    Internet,
     /// Devices of the same user as the source.
     OwnDevices,
 }

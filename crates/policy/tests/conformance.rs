@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
-use warren_policy::{Directory, DirectoryNode, DirectoryUser, Owner, Policy, PolicyErrors, Problem};
+use warren_policy::{Attributes, Directory, DirectoryNode, DirectoryUser, Owner, Policy, PolicyErrors, Problem};
 use warren_wire::control::{FilterRule, NodeId, UserId, from_json};
 
 /// Sections that are taken out before the policy is read: they do not change what is compared here.
@@ -163,7 +163,7 @@ fn directory(case: &Value) -> (Directory, BTreeMap<String, NodeId>) {
         let id = UserId(user["id"].as_i64().unwrap());
         user_ids.insert(text(user, "name").to_owned(), id);
         let login = text(user, "email").to_owned();
-        directory.users.insert(id, DirectoryUser { login });
+        directory.users.insert(id, DirectoryUser { login, ..DirectoryUser::default() });
     }
     let mut ids = BTreeMap::new();
     for (number, (name, node)) in (1..).zip(case["nodes"].as_object().unwrap()) {
@@ -182,6 +182,8 @@ fn directory(case: &Value) -> (Directory, BTreeMap<String, NodeId>) {
                 owner,
                 addresses: addresses.map(|address| address.parse::<IpAddr>().unwrap()).collect(),
                 approved_routes: advertised.intersection(&approved).copied().collect(),
+                online: true,
+                attributes: Attributes::new(),
             },
         );
     }

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 use warren_filter::{Filter, FilterInput, Firewall, Packet, PeerMode, Shields, Verdict};
-use warren_policy::{Compiled, Directory, DirectoryNode, DirectoryUser, Owner, Policy};
+use warren_policy::{Attributes, Compiled, Directory, DirectoryNode, DirectoryUser, Owner, Policy};
 use warren_wire::control::{NodeId, UserId};
 
 const LOGINS: [&str; 3] = ["ann@x.org", "bob@x.org", "cid@x.org"];
@@ -388,17 +388,18 @@ fn any_node() -> impl Strategy<Value = (Owner, Vec<IpNet>, (bool, bool))> {
 fn any_world() -> impl Strategy<Value = World> {
     let rules = proptest::collection::vec(any_rule(), 0..5);
     (rules, proptest::collection::vec(any_node(), 1..6)).prop_map(|(rules, nodes)| {
-        let user = |login: &&str| DirectoryUser { login: (*login).to_owned() };
+        let user = |login: &&str| DirectoryUser { login: (*login).to_owned(), ..DirectoryUser::default() };
         let users = (0..2).zip(&LOGINS).map(|(number, login)| (UserId(number), user(login)));
         let nodes = nodes.into_iter().zip(1_u8..).map(|((owner, routes, (v4, v6)), number)| {
             let v4 = v4.then(|| ip(&format!("100.64.0.{number}")));
             let v6 = v6.then(|| ip(&format!("fd7a:115c:a1e0::{number}")));
             let addresses = v4.into_iter().chain(v6).collect();
             let routes: BTreeSet<IpNet> = routes.into_iter().collect();
-            let node = DirectoryNode { owner, addresses, approved_routes: routes.into_iter().collect() };
+            let approved_routes = routes.into_iter().collect();
+            let node = DirectoryNode { owner, addresses, approved_routes, online: true, attributes: Attributes::new() };
             (NodeId(number.into()), node)
         });
-        World { rules, directory: Directory { users: users.collect(), nodes: nodes.collect() } }
+        World { rules, directory: Directory { users: users.collect(), nodes: nodes.collect(), ..Directory::default() } }
     })
 }
 

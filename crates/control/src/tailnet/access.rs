@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use warren_policy::{Compiled, Directory, DirectoryNode, DirectoryUser, Policy, PolicyErrors};
+use warren_policy::{Attributes, Compiled, Directory, DirectoryNode, DirectoryUser, Policy, PolicyErrors};
 use warren_wire::control::{NodeId, UserId};
 
 use super::filter::{Filter, Outline};
@@ -84,9 +84,12 @@ impl Access {
 }
 
 fn directory(users: &BTreeMap<UserId, Arc<UserRecord>>, members: &Nodes) -> Directory {
-    let users = users.iter().map(|(id, user)| (*id, DirectoryUser { login: user.login.clone() })).collect();
+    let users = users
+        .iter()
+        .map(|(id, user)| (*id, DirectoryUser { login: user.login.clone(), ..DirectoryUser::default() }))
+        .collect();
     let nodes = members.iter().filter(|node| node.takes_part()).map(|node| (node.id(), entry(node))).collect();
-    Directory { users, nodes }
+    Directory { users, nodes, ..Directory::default() }
 }
 
 fn entry(node: &Node) -> DirectoryNode {
@@ -98,5 +101,7 @@ fn entry(node: &Node) -> DirectoryNode {
         },
         addresses: vec![IpAddr::V4(record.ipv4), IpAddr::V6(record.ipv6())],
         approved_routes: Vec::new(),
+        online: true,
+        attributes: Attributes::new(),
     }
 }

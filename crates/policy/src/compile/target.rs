@@ -1,7 +1,7 @@
 //! Selectors with names looked up: sets of nodes by owner, or of addresses.
 
 use super::address::{WILDCARD_SOURCES, prefix_text};
-use crate::policy::Sections;
+use crate::model::Sections;
 use crate::selector::Selector;
 use crate::{Directory, Owner};
 use ipnet::IpNet;
@@ -127,6 +127,15 @@ impl<'a> Index<'a> {
             Selector::Prefix(prefix) => Target::Prefix(*prefix),
             Selector::Members => Target::Members,
             Selector::OwnDevices => Target::OwnDevices,
+            // Reading refuses these so far.
+            Selector::IpSet(_)
+            | Selector::Service(_)
+            | Selector::UsersOfDomain(_)
+            | Selector::Role(_)
+            | Selector::Tagged
+            | Selector::Shared
+            | Selector::Everywhere
+            | Selector::Internet => Target::Users(BTreeSet::new()),
         }
     }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{DEFAULT_POLICY, DESTINATIONS_MAX, DirectoryNode, DirectoryUser, POLICY_MAX_BYTES};
+use crate::{Attributes, DEFAULT_POLICY, DESTINATIONS_MAX, DirectoryNode, DirectoryUser, POLICY_MAX_BYTES};
 use std::collections::BTreeSet;
 
 const ANN: i64 = 1;
@@ -7,7 +7,7 @@ const BOB: i64 = 2;
 
 /// Two users with two devices each, two tagged nodes, of which one is a router and one an exit node.
 fn directory() -> Directory {
-    let user = |login: &str| DirectoryUser { login: login.to_owned() };
+    let user = |login: &str| DirectoryUser { login: login.to_owned(), ..DirectoryUser::default() };
     let own = |user: i64| Owner::User(UserId(user));
     let tags = |tags: &[&str]| Owner::Tags(tags.iter().map(|tag| (*tag).to_owned()).collect());
     let nodes = [
@@ -25,8 +25,11 @@ fn directory() -> Directory {
             format!("fd7a:115c:a1e0::{number}").parse().unwrap(),
         ],
         approved_routes: routes.iter().map(|route| route.parse().unwrap()).collect(),
+        online: true,
+        attributes: Attributes::new(),
     };
     Directory {
+        domains: BTreeSet::new(),
         users: [(UserId(ANN), user("ann@example.com")), (UserId(BOB), user("bob@example.com"))].into(),
         nodes: nodes
             .iter()

@@ -1,9 +1,11 @@
 //! The section `acls`.
 
 use super::{list, object, text, texts};
+use crate::DESTINATIONS_MAX;
 use crate::hujson::{Json, Kind, Member};
-use crate::policy::{DESTINATIONS_MAX, Grant, Sections};
+use crate::model::{Grant, Sections};
 use crate::problem::{Errors, Problem};
+use crate::schedule::Validity;
 use crate::selector::{Selector, split_destination};
 use crate::service::{Service, has_ports, parse_ports, parse_protocol};
 use std::collections::BTreeSet;
@@ -19,6 +21,10 @@ pub(super) fn allow_all() -> Grant {
         sources: Arc::new([Selector::Any]),
         destinations: vec![Selector::Any],
         services: vec![Service { protocol: None, ports: vec![PortRange::ALL] }],
+        app: Arc::default(),
+        via: Vec::new(),
+        postures: Arc::default(),
+        validity: Validity::default(),
     }
 }
 
@@ -99,6 +105,10 @@ fn read_rule(rule: &Json, members: &[Member], sections: &Sections, errors: &mut 
             sources: Arc::clone(&sources),
             destinations: vec![selector],
             services: vec![Service { protocol, ports }],
+            app: Arc::default(),
+            via: Vec::new(),
+            postures: Arc::default(),
+            validity: Validity::default(),
         })
         .collect()
 }
@@ -176,7 +186,15 @@ fn defined(selector: Selector, side: &'static str, text: &str, sections: &Sectio
         | Selector::Tag(_)
         | Selector::Host(_)
         | Selector::Prefix(_)
+        | Selector::IpSet(_)
+        | Selector::Service(_)
+        | Selector::UsersOfDomain(_)
         | Selector::Members
+        | Selector::Role(_)
+        | Selector::Tagged
+        | Selector::Shared
+        | Selector::Everywhere
+        | Selector::Internet
         | Selector::OwnDevices => Ok(selector),
     }
 }

@@ -1,0 +1,7 @@
+//! Sets of addresses that are no single prefix: ipsets and the Internet.
+
+use std::net::IpAddr;
+
+/// Addresses as ranges: of one family each, sorted, apart from each other by at least one address.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct AddressSet(Vec<(IpAddr, IpAddr)>);
