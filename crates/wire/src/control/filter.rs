@@ -1,9 +1,17 @@
 //! Rules of the packet filter. Source: Tailscale `tailcfg`, `FilterRule`.
 
-use super::CapMap;
-use super::json::{is_default, lossy_list, sound_entries};
+use super::json::{is_default, lossy_list, reread, sound_entries};
+use super::{CapMap, Time};
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+
+/// What a client writes into [`MapRequest::debug_flags`](super::MapRequest::debug_flags) to say that it ends rules by
+/// [`FilterRule::until`] itself.
+///
+/// That list is made of free hints which servers do not check, so that a foreign server is not disturbed by it; and it
+/// comes with each poll, so that nothing has to be remembered of a client that was replaced by an older one.
+pub const RULES_END: &str = "warren-rules-end";
 
 /// Lets sources reach destinations. Has either [`Self::dst_ports`] or [`Self::cap_grant`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -24,6 +32,19 @@ pub struct FilterRule {
     /// What an application rule grants; without malformed entries.
     #[serde(deserialize_with = "sound_entries", skip_serializing_if = "is_default")]
     pub cap_grant: Vec<CapGrant>,
+    /// When the rule ends, by the server's clock; from then on it allows nothing, whatever was begun under it.
+    ///
+    /// Warren's own. Other clients ignore the name, and are not sent it: only those that say [`RULES_END`] are. For the
+    /// others the server takes the rule back when the time has come. What cannot be read has ended.
+    #[serde(rename = "WarrenUntil", deserialize_with = "end", skip_serializing_if = "is_default")]
+    pub until: Option<Time>,
+}
+
+/// Reads the end of a rule: none if it is absent, and long ago if it is malformed, so that less is allowed, not more.
+fn end<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Time>, D::Error> {
+    const ENDED: Option<Time> = Time::from_unix(0, 0);
+    let raw = <&RawValue>::deserialize(from)?;
+    Ok(reread::<Option<Time>>(raw).unwrap_or(ENDED))
 }
 
 /// Addresses and ports.

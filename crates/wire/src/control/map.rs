@@ -3,7 +3,7 @@
 use super::json::{is_default, lossy, lossy_list, lossy_optional_list, places, real_key, reread, sound_entries};
 use super::{
     Blob, CapMap, CapabilityVersion, DerpMap, DnsConfig, EndpointType, FilterRule, Hostinfo, Node, NodeId, PingRequest,
-    RegionId, SshPolicy, Time, UserProfile,
+    RULES_END, RegionId, SshPolicy, Time, UserProfile,
 };
 use crate::key::{DiscoKey, NodeKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -65,7 +65,7 @@ pub struct MapRequest {
     /// Whether peers are not wanted.
     #[serde(default, skip_serializing_if = "is_default")]
     pub omit_peers: bool,
-    /// Hints.
+    /// Hints, among them [`RULES_END`].
     #[serde(default, deserialize_with = "lossy_list", skip_serializing_if = "is_default")]
     pub debug_flags: Vec<String>,
     /// Ignored.
@@ -96,6 +96,12 @@ impl MapRequest {
             (false, true, true) => MapRequestKind::ReadOnlyFetch,
             (false, false, _) => MapRequestKind::Fetch,
         }
+    }
+
+    /// Tells whether the client ends rules by [`FilterRule::until`] itself.
+    #[must_use]
+    pub fn ends_rules(&self) -> bool {
+        self.debug_flags.iter().any(|flag| flag == RULES_END)
     }
 
     /// Returns the endpoints that peers can use, with their kinds: no link-local, unspecified, multicast, broadcast or malformed ones.

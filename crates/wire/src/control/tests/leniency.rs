@@ -154,6 +154,23 @@ fn malformed_rules_are_left_out_and_never_allow_more() {
 }
 
 #[test]
+fn a_rule_whose_end_cannot_be_read_has_ended() {
+    let rule = |end: &str| from_json::<FilterRule>(format!(r#"{{"SrcIPs":["*"]{end}}}"#).as_bytes()).unwrap();
+    let written = |rule: &FilterRule| String::from_utf8(to_json(rule).unwrap()).unwrap();
+    for none in ["", r#","WarrenUntil":null"#] {
+        assert_eq!(rule(none).until, None);
+        assert!(!written(&rule(none)).contains("Until"), "official clients see no trace of it");
+    }
+    let sound = rule(r#","WarrenUntil":"2026-10-01T12:00:00+02:00""#);
+    assert_eq!(sound.until, "2026-10-01T10:00:00Z".parse().ok());
+    assert!(written(&sound).contains(r#""WarrenUntil":"2026-10-01T10:00:00Z""#));
+    for malformed in ["7", "{}", r#""""#, r#""soon""#, r#""0001-01-01T00:00:00Z""#, r#""2026-13-01T00:00:00Z""#] {
+        let end = rule(&format!(r#","WarrenUntil":{malformed}"#)).until;
+        assert!(end.is_some_and(|end| end.unix_seconds() == 0), "{malformed}");
+    }
+}
+
+#[test]
 fn absent_addresses_may_be_written_as_empty_texts() {
     let ping: PingRequest = from_json(br#"{"URL":"u","IP":""}"#).unwrap();
     assert_eq!(ping.ip, None);
