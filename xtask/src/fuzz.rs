@@ -297,7 +297,7 @@ fn progress_file() -> PathBuf {
     folder().join("progress.tsv")
 }
 
-fn commit() -> Result<String> {
+pub(crate) fn commit() -> Result<String> {
     Ok(Run::new("git").args("rev-parse --short=10 HEAD").output()?.trim().to_owned())
 }
 

@@ -18,6 +18,7 @@ mod fuzz;
 mod lab;
 mod packages;
 mod run;
+mod soak;
 mod test;
 mod traffic;
 

@@ -1,7 +1,7 @@
 //! The test lanes.
 
 use crate::run::Run;
-use crate::{check, e2e, fuzz, packages};
+use crate::{check, e2e, fuzz, packages, soak};
 use anyhow::Result;
 
 /// What continuous integration runs: checks, unit and property tests, replay of the fuzz corpora, end to end, interop.
@@ -12,7 +12,9 @@ pub(crate) fn all() -> Result<()> {
     e2e::command(None, false)
 }
 
-/// What takes hours: fuzzing of every target for its share of 60 CPU minutes; the report is kept in docs/reports/.
+/// What takes hours: faults without end, then every fuzz target for its share of 60 CPU minutes. Goes on where the last
+/// call was interrupted; the reports are kept in docs/reports/.
 pub(crate) fn long() -> Result<()> {
+    soak::run()?;
     fuzz::hour()
 }

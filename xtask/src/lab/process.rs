@@ -11,6 +11,8 @@ use std::time::Duration;
 pub(crate) struct Process {
     child: Child,
     log: PathBuf,
+    /// Length of the log when the process began: what is before was said by earlier ones.
+    log_start: usize,
     title: String,
 }
 
@@ -18,6 +20,7 @@ impl Process {
     pub(super) fn start(host: &Host, title: &str, program: &Path, args: &[&str], env: &[(&str, &str)]) -> Result<Self> {
         let log = host.dir.join(format!("{}-{title}.log", host.name));
         let out = File::options().create(true).append(true).open(&log)?;
+        let log_start = usize::try_from(out.metadata()?.len())?;
         let child = Command::new("ip")
             .args(["netns", "exec", &host.namespace])
             .arg(program)
@@ -29,19 +32,19 @@ impl Process {
             .stderr(out)
             .spawn()
             .with_context(|| format!("cannot start {title} on {}", host.name))?;
-        Ok(Self { child, log, title: format!("{title} on {}", host.name) })
+        Ok(Self { child, log, log_start, title: format!("{title} on {}", host.name) })
     }
 
-    /// Returns what the process has printed so far, standard error included.
+    /// Returns what the process and earlier ones of its title have printed so far, standard error included.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Waits until the log contains `text`; fails with the log's end if the process ends before.
+    /// Waits until the process has printed `text`; fails with the log's end if the process ends before.
     pub(crate) fn wait_log(&mut self, text: &str, limit: Duration) -> Result<()> {
         let what = format!("{text:?} in the log of {}", self.title);
         let found = wait_for(&what, limit, || {
-            if self.log().contains(text) {
+            if self.log().get(self.log_start..).is_some_and(|said| said.contains(text)) {
                 return Some(true);
             }
             matches!(self.child.try_wait(), Ok(Some(_))).then_some(false)
