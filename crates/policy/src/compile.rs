@@ -28,7 +28,7 @@ use warren_wire::control::{FilterRule, NodeId, PortRange, UserId};
 
 /// A policy compiled for one directory.
 #[derive(Debug, Clone)]
-pub struct Compiled {
+pub(crate) struct Plain {
     rules: Vec<Rule>,
     source_lists: Vec<SourceList>,
     classes: Vec<Class>,
@@ -68,7 +68,7 @@ struct Member {
     is_exit_node: bool,
 }
 
-impl Compiled {
+impl Plain {
     pub(crate) fn new(policy: &Policy, directory: &Directory) -> Self {
         let mut compiled = Self {
             rules: Vec::with_capacity(policy.sections.grants.len()),
@@ -120,7 +120,7 @@ impl Compiled {
     ///
     /// Rules with equal sources and protocols are one, in the place of the first; send an empty list as a list.
     #[must_use]
-    pub fn filter(&self, node: NodeId) -> Vec<FilterRule> {
+    pub(crate) fn filter(&self, node: NodeId) -> Vec<FilterRule> {
         let Some((member, class)) = self.member(node) else {
             return Vec::new();
         };
@@ -155,7 +155,7 @@ impl Compiled {
 
     /// Tells whether two nodes see each other; the same both ways. No node sees itself.
     #[must_use]
-    pub fn visible(&self, one: NodeId, two: NodeId) -> bool {
+    pub(crate) fn visible(&self, one: NodeId, two: NodeId) -> bool {
         let (Some((_, first)), Some((_, second))) = (self.member(one), self.member(two)) else {
             return false;
         };
@@ -163,7 +163,7 @@ impl Compiled {
     }
 
     /// Returns the nodes that a node sees, in order.
-    pub fn peers(&self, node: NodeId) -> impl Iterator<Item = NodeId> + '_ {
+    pub(crate) fn peers(&self, node: NodeId) -> impl Iterator<Item = NodeId> + '_ {
         let own = self.member(node).map(|(_, class)| class);
         let visible = move |class: &&Class| own.is_some_and(|own| own.sees(&class.key));
         let mut peers: Vec<NodeId> = self
@@ -176,12 +176,6 @@ impl Compiled {
             .collect();
         peers.sort_unstable();
         peers.into_iter()
-    }
-
-    /// Returns how many kinds of nodes the policy tells apart.
-    #[must_use]
-    pub fn class_count(&self) -> usize {
-        self.classes.len()
     }
 
     fn member(&self, node: NodeId) -> Option<(&Member, &ClassKey)> {

@@ -8,6 +8,7 @@
 
 mod addresses;
 mod compile;
+mod compiled;
 mod default;
 mod directory;
 mod hujson;
@@ -19,11 +20,13 @@ mod read;
 mod schedule;
 mod selector;
 mod service;
+mod sources;
 
-pub use compile::Compiled;
+pub use compiled::{Compiled, NodeRule, PeerRoutes, RouteView};
 pub use default::DEFAULT_POLICY;
 pub use directory::{Directory, DirectoryNode, DirectoryUser, Owner, Role};
 pub use hujson::{POLICY_MAX_BYTES, POLICY_MAX_DEPTH};
 pub use policy::{DESTINATIONS_MAX, Policy};
 pub use posture::{AttributeValue, Attributes};
 pub use problem::{ERRORS_MAX, PolicyError, PolicyErrors, Position, Problem};
+pub use sources::{SourceChunk, Sources};

@@ -35,10 +35,10 @@ impl Policy {
         &self.text
     }
 
-    /// Compiles the policy for these users and nodes.
+    /// Compiles the policy for these users and nodes; `now` is in Unix seconds.
     #[must_use]
-    pub fn compile(&self, directory: &Directory) -> Compiled {
-        Compiled::new(self, directory)
+    pub fn compile(&self, directory: &Directory, now: i64) -> Compiled {
+        Compiled::new(self, directory, now)
     }
 
     /// Tells whether the policy knows a tag, like `tag:web`.

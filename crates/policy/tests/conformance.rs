@@ -17,7 +17,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
-use warren_policy::{Attributes, Directory, DirectoryNode, DirectoryUser, Owner, Policy, PolicyErrors, Problem};
+use warren_policy::{
+    Attributes, Directory, DirectoryNode, DirectoryUser, NodeRule, Owner, Policy, PolicyErrors, Problem,
+};
 use warren_wire::control::{FilterRule, NodeId, UserId, from_json};
 
 /// Sections that are taken out before the policy is read: they do not change what is compared here.
@@ -105,13 +107,14 @@ fn check(case: &Value) -> Outcome {
         }
     };
     let (directory, ids) = directory(case);
-    let compiled = policy.compile(&directory);
+    let compiled = policy.compile(&directory, 0);
     let expected = case["expect"].as_object().unwrap();
     for (name, wanted) in expected {
         let id = ids[name];
         if let Some(wanted) = wanted.get("packet_filter") {
             let wanted: Vec<FilterRule> = from_json(wanted.to_string().as_bytes()).unwrap();
-            let (ours, theirs) = (canonical(&compiled.filter(id)), canonical(&wanted));
+            let (ours, theirs) =
+                (canonical(&compiled.filter(id).iter().map(NodeRule::to_wire).collect::<Vec<_>>()), canonical(&wanted));
             if ours != theirs {
                 return Outcome::Differs(format!("filter of {name}:\n  ours   {ours:?}\n  theirs {theirs:?}"));
             }

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 use warren_filter::{Filter, FilterInput, Firewall, Packet, PeerMode, Shields, Verdict};
-use warren_policy::{Attributes, Compiled, Directory, DirectoryNode, DirectoryUser, Owner, Policy};
+use warren_policy::{Attributes, Compiled, Directory, DirectoryNode, DirectoryUser, NodeRule, Owner, Policy};
 use warren_wire::control::{NodeId, UserId};
 
 const LOGINS: [&str; 3] = ["ann@x.org", "bob@x.org", "cid@x.org"];
@@ -167,7 +167,7 @@ impl World {
     fn compile(&self) -> Compiled {
         Policy::parse(&self.policy())
             .unwrap_or_else(|errors| panic!("{errors}\n{}", self.policy()))
-            .compile(&self.directory)
+            .compile(&self.directory, 0)
     }
 
     fn nodes(&self) -> impl Iterator<Item = (NodeId, &DirectoryNode)> {
@@ -438,7 +438,7 @@ impl Judge {
     fn new(compiled: &Compiled, id: NodeId, node: &DirectoryNode) -> Self {
         let addresses = node.addresses.iter().copied().map(IpNet::from);
         let local: Vec<IpNet> = addresses.chain(node.approved_routes.iter().copied()).collect();
-        let rules = compiled.filter(id);
+        let rules: Vec<_> = compiled.filter(id).iter().map(NodeRule::to_wire).collect();
         let input = FilterInput { rules: &rules, local: &local, shields: Shields::Down, holders: &|_| Vec::new() };
         let (filter, problems) = Filter::compile(&input).unwrap();
         assert_eq!(problems, []);

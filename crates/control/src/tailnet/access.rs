@@ -59,7 +59,7 @@ impl Access {
         users: &BTreeMap<UserId, Arc<UserRecord>>,
         members: &Nodes,
     ) -> Arc<Self> {
-        let compiled = policy.rules.as_ref().map(|rules| rules.compile(&directory(users, members)));
+        let compiled = policy.rules.as_ref().map(|rules| rules.compile(&directory(users, members), 0));
         Arc::new(Self { compiled, outlines: Mutex::default() })
     }
 
@@ -70,7 +70,8 @@ impl Access {
 
     /// Returns the rules of a node.
     pub(crate) fn filter(&self, node: NodeId) -> Filter {
-        let filter = Filter::new(self.compiled.as_ref().map(|compiled| compiled.filter(node)).unwrap_or_default());
+        let rules = self.compiled.iter().flat_map(|compiled| compiled.filter(node));
+        let filter = Filter::new(rules.map(|rule| rule.to_wire()).collect());
         let outline = Arc::new(filter.outline().clone());
         self.outlines.lock().unwrap_or_else(PoisonError::into_inner).insert(node, outline);
         filter

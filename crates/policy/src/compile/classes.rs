@@ -3,7 +3,7 @@
 use super::address::wildcard_covers;
 use super::rule_set::RuleSet;
 use super::target::Target;
-use super::{Compiled, Member, SourceList};
+use super::{Member, Plain, SourceList};
 use crate::{Directory, DirectoryNode, Owner};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,7 +47,7 @@ struct Literals {
     destinations: Vec<(IpNet, usize)>,
 }
 
-impl Compiled {
+impl Plain {
     /// Sorts all nodes into classes.
     pub(super) fn classify(&mut self, directory: &Directory) {
         let mut by_owner: BTreeMap<&Owner, ClassKey> = BTreeMap::new();
