@@ -7,20 +7,27 @@
 #![forbid(unsafe_code)]
 
 mod addresses;
+mod approve;
+mod attributes;
+pub mod case;
 mod compile;
 mod compiled;
 mod default;
 mod directory;
+mod domains;
 mod hujson;
 mod model;
 mod policy;
 mod posture;
 mod problem;
+mod reach;
 mod read;
 mod schedule;
 mod selector;
 mod service;
 mod sources;
+mod ssh;
+mod trials;
 
 pub use compiled::{Compiled, NodeRule, PeerRoutes, RouteView};
 pub use default::DEFAULT_POLICY;
@@ -29,4 +36,7 @@ pub use hujson::{POLICY_MAX_BYTES, POLICY_MAX_DEPTH};
 pub use policy::{DESTINATIONS_MAX, Policy};
 pub use posture::{AttributeValue, Attributes};
 pub use problem::{ERRORS_MAX, PolicyError, PolicyErrors, Position, Problem};
+pub use reach::Reach;
 pub use sources::{SourceChunk, Sources};
+pub use ssh::{SSH_CHECK_URL, SshDecision, SshRules};
+pub use trials::{TESTS_FAILED, TestFailure};

@@ -6,12 +6,24 @@ use std::fmt;
 pub const ERRORS_MAX: usize = 100;
 
 /// A place in the policy text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 pub struct Position {
     /// Line, from 1.
     pub line: usize,
     /// Column in characters, from 1.
     pub column: usize,
+}
+
+impl Position {
+    /// Finds the place of a byte of a text.
+    pub(crate) fn of(text: &str, at: usize) -> Self {
+        let before = text.get(..at).unwrap_or(text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline.saturating_add(1));
+        Self {
+            line: before.matches('\n').count().saturating_add(1),
+            column: before.get(line_start..).unwrap_or_default().chars().count().saturating_add(1),
+        }
+    }
 }
 
 impl fmt::Display for Position {
@@ -145,6 +157,8 @@ pub enum Problem {
     ProtocolLeadingZero { text: String },
     #[error("protocol {protocol:?} does not support specific ports")]
     PortsWithoutPortProtocol { protocol: String },
+    #[error("{domain} is not associated with this Tailnet and cannot be used in user:*@<domain> expressions")]
+    ForeignDomain { domain: String },
 }
 
 impl Problem {
@@ -201,6 +215,7 @@ impl Problem {
                 "write tcp, udp, icmp, ipv6-icmp, sctp, gre, esp, ah, igmp, or a number from 1 to 255 in quotes".to_owned()
             }
             Self::PortsWithoutPortProtocol { .. } => "write :* as the ports".to_owned(),
+            Self::ForeignDomain { .. } => "name a domain of the tailnet, or a group or users".to_owned(),
         }
     }
 }
@@ -272,18 +287,8 @@ impl<'a> Errors<'a> {
     pub(crate) fn note_duplicate(&mut self, at: usize, name: &str, first: usize) {
         // Finding a position costs the length of the text: not for errors that nobody will see.
         if self.found.len() < ERRORS_MAX {
-            let first = self.position(first);
+            let first = Position::of(self.text, first);
             self.note(at, Problem::DuplicateName { name: name.to_owned(), first });
-        }
-    }
-
-    /// Converts a byte offset.
-    fn position(&self, at: usize) -> Position {
-        let before = self.text.get(..at).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline.saturating_add(1));
-        Position {
-            line: before.matches('\n').count().saturating_add(1),
-            column: before.get(line_start..).unwrap_or_default().chars().count().saturating_add(1),
         }
     }
 
@@ -293,7 +298,7 @@ impl<'a> Errors<'a> {
         let errors: Vec<_> = self
             .found
             .iter()
-            .map(|(at, problem)| PolicyError { position: self.position(*at), problem: problem.clone() })
+            .map(|(at, problem)| PolicyError { position: Position::of(self.text, *at), problem: problem.clone() })
             .collect();
         match value {
             Some(value) if errors.is_empty() => Ok(value),
