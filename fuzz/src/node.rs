@@ -1,13 +1,14 @@
 //! What a node is told: by the server, by local programs, and by its user.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde_json::Value;
 use warren_filter::{Filter, FilterInput, Shields};
 use warren_node::control_client::ServerUrl;
 use warren_node::local_api::types::StartOptions;
-use warren_node::netmap::Netmap;
+use warren_node::netmap::{Moment, Netmap};
 use warren_node::prefs::{Prefs, Right};
 use warren_wire::control::{MapResponse, Time, from_json};
 use warren_wire::key::NodeKey;
@@ -18,7 +19,8 @@ use crate::input::Input;
 /// addresses that they have, and the filter can be used.
 pub fn netmap(data: &[u8]) {
     let own = NodeKey::from_bytes([1; 32]);
-    let now = Time::from_unix(1_795_000_000, 0).expect("a time of today");
+    let wall = Time::from_unix(1_795_000_000, 0).expect("a time of today");
+    let now = Moment { steady: Duration::ZERO, wall };
     let mut netmap = Netmap::default();
     netmap.begin_poll();
     for line in data.split(|byte| *byte == b'\n') {
@@ -46,7 +48,8 @@ pub fn netmap(data: &[u8]) {
         let rules = netmap.filter();
         let input = FilterInput { rules: &rules, local: &[], shields: Shields::Down, holders: &|_| Vec::new() };
         let _ = Filter::compile(&input);
-        let _ = netmap.expire(now);
+        let _ = netmap.grants();
+        let _ = netmap.handle_timeout(now);
     }
 }
 

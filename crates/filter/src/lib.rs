@@ -2,7 +2,7 @@
 //!
 //! [`Packet`] reads a packet's headers once and proves that they are sound. [`Filter`] is the immutable form of the rules
 //! that coordination sends. [`Firewall`] judges packets by a filter and by the conversations it has seen; it is the whole
-//! policy of a node's data plane. [`PrefixTable`] also serves to find the peer of an address. [`tsmp`] reads and makes the
+//! policy of a node's data plane. [`Grants`] holds what rules allow beyond packets. [`PrefixTable`] also serves to find the peer of an address. [`tsmp`] reads and makes the
 //! control messages that nodes exchange inside the tunnel.
 //!
 //! Nothing here reads a clock, touches a socket or allocates per packet.
@@ -10,6 +10,7 @@
 
 mod firewall;
 pub mod flow;
+mod grants;
 mod packet;
 mod prefix;
 mod recent;
@@ -19,6 +20,7 @@ mod testing;
 pub mod tsmp;
 
 pub use firewall::{ADOPTION, DropReason, Firewall, MAX_FRAGMENTED, MAX_OWN_FLOWS, MAX_PEER_FLOWS, PeerMode, Verdict};
+pub use grants::Grants;
 pub use packet::{Body, Fragment, Icmp, PROTO_TSMP, Packet, PacketError, Ports, TcpFlags};
 pub use prefix::PrefixTable;
 pub use rules::{Filter, FilterError, FilterInput, Problem, Shields};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv4Subnets, Ipv6Net, Ipv6Subnets};
-use warren_wire::control::{CapGrant, CapMap, FilterRule};
+use warren_wire::control::FilterRule;
 
 use crate::packet::{PROTO_ICMP4, PROTO_ICMP6, PROTO_SCTP, PROTO_TCP, PROTO_UDP};
 use crate::prefix::PrefixTable;
@@ -22,7 +22,6 @@ pub struct Filter {
     local: PrefixTable<()>,
     sources: PrefixTable<Vec<u32>>,
     groups: Vec<PrefixTable<PortRules>>,
-    grants: Vec<Grant>,
 }
 
 /// Gathers what a filter is made of.
@@ -46,7 +45,7 @@ pub enum Shields {
     /// The rules decide.
     #[default]
     Down,
-    /// None are taken, and nobody has capabilities.
+    /// None are taken.
     Up,
 }
 
@@ -66,7 +65,7 @@ pub enum FilterError {
 }
 
 /// The most address prefixes in the rules of one filter, ranges counted as the prefixes that they are made of.
-const PREFIXES_MAX: usize = 1 << 20;
+pub(crate) const PREFIXES_MAX: usize = 1 << 20;
 
 /// A prefix in more groups than this has them merged.
 const CROWDED: usize = 3;
@@ -131,10 +130,6 @@ impl Filter {
                 }
             }
             room -= nets.len() + holders.len();
-            if !rule.cap_grant.is_empty() && !nets.is_empty() {
-                let sources = nets.iter().map(|&net| (net, ())).collect();
-                filter.grants.push(Grant { sources, grants: rule.cap_grant.clone() });
-            }
             nets.extend(holders);
             nets.sort_unstable();
             nets.dedup();
@@ -208,29 +203,6 @@ impl Filter {
         self.local.contains(ip)
     }
 
-    /// Collects the capabilities that rules grant `source` towards `destination`.
-    ///
-    /// Values of one capability follow each other in the order of the rules. `cap:` sources do not count here. This
-    /// is for opening a service, not for each packet: it goes through all grants.
-    ///
-    /// Source: Tailscale `wgengine/filter`, `Filter.CapsWithValues`.
-    pub fn capabilities(&self, source: IpAddr, destination: IpAddr) -> CapMap {
-        let mut found = CapMap::default();
-        let rules = self.grants.iter().filter(|rule| rule.sources.contains(source));
-        for grant in rules.flat_map(|rule| &rule.grants) {
-            if !grant.dsts.iter().any(|net| net.contains(&destination)) {
-                continue;
-            }
-            for name in &grant.caps {
-                found.0.entry(name.clone()).or_default();
-            }
-            for (name, values) in &grant.cap_map.0 {
-                found.0.entry(name.clone()).or_default().extend_from_slice(values);
-            }
-        }
-        found
-    }
-
     /// Tells whether `ip` is an address of this node itself, which no other node can have.
     pub(crate) fn is_own(&self, ip: IpAddr) -> bool {
         self.local.has_host(ip)
@@ -254,14 +226,8 @@ impl std::fmt::Debug for FilterInput<'_> {
     }
 }
 
-#[derive(Debug, Clone)]
-struct Grant {
-    sources: PrefixTable<()>,
-    grants: Vec<CapGrant>,
-}
-
 /// Reads an address, a prefix without host bits, an inclusive range or `*`; `None` if it is none of them.
-fn parse_nets(text: &str, nets: &mut Vec<IpNet>) -> Option<()> {
+pub(crate) fn parse_nets(text: &str, nets: &mut Vec<IpNet>) -> Option<()> {
     if text == "*" {
         nets.extend([IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())]);
     } else if let Ok(ip) = text.parse::<IpAddr>() {

@@ -18,7 +18,7 @@ use crate::engine::{self, Engine, Local, LocalUpdate, Settings, Update};
 use crate::hostinfo;
 use crate::local_api::types::{State, Trouble, TroubleKind};
 use crate::local_api::{Bus, Request, Shared};
-use crate::netmap::{Change, Netmap};
+use crate::netmap::{Change, Moment, Netmap};
 use crate::state::{self, Store};
 use lifecycle::{Facts, Key, MapFacts, Wanted};
 
@@ -30,6 +30,10 @@ const EXPIRY_SLACK: Duration = Duration::from_millis(50);
 
 /// Longest time until the own and the peers' expiry are looked at again.
 const MAX_NAP: Duration = Duration::from_secs(60 * 60);
+
+/// The same while a rule is going to end. Timers stand still while the machine sleeps, the clock that counts does not:
+/// this is how late a rule ends that should have ended during sleep.
+const MAX_NAP_WITH_ENDS: Duration = Duration::from_secs(5);
 
 /// Is the node's daemon; [`Self::run`] runs it.
 #[derive(Debug)]
@@ -46,8 +50,8 @@ pub struct Daemon<E, C> {
     engine_health: Vec<String>,
     out: Outlets,
     requests: mpsc::Receiver<Request>,
-    /// Reads this machine's clock.
-    clock: fn() -> Time,
+    /// Reads this machine's clocks.
+    clock: fn() -> Moment,
 }
 
 /// Holds what survives a restart, in memory and on disk.
@@ -164,8 +168,8 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
                     }
                 }
                 () = tokio::time::sleep(nap) => {
-                    let removed = self.netmap.expire((self.clock)());
-                    self.tell_engine(Change { removed, ..Change::default() });
+                    let change = self.netmap.handle_timeout((self.clock)());
+                    self.tell_engine(change);
                 }
             }
         };
@@ -174,13 +178,14 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
         ended
     }
 
-    /// Returns how long until a key expires by the clock.
+    /// Returns how long until a key or a rule of the filter has come to its end.
     fn nap(&self) -> Duration {
-        let own = self.netmap.local().and_then(|node| node.key_expiry).filter(|_| self.carrying);
-        let own = own.map(|at| self.netmap.clock().local_time(at));
-        let next = self.netmap.next_expiry().into_iter().chain(own).min();
         let now = (self.clock)();
-        next.map_or(MAX_NAP, |at| at.saturating_since(now).saturating_add(EXPIRY_SLACK).min(MAX_NAP))
+        let own = self.netmap.local().and_then(|node| node.key_expiry).filter(|_| self.carrying);
+        let own = own.map(|at| self.netmap.clock().until(at, now));
+        let next = self.netmap.next_timeout(now).into_iter().chain(own).min();
+        let longest = if self.netmap.has_rules_that_end() { MAX_NAP_WITH_ENDS } else { MAX_NAP };
+        next.map_or(longest, |wait| wait.saturating_add(EXPIRY_SLACK).min(longest))
     }
 
     /// Makes engine and bus agree with the facts. Called after every event.
@@ -317,7 +322,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
 
     /// Adds a word on the clock to a failure that a wrong clock may have caused.
     fn with_clock(&self, trouble: Trouble) -> Trouble {
-        match (self.netmap.clock().warning(), trouble.kind) {
+        match (self.netmap.clock().warning((self.clock)()), trouble.kind) {
             (Some(warning), TroubleKind::Refused | TroubleKind::Clock) => {
                 Trouble { text: format!("{} ({warning})", trouble.text), ..trouble }
             }
@@ -407,10 +412,10 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
     }
 }
 
-fn system_clock() -> Time {
+fn system_clock() -> Moment {
     #[expect(clippy::disallowed_methods, reason = "the daemon is a shell: this is where it reads the clock")]
-    let now = std::time::SystemTime::now();
-    now.into()
+    let wall = std::time::SystemTime::now();
+    Moment { steady: warren_os::time_since_boot(), wall: wall.into() }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use warren_filter::Shields;
 use warren_wire::control::{DerpMap, EndpointType, FilterRule, NetInfo, Node, RegionId};
 use warren_wire::key::{DiscoKey, NodeKey, NodeSecret};
 
@@ -175,6 +176,13 @@ pub struct Settings {
     pub accept_routes: bool,
     /// Refuse every connection that a peer opens.
     pub shields_up: bool,
+}
+
+impl Settings {
+    /// Returns the same for a filter.
+    pub(crate) fn shields(self) -> Shields {
+        if self.shields_up { Shields::Up } else { Shields::Down }
+    }
 }
 
 /// Tells the daemon what the engine found out. The channel is bounded; only the newest of each kind counts, so when the

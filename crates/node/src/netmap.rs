@@ -7,25 +7,26 @@
 
 mod clock;
 mod peer;
+mod rules;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use warren_filter::Grants;
 use warren_wire::control::{
     CapabilityVersion, DerpMap, DisplayMessage, DnsConfig, FilterRule, MapResponse, Node, NodeId, PeerChange, Time,
     UserId, UserProfile,
 };
 use warren_wire::key::NodeKey;
 
-pub use clock::ClockSkew;
+pub use clock::{Moment, ServerClock};
 pub use peer::{Peer, Refusal};
+use rules::Rules;
 
 /// Most peers that are kept; the rest is ignored, lowest node IDs first in.
 pub const MAX_PEERS: usize = 131_072;
-
-/// Most named pieces of the packet filter.
-const MAX_FILTER_CHUNKS: usize = 1024;
 
 /// Most health messages of the server that are kept, and the longest.
 const MAX_HEALTH: usize = 32;
@@ -47,7 +48,7 @@ pub struct Netmap {
     /// Peers that the clock has expired.
     expired: BTreeSet<NodeId>,
     relays: Option<Arc<DerpMap>>,
-    filters: BTreeMap<String, Vec<FilterRule>>,
+    rules: Rules,
     dns: Option<Arc<DnsConfig>>,
     profiles: BTreeMap<UserId, UserProfile>,
     domain: String,
@@ -55,7 +56,7 @@ pub struct Netmap {
     messages: BTreeMap<String, String>,
     /// The server says that the tailnet lock is on.
     locked: bool,
-    clock: ClockSkew,
+    clock: ServerClock,
     /// No response of the present poll has been applied yet: what is absent is empty, not unchanged.
     first: bool,
 }
@@ -95,11 +96,11 @@ impl Netmap {
         self.first = true;
     }
 
-    /// Applies one response as one step. `own` is the registered node key, `now` this machine's clock.
+    /// Applies one response as one step. `own` is the registered node key.
     ///
     /// # Errors
     /// Refuses a first response without a record of this node, and a record of another node; nothing is changed then.
-    pub fn apply(&mut self, response: MapResponse, own: &NodeKey, now: Time) -> Result<Change, MapError> {
+    pub fn apply(&mut self, response: MapResponse, own: &NodeKey, now: Moment) -> Result<Change, MapError> {
         let first = self.first;
         if first && response.node.is_none() {
             return Err(MapError::NoSelf);
@@ -127,14 +128,14 @@ impl Netmap {
                 online: response.online_change,
                 patches: response.peers_changed_patch,
             },
-            now,
+            now.wall,
             &mut touched,
         );
         self.apply_profiles(first, response.user_profiles);
         if let Some(map) = response.derp_map {
             change.relays = self.apply_relays(map);
         }
-        change.filter = self.apply_filters(first, response.packet_filter, response.packet_filters);
+        change.filter = self.rules.apply(first, response.packet_filter, response.packet_filters);
         if first || response.dns_config.is_some() {
             let dns = response.dns_config.map(Arc::new);
             change.dns = self.dns != dns;
@@ -148,27 +149,39 @@ impl Netmap {
             self.locked = response.tka_info.is_some_and(|lock| !lock.disabled && !lock.head.is_empty());
         }
         // Expiry first: what has expired is not reported as a peer.
-        change.removed = self.expire(now);
+        self.pass_time(now, &mut change);
         self.report(touched, &mut change);
         Ok(change)
     }
 
-    /// Returns the node keys of peers whose key has expired since the last call, at `now` on this machine's clock.
-    pub fn expire(&mut self, now: Time) -> Vec<NodeKey> {
+    /// Ends what has come to its end by `now`: rules of the filter, and keys of peers.
+    pub fn handle_timeout(&mut self, now: Moment) -> Change {
+        let mut change = Change::default();
+        self.pass_time(now, &mut change);
+        change
+    }
+
+    /// Returns how long from `now` until [`Self::handle_timeout`] has something to do.
+    #[must_use]
+    pub fn next_timeout(&self, now: Moment) -> Option<Duration> {
+        let expiry = self.expiries.first().map(|(at, _)| *at);
+        expiry.into_iter().chain(self.rules.next_end()).min().map(|at| self.clock.until(at, now))
+    }
+
+    /// Tells whether rules of the filter will end.
+    #[must_use]
+    pub fn has_rules_that_end(&self) -> bool {
+        self.rules.next_end().is_some()
+    }
+
+    fn pass_time(&mut self, now: Moment, change: &mut Change) {
         let server_now = self.clock.server_time(now);
-        let mut gone = Vec::new();
+        change.filter |= self.rules.tell_time(server_now);
         while let Some((_, id)) = self.expiries.first().copied().filter(|(at, _)| *at <= server_now) {
             self.expiries.pop_first();
             self.expired.insert(id);
-            gone.extend(self.peers.get(&id).map(|peer| peer.key()));
+            change.removed.extend(self.peers.get(&id).map(|peer| peer.key()));
         }
-        gone
-    }
-
-    /// Returns when to call [`Self::expire`] next, on this machine's clock.
-    #[must_use]
-    pub fn next_expiry(&self) -> Option<Time> {
-        self.expiries.first().map(|(at, _)| self.clock.local_time(*at))
     }
 
     /// Forgets everything (logout, other server).
@@ -182,9 +195,9 @@ impl Netmap {
         self.local.as_ref()
     }
 
-    /// Tells whether the own key has expired at `now` on this machine's clock.
+    /// Tells whether the own key has expired.
     #[must_use]
-    pub fn local_expired(&self, now: Time) -> bool {
+    pub fn local_expired(&self, now: Moment) -> bool {
         let server_now = self.clock.server_time(now);
         self.local.as_ref().is_some_and(|node| node.expired || node.key_expiry.is_some_and(|at| at <= server_now))
     }
@@ -218,10 +231,16 @@ impl Netmap {
         self.relays.as_ref()
     }
 
-    /// Returns the packet filter, all pieces in the order of their names.
+    /// Returns the packet filter: the rules that have not ended, all pieces in the order of their names.
     #[must_use]
     pub fn filter(&self) -> Arc<[FilterRule]> {
-        self.filters.values().flatten().cloned().collect()
+        self.rules.in_force()
+    }
+
+    /// Returns what the filter grants peers beyond packets.
+    #[must_use]
+    pub fn grants(&self) -> &Grants {
+        self.rules.grants()
     }
 
     /// Returns the name service.
@@ -260,19 +279,19 @@ impl Netmap {
         relays.is_some_and(|regions| !regions.is_empty()) || !self.peers.is_empty()
     }
 
-    /// Takes note of the server's clock, seen when ours said `now`. Returns which peers' expiry looks different by it.
-    pub fn observe_clock(&mut self, server: Time, now: Time) -> Change {
+    /// Takes note of the server's clock. Returns what has ended by it, or has not after all.
+    pub fn observe_clock(&mut self, server: Time, now: Moment) -> Change {
         let mut touched = BTreeMap::new();
         self.clock.observe(server, now);
         self.revive(now, &mut touched);
-        let mut change = Change { removed: self.expire(now), ..Change::default() };
+        let mut change = self.handle_timeout(now);
         self.report(touched, &mut change);
         change
     }
 
-    /// Returns how far this machine's clock is off.
+    /// Returns the server's clock.
     #[must_use]
-    pub fn clock(&self) -> ClockSkew {
+    pub fn clock(&self) -> ServerClock {
         self.clock
     }
 
@@ -407,7 +426,7 @@ impl Netmap {
     }
 
     /// Takes back expiries that a wrong clock brought about. The engine does not know these peers any more.
-    fn revive(&mut self, now: Time, touched: &mut Touched) {
+    fn revive(&mut self, now: Moment, touched: &mut Touched) {
         let server_now = self.clock.server_time(now);
         let early = |id: &NodeId| {
             let peer = self.peers.get(id).filter(|peer| !peer.marked_expired())?;
@@ -448,40 +467,6 @@ impl Netmap {
         }
         self.relays = Some(Arc::new(map));
         true
-    }
-
-    fn apply_filters(
-        &mut self,
-        first: bool,
-        base: Option<Vec<FilterRule>>,
-        mut chunks: BTreeMap<String, Option<Vec<FilterRule>>>,
-    ) -> bool {
-        if !first && base.is_none() && chunks.is_empty() {
-            return false;
-        }
-        let before = self.filters.clone();
-        if first {
-            self.filters.clear();
-        }
-        if let Some(rules) = base {
-            self.filters.insert("base".to_owned(), rules);
-        }
-        if chunks.get("*").is_some_and(Option::is_none) {
-            chunks.remove("*");
-            self.filters.clear();
-        }
-        for (name, rules) in chunks {
-            match rules {
-                None => {
-                    self.filters.remove(&name);
-                }
-                Some(rules) if self.filters.len() < MAX_FILTER_CHUNKS || self.filters.contains_key(&name) => {
-                    self.filters.insert(name, rules);
-                }
-                Some(_) => tracing::warn!("too many pieces of packet filter, one left out"),
-            }
-        }
-        first || self.filters != before
     }
 
     fn apply_health(

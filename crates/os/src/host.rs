@@ -1,6 +1,7 @@
 //! Facts about this machine that a node tells its coordination server.
 
 use std::path::Path;
+use std::time::Duration;
 
 /// Describes this machine; what cannot be found out is empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -40,6 +41,13 @@ impl HostFacts {
             in_container: ["/.dockerenv", "/run/.containerenv"].iter().any(|mark| Path::new(mark).exists()),
         }
     }
+}
+
+/// Returns the time since this machine started, its sleep included. Nobody can set this clock.
+pub fn time_since_boot() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let nanos = Duration::from_nanos(time.tv_nsec.unsigned_abs());
+    Duration::from_secs(time.tv_sec.unsigned_abs()).saturating_add(nanos)
 }
 
 /// Finds a value in the text of an os-release file.

@@ -351,7 +351,13 @@ impl<C: Connector> Session<C> {
     }
 
     async fn follow(&self, connection: &Arc<Connection>, key: NodeKey) -> Result<std::convert::Infallible, Ended> {
-        let request = MapRequest { stream: true, keep_alive: true, compress: "zstd".into(), ..self.map_request(key) };
+        let request = MapRequest {
+            stream: true,
+            keep_alive: true,
+            compress: "zstd".into(),
+            debug_flags: vec![control::RULES_END.to_owned()],
+            ..self.map_request(key)
+        };
         let body = control::to_json(&request).map_err(|error| CallError::Malformed(error.to_string()))?;
         let call = connection.send(http::Method::POST, "/machine/map", body.into());
         let response = timeout(WATCHDOG, call).await.map_err(|_| CallError::Silent)??;

@@ -28,7 +28,10 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
         // A caller that went away gets no answer; that is no failure.
         match request {
             Request::Status(peers, reply) => self.reply_status(peers, reply),
-            Request::WhoIs(who, reply) => drop(reply.send(status::who_is(&self.netmap, who))),
+            Request::WhoIs(who, reply) => {
+                let shields = self.settings().shields();
+                drop(reply.send(status::who_is(&self.netmap, shields, who)));
+            }
             Request::Prefs(reply) => drop(reply.send(self.disk.state.prefs.clone())),
             Request::EditPrefs(authority, change, reply) => drop(reply.send(self.edit_prefs(authority, &change))),
             Request::Start(authority, options, reply) => drop(reply.send(self.start(authority, &options))),
@@ -64,11 +67,12 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             engine_health: &self.engine_health,
             hostname: &self.out.report.borrow().hostinfo.hostname,
             peers,
+            now: (self.clock)(),
         });
         let (engine, clock) = (Arc::clone(&self.engine), self.clock);
         tokio::spawn(async move {
             let engine = engine.status().await;
-            drop(reply.send(Box::new(view.finish(&engine, clock()))));
+            drop(reply.send(Box::new(view.finish(&engine, clock().wall))));
         });
     }
 

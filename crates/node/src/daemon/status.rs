@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use warren_filter::Shields;
 use warren_wire::control::{self, DerpMap, Node, RegionId, Time, UserId};
 use warren_wire::key::NodeKey;
 
@@ -15,7 +16,7 @@ use crate::local_api::types::{
     CurrentTailnet, PeerStatus, PingResult, State, Status, Trouble, UserProfile, WhoIs, ZERO_TIME,
 };
 use crate::local_api::{Peers, Who};
-use crate::netmap::{Netmap, Peer, printable};
+use crate::netmap::{Moment, Netmap, Peer, printable};
 use crate::prefs::Prefs;
 
 /// A peer is *active* if something was sent to it within this time.
@@ -34,6 +35,7 @@ pub(super) struct Facts<'a> {
     pub(super) engine_health: &'a [String],
     pub(super) hostname: &'a str,
     pub(super) peers: Peers,
+    pub(super) now: Moment,
 }
 
 /// Is a status that lacks only what the engine knows.
@@ -68,7 +70,7 @@ impl View {
             }
         }
         let mut health: Vec<String> = netmap.health().map(str::to_owned).collect();
-        health.extend(netmap.clock().warning());
+        health.extend(netmap.clock().warning(facts.now));
         health.extend(facts.engine_health.iter().cloned());
         health.extend(facts.trouble.map(|trouble| trouble.text.clone()));
         let peers = match facts.peers {
@@ -197,8 +199,8 @@ fn region_code(relays: Option<&DerpMap>, region: RegionId) -> String {
         .unwrap_or_else(|| region.0.to_string())
 }
 
-/// Finds a node, this one included, with its owner.
-pub(super) fn who_is(netmap: &Netmap, who: Who) -> Option<WhoIs> {
+/// Finds a node, this one included, with its owner and what it may do here beyond packets.
+pub(super) fn who_is(netmap: &Netmap, shields: Shields, who: Who) -> Option<WhoIs> {
     let is = |node: &Node| match who {
         Who::Address(address) => node.addresses.iter().any(|own| own.addr() == address),
         Who::Key(key) => node.key == key,
@@ -211,7 +213,30 @@ pub(super) fn who_is(netmap: &Netmap, who: Who) -> Option<WhoIs> {
     let text = String::from_utf8(control::to_json(node).ok()?).ok()?;
     let unknown = || UserProfile { id: node.user.0, ..UserProfile::default() };
     let owner = netmap.profile(UserId(node.user.0)).map_or_else(unknown, profile);
-    Some(WhoIs { node: RawValue::from_string(text).ok()?, user_profile: owner, cap_map: BTreeMap::new() })
+    let cap_map = match shields {
+        Shields::Down => capabilities(netmap, node, who),
+        Shields::Up => BTreeMap::new(),
+    };
+    Some(WhoIs { node: RawValue::from_string(text).ok()?, user_profile: owner, cap_map })
+}
+
+/// Returns what rules grant `node` towards this one, by the address that was asked for, or by the first that both have
+/// in a family.
+///
+/// Source: paths.md, section 8.8.
+fn capabilities(netmap: &Netmap, node: &Node, who: Who) -> BTreeMap<String, Vec<Value>> {
+    let asked = |address: &IpAddr| match who {
+        Who::Address(asked) => asked == *address,
+        Who::Key(_) => true,
+    };
+    let own: Vec<IpAddr> = netmap.local().iter().flat_map(|local| &local.addresses).map(ipnet::IpNet::addr).collect();
+    let pair = node.addresses.iter().map(ipnet::IpNet::addr).filter(asked).find_map(|source| {
+        let same_family = own.iter().find(|own| own.is_ipv4() == source.is_ipv4());
+        same_family.map(|own| (source, *own))
+    });
+    let Some((source, own)) = pair else { return BTreeMap::new() };
+    let granted = netmap.grants().capabilities(source, own).0.into_iter();
+    granted.map(|(name, values)| (name, values.iter().filter_map(|value| value.read().ok()).collect())).collect()
 }
 
 /// Completes the answer to a ping.

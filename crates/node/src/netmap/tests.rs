@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
-use warren_wire::control::{DerpRegion, DisplayMessage, ExpiryChange, RegionId, from_json, to_json};
+use warren_wire::control::{CapGrant, CapMap, DerpRegion, DisplayMessage, ExpiryChange, RegionId, from_json, to_json};
 
 use super::*;
 
@@ -12,6 +12,11 @@ const NOW: i64 = 1_800_000_000;
 
 fn at(seconds: i64) -> Time {
     Time::from_unix(seconds, 0).unwrap()
+}
+
+/// A moment when the time of day here is `seconds`.
+fn moment(seconds: i64) -> Moment {
+    Moment { steady: Duration::from_secs(u64::try_from(seconds).unwrap()), wall: at(seconds) }
 }
 
 fn own_key() -> NodeKey {
@@ -56,23 +61,23 @@ fn first(peers: Vec<Node>) -> MapResponse {
 fn started(peers: Vec<Node>) -> Netmap {
     let mut netmap = Netmap::default();
     netmap.begin_poll();
-    netmap.apply(first(peers), &own_key(), at(NOW)).unwrap();
+    netmap.apply(first(peers), &own_key(), moment(NOW)).unwrap();
     netmap
 }
 
 fn apply(netmap: &mut Netmap, response: MapResponse) -> Change {
-    netmap.apply(response, &own_key(), at(NOW)).unwrap()
+    netmap.apply(response, &own_key(), moment(NOW)).unwrap()
 }
 
 #[test]
 fn the_first_message_must_describe_this_node() {
     let mut netmap = Netmap::default();
     netmap.begin_poll();
-    assert_eq!(netmap.apply(MapResponse::default(), &own_key(), at(NOW)), Err(MapError::NoSelf));
+    assert_eq!(netmap.apply(MapResponse::default(), &own_key(), moment(NOW)), Err(MapError::NoSelf));
     let other = NodeKey::from_bytes([1; 32]);
-    assert_eq!(netmap.apply(first(vec![]), &other, at(NOW)), Err(MapError::WrongKey));
-    assert!(netmap.apply(first(vec![]), &own_key(), at(NOW)).is_ok());
-    assert!(netmap.apply(MapResponse::default(), &own_key(), at(NOW)).is_ok());
+    assert_eq!(netmap.apply(first(vec![]), &other, moment(NOW)), Err(MapError::WrongKey));
+    assert!(netmap.apply(first(vec![]), &own_key(), moment(NOW)).is_ok());
+    assert!(netmap.apply(MapResponse::default(), &own_key(), moment(NOW)).is_ok());
 }
 
 #[test]
@@ -187,10 +192,10 @@ fn an_expired_peer_is_taken_away_by_the_servers_clock() {
     let expiring = Node { key_expiry: Some(at(NOW + 3700)), ..peer(1, 0) };
     let response = MapResponse { control_time: Some(at(NOW + 3600)), ..first(vec![expiring.clone(), peer(2, 0)]) };
     assert_eq!(apply(&mut netmap, response).peers.len(), 2);
-    assert_eq!(netmap.next_expiry(), Some(at(NOW + 100)));
-    assert_eq!(netmap.expire(at(NOW + 99)), []);
-    assert_eq!(netmap.expire(at(NOW + 100)), [key(1, 0)]);
-    assert_eq!(netmap.expire(at(NOW + 100)), []);
+    assert_eq!(netmap.next_timeout(moment(NOW)), Some(Duration::from_secs(100)));
+    assert_eq!(netmap.handle_timeout(moment(NOW + 99)).removed, []);
+    assert_eq!(netmap.handle_timeout(moment(NOW + 100)).removed, [key(1, 0)]);
+    assert_eq!(netmap.handle_timeout(moment(NOW + 100)).removed, []);
     assert_eq!(netmap.whole().peers.len(), 1);
     assert_eq!(netmap.peers().filter(|peer| netmap.is_expired(peer)).count(), 1);
     // Extended by the administrator: it comes back.
@@ -231,6 +236,51 @@ fn pieces_of_the_filter_are_joined_in_the_order_of_their_names() {
 }
 
 #[test]
+fn rules_end_by_the_servers_clock_whatever_becomes_of_ours() {
+    let rule = |source: &str, until: Option<i64>| FilterRule {
+        src_ips: vec![source.into()],
+        until: until.map(at),
+        cap_grant: vec![CapGrant {
+            dsts: vec!["100.64.0.100/32".parse().unwrap()],
+            cap_map: CapMap::flags([source]),
+            ..CapGrant::default()
+        }],
+        ..FilterRule::default()
+    };
+    let mut netmap = Netmap::default();
+    netmap.begin_poll();
+    // This machine's clock is an hour behind.
+    let rules = vec![rule("*", None), rule("100.64.0.7", Some(NOW + 3660)), rule("100.64.0.0/10", Some(NOW + 3600))];
+    let response = MapResponse { packet_filter: Some(rules), control_time: Some(at(NOW + 3600)), ..first(vec![]) };
+    apply(&mut netmap, response);
+    let sources = |netmap: &Netmap| netmap.filter().iter().map(|rule| rule.src_ips[0].clone()).collect::<Vec<_>>();
+    assert_eq!(sources(&netmap), ["*", "100.64.0.7"], "what has ended already is not let in at all");
+    let granted = |netmap: &Netmap| {
+        let caps = netmap.grants().capabilities([100, 64, 0, 7].into(), [100, 64, 0, 100].into());
+        caps.0.into_keys().collect::<Vec<_>>()
+    };
+    assert_eq!(granted(&netmap), ["*", "100.64.0.7"]);
+    assert!(netmap.has_rules_that_end());
+
+    // Set right, and then wrong the other way: it makes no difference.
+    for wall in [NOW, NOW + 3700, NOW - 100_000] {
+        let in_59 = Moment { steady: moment(NOW + 59).steady, wall: at(wall) };
+        assert_eq!(netmap.next_timeout(in_59), Some(Duration::from_secs(1)));
+        assert_eq!(netmap.handle_timeout(in_59), Change::default());
+    }
+    let in_60 = Moment { steady: moment(NOW + 60).steady, wall: at(NOW) };
+    assert_eq!(netmap.handle_timeout(in_60), Change { filter: true, ..Change::default() });
+    assert_eq!((sources(&netmap), granted(&netmap)), (vec!["*".to_owned()], vec!["*".to_owned()]));
+    assert_eq!((netmap.next_timeout(in_60), netmap.has_rules_that_end()), (None, false));
+    assert_eq!(netmap.handle_timeout(in_60), Change::default(), "once");
+
+    // The server's clock was wrong and is set back: the rule holds again, until its end comes again.
+    assert!(netmap.observe_clock(at(NOW + 3000), in_60).filter);
+    assert_eq!(sources(&netmap), ["*", "100.64.0.7", "100.64.0.0/10"]);
+    assert_eq!(netmap.next_timeout(in_60), Some(Duration::from_secs(600)));
+}
+
+#[test]
 fn the_servers_messages_are_bounded_and_harmless() {
     let mut netmap = started(vec![]);
     let health = (0..100).map(|i| format!("{i}\u{1b}[31m{}", "x".repeat(1000))).collect();
@@ -264,12 +314,12 @@ fn a_wrong_clock_takes_peers_away_only_until_it_is_known_to_be_wrong() {
     netmap.begin_poll();
     let change = apply(&mut netmap, first(vec![expiring(1), expiring(2), peer(3, 0)]));
     assert_eq!(change.peers.iter().map(|peer| peer.id()).collect::<Vec<_>>(), [NodeId(3)]);
-    let change = netmap.observe_clock(at(NOW - 7200), at(NOW));
+    let change = netmap.observe_clock(at(NOW - 7200), moment(NOW));
     assert_eq!(change.peers.iter().map(|peer| peer.id()).collect::<Vec<_>>(), [NodeId(1), NodeId(2)]);
     assert_eq!(change.removed, []);
-    assert_eq!(netmap.next_expiry(), Some(at(NOW + 3600)));
+    assert_eq!(netmap.next_timeout(moment(NOW)), Some(Duration::from_secs(3600)));
     // The clock was set right while the old difference was still believed: in two hours' time they expire for good.
-    let change = netmap.observe_clock(at(NOW), at(NOW));
+    let change = netmap.observe_clock(at(NOW), moment(NOW));
     assert_eq!((change.removed, change.peers.len()), (vec![key(1, 0), key(2, 0)], 0));
 }
 
@@ -413,7 +463,9 @@ fn arb_patch() -> impl Strategy<Value = PeerChange> {
 }
 
 fn arb_rules() -> impl Strategy<Value = Vec<FilterRule>> {
-    vec((0_u8..3).prop_map(|n| FilterRule { src_ips: vec![n.to_string()], ..FilterRule::default() }), 0..3)
+    let rule =
+        |(n, until): (u8, Option<Time>)| FilterRule { src_ips: vec![n.to_string()], until, ..FilterRule::default() };
+    vec((0_u8..3, arb_time()).prop_map(rule), 0..3)
 }
 
 fn arb_response() -> impl Strategy<Value = MapResponse> {
@@ -471,7 +523,7 @@ proptest! {
     /// message that says the same gives the same state.
     #[test]
     fn deltas_add_up_to_the_full_map(steps in vec(arb_step(), 1..12)) {
-        let mut now = at(NOW);
+        let mut now = moment(NOW);
         let mut netmap = started(vec![]);
         let mut model = Model::default();
         let mut engine: BTreeMap<NodeKey, Arc<Peer>> = BTreeMap::new();
@@ -484,14 +536,18 @@ proptest! {
                     (true, *response)
                 }
                 Step::Wait(seconds) => {
-                    now = at(now.unix_seconds() + seconds);
-                    for key in netmap.expire(now) {
-                        engine.remove(&key);
+                    now = moment(now.wall.unix_seconds() + seconds);
+                    let change = netmap.handle_timeout(now);
+                    for key in &change.removed {
+                        engine.remove(key);
+                    }
+                    if change.filter {
+                        filter = netmap.filter();
                     }
                     continue;
                 }
             };
-            model.apply(first, &response, now);
+            model.apply(first, &response, now.wall);
             let change = netmap.apply(response, &own_key(), now).unwrap();
             for key in &change.removed {
                 engine.remove(key);
@@ -505,7 +561,8 @@ proptest! {
         }
         let nodes: Vec<&Node> = netmap.peers().map(|peer| peer.node()).collect();
         prop_assert_eq!(nodes, model.peers.iter().collect::<Vec<_>>());
-        let rules: Vec<_> = model.filters.iter().flat_map(|(_, rules)| rules.clone()).collect();
+        let holds = |rule: &FilterRule| rule.until.is_none_or(|until| now.wall < until);
+        let rules: Vec<_> = model.filters.iter().flat_map(|(_, rules)| rules.clone()).filter(holds).collect();
         prop_assert_eq!(&filter[..], &rules[..]);
 
         let mut fresh = Netmap::default();
@@ -513,7 +570,7 @@ proptest! {
         fresh.apply(model.whole(), &own_key(), now).unwrap();
         prop_assert_eq!(netmap.whole().peers, fresh.whole().peers.clone());
         prop_assert_eq!(engine.into_values().collect::<Vec<_>>().len(), fresh.whole().peers.len());
-        prop_assert_eq!(netmap.next_expiry(), fresh.next_expiry());
+        prop_assert_eq!(netmap.next_timeout(now), fresh.next_timeout(now));
         for id in 1..6_u8 {
             let address = std::net::IpAddr::from([100, 64, 0, id]);
             let found = |netmap: &Netmap| netmap.peer_at(address).map(|peer| peer.id());
@@ -546,7 +603,7 @@ proptest! {
     fn no_response_panics(text in "\\{(\"(Peers|PeersChanged|PeersRemoved|Node|PacketFilter|DERPMap|Health)\":(\\[\\]|null|\\[\\{\"ID\":-?[0-9]{1,18}\\}\\]|\\{\\}),?){0,4}") {
         if let Ok(response) = from_json::<MapResponse>(format!("{}}}", text.trim_end_matches(',')).as_bytes()) {
             let mut netmap = started(vec![peer(1, 0)]);
-            drop(netmap.apply(response, &own_key(), at(NOW)));
+            drop(netmap.apply(response, &own_key(), moment(NOW)));
             for peer in netmap.peers() {
                 prop_assert!(to_json(peer.node()).is_ok());
             }

@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 thread_local! {
     static BEGIN: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// By how many seconds somebody has set the time of day forward.
+    pub(super) static SET_FORWARD: Cell<i64> = const { Cell::new(0) };
 }
 
 #[expect(clippy::disallowed_methods, reason = "the paused clock of the test")]
@@ -36,10 +38,10 @@ fn instant() -> Instant {
     Instant::now()
 }
 
-/// A wall clock that goes with the paused clock of the test.
-pub(super) fn clock() -> Time {
-    let begin = BEGIN.get().unwrap();
-    Time::from_unix(NOON, 0).unwrap().saturating_add(instant() - begin)
+/// Clocks that go with the paused clock of the test.
+pub(super) fn clock() -> Moment {
+    let steady = instant() - BEGIN.get().unwrap();
+    Moment { steady, wall: Time::from_unix(NOON + SET_FORWARD.get(), 0).unwrap().saturating_add(steady) }
 }
 
 /// Takes notes, and says when it is shut down.

@@ -2,10 +2,12 @@
 
 use serde_json::json;
 use tokio::sync::oneshot;
-use warren_wire::control::{EndpointType, FilterRule, MapResponse, Node, NodeId, PeerChange, PingRequest};
+use warren_wire::control::{
+    CapGrant, CapMap, EndpointType, FilterRule, MapResponse, Node, NodeId, PeerChange, PingRequest, RawJson,
+};
 
 use super::super::*;
-use super::fixture::{Fixture, NOON, clock, map, own, peer, peer_key};
+use super::fixture::{Fixture, NOON, SET_FORWARD, clock, map, own, peer, peer_key};
 use crate::control_client::fake::{Call, MapStream, Mood};
 use crate::local_api::Who;
 
@@ -106,8 +108,8 @@ async fn a_key_that_expires_by_the_clock_takes_the_node_down_and_an_extension_br
     let (node, stream) = Fixture::running("expiry", first).await;
     node.updates();
     node.reach(State::NeedsLogin).await;
-    let late = clock().saturating_since(at(60));
-    assert!(clock() >= at(60) && late < Duration::from_secs(1), "{late:?} late");
+    let late = clock().wall.saturating_since(at(60));
+    assert!(clock().wall >= at(60) && late < Duration::from_secs(1), "{late:?} late");
     let updates = node.updates();
     assert!(matches!(&updates[..], [Update { local: Some(LocalUpdate::Down), .. }]), "{updates:?}");
     // The map is still followed: the administrator extends the key.
@@ -146,6 +148,70 @@ async fn a_peer_that_expires_by_the_clock_is_taken_from_the_engine() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rule_ends_by_itself_while_the_server_is_away_and_the_clock_is_wrong() {
+    let rule =
+        |until: Option<i64>| FilterRule { src_ips: vec!["*".into()], until: until.map(at), ..Default::default() };
+    let mut first = map(&[2]);
+    // The server's clock is an hour ahead of ours.
+    first.control_time = Some(at(3600));
+    first.packet_filter = Some(vec![rule(None), rule(Some(3900)), rule(Some(4200))]);
+    let (node, stream) = Fixture::running("rule-end", first).await;
+    assert_eq!(node.updates().last().unwrap().filter.as_ref().unwrap().len(), 3);
+    node.server.set_mood(Mood::Down);
+    drop(stream);
+    let begin = clock().steady;
+    for (after, left, set_forward) in [(300, 2, 7200), (600, 1, -90_000)] {
+        let wait = |seconds| tokio::time::sleep((begin + Duration::from_secs(seconds)).saturating_sub(clock().steady));
+        wait(after - 1).await;
+        assert!(node.updates().is_empty());
+        SET_FORWARD.set(set_forward);
+        wait(after + 1).await;
+        let updates = node.updates();
+        let [Update { filter: Some(rules), .. }] = &updates[..] else { panic!("{updates:?}") };
+        assert_eq!(rules.len(), left);
+    }
+    tokio::time::sleep(Duration::from_secs(24 * 3600)).await;
+    assert!(node.updates().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whois_says_what_the_rules_grant_a_peer() {
+    let rule = |source: &str, name: &str, value: &str| FilterRule {
+        src_ips: vec![source.into()],
+        cap_grant: vec![CapGrant {
+            dsts: vec!["100.64.0.1/32".parse().unwrap()],
+            cap_map: CapMap([(name.to_owned(), vec![RawJson::parse(value).unwrap()])].into()),
+            ..CapGrant::default()
+        }],
+        ..FilterRule::default()
+    };
+    let mut first = map(&[2, 3]);
+    let piece = |rules| Some(rules);
+    first.packet_filters = [
+        ("a".to_owned(), piece(vec![rule("100.64.0.2", "example.com/cap", r#"{"role":"admin"}"#)])),
+        ("b".to_owned(), piece(vec![FilterRule { until: Some(at(60)), ..rule("*", "example.com/cap", "2") }])),
+    ]
+    .into();
+    let (node, stream) = Fixture::running("granted", first).await;
+    let granted = async |who| {
+        let answer = node.ask(|reply| Request::WhoIs(who, reply)).await.unwrap();
+        serde_json::to_value(answer.cap_map).unwrap()
+    };
+    let address = |text: &str| Who::Address(text.parse().unwrap());
+    assert_eq!(granted(address("100.64.0.2")).await, json!({"example.com/cap": [{"role": "admin"}, 2]}));
+    assert_eq!(granted(Who::Key(peer_key(3))).await, json!({"example.com/cap": [2]}));
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    assert_eq!(granted(Who::Key(peer_key(3))).await, json!({}));
+    // One piece goes, the other stays.
+    let pieces = [("b".to_owned(), None), ("c".to_owned(), piece(vec![rule("100.64.0.3", "other", "null")]))];
+    told(&node, &stream, MapResponse { packet_filters: pieces.into(), ..MapResponse::default() }).await;
+    assert_eq!(granted(Who::Key(peer_key(2))).await, json!({"example.com/cap": [{"role": "admin"}]}));
+    assert_eq!(granted(address("100.64.0.3")).await, json!({"other": [null]}));
+    node.edit(json!({"ShieldsUp": true, "ShieldsUpSet": true})).await.unwrap();
+    assert_eq!(granted(address("100.64.0.2")).await, json!({}), "whoever takes no connection grants nothing");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_clock_that_is_wrong_expires_nobody_and_is_told() {
     let mut first = map(&[2]);
     // The server's clock is two hours behind ours; by it both keys are good for another hour.
@@ -158,7 +224,7 @@ async fn a_clock_that_is_wrong_expires_nobody_and_is_told() {
     let status = node.status().await;
     assert!(status.health.iter().any(|text| text.contains("clock is 120 min ahead")), "{:?}", status.health);
     assert_eq!(node.reach(State::NeedsLogin).await.state, State::NeedsLogin);
-    assert!(clock() >= at(3600));
+    assert!(clock().wall >= at(3600));
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot};
-use warren_filter::{Filter, FilterInput, PrefixTable, Shields};
+use warren_filter::{Filter, FilterInput, PrefixTable};
 use warren_path::{PathStatus, Paths, PeerConfig, PingId};
 use warren_wg::Tunnels;
 use warren_wire::control::{DerpMap, FilterRule, NetInfo, RegionId};
@@ -278,7 +278,7 @@ impl Tailnet {
             let holds = |known: &&Known| known.config.node().cap_map.has(capability);
             self.peers.values().filter(holds).flat_map(|known| known.config.addresses()).map(IpNet::addr).collect()
         };
-        let shields = if self.local.settings.shields_up { Shields::Up } else { Shields::Down };
+        let shields = self.local.settings.shields();
         let input = FilterInput { rules: &self.rules, local: &local, shields, holders: &holders };
         match Filter::compile(&input) {
             Ok((filter, problems)) => {

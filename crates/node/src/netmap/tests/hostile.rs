@@ -104,7 +104,7 @@ proptest! {
             let text = Value::Object(members.into_iter().collect()).to_string();
             let Ok(response) = from_json::<MapResponse>(text.as_bytes()) else { continue };
             let before = netmap.whole();
-            match netmap.apply(response, &own_key(), at(NOW)) {
+            match netmap.apply(response, &own_key(), moment(NOW)) {
                 Err(_) => prop_assert_eq!(netmap.whole(), before),
                 Ok(change) => {
                     for peer in &change.peers {
@@ -121,8 +121,8 @@ proptest! {
             }
             prop_assert!(netmap.health().count() <= 65 && netmap.domain().chars().count() <= 253);
             prop_assert!(netmap.health().all(|text| !text.contains(char::is_control)));
-            let _ = netmap.next_expiry();
-            drop(netmap.expire(at(NOW + 1_000_000)));
+            let _ = netmap.next_timeout(moment(NOW));
+            drop(netmap.handle_timeout(moment(NOW + 1_000_000)));
         }
     }
 }

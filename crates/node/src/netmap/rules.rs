@@ -1,0 +1,96 @@
+//! The packet filter as the server sends it: in named pieces, and with rules that end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound::{Excluded, Included, Unbounded};
+use std::sync::{Arc, OnceLock};
+
+use warren_filter::Grants;
+use warren_wire::control::{FilterRule, Time};
+
+/// Most named pieces of the packet filter.
+const MAX_PIECES: usize = 1024;
+
+/// Holds all rules, and which of them hold at the server's time that was told last.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    pieces: BTreeMap<String, Vec<FilterRule>>,
+    /// When rules end, past ones included.
+    ends: BTreeSet<Time>,
+    /// The server's time.
+    now: Option<Time>,
+    /// What the rules that hold grant beyond packets, once somebody has asked.
+    grants: OnceLock<Grants>,
+}
+
+impl Rules {
+    /// Applies the parts of a response that are about the filter, and tells whether they changed it. What comes first
+    /// replaces all.
+    pub(super) fn apply(
+        &mut self,
+        first: bool,
+        base: Option<Vec<FilterRule>>,
+        mut pieces: BTreeMap<String, Option<Vec<FilterRule>>>,
+    ) -> bool {
+        if !first && base.is_none() && pieces.is_empty() {
+            return false;
+        }
+        let before = self.pieces.clone();
+        if first {
+            self.pieces.clear();
+        }
+        if let Some(rules) = base {
+            self.pieces.insert("base".to_owned(), rules);
+        }
+        if pieces.get("*").is_some_and(Option::is_none) {
+            pieces.remove("*");
+            self.pieces.clear();
+        }
+        for (name, rules) in pieces {
+            match rules {
+                None => {
+                    self.pieces.remove(&name);
+                }
+                Some(rules) if self.pieces.len() < MAX_PIECES || self.pieces.contains_key(&name) => {
+                    self.pieces.insert(name, rules);
+                }
+                Some(_) => tracing::warn!("too many pieces of packet filter, one left out"),
+            }
+        }
+        self.ends = self.pieces.values().flatten().filter_map(|rule| rule.until).collect();
+        self.grants = OnceLock::new();
+        first || self.pieces != before
+    }
+
+    /// Says what time it is by the server's clock, and returns whether other rules hold by that: some have ended, or
+    /// some had been ended too early by a clock that was wrong.
+    pub(super) fn tell_time(&mut self, now: Time) -> bool {
+        let Some(before) = self.now.replace(now) else { return !self.ends.is_empty() };
+        let crossed = (Excluded(before.min(now)), Included(before.max(now)));
+        let changed = before != now && self.ends.range(crossed).next().is_some();
+        if changed {
+            self.grants = OnceLock::new();
+        }
+        changed
+    }
+
+    /// Returns when the next rule ends.
+    pub(super) fn next_end(&self) -> Option<Time> {
+        let from = self.now.map_or(Unbounded, Excluded);
+        self.ends.range((from, Unbounded)).next().copied()
+    }
+
+    /// Returns the rules that hold, all pieces in the order of their names.
+    pub(super) fn in_force(&self) -> Arc<[FilterRule]> {
+        self.holding().cloned().collect()
+    }
+
+    /// Returns what the rules that hold grant beyond packets.
+    pub(super) fn grants(&self) -> &Grants {
+        self.grants.get_or_init(|| Grants::of(self.holding()))
+    }
+
+    fn holding(&self) -> impl Iterator<Item = &FilterRule> {
+        let ended = |rule: &FilterRule| rule.until.zip(self.now).is_some_and(|(until, now)| until <= now);
+        self.pieces.values().flatten().filter(move |rule| !ended(rule))
+    }
+}
