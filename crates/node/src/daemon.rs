@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
-use warren_wire::control::Time;
 
 use crate::control_client::{Connector, Event, Login, Report, ServerUrl, Session, Target};
 use crate::engine::{self, Engine, Local, LocalUpdate, Settings, Update};

@@ -33,8 +33,8 @@ pub const WATCHDOG: Duration = Duration::from_secs(120);
 /// A poll that lasted so long proves that server and way are sound: the next failure counts as the first.
 const SETTLED: Duration = Duration::from_secs(10);
 
-/// How long changes are collected before they are reported.
-const REPORT_DELAY: Duration = Duration::from_millis(30);
+/// Least time between two reports: a change is reported at once, what follows on its heels is collected for so long.
+const REPORT_SPACING: Duration = Duration::from_millis(30);
 
 /// How long a report may take, and how long until it is tried again.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -443,20 +443,21 @@ fn unusable(response: &MapResponse, first: bool, key: NodeKey) -> Option<MapErro
     }
 }
 
-/// Reports every change to the server, one report at a time, the newest state only.
+/// Reports every change to the server, one report at a time, the newest state only: a change that comes after a silence
+/// at once, so that peers learn of it as soon as can be; later ones together.
 async fn send_reports(
     connection: &Connection,
     key: NodeKey,
     mut report: watch::Receiver<Report>,
 ) -> std::convert::Infallible {
     let mut told: Option<Report> = None;
+    let mut spacing = Box::pin(sleep(Duration::ZERO));
     loop {
         if report.changed().await.is_err() {
             return std::future::pending().await;
         }
-        if told.is_some() {
-            sleep(REPORT_DELAY).await;
-        }
+        spacing.as_mut().await;
+        spacing.set(sleep(REPORT_SPACING));
         let now = report.borrow_and_update().clone();
         if told.as_ref() == Some(&now) {
             continue;

@@ -31,6 +31,8 @@ pub(crate) struct Whois {
 struct Answer {
     node: Node,
     user_profile: Profile,
+    #[serde(default)]
+    cap_map: BTreeMap<String, Vec<Value>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -88,8 +90,24 @@ impl Whois {
         } else {
             text.push_str(&format!("Tags: {}\n", clean(&answer.node.tags.join(", "))));
         }
+        text.push_str(&capabilities(&answer.cap_map));
         output::text(&text)
     }
+}
+
+/// Lists what the node may do on this one beyond packets, each capability with its values; nothing if there is none.
+fn capabilities(granted: &BTreeMap<String, Vec<Value>>) -> String {
+    let mut text = String::new();
+    for (name, values) in granted {
+        if text.is_empty() {
+            text.push_str("Capabilities:\n");
+        }
+        text.push_str(&format!("  - {}\n", clean(name)));
+        for line in values.iter().flat_map(|value| format!("{value:#}").lines().map(clean).collect::<Vec<_>>()) {
+            text.push_str(&format!("      {line}\n"));
+        }
+    }
+    text
 }
 
 /// Arguments of `warren netcheck`.
@@ -189,6 +207,16 @@ mod tests {
         assert!(text.contains("* Nearest relay: Home"), "{text}");
         assert!(text.contains("- home: 1.5ms (Home)\n\t\t- far: 20.0ms (Far)"), "{text}");
         assert!(text.contains("IPv6: (no address found)"), "{text}");
+    }
+
+    #[test]
+    fn capabilities_are_listed_with_their_values() {
+        let granted = json!({"b.example/cap": [], "a.example/cap": [{"role": "\u{1b}[31madmin"}, 2]});
+        let text = capabilities(&serde_json::from_value(granted).unwrap());
+        assert!(text.starts_with("Capabilities:\n  - a.example/cap\n      {\n"), "{text}");
+        assert!(text.ends_with("      }\n      2\n  - b.example/cap\n"), "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+        assert_eq!(capabilities(&BTreeMap::new()), "");
     }
 
     #[test]

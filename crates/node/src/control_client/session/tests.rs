@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use proptest::prelude::*;
 use tokio::time::Instant;
 use warren_wire::control::{Node, NodeId, PingRequest};
 use warren_wire::key::{DiscoKey, MachineSecret};
@@ -285,22 +286,71 @@ async fn the_map_arrives_in_pieces_and_pings_are_answered_once() {
     assert!(fixture.calls.try_recv().is_err());
 }
 
+/// Sets the only endpoint to one with this port.
+fn endpoint(report: &mut Report, port: u16) {
+    let kind = warren_wire::control::EndpointType::Stun;
+    report.endpoints = vec![Endpoint { address: ([192, 0, 2, 1], port).into(), kind }];
+}
+
 #[tokio::test(start_paused = true)]
-async fn changes_are_reported_together_and_only_when_they_are_changes() {
+async fn only_changes_are_reported() {
     let mut fixture = start(Login::Resume, registered());
-    let (_, _stream, _) = fixture.reach_poll().await;
-    for port in 1..=20 {
-        let address = ([192, 0, 2, 1], port).into();
-        let kind = warren_wire::control::EndpointType::Stun;
-        fixture.report.send_modify(|report| report.endpoints = vec![Endpoint { address, kind }]);
-        tokio::task::yield_now().await;
-    }
+    let (poll, _stream, _) = fixture.reach_poll().await;
+    assert!(poll.ends_rules(), "the server may leave it to this node to end rules");
+    fixture.report.send_modify(|report| endpoint(report, 7));
     let Call::Report(request) = fixture.call().await else { panic!() };
-    assert_eq!(request.endpoints, ["192.0.2.1:20".parse().unwrap()]);
-    assert_eq!(request.endpoint_types.len(), 1);
+    assert_eq!((request.endpoints, request.endpoint_types.len()), (vec!["192.0.2.1:7".parse().unwrap()], 1));
     fixture.report.send_modify(|_| {});
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(fixture.calls.try_recv().is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Whenever changes come: one after a silence is reported without delay, every one is reported (itself or a newer
+    /// one in its place) before the spacing is over, and reports keep that spacing.
+    #[test]
+    fn changes_are_reported_soon_and_not_too_often(
+        waits in proptest::collection::vec(prop_oneof![3 => 0_u64..15, 1 => 25_u64..40, 1 => 100_u64..200], 1..40),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let (changes, reports) = runtime.block_on(async {
+            let mut fixture = start(Login::Resume, registered());
+            let (_, _stream, _) = fixture.reach_poll().await;
+            sleep(Duration::from_secs(1)).await;
+            let begin = Instant::now();
+            let (mut changes, mut reports) = (Vec::new(), Vec::new());
+            for (port, wait) in (1..).zip(waits.into_iter().chain([1000])) {
+                changes.push(begin.elapsed());
+                fixture.report.send_modify(|report| endpoint(report, port));
+                let next = sleep(Duration::from_millis(wait));
+                tokio::pin!(next);
+                loop {
+                    tokio::select! {
+                        () = &mut next => break,
+                        call = fixture.calls.recv() => {
+                            let Some(Call::Report(request)) = call else { panic!("{call:?}") };
+                            reports.push((begin.elapsed(), usize::from(request.endpoints[0].port())));
+                        }
+                    }
+                }
+            }
+            (changes, reports)
+        });
+        for (number, at) in changes.iter().enumerate() {
+            let (reported, _) = reports.iter().find(|(_, port)| *port > number).unwrap();
+            prop_assert!(*reported - *at <= REPORT_SPACING, "change {} at {:?}: {:?}", number, at, reports);
+            let last = reports.iter().map(|(at, _)| *at).rfind(|report| report < at);
+            if last.is_none_or(|last| *at - last >= REPORT_SPACING) {
+                prop_assert_eq!(reported, at, "change {} came after a silence: {:?}", number, &reports);
+            }
+        }
+        for pair in reports.windows(2) {
+            prop_assert!(pair[1].0 - pair[0].0 >= REPORT_SPACING, "{:?}", reports);
+            prop_assert!(pair[1].1 > pair[0].1, "{:?}", reports);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

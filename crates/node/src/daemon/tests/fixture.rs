@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use warren_wire::control::{
     DerpMap, DerpRegion, FilterRule, MapRequest, MapResponse, Node as Record, NodeId, RegionId, RegisterRequest,
-    RegisterResponse,
+    RegisterResponse, Time,
 };
 use warren_wire::key::{DiscoKey, MachineKey, NodeKey};
 

@@ -3,7 +3,7 @@
 use serde_json::json;
 use tokio::sync::oneshot;
 use warren_wire::control::{
-    CapGrant, CapMap, EndpointType, FilterRule, MapResponse, Node, NodeId, PeerChange, PingRequest, RawJson,
+    CapGrant, CapMap, EndpointType, FilterRule, MapResponse, Node, NodeId, PeerChange, PingRequest, RawJson, Time,
 };
 
 use super::super::*;

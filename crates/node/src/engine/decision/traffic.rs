@@ -425,3 +425,6 @@ impl Tailnet {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -69,18 +69,23 @@ impl Side {
             }
             slots.push(slot);
         }
-        let local = [IpNet::from(IpAddr::from(own))];
-        let input = FilterInput { rules, local: &local, shields: Shields::Down, holders: &|_| Vec::new() };
         let snapshot = Snapshot {
             peers: Arc::new(prefixes),
-            filter: Arc::new(Filter::compile(&input).unwrap().0),
+            filter: Arc::default(),
             own: Arc::from([IpAddr::from(own)]),
             ports: [41641, 41641],
             shields_up: false,
         };
-        let mut forwarder = Forwarder::new(u64::from(number), now);
-        forwarder.begin(&snapshot);
-        Self { forwarder, snapshot, table, tunnels, slots }
+        let mut side = Self { forwarder: Forwarder::new(u64::from(number), now), snapshot, table, tunnels, slots };
+        side.judge_by(&[IpNet::from(IpAddr::from(own))], rules);
+        side
+    }
+
+    /// Takes over rules for packets to these addresses of the node and of networks behind it.
+    fn judge_by(&mut self, local: &[IpNet], rules: &[FilterRule]) {
+        let input = FilterInput { rules, local, shields: Shields::Down, holders: &|_| Vec::new() };
+        self.snapshot.filter = Arc::new(Filter::compile(&input).unwrap().0);
+        self.forwarder.begin(&self.snapshot);
     }
 
     fn send(&mut self, packet: &[u8], now: Instant) -> Sent {
@@ -273,6 +278,79 @@ fn a_jailed_peer_may_only_answer() {
     net.alpha.slots[0].set_jailed(false);
     let bytes = datagram(net.beta.send(&packet, net.now));
     assert_eq!(net.alpha.receive(&bytes, net.now), Got::Packet(key(2), packet));
+}
+
+#[test]
+fn a_running_transfer_ends_with_its_rule_and_with_its_peer() {
+    let mut net = Net::new();
+    let own = [IpNet::from(IpAddr::from(ALPHA))];
+    let allowed = rules(&["100.64.0.2"], ALPHA);
+    let (syn, data) = (tcp(BETA, 4000, ALPHA, 80, 0x02), tcp(BETA, 4000, ALPHA, 80, 0x10));
+    let (answer, stream) = (tcp(ALPHA, 80, BETA, 4000, 0x12), udp(BETA, 4000, ALPHA, 6000, b"stream"));
+    let receive = |net: &mut Net, packet: &[u8]| {
+        let bytes = datagram(net.beta.send(packet, net.now));
+        net.alpha.receive(&bytes, net.now)
+    };
+    let passes = |packet: &[u8]| Got::Packet(key(2), packet.to_vec());
+    let refused = |reason| Got::Dropped(Refusal::Filtered(reason));
+    assert_eq!(receive(&mut net, &syn), passes(&syn));
+    datagram(net.alpha.send(&answer, net.now));
+    for packet in [&data, &stream] {
+        assert_eq!(receive(&mut net, packet), passes(packet));
+    }
+
+    net.alpha.judge_by(&own, &[]);
+    assert_eq!(receive(&mut net, &data), refused(DropReason::NoFlow));
+    assert_eq!(receive(&mut net, &stream), refused(DropReason::NoRule));
+    // Not even if our own side goes on.
+    datagram(net.alpha.send(&answer, net.now));
+    assert_eq!(receive(&mut net, &data), refused(DropReason::NoFlow));
+
+    net.alpha.judge_by(&own, &allowed);
+    assert_eq!(receive(&mut net, &data), passes(&data));
+    // The peer is removed, or its key expires; the rule is still there.
+    net.alpha.tunnels.remove_peer(&key(2));
+    assert_eq!(receive(&mut net, &data), Got::Dropped(Refusal::NoSession));
+}
+
+#[test]
+fn both_directions_of_a_subnets_traffic_are_judged_where_they_are_opened() {
+    let mut net = Net::new();
+    let host = [10, 7, 0, 9];
+    let behind_beta = [IpNet::from(IpAddr::from(BETA)), SUBNET.parse().unwrap()];
+    let exchange = |net: &mut Net, packet: &[u8], to_beta: bool| {
+        let Net { alpha, beta, now, .. } = net;
+        let (from, to) = if to_beta { (alpha, beta) } else { (beta, alpha) };
+        // Whoever owns the other node may send what he likes.
+        let slot = Arc::clone(&from.slots[0]);
+        let mut buffer = vec![0; 2048];
+        let length = Forwarder::seal_own(&slot, packet, &mut buffer, *now).unwrap();
+        to.receive(&buffer[..length], *now)
+    };
+    let refused = |reason| Got::Dropped(Refusal::Filtered(reason));
+    // Into the subnet: by the router's rules, host by host and port by port.
+    net.beta.judge_by(&behind_beta, &rules(&["100.64.0.1"], host));
+    let allowed = tcp(ALPHA, 4000, host, 80, 0x02);
+    assert_eq!(exchange(&mut net, &allowed, true), Got::Packet(key(1), allowed));
+    for (to, port) in [(host, 22), ([10, 7, 0, 8], 80), (BETA, 80)] {
+        let packet = tcp(ALPHA, 4000, to, port, 0x10);
+        assert_eq!(exchange(&mut net, &packet, true), refused(DropReason::NoFlow), "{to:?}:{port}");
+    }
+    let elsewhere = tcp(ALPHA, 4000, [10, 8, 0, 1], 80, 0x02);
+    assert_eq!(exchange(&mut net, &elsewhere, true), refused(DropReason::NotLocal));
+    // Out of the subnet: by the rules of the node that it goes to, unless that asked.
+    net.alpha.judge_by(&[IpNet::from(IpAddr::from(ALPHA))], &rules(&["10.7.0.8"], ALPHA));
+    let unasked = udp(host, 53, ALPHA, 5353, b"unasked");
+    assert_eq!(exchange(&mut net, &unasked, false), refused(DropReason::NoRule));
+    let from_another = udp([10, 7, 0, 8], 53, ALPHA, 5353, b"by a rule");
+    assert_eq!(exchange(&mut net, &from_another, false), Got::Packet(key(2), from_another));
+    datagram(net.alpha.send(&udp(ALPHA, 5353, host, 53, b"question"), net.now));
+    assert_eq!(exchange(&mut net, &unasked, false), Got::Packet(key(2), unasked));
+    // When the router's rule ends, so does what runs through it, though the host behind it goes on.
+    net.beta.judge_by(&behind_beta, &[]);
+    datagram(net.beta.send(&tcp(host, 80, ALPHA, 4000, 0x10), net.now));
+    let data = tcp(ALPHA, 4000, host, 80, 0x10);
+    assert_eq!(exchange(&mut net, &data, true), refused(DropReason::NoFlow));
 }
 
 #[test]

@@ -1,0 +1,149 @@
+#![expect(clippy::disallowed_methods, reason = "any instant will do as the start of the virtual clock")]
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use tokio::sync::mpsc;
+use warren_os::Waker;
+use warren_path::{Direct, Path};
+use warren_wg::{SessionTable, Tunnels};
+use warren_wire::control::{DerpMap, DerpNode, DerpRegion, Node, NodeId};
+use warren_wire::key::{DiscoSecret, NodeSecret};
+
+use super::super::tailnet::Setup;
+use super::*;
+use crate::engine::relay_link::LinkSetup;
+use crate::engine::shared::{DecisionEnds, Shared, Sockets};
+use crate::engine::{Local, Settings};
+use crate::netmap::Peer;
+
+const REGION: RegionId = RegionId(900);
+const WALL: Duration = Duration::from_secs(1_795_000_000);
+
+fn secret(number: u8) -> NodeSecret {
+    NodeSecret::from_bytes([number; 32])
+}
+
+fn peer_key() -> NodeKey {
+    secret(2).public()
+}
+
+/// A node that knows one peer, but no way to it, and the UDP socket of that peer.
+struct Bench {
+    tailnet: Tailnet,
+    peer: UdpSocket,
+    now: Instant,
+    _ends: DecisionEnds,
+    _found: mpsc::Receiver<Found>,
+    _links: mpsc::Receiver<LinkEvent>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let now = Instant::now();
+        let (shared, _, ends) = Shared::new(Waker::new().unwrap(), Sockets::bind(0).unwrap(), now);
+        let (events, links) = mpsc::channel(64);
+        let (found, found_out) = mpsc::channel(64);
+        let local =
+            Local { secret: Arc::new(secret(1)), node: Arc::new(Node::default()), settings: Settings::default() };
+        let setup = Setup {
+            links: LinkSetup {
+                shared: Arc::clone(&shared),
+                relayed: ends.relayed.clone(),
+                events,
+                next: Arc::default(),
+            },
+            shared,
+            disco: &DiscoSecret::from_bytes([5; 32]),
+            found,
+            rng: &mut StdRng::from_seed([6; 32]),
+        };
+        let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+        peer.set_nonblocking(true).unwrap();
+        let tailnet = Tailnet::new(local, setup, now, WALL);
+        let mut bench = Self { tailnet, peer, now, _ends: ends, _found: found_out, _links: links };
+        bench.tell_of_peer(RegionId::default());
+        bench
+    }
+
+    /// Takes over the peer's record as the server sends it.
+    fn tell_of_peer(&mut self, home: RegionId) {
+        let node = Node { id: NodeId(2), key: peer_key(), home_derp: home, ..Node::default() };
+        self.tailnet.set_peer(Arc::new(Peer::admit(node, None).unwrap()), self.now);
+    }
+
+    /// Takes over a map with one relay, whose server has no address, so that no test leaves the machine.
+    fn tell_of_relay(&mut self) {
+        let none = || "none".to_owned();
+        let node = DerpNode { name: "900a".into(), ipv4: none(), ipv6: none(), ..DerpNode::default() };
+        let region = DerpRegion { region_id: REGION, nodes: vec![node], ..DerpRegion::default() };
+        let map = DerpMap { regions: Some([(REGION, region)].into()), ..DerpMap::default() };
+        self.tailnet.set_map(Arc::new(map), self.now);
+    }
+
+    fn set_direct(&mut self, trusted_until: Instant) {
+        let address = self.peer.local_addr().unwrap();
+        let path = Path { direct: Some(Direct { address, trusted_until }), relay: None };
+        self.tailnet.peers[&peer_key()].slot.set_path(path);
+    }
+
+    /// Lets the holder of a key begin a handshake from the peer's socket.
+    fn shake_hands(&mut self, number: u8) {
+        let mut tunnels = Tunnels::new(secret(number), Arc::new(SessionTable::new()), [number; 32], self.now, WALL);
+        let own = secret(1).public();
+        assert!(tunnels.add_peer(own));
+        tunnels.start_handshake(&own, self.now).unwrap();
+        let bytes = tunnels.poll_transmit().unwrap().bytes;
+        let datagram = Datagram { from: self.peer.local_addr().unwrap(), bytes };
+        self.tailnet.handle_datagram(&datagram, self.now);
+    }
+
+    /// Has the worker's packet sent, and returns what the peer's socket gets.
+    fn relay(&mut self) -> Vec<Vec<u8>> {
+        self.received();
+        self.tailnet.relay(ToRelay { peer: peer_key(), bytes: b"sealed".to_vec() }, self.now);
+        self.received()
+    }
+
+    /// Takes what has arrived at the peer's socket: on loopback that is what has been sent.
+    fn received(&self) -> Vec<Vec<u8>> {
+        let mut buffer = [0; 2048];
+        std::iter::from_fn(|| self.peer.recv(&mut buffer).ok().map(|length| buffer[..length].to_vec())).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_packet_without_any_way_goes_where_the_peer_shook_hands_from() {
+    let mut bench = Bench::new();
+    assert!(bench.relay().is_empty(), "nobody knows where the peer is");
+    bench.shake_hands(3);
+    assert!(bench.relay().is_empty(), "a stranger's handshake says nothing about the peer");
+    bench.shake_hands(2);
+    let answers: Vec<_> = bench.received().iter().map(|bytes| MessageType::of(bytes)).collect();
+    assert_eq!(answers, [Some(MessageType::Response)]);
+    assert_eq!(bench.relay(), [b"sealed"]);
+}
+
+#[tokio::test]
+async fn a_path_that_is_searched_counts_more_than_the_handshake() {
+    let mut bench = Bench::new();
+    bench.shake_hands(2);
+    bench.set_direct(bench.now);
+    assert_eq!(bench.relay(), [b"sealed"], "proved while the packet was on its way to us");
+    bench.now += Duration::from_millis(1);
+    assert!(bench.relay().is_empty(), "the worker has sent it to that address already");
+}
+
+#[tokio::test]
+async fn a_relay_takes_the_packet_as_soon_as_one_is_known() {
+    let mut bench = Bench::new();
+    bench.shake_hands(2);
+    bench.tell_of_relay();
+    assert_eq!(bench.relay(), [b"sealed"], "there is a relay, but not for this peer");
+    bench.tell_of_peer(REGION);
+    assert!(bench.relay().is_empty());
+    bench.tailnet.remove_peer(&peer_key(), bench.now);
+    assert!(bench.relay().is_empty());
+}
