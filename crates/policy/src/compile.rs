@@ -1,247 +1,204 @@
-//! From a policy and a directory to what each node receives and sees.
+//! From a policy and a directory to what each node receives and sees, in versions that cost what changes.
 //!
-//! Every rule has a number. Of each node we keep which rules have it as a source and which as a destination, as bits;
-//! nodes that agree in owner, tags and bits form a class, and most questions are asked of classes. Only host addresses
-//! and approved routes are looked at per node.
+//! A rule has one destination; a grant with several is several rules. Rules and lists of sources have numbers that they
+//! keep from one policy to the next as long as they stay the same (`rules`). Of each node we keep which rules have it as a
+//! source, as a destination, in its filter, as bits: nodes that agree in all bits are a kind (`member`). Who sees whom is
+//! asked of kinds, not of nodes; and since a kind does not hold whose the nodes are, ten thousand users with rules for
+//! `autogroup:self` are one kind. Only host addresses, routes and a user's own devices are looked at per node.
 //!
-//! Memory is linear in the policy's text and in the directory: rules share their lists of sources, and a selector that
-//! occurs in many lists is looked up once.
+//! What the rules of a node say comes from two sides: from its owner (user or set of tags), worked out once for each
+//! owner, and from its addresses and routes, found in an index by prefix. So no step looks at nodes × rules.
+//!
+//! Every table is a sorted map in shared chunks (`chunked`): a new version copies the table's list of chunks (one pointer
+//! for about a hundred entries) and the chunks that change, and two versions are compared by what they do not share. A
+//! change of nodes, users or policy is one list of nodes to look at again (`update`); a fresh compilation is the same with
+//! all of them.
+//!
+//! The sources of rules are lists of texts, shared by all rules with equal lists and cut in chunks (`Sources`), from
+//! which the node that joins is the only difference.
+//!
+//! **Postures** limit devices. Where a rule demands one, `*`, `autogroup:danger-all` and literal addresses name the
+//! devices that have it one by one instead of the ranges of the tailnet; ranges outside remain, and so do hosts behind
+//! subnet routers, which have no posture. A companion of such a rule (`rules`) counts only for those devices, too.
+//!
+//! **Time**: a rule that does not hold at the moment keeps its bits, and is left out by one more set of bits; so `at`
+//! costs as much as there are rules with times, however many nodes there are.
 
 mod address;
-mod classes;
-mod merge;
+mod chunked;
+mod difference;
+mod filter;
+mod grants;
+mod member;
+mod moment;
+mod numbers;
+mod prefixes;
+mod routes;
 mod rule_set;
+mod rules;
 mod target;
+mod update;
 
-use crate::selector::Selector;
-use crate::{Directory, Owner, Policy};
-use address::{overlap, prefix_text, within_internet};
-use classes::{Class, ClassKey};
+use crate::{Directory, DirectoryNode, DirectoryUser, Owner, Policy};
+use chunked::ChunkedMap;
 use ipnet::IpNet;
-use merge::FilterBuilder;
-use rule_set::RuleSet;
-use std::collections::BTreeMap;
+use member::{Base, Draft, Kind, Member, NodeSet, OwnerEntry};
+use moment::Moment;
+use prefixes::PrefixMap;
+use routes::{ExitNodes, Route};
+use rules::Rulebook;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use target::{Index, Target};
-use warren_wire::control::{FilterRule, NodeId, PortRange, UserId};
+use update::ListState;
+use warren_wire::control::{NodeId, UserId};
 
-/// A policy compiled for one directory.
-#[derive(Debug, Clone)]
-pub(crate) struct Plain {
-    rules: Vec<Rule>,
-    source_lists: Vec<SourceList>,
-    classes: Vec<Class>,
-    nodes: BTreeMap<NodeId, Member>,
-    by_address: BTreeMap<IpAddr, NodeId>,
-    /// Untagged nodes by owner.
-    by_user: BTreeMap<UserId, Vec<NodeId>>,
+use crate::sources::Sources;
+
+pub use filter::NodeRule;
+
+/// A policy compiled for one directory. Immutable and cheap to clone; versions share what did not change.
+#[derive(Debug, Clone, Default)]
+pub struct Compiled {
+    book: Arc<Rulebook>,
+    moment: Arc<Moment>,
+    domains: Arc<BTreeSet<String>>,
+    users: Arc<BTreeMap<UserId, DirectoryUser>>,
+    owners: ChunkedMap<Owner, Arc<OwnerEntry>>,
+    drafts: ChunkedMap<NodeId, Arc<Draft>>,
+    members: ChunkedMap<NodeId, Arc<Member>>,
+    kinds: ChunkedMap<Arc<Kind>, NodeSet>,
+    by_address: ChunkedMap<(IpAddr, NodeId), ()>,
+    /// Subnets; exit routes are no way to anywhere in particular.
+    routes: PrefixMap<Arc<Route>>,
+    exits: ExitNodes,
+    /// By number of list.
+    lists: Arc<[Option<Arc<ListState>>]>,
 }
 
-/// A grant with its names looked up.
-#[derive(Debug, Clone)]
-struct Rule {
-    /// Number of the list of its sources.
-    sources: usize,
-    destinations: Vec<Arc<Target>>,
-    services: Vec<(Vec<i64>, Vec<PortRange>)>,
+/// Routes that a node carries, beside its own addresses; each list sorted.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct PeerRoutes {
+    /// All of them: subnets, and exit routes.
+    pub allowed: Vec<IpNet>,
+    /// The subnets for which it was chosen as the way.
+    pub primary: Vec<IpNet>,
 }
 
-/// The sources of one or more rules.
-#[derive(Debug, Clone)]
-struct SourceList {
-    targets: Vec<Arc<Target>>,
-    /// What the wire calls them, target by target; the same text may occur in several.
-    texts: Vec<Arc<[String]>>,
-    /// The rules that have these sources.
-    rules: RuleSet,
-    /// Those of them that lead to the devices of the source's owner.
-    to_own_devices: RuleSet,
+/// Which of a peer's routes a viewer is shown. Viewers with equal views are shown the same record of that peer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct RouteView(PeerRoutes);
+
+impl RouteView {
+    /// Returns the routes themselves.
+    #[must_use]
+    pub const fn routes(&self) -> &PeerRoutes {
+        &self.0
+    }
 }
 
-/// A node within its class.
-#[derive(Debug, Clone)]
-struct Member {
-    class: usize,
-    addresses: Vec<IpAddr>,
-    subnet_routes: Vec<IpNet>,
-    is_exit_node: bool,
-}
-
-impl Plain {
-    pub(crate) fn new(policy: &Policy, directory: &Directory) -> Self {
-        let mut compiled = Self {
-            rules: Vec::with_capacity(policy.sections.grants.len()),
-            source_lists: Vec::new(),
-            classes: Vec::new(),
-            nodes: BTreeMap::new(),
-            by_address: BTreeMap::new(),
-            by_user: BTreeMap::new(),
+impl Compiled {
+    pub(crate) fn new(policy: &Policy, directory: &Directory, now: i64) -> Self {
+        let empty = Self {
+            domains: Arc::new(directory.domains.clone()),
+            users: Arc::new(directory.users.clone()),
+            moment: Arc::new(Moment { now, ..Moment::default() }),
+            ..Self::default()
         };
-        let mut index = Index::new(directory, &policy.sections);
-        let mut list_numbers: BTreeMap<&[Selector], usize> = BTreeMap::new();
-        for (number, grant) in policy.sections.grants.iter().enumerate() {
-            let sources = *list_numbers.entry(&grant.sources).or_insert_with_key(|selectors| {
-                compiled.source_lists.push(SourceList {
-                    targets: selectors.iter().map(|selector| index.target(selector)).collect(),
-                    texts: selectors.iter().map(|selector| index.texts(selector)).collect(),
-                    rules: RuleSet::default(),
-                    to_own_devices: RuleSet::default(),
-                });
-                compiled.source_lists.len().saturating_sub(1)
-            });
-            if let Some(list) = compiled.source_lists.get_mut(sources) {
-                list.rules.insert(number);
-                if grant.destinations.contains(&Selector::OwnDevices) {
-                    list.to_own_devices.insert(number);
-                }
-            }
-            compiled.rules.push(Rule {
-                sources,
-                destinations: grant.destinations.iter().map(|selector| index.target(selector)).collect(),
-                services: grant
-                    .services
-                    .iter()
-                    .map(|service| (service.protocol.map(i64::from).into_iter().collect(), service.ports.clone()))
-                    .collect(),
-            });
-        }
-        for (id, node) in &directory.nodes {
-            if let Owner::User(user) = node.owner {
-                compiled.by_user.entry(user).or_default().push(*id);
-            }
-            compiled.by_address.extend(node.addresses.iter().map(|address| (*address, *id)));
-        }
-        compiled.classify(directory);
-        compiled
+        empty.with_policy(policy).with_nodes(directory.nodes.iter().map(|(id, node)| (*id, Some(node.clone()))))
     }
 
-    /// Returns the filter of a node: what others may send to it and to the subnets behind it. Empty denies everything.
-    ///
-    /// Rules with equal sources and protocols are one, in the place of the first; send an empty list as a list.
+    /// Returns the version with some nodes added or changed, and those that come as `None` removed.
     #[must_use]
-    pub(crate) fn filter(&self, node: NodeId) -> Vec<FilterRule> {
-        let Some((member, class)) = self.member(node) else {
-            return Vec::new();
-        };
-        let mut filter = FilterBuilder::default();
-        let mut own_sources = None;
-        let mut wanted = class.filter.clone();
-        wanted.extend(&class.own);
-        for (number, rule) in wanted.iter().filter_map(|number| Some((number, self.rules.get(number)?))) {
-            let destinations: Vec<String> = rule
-                .destinations
-                .iter()
-                .flat_map(|target| self.destination_texts(target, member, &class.owner))
-                .collect();
-            if !destinations.is_empty() {
-                let sources = filter.sources(rule.sources, || {
-                    let texts = self.source_lists.get(rule.sources).into_iter().flat_map(|list| &list.texts);
-                    texts.flat_map(|texts| texts.iter().cloned())
-                });
-                filter.add(sources, rule, &destinations);
-            }
-            if class.own.contains(number)
-                && let Owner::User(user) = class.owner
-            {
-                let sources = *own_sources.get_or_insert_with(|| {
-                    filter.list(self.devices_of(user).flat_map(|device| device.addresses.iter().map(IpAddr::to_string)))
-                });
-                filter.add(sources, rule, &self.addresses_at(member, |owner| *owner == class.owner));
-            }
-        }
-        filter.finish()
+    pub fn with_nodes(&self, changes: impl IntoIterator<Item = (NodeId, Option<DirectoryNode>)>) -> Self {
+        self.clone().rebuild(self, changes, BTreeSet::new())
+    }
+
+    /// Returns the version with these users instead of the ones before.
+    #[must_use]
+    pub fn with_users(&self, users: BTreeMap<UserId, DirectoryUser>) -> Self {
+        let (next, touched) = self.with_directory_users(users);
+        next.rebuild(self, [], touched)
+    }
+
+    /// Returns the version with another policy. The ways to subnets stay as they are.
+    #[must_use]
+    pub fn with_policy(&self, policy: &Policy) -> Self {
+        let (mut next, touched) = self.with_book(Rulebook::new(policy, &self.book));
+        next.moment = Arc::new(Moment::new(&next.book, self.moment.now));
+        next.rebuild(self, [], touched)
+    }
+
+    /// Returns the version for another time, in Unix seconds.
+    #[must_use]
+    pub fn at(&self, now: i64) -> Self {
+        Self { moment: Arc::new(Moment::new(&self.book, now)), ..self.clone() }
+    }
+
+    /// Returns when [`Self::at`] would next change something, in Unix seconds; `None` is never.
+    #[must_use]
+    pub fn next_edge(&self) -> Option<i64> {
+        self.moment.next_edge
     }
 
     /// Tells whether two nodes see each other; the same both ways. No node sees itself.
     #[must_use]
-    pub(crate) fn visible(&self, one: NodeId, two: NodeId) -> bool {
-        let (Some((_, first)), Some((_, second))) = (self.member(one), self.member(two)) else {
+    pub fn visible(&self, one: NodeId, two: NodeId) -> bool {
+        let (Some(first), Some(second)) = (self.members.get(&one), self.members.get(&two)) else {
             return false;
         };
-        one != two && first.sees(second)
+        one != two && (self.kinds_see(&first.kind, &second.kind) || self.own_devices_see(first, second))
     }
 
     /// Returns the nodes that a node sees, in order.
-    pub(crate) fn peers(&self, node: NodeId) -> impl Iterator<Item = NodeId> + '_ {
-        let own = self.member(node).map(|(_, class)| class);
-        let visible = move |class: &&Class| own.is_some_and(|own| own.sees(&class.key));
-        let mut peers: Vec<NodeId> = self
-            .classes
-            .iter()
-            .filter(visible)
-            .flat_map(|class| &class.nodes)
-            .copied()
-            .filter(|peer| *peer != node)
-            .collect();
-        peers.sort_unstable();
+    pub fn peers(&self, node: NodeId) -> impl Iterator<Item = NodeId> + '_ {
+        let mut peers: Vec<NodeId> = Vec::new();
+        if let Some(member) = self.members.get(&node) {
+            let kinds = self.kinds.iter().filter(|(kind, _)| self.kinds_see(&member.kind, kind));
+            peers.extend(kinds.flat_map(|(_, nodes)| nodes.keys()));
+            if !(member.kind.own.is_empty() && member.kind.own_sources.is_empty())
+                && let Some(entry) = self.owners.get(&member.draft.node.owner)
+            {
+                let devices = entry.nodes.keys().filter_map(|device| Some((*device, self.members.get(device)?)));
+                peers.extend(
+                    devices.filter(|(_, device)| self.own_devices_see(member, device)).map(|(device, _)| device),
+                );
+            }
+            peers.sort_unstable();
+            peers.dedup();
+            peers.retain(|peer| *peer != node);
+        }
         peers.into_iter()
     }
 
-    fn member(&self, node: NodeId) -> Option<(&Member, &ClassKey)> {
-        let member = self.nodes.get(&node)?;
-        let class = self.classes.get(member.class)?;
-        Some((member, &class.key))
+    /// Returns which routes of a peer a viewer may use, as something to group viewers by.
+    #[must_use]
+    pub fn route_view(&self, viewer: NodeId, peer: NodeId) -> RouteView {
+        RouteView(self.routes(viewer, peer))
     }
 
-    fn devices_of(&self, user: UserId) -> impl Iterator<Item = &Member> {
-        let devices = self.by_user.get(&user).into_iter().flatten();
-        devices.filter_map(|node| self.nodes.get(node))
+    /// Returns the addresses of a node, without IPv4 where the policy takes that away.
+    #[must_use]
+    pub fn addresses(&self, node: NodeId) -> Vec<IpNet> {
+        let addresses = self.drafts.get(&node).into_iter().flat_map(|draft| &draft.addresses);
+        addresses.map(|address| IpNet::from(*address)).collect()
     }
 
-    /// Writes the part of a destination that concerns a node.
-    fn destination_texts(&self, target: &Target, member: &Member, owner: &Owner) -> Vec<String> {
-        match target {
-            Target::Any => vec!["*".to_owned()],
-            Target::Prefix(prefix) if member.receives(*prefix) => vec![prefix_text(*prefix)],
-            Target::Prefix(_) | Target::OwnDevices => Vec::new(),
-            Target::Users(_) | Target::Members | Target::Tag(_) => {
-                let mut texts = Vec::new();
-                if target.covers_owner(owner) {
-                    texts.extend(member.addresses.iter().map(IpAddr::to_string));
-                }
-                texts.extend(self.behind(member, |other| target.covers_owner(other)));
-                texts
-            }
-        }
+    fn kinds_see(&self, one: &Kind, two: &Kind) -> bool {
+        let active = &self.moment.active;
+        one.sources.meets_both(&two.destinations, active) || two.sources.meets_both(&one.destinations, active)
     }
 
-    /// Returns a node's own addresses, and those of matching nodes that lie behind its routes.
-    fn addresses_at(&self, member: &Member, matching: impl Fn(&Owner) -> bool) -> Vec<String> {
-        let own = member.addresses.iter().map(IpAddr::to_string);
-        own.chain(self.behind(member, matching)).collect()
+    fn own_devices_see(&self, one: &Member, two: &Member) -> bool {
+        let active = &self.moment.active;
+        one.draft.node.owner == two.draft.node.owner
+            && (one.kind.own_sources.meets_both(&two.kind.own, active)
+                || two.kind.own_sources.meets_both(&one.kind.own, active))
     }
 
-    /// Returns the addresses of matching nodes that lie within a node's subnet routes, without its own.
-    fn behind<'a>(
-        &'a self,
-        member: &'a Member,
-        matching: impl Fn(&Owner) -> bool + 'a,
-    ) -> impl Iterator<Item = String> + 'a {
-        self.addresses_within(&member.subnet_routes)
-            .filter(|(address, _)| !member.addresses.contains(address))
-            .filter(move |(_, node)| self.member(*node).is_some_and(|(_, class)| matching(&class.owner)))
-            .map(|(address, _)| address.to_string())
-    }
-
-    fn addresses_within<'a>(&'a self, routes: &'a [IpNet]) -> impl Iterator<Item = (IpAddr, NodeId)> + 'a {
-        routes
-            .iter()
-            .flat_map(|route| self.by_address.range(route.network()..=route.broadcast()))
-            .map(|(address, node)| (*address, *node))
-    }
-}
-
-impl Member {
-    /// Tells whether a prefix holds an address of the node or overlaps a subnet behind it.
-    fn holds(&self, prefix: IpNet) -> bool {
-        self.addresses.iter().any(|address| prefix.contains(address))
-            || self.subnet_routes.iter().any(|route| overlap(*route, prefix))
-    }
-
-    /// Tells whether packets to a prefix may come to the node, so that its filter must know the prefix.
-    fn receives(&self, prefix: IpNet) -> bool {
-        self.holds(prefix) || self.is_exit_node && within_internet(prefix)
+    fn node_and_base(&self, node: NodeId) -> Option<(&Arc<DirectoryNode>, &Arc<Base>)> {
+        let draft = self.drafts.get(&node)?;
+        Some((&draft.node, &self.owners.get(&draft.node.owner)?.base))
     }
 }
 

@@ -11,7 +11,6 @@ mod approve;
 mod attributes;
 pub mod case;
 mod compile;
-mod compiled;
 mod default;
 mod directory;
 mod domains;
@@ -29,7 +28,7 @@ mod sources;
 mod ssh;
 mod trials;
 
-pub use compiled::{Compiled, NodeRule, PeerRoutes, RouteView};
+pub use compile::{Compiled, NodeRule, PeerRoutes, RouteView};
 pub use default::DEFAULT_POLICY;
 pub use directory::{Directory, DirectoryNode, DirectoryUser, Owner, Role};
 pub use hujson::{POLICY_MAX_BYTES, POLICY_MAX_DEPTH};

@@ -20,3 +20,12 @@ pub(crate) struct Schedule {
     /// What the local clock is ahead of UTC, in seconds.
     pub(crate) offset: i32,
 }
+
+impl Validity {
+    pub(crate) fn holds(&self, now: i64) -> bool {
+        self.from.is_none_or(|from| from <= now) && self.until.is_none_or(|until| now < until)
+    }
+    pub(crate) fn next_edge(&self, now: i64) -> Option<i64> {
+        [self.from, self.until].into_iter().flatten().filter(|edge| *edge > now).min()
+    }
+}

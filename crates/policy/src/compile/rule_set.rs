@@ -1,6 +1,6 @@
 //! A set of rule numbers as bits.
 
-/// Which rules of a policy apply to something.
+/// Which rules of a policy apply to something. (Lists of sources are numbered as well.)
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub(super) struct RuleSet(Vec<u64>);
 
@@ -14,6 +14,14 @@ impl RuleSet {
         if let Some(bits) = self.0.get_mut(word) {
             *bits |= 1 << (rule % 64);
         }
+    }
+
+    /// Takes a rule out.
+    pub(super) fn remove(&mut self, rule: usize) {
+        if let Some(bits) = self.0.get_mut(rule / 64) {
+            *bits &= !(1 << (rule % 64));
+        }
+        self.trim();
     }
 
     /// Tells whether a rule is in the set.
@@ -36,6 +44,28 @@ impl RuleSet {
         self.0.iter().zip(&other.0).any(|(one, two)| one & two != 0)
     }
 
+    /// Tells whether there is a rule in all three.
+    pub(super) fn meets_both(&self, two: &Self, three: &Self) -> bool {
+        self.0.iter().zip(&two.0).zip(&three.0).any(|((one, two), three)| one & two & three != 0)
+    }
+
+    /// Returns the rules that are in both.
+    pub(super) fn common(&self, other: &Self) -> Self {
+        let mut common = Self(self.0.iter().zip(&other.0).map(|(one, two)| one & two).collect());
+        common.trim();
+        common
+    }
+
+    /// Returns the rules that are in one and not in the other.
+    pub(super) fn difference(&self, other: &Self) -> Self {
+        let others = other.0.iter().copied().chain(std::iter::repeat(0));
+        let longer = self.0.len().max(other.0.len());
+        let own = self.0.iter().copied().chain(std::iter::repeat(0));
+        let mut difference = Self(own.zip(others).take(longer).map(|(one, two)| one ^ two).collect());
+        difference.trim();
+        difference
+    }
+
     /// Tells whether there is no rule.
     pub(super) fn is_empty(&self) -> bool {
         self.0.iter().all(|bits| *bits == 0)
@@ -44,8 +74,20 @@ impl RuleSet {
     /// Returns the rules in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = usize> + '_ {
         self.0.iter().enumerate().flat_map(|(word, bits)| {
-            (0..64).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| word.saturating_mul(64).saturating_add(bit))
+            let mut rest = *bits;
+            std::iter::from_fn(move || {
+                let bit = (rest != 0).then(|| rest.trailing_zeros() as usize)?;
+                rest &= rest.wrapping_sub(1);
+                Some(word.saturating_mul(64).saturating_add(bit))
+            })
         })
+    }
+
+    /// Equal sets are equal words: no empty ones at the end.
+    fn trim(&mut self) {
+        while self.0.last() == Some(&0) {
+            self.0.pop();
+        }
     }
 }
 
@@ -60,6 +102,7 @@ mod tests {
         fn behaves_like_a_set_of_numbers(
             one in proptest::collection::btree_set(0_usize..200, 0..20),
             two in proptest::collection::btree_set(0_usize..200, 0..20),
+            three in proptest::collection::btree_set(0_usize..200, 0..20),
         ) {
             let bits = |numbers: &BTreeSet<usize>| {
                 let mut set = RuleSet::default();
@@ -70,8 +113,15 @@ mod tests {
             joined.extend(&bits(&two));
             prop_assert!(joined.iter().eq(one.union(&two).copied()));
             prop_assert_eq!(bits(&one).meets(&bits(&two)), !one.is_disjoint(&two));
+            let common: BTreeSet<usize> = one.intersection(&two).copied().collect();
+            prop_assert_eq!(bits(&one).common(&bits(&two)), bits(&common));
+            prop_assert_eq!(bits(&one).meets_both(&bits(&two), &bits(&three)), !common.is_disjoint(&three));
+            prop_assert_eq!(bits(&one).difference(&bits(&two)), bits(&one.symmetric_difference(&two).copied().collect()));
             prop_assert_eq!(bits(&one).is_empty(), one.is_empty());
             prop_assert!((0..256).all(|number| bits(&one).contains(number) == one.contains(&number)));
+            let mut less = bits(&one);
+            two.iter().for_each(|number| less.remove(*number));
+            prop_assert_eq!(less, bits(&one.difference(&two).copied().collect()));
         }
     }
 }

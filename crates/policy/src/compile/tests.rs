@@ -1,7 +1,7 @@
 use super::*;
-use crate::Compiled;
 use crate::{Attributes, DEFAULT_POLICY, DESTINATIONS_MAX, DirectoryNode, DirectoryUser, POLICY_MAX_BYTES};
 use std::collections::BTreeSet;
+use warren_wire::control::FilterRule;
 
 const ANN: i64 = 1;
 const BOB: i64 = 2;
