@@ -17,7 +17,6 @@ const CHUNK_MIN: usize = 32;
 #[derive(Debug)]
 pub(super) struct ChunkedMap<K, V> {
     chunks: Arc<[Chunk<K, V>]>,
-    len: usize,
 }
 
 /// Entries in order, never none.
@@ -25,23 +24,19 @@ type Chunk<K, V> = Arc<[(K, V)]>;
 
 impl<K, V> Clone for ChunkedMap<K, V> {
     fn clone(&self) -> Self {
-        Self { chunks: Arc::clone(&self.chunks), len: self.len }
+        Self { chunks: Arc::clone(&self.chunks) }
     }
 }
 
 impl<K, V> Default for ChunkedMap<K, V> {
     fn default() -> Self {
-        Self { chunks: Arc::new([]), len: 0 }
+        Self { chunks: Arc::new([]) }
     }
 }
 
 impl<K: Ord + Clone, V: Clone> ChunkedMap<K, V> {
-    pub(super) const fn len(&self) -> usize {
-        self.len
-    }
-
-    pub(super) const fn is_empty(&self) -> bool {
-        self.len == 0
+    pub(super) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
     }
 
     /// Tells whether two versions are the same one; `false` says nothing.
@@ -106,8 +101,7 @@ impl<K: Ord + Clone, V: Clone> ChunkedMap<K, V> {
         if changes.is_empty() {
             return self.clone();
         }
-        let mut builder =
-            Builder { chunks: Vec::with_capacity(self.chunks.len().saturating_add(2)), open: Vec::new(), len: 0 };
+        let mut builder = Builder { chunks: Vec::with_capacity(self.chunks.len().saturating_add(2)), open: Vec::new() };
         let mut start = Bound::Unbounded;
         let mut chunks = self.chunks.iter().peekable();
         if chunks.peek().is_none() {
@@ -137,7 +131,7 @@ impl<K: Ord + Clone, V: Clone> ChunkedMap<K, V> {
             }
         }
         builder.cut();
-        Self { chunks: builder.chunks.into(), len: builder.len }
+        Self { chunks: builder.chunks.into() }
     }
 
     /// Calls with each key whose entry is in one map only or not the same in both, as `same` judges.
@@ -188,14 +182,12 @@ impl<K: Ord + Clone, V: Clone> ChunkedMap<K, V> {
 struct Builder<K, V> {
     chunks: Vec<Chunk<K, V>>,
     open: Vec<(K, V)>,
-    len: usize,
 }
 
 impl<K: Clone, V: Clone> Builder<K, V> {
     /// Takes a chunk over as it is, or joins it with what is left of the one before.
     fn chunk(&mut self, chunk: &Chunk<K, V>) {
         if self.open.is_empty() {
-            self.len = self.len.saturating_add(chunk.len());
             self.chunks.push(Arc::clone(chunk));
         } else {
             self.open.extend(chunk.iter().cloned());
@@ -206,7 +198,6 @@ impl<K: Clone, V: Clone> Builder<K, V> {
     /// Makes chunks of equal size.
     fn cut(&mut self) {
         let open = std::mem::take(&mut self.open);
-        self.len = self.len.saturating_add(open.len());
         let pieces = open.len().div_ceil(CHUNK_MAX).max(1);
         let size = open.len().div_ceil(pieces).max(1);
         let mut entries = open.into_iter().peekable();
@@ -281,7 +272,7 @@ mod tests {
                     }
                 }
                 map = map.with(changes);
-                prop_assert_eq!(map.len(), model.len());
+                prop_assert_eq!(map.is_empty(), model.is_empty());
                 prop_assert!(map.iter().eq(model.iter()));
                 prop_assert!(map.from(&probe).eq(model.range(probe..)));
                 prop_assert_eq!(map.get(&probe), model.get(&probe));
