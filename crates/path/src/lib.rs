@@ -1,9 +1,10 @@
 //! Where a peer's packets go, without I/O.
 //!
-//! Two machines, each with one owner. [`Paths`] finds and keeps the best path to each peer: it exchanges disco pings
+//! Three machines, each with one owner. [`Paths`] finds and keeps the best path to each peer: it exchanges disco pings
 //! with the addresses a peer may have, adopts the best that answers, trusts it for a while, and falls back to the
 //! relay. [`Netcheck`] finds out how this node looks from outside: it asks the STUN servers of the relay map for its
-//! addresses, measures how far the relays are, and chooses the home relay.
+//! addresses, measures how far the relays are, and chooses the home relay. [`PortMapper`] asks the gateway to
+//! let the node's UDP port be reached from outside.
 //!
 //! Nothing here reads a clock, opens a socket or draws randomness that it was not given. After each call of a method
 //! that takes `now`, drain every `poll_*` before the next input.
@@ -15,6 +16,7 @@
 mod address;
 mod netcheck;
 mod paths;
+mod portmap;
 #[cfg(test)]
 mod testing;
 
@@ -23,3 +25,4 @@ pub use paths::{
     CandidateStatus, Destination, Direct, Event, Origin, Path, PathStatus, Paths, PeerConfig, PingError, PingId,
     Reason, Transmit, Via,
 };
+pub use portmap::{MapServices, MapTarget, MapTransmit, PortMapper};
