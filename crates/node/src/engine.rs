@@ -20,6 +20,7 @@ use crate::netmap::Peer;
 
 mod decision;
 mod forwarder;
+mod gateway;
 mod handle;
 mod names;
 mod null;

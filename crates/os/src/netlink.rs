@@ -110,6 +110,8 @@ pub struct DefaultRoutes {
     pub v4: Option<IfIndex>,
     /// For IPv6.
     pub v6: Option<IfIndex>,
+    /// The IPv4 gateway; `None` if the way out has none, as in a tunnel.
+    pub gateway_v4: Option<Ipv4Addr>,
 }
 
 /// Tells what a `sync_*` call changed.
@@ -329,11 +331,13 @@ impl Netlink {
                 route.header.kind == RouteType::Unicast
                     && destination(route).is_some_and(|net| net.prefix_len() == 0 && net.addr() == any)
             });
-            default.filter_map(|route| Some((metric(route), output(route)?))).min_by_key(|&(metric, _)| metric)
+            default.filter_map(|route| Some((route, output(route)?))).min_by_key(|(route, _)| metric(route))
         };
+        let v4 = best(Ipv4Addr::UNSPECIFIED.into());
         Ok(DefaultRoutes {
-            v4: best(Ipv4Addr::UNSPECIFIED.into()).map(|(_, interface)| interface),
+            v4: v4.map(|(_, interface)| interface),
             v6: best(Ipv6Addr::UNSPECIFIED.into()).map(|(_, interface)| interface),
+            gateway_v4: v4.and_then(|(route, _)| gateway_v4(route)),
         })
     }
 
@@ -435,6 +439,12 @@ fn output(route: &RouteMessage) -> Option<IfIndex> {
         .attributes
         .iter()
         .find_map(|attribute| if let RouteAttribute::Oif(index) = attribute { Some(IfIndex(*index)) } else { None })
+}
+
+fn gateway_v4(route: &RouteMessage) -> Option<Ipv4Addr> {
+    route.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Gateway(RouteAddress::Inet(gateway)) = attribute { Some(*gateway) } else { None }
+    })
 }
 
 fn metric(route: &RouteMessage) -> u32 {

@@ -259,7 +259,8 @@ impl Decision {
                 if own.is_some_and(|own| own.up) {
                     link = Link::Up;
                 }
-                if tailnet.handle_interfaces(&interfaces, self.machine.index(), now()) {
+                let routes = self.machine.netlink().default_routes().await.unwrap_or_default();
+                if tailnet.handle_interfaces(&interfaces, routes.gateway_v4, self.machine.index(), now()) {
                     self.rebind(now());
                 }
             }

@@ -164,11 +164,28 @@ fn the_best_default_route_is_found() {
         let mut better = route(b.index(), "0.0.0.0/0".parse().unwrap());
         better.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::Priority(_)));
         netlink.add_route(a.index(), "0.0.0.0/0".parse().unwrap()).await.unwrap();
-        assert_eq!(netlink.default_routes().await.unwrap(), DefaultRoutes { v4: Some(a.index()), v6: None });
+        assert_eq!(
+            netlink.default_routes().await.unwrap(),
+            DefaultRoutes { v4: Some(a.index()), ..DefaultRoutes::default() }
+        );
         netlink.handle.route().add(better).execute().await.unwrap();
         netlink.add_route(a.index(), "::/0".parse().unwrap()).await.unwrap();
         let found = netlink.default_routes().await.unwrap();
-        assert_eq!(found, DefaultRoutes { v4: Some(b.index()), v6: Some(a.index()) });
+        assert_eq!(found, DefaultRoutes { v4: Some(b.index()), v6: Some(a.index()), gateway_v4: None });
+    });
+}
+
+#[test]
+fn the_gateway_of_the_default_route_is_found() {
+    in_own_network(async || {
+        let netlink = Netlink::connect().unwrap();
+        let device = open("wg");
+        netlink.set_up(device.index()).await.unwrap();
+        netlink.add_address(device.index(), "192.168.7.2/24".parse().unwrap()).await.unwrap();
+        let gateway = Ipv4Addr::new(192, 168, 7, 1);
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(device.index().0).build();
+        netlink.handle.route().add(route).execute().await.unwrap();
+        assert_eq!(netlink.default_routes().await.unwrap().gateway_v4, Some(gateway));
     });
 }
 

@@ -1,7 +1,7 @@
 //! When the network is measured, and what follows from it: own endpoints and the facts for the server.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,11 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use warren_os::{IfIndex, Interface, endpoint_addresses};
-use warren_path::{Families, Kind, Netcheck, RelayAddress, Report};
-use warren_wire::control::{EndpointType, RegionId};
+use warren_path::{Families, Kind, MapTarget, Netcheck, RelayAddress, Report};
+use warren_wire::control::{EndpointType, NetInfo, RegionId};
 
 use super::relays::Relays;
+use crate::engine::gateway::{Gateway, PortMapping};
 use crate::engine::names::{Names, look_up};
 use crate::engine::relay_link::round_trip;
 use crate::engine::shared::Sockets;
@@ -43,6 +44,8 @@ pub(super) enum Found {
     Server { host: Arc<str>, v6: bool, address: SocketAddr, bytes: Vec<u8> },
     /// The time there and back over a relay's connection.
     RelayLatency(RegionId, Duration),
+    /// What the gateway lets through.
+    Mapping(PortMapping),
 }
 
 /// Measures the network.
@@ -52,6 +55,10 @@ pub(super) struct Measure {
     rng: StdRng,
     names: Names,
     found: mpsc::Sender<Found>,
+    gateway: Gateway,
+    mapping: PortMapping,
+    /// Where the gateway is, and our address on the way there.
+    way_out: Option<(Ipv4Addr, Ipv4Addr)>,
     /// Own addresses on other interfaces, as peers may use them.
     addresses: Vec<IpAddr>,
     families: Families,
@@ -67,9 +74,12 @@ pub(super) struct Measure {
 
 impl Measure {
     /// Makes one that knows nothing yet; what its tasks find goes to `found`.
-    pub(super) fn new(seeds: [[u8; 32]; 2], found: mpsc::Sender<Found>) -> Self {
-        let [own, netcheck] = seeds;
+    pub(super) fn new(seeds: [[u8; 32]; 3], found: mpsc::Sender<Found>) -> Self {
+        let [own, netcheck, gateway] = seeds;
         Self {
+            gateway: Gateway::start(gateway, found.clone(), Found::Mapping),
+            mapping: PortMapping::default(),
+            way_out: None,
             netcheck: Netcheck::new(netcheck),
             rng: StdRng::from_seed(own),
             names: Names::default(),
@@ -98,6 +108,30 @@ impl Measure {
         };
         self.addresses = addresses;
         change
+    }
+
+    /// Takes over the gateway of the default route.
+    pub(super) fn set_gateway(&mut self, gateway: Option<Ipv4Addr>, interfaces: &[Interface]) {
+        let nets = || interfaces.iter().filter(|interface| interface.up).flat_map(|interface| &interface.addresses);
+        self.way_out = gateway.and_then(|gateway| {
+            let own = nets().find(|net| net.contains(&IpAddr::V4(gateway)))?;
+            if let IpAddr::V4(own) = own.addr() { Some((gateway, own)) } else { None }
+        });
+    }
+
+    /// Asks the gateway to let the UDP port of these sockets be reached.
+    pub(super) fn map_port(&self, sockets: &Sockets) {
+        let port = sockets.port_of(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let target = self.way_out.filter(|_| port != 0);
+        self.gateway.set_target(target.map(|(gateway, own)| MapTarget { gateway, own, port }));
+    }
+
+    /// Adds to the facts for the server what is known of the gateway.
+    pub(super) fn add_mapping(&self, info: &mut NetInfo) {
+        let PortMapping { outside, services } = self.mapping;
+        info.have_port_map = outside.is_some();
+        info.pcp = Some(services.pcp);
+        info.pmp = Some(services.nat_pmp);
     }
 
     /// Measures as soon as nothing else runs.
@@ -138,6 +172,7 @@ impl Measure {
         self.started = Some(now);
         let kind = if kind == Kind::Incremental { Kind::Auto } else { kind };
         self.netcheck.start(kind, self.families, now);
+        self.gateway.check();
     }
 
     fn can_start(&self) -> bool {
@@ -198,6 +233,11 @@ impl Measure {
                 self.names.insert(host, v6, address.ip(), now);
                 let _ = sockets.send(address, &bytes);
             }
+            Found::Mapping(mapping) => {
+                self.mapping = mapping;
+                // Peers and the server learn of it with the next report.
+                self.want(Kind::Auto, now);
+            }
             Found::RelayLatency(region, latency) => self.netcheck.handle_relay_latency(region, latency, now),
         }
     }
@@ -237,13 +277,17 @@ impl Measure {
 
     /// Returns the addresses at which peers may find this node, best first.
     pub(super) fn endpoints(&self, sockets: &Sockets) -> Vec<Endpoint> {
+        let mapped = self
+            .mapping
+            .outside
+            .map(|outside| Endpoint { address: SocketAddr::V4(outside), kind: EndpointType::PortMapped });
         let seen = self.seen.iter().rev().map(|(address, _)| Endpoint { address: *address, kind: EndpointType::Stun });
         let local = self
             .addresses
             .iter()
             .map(|ip| Endpoint { address: SocketAddr::new(*ip, sockets.port_of(*ip)), kind: EndpointType::Local });
         let mut all: Vec<Endpoint> = Vec::new();
-        for endpoint in seen.chain(local) {
+        for endpoint in mapped.into_iter().chain(seen).chain(local) {
             if endpoint.address.port() != 0 && !all.iter().any(|one| one.address == endpoint.address) {
                 all.push(endpoint);
             }
@@ -316,7 +360,7 @@ mod tests {
     }
 
     fn measure() -> Measure {
-        Measure::new([[1; 32], [2; 32]], mpsc::channel(1).0)
+        Measure::new([[1; 32], [2; 32], [3; 32]], mpsc::channel(1).0)
     }
 
     #[test]
@@ -330,8 +374,8 @@ mod tests {
         assert_eq!(families(&[tun], IfIndex(9)), Families::default());
     }
 
-    #[test]
-    fn a_lost_address_is_told_apart_from_a_new_one() {
+    #[tokio::test]
+    async fn a_lost_address_is_told_apart_from_a_new_one() {
         let mut measure = measure();
         let mut change = |addresses| measure.set_interfaces(&[interface(2, addresses)], IfIndex(9));
         assert_eq!(change(&["192.0.2.1/24"]), AddressChange::Gained);
@@ -341,9 +385,9 @@ mod tests {
         assert_eq!(change(&["192.0.2.3/24"]), AddressChange::Lost);
     }
 
-    #[test]
+    #[tokio::test]
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start of the virtual clock")]
-    fn seen_addresses_outlive_a_report_without_them_for_a_while() {
+    async fn seen_addresses_outlive_a_report_without_them_for_a_while() {
         let start = Instant::now();
         let mut measure = measure();
         let seen: SocketAddr = "198.51.100.1:7".parse().unwrap();

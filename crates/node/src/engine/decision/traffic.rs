@@ -1,5 +1,6 @@
 //! What comes in, what goes out, and what the cores decide in between.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,7 @@ impl Tailnet {
             Signal::Unreachable(peer, to) => self.paths.handle_unreachable(&peer, to, now),
             Signal::Rebound => {
                 self.ports_changed();
+                self.measure.map_port(&self.shared.sockets.load());
                 self.paths.handle_rebind(now);
                 self.measure.want(Measurement::Full, now);
             }
@@ -136,8 +138,16 @@ impl Tailnet {
     }
 
     /// Takes over the machine's interfaces; tells whether the sockets must be opened anew.
-    pub(super) fn handle_interfaces(&mut self, interfaces: &[Interface], own_tun: IfIndex, now: Instant) -> bool {
+    pub(super) fn handle_interfaces(
+        &mut self,
+        interfaces: &[Interface],
+        gateway: Option<Ipv4Addr>,
+        own_tun: IfIndex,
+        now: Instant,
+    ) -> bool {
         let change = self.measure.set_interfaces(interfaces, own_tun);
+        self.measure.set_gateway(gateway, interfaces);
+        self.measure.map_port(&self.shared.sockets.load());
         match change {
             AddressChange::None => {}
             AddressChange::Gained => self.measure.want(Measurement::Full, now),
@@ -316,6 +326,7 @@ impl Tailnet {
         let told = self.net_info.preferred_derp;
         self.net_info = report.net_info();
         self.net_info.preferred_derp = told;
+        self.measure.add_mapping(&mut self.net_info);
         self.news.push(Event::NetInfo(Box::new(self.net_info.clone())));
         self.tell_home();
     }
