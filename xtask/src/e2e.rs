@@ -2,6 +2,7 @@
 
 mod failures;
 mod go_client;
+mod nat;
 mod rust_client;
 mod two_nodes;
 mod wireguard_go;
@@ -29,6 +30,8 @@ const TESTS: &[Test] = &[
     Test { name: "killed_node_leaves_nothing_and_comes_back", body: two_nodes::killed_node },
     Test { name: "killed_server_drops_no_tunnel", body: two_nodes::killed_server },
     Test { name: "killed_relay_brings_its_sessions_back", body: two_nodes::killed_relay },
+    Test { name: "easy_nats_are_punched_through", body: nat::easy_nats },
+    Test { name: "port_mapping_leads_through_hard_nats", body: nat::port_mapping },
     Test { name: "failures_say_what_to_do", body: failures::messages },
     Test { name: "go_clients_mesh_directly", body: go_client::two_direct },
     Test { name: "go_clients_mesh_over_the_relay", body: go_client::two_relayed },
@@ -57,6 +60,7 @@ pub(crate) fn command(name: Option<&str>, list: bool) -> Result<()> {
         ("wireguard-go", "wireguard-go"),
         ("wg", "wireguard-tools"),
         ("faketime", "faketime"),
+        ("miniupnpd", "miniupnpd-nftables"),
     ])?;
     let context = Context { warren: run::build_warren()? };
     let mut failed = Vec::new();

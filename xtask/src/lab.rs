@@ -5,8 +5,10 @@
 //! starting one sweeps those of runs that were killed.
 
 mod process;
+mod router;
 
 pub(crate) use process::Process;
+pub(crate) use router::Nat;
 
 use crate::run::{Run, target};
 use anyhow::{Context, Result, bail};

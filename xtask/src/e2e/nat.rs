@@ -1,0 +1,51 @@
+//! Nodes behind NATs: holes are punched where that can be done, ports mapped where it cannot.
+
+use super::Context;
+use crate::fleet::{Node, PATIENCE, Server, icmp};
+use crate::lab::{Lab, Nat, wait_for};
+use anyhow::{Context as _, Result, ensure};
+
+/// Two easy NATs: a hole is punched through both, without anybody's help.
+pub(super) fn easy_nats(context: &Context) -> Result<()> {
+    let mut lab = Lab::new("easy-nats", &["server", "ra", "rb"])?;
+    let (ra, rb) = (lab.host("ra"), lab.host("rb"));
+    let hosts = [lab.add_behind(&ra, Nat::Easy, "alpha")?, lab.add_behind(&rb, Nat::Easy, "beta")?];
+    let server = Server::start(&context.warren, &lab.host("server"), &[])?;
+    let invitation = server.invite(&["--reusable"])?;
+    let [alpha, beta] = hosts.map(|host| Node::start(&context.warren, &host));
+    let (alpha, beta) = (alpha?, beta?);
+    alpha.up(&invitation, &[])?;
+    beta.up(&invitation, &[])?;
+    for (node, peer, router) in [(&alpha, "beta", &rb), (&beta, "alpha", &ra)] {
+        let path = node.wait_direct(peer)?;
+        ensure!(path.starts_with(&router.outside()), "the path to {peer} is {path}, not through its router");
+    }
+    Ok(())
+}
+
+/// Two hard NATs: with a mapped port on one side the path is direct, and goes through that port; when the node leaves,
+/// the router has the port back.
+pub(super) fn port_mapping(context: &Context) -> Result<()> {
+    let mut lab = Lab::new("port-mapping", &["server", "ra", "rb"])?;
+    let (ra, rb) = (lab.host("ra"), lab.host("rb"));
+    let alpha = lab.add_behind(&ra, Nat::Hard, "alpha")?;
+    let beta = lab.add_behind(&rb, Nat::Hard, "beta")?;
+    let daemon = ra.map_ports()?;
+    let server = Server::start(&context.warren, &lab.host("server"), &[])?;
+    let invitation = server.invite(&["--reusable"])?;
+    let mut alpha = Node::start(&context.warren, &alpha)?;
+    let beta = Node::start(&context.warren, &beta)?;
+    alpha.up(&invitation, &[])?;
+    beta.up(&invitation, &[])?;
+    let (to_alpha, _) = alpha.addresses()?;
+    icmp(&beta.host, &to_alpha, 1)?;
+    let path = beta.wait_direct("alpha")?;
+    let (address, port) = path.rsplit_once(':').context("a path without a port")?;
+    ensure!(address == ra.outside(), "the path to alpha is {path}, not through its router");
+    let rules = || ra.run("nft").args("list chain inet filter prerouting_miniupnpd").output();
+    let mapping = format!("dport {port} dnat");
+    ensure!(rules()?.contains(&mapping), "port {port} is not the mapped one: {}", rules()?);
+    alpha.stop()?;
+    wait_for("the router to have its port back", PATIENCE, || (!rules().ok()?.contains(&mapping)).then_some(()))
+        .with_context(|| daemon.log())
+}

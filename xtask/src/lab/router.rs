@@ -1,0 +1,99 @@
+//! Routers of the lab: hosts on the switch that other hosts are behind, with a NAT and perhaps a port mapping service.
+
+use super::{Host, Lab, Process, ip};
+use anyhow::Result;
+use std::path::Path;
+
+/// How a router maps the UDP ports of those behind it, by RFC 4787. All filter by address and port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Nat {
+    /// One outside port for all destinations, usually that of the inside.
+    Easy,
+    /// Another outside port for every destination.
+    Hard,
+}
+
+impl Lab {
+    /// Makes a host behind `router`, which becomes a NAT. The router's outside address is `9.91.0.n` with the number of
+    /// its address on the switch: one that port mapping services take for a public one.
+    pub(crate) fn add_behind(&mut self, router: &Host, nat: Nat, name: &str) -> Result<Host> {
+        let number = router.address.rsplit('.').next().unwrap_or_default();
+        let outside = router.outside();
+        for host in &self.hosts {
+            let has_route = host.run("ip").args("route show 9.91.0.0/24").output()?;
+            if has_route.trim().is_empty() && host.address.starts_with("10.91.") {
+                ip(&format!("-n {} route add 9.91.0.0/24 dev eth0", host.namespace))?;
+            }
+        }
+        let (namespace, inside) = (self.namespace(name), format!("192.168.{number}"));
+        ip(&format!("netns add {namespace}"))?;
+        let host = Host {
+            namespace: namespace.clone(),
+            name: name.to_owned(),
+            address: format!("{inside}.2"),
+            dir: self.dir.clone(),
+        };
+        self.hosts.push(host.clone());
+        for words in [
+            format!("-n {} address add {outside}/24 dev eth0", router.namespace),
+            format!("-n {} link add lan0 type veth peer name eth0 netns {namespace}", router.namespace),
+            format!("-n {} address add {inside}.1/24 dev lan0", router.namespace),
+            format!("-n {} link set lan0 up", router.namespace),
+            format!("-n {namespace} link set lo up"),
+            format!("-n {namespace} address add {inside}.2/24 dev eth0"),
+            format!("-n {namespace} link set eth0 up"),
+            format!("-n {namespace} route add default via {inside}.1"),
+        ] {
+            ip(&words)?;
+        }
+        router.run("sysctl").args("-q -w net.ipv4.ip_forward=1").output()?;
+        router.route_with(nat, &inside)?;
+        Ok(host)
+    }
+}
+
+impl Host {
+    /// The address that hosts behind this router are seen with.
+    pub(crate) fn outside(&self) -> String {
+        self.address.replacen("10.91.", "9.91.", 1)
+    }
+
+    fn route_with(&self, nat: Nat, inside: &str) -> Result<()> {
+        let random = if nat == Nat::Hard { " fully-random" } else { "" };
+        // Unasked packets to the router itself are dropped, as by routers at home: one that accepts them spoils hole
+        // punching. The empty chains are for the port mapping service.
+        let rules = format!(
+            "table inet filter {{\n \
+             chain input {{ type filter hook input priority 0; iifname \"eth0\" ct state new meta l4proto udp drop; }}\n \
+             chain forward {{ type filter hook forward priority 0; policy drop; ct state established,related accept; \
+             iifname \"lan0\" accept; jump miniupnpd; }}\n \
+             chain miniupnpd {{ }}\n \
+             chain prerouting {{ type nat hook prerouting priority -100; jump prerouting_miniupnpd; }}\n \
+             chain prerouting_miniupnpd {{ }}\n \
+             chain postrouting {{ type nat hook postrouting priority 100; jump postrouting_miniupnpd; \
+             ip saddr {inside}.0/24 oifname \"eth0\" snat ip to {}{random}; }}\n \
+             chain postrouting_miniupnpd {{ }}\n}}\n",
+            self.outside()
+        );
+        let file = self.dir.join(format!("{}.nft", self.name));
+        std::fs::write(&file, rules)?;
+        self.run("nft").arg("-f").arg(&file).output().map(drop)
+    }
+
+    /// Starts miniupnpd on this router: NAT-PMP, PCP and UPnP for those behind it.
+    pub(crate) fn map_ports(&self) -> Result<Process> {
+        let config = format!(
+            "ext_ifname=eth0\next_ip={}\nlistening_ip=lan0\nenable_natpmp=yes\nenable_upnp=yes\nsecure_mode=yes\n\
+             upnp_nat_table_name=filter\nuuid=00000000-0000-0000-0000-000000000001\n\
+             lease_file={}\n\
+             allow 1024-65535 192.168.0.0/16 1024-65535\ndeny 0-65535 0.0.0.0/0 0-65535\n",
+            self.outside(),
+            self.dir.join(format!("{}.leases", self.name)).display(),
+        );
+        let file = self.dir.join(format!("{}-miniupnpd.conf", self.name));
+        std::fs::write(&file, config)?;
+        let mut daemon = self.spawn("miniupnpd", Path::new("miniupnpd"), &["-d", "-f", &file.to_string_lossy()])?;
+        daemon.wait_log("Listening for NAT-PMP/PCP", crate::fleet::PATIENCE)?;
+        Ok(daemon)
+    }
+}
