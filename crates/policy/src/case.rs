@@ -10,7 +10,7 @@ pub use input::{CASE_MAX_BYTES, Case, CaseError};
 use crate::{Compiled, Directory, Policy, Reach, Role, SshRules, TESTS_FAILED};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use warren_wire::control::{CapMap, FilterRule, NodeId, RawJson};
 
 /// What the original service gives every node, whatever the policy says. Source: policy.md, section 11.
@@ -42,13 +42,14 @@ pub fn run(text: &str, now: i64) -> Value {
 fn compile(case: &Case, now: i64) -> Result<Map<String, Value>, String> {
     let policy = Policy::parse(&case.policy).map_err(|errors| errors.to_string())?;
     policy.check_domains(&case.directory).map_err(|errors| errors.to_string())?;
-    let failures = policy.run_tests(&case.directory, now);
+    let directory = with_approved(case, &policy, now);
+    let failures = policy.run_tests(&directory, now);
     if !failures.is_empty() {
         let lines: Vec<String> = failures.iter().map(ToString::to_string).collect();
         return Err(format!("{TESTS_FAILED}\n{}", lines.join("\n")));
     }
-    let compiled = policy.compile(&case.directory, now);
-    let reach = Reach::new(&policy, &case.directory, now);
+    let compiled = policy.compile(&directory, now);
+    let reach = Reach::new(&policy, &directory, now);
     let ssh = SshRules::new(&reach);
     let nodes = case.names.iter().map(|(id, name)| {
         let rules: Vec<FilterRule> = compiled.filter(*id).iter().map(crate::NodeRule::to_wire).collect();
@@ -64,6 +65,19 @@ fn compile(case: &Case, now: i64) -> Result<Map<String, Value>, String> {
         (name.clone(), entry)
     });
     Ok(nodes.collect())
+}
+
+/// Approves what the policy itself approves of the routes that nodes offer.
+fn with_approved(case: &Case, policy: &Policy, now: i64) -> Directory {
+    let reach = Reach::new(policy, &case.directory, now);
+    let mut directory = case.directory.clone();
+    for (id, node) in &mut directory.nodes {
+        let offered = case.offered.get(id).into_iter().flatten();
+        let approved = offered.filter(|route| reach.auto_approves(&node.owner, **route)).copied();
+        let all: BTreeSet<IpNet> = node.approved_routes.iter().copied().chain(approved).collect();
+        node.approved_routes = all.into_iter().collect();
+    }
+    directory
 }
 
 fn peers(case: &Case, compiled: &Compiled, node: NodeId) -> BTreeMap<String, Value> {

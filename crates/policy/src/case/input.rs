@@ -61,6 +61,8 @@ pub struct Case {
     pub directory: Directory,
     /// Names of the nodes.
     pub names: BTreeMap<NodeId, String>,
+    /// Routes that nodes offer, approved or not.
+    pub offered: BTreeMap<NodeId, BTreeSet<IpNet>>,
     /// Name of the tailnet: the login of its owner.
     pub tailnet: String,
     /// Whether clients are told to update themselves.
@@ -205,6 +207,7 @@ impl Case {
                 return Err(CaseError::Twice { what: "node number", value: id.to_string() });
             }
             self.names.insert(id, name.clone());
+            self.offered.insert(id, routes(entry, "routable_ips", &place)?);
         }
         Ok(())
     }
