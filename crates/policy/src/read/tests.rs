@@ -178,8 +178,11 @@ fn many_faults_cost_no_more_than_the_first_hundred() {
 fn tags_are_passed_on_by_their_owners() {
     let policy = Policy::parse(WHOLE).unwrap();
     assert!(policy.defines_tag("tag:web") && !policy.defines_tag("tag:other"));
-    assert!(policy.may_own_tag("ann@example.com", "tag:web") && policy.may_own_tag("bob@example.com", "tag:web"));
-    assert!(!policy.may_own_tag("eve@example.com", "tag:web") && policy.may_own_tag("eve@example.com", "tag:ci"));
+    let owns = |login: &str, tag: &str| {
+        policy.may_own_tag(&crate::DirectoryUser { login: login.to_owned(), ..Default::default() }, tag)
+    };
+    assert!(owns("ann@example.com", "tag:web") && owns("bob@example.com", "tag:web"));
+    assert!(!owns("eve@example.com", "tag:web") && owns("eve@example.com", "tag:ci"));
     assert!(policy.may_pass_on_tag(["tag:ci"], "tag:web") && !policy.may_pass_on_tag(["tag:web"], "tag:ci"));
     assert!(policy.may_pass_on_tag(["tag:loop"], "tag:loop") && !policy.may_pass_on_tag(["tag:web"], "tag:loop"));
     assert!(!policy.may_pass_on_tag(["tag:other"], "tag:other"));
