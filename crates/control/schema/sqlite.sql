@@ -1,4 +1,4 @@
--- Schema version 1. Written once on first start; later versions are reached by the steps in src/store/schema.rs.
+-- Schema version 2. Written once on first start; later versions are reached by the steps in src/store/schema.rs.
 -- A record's document is JSON in `body`; the columns beside it are what must be unique or is searched for.
 
 -- Private keys and certificates of the server: noise_key, relay_key, relay certificate.
@@ -52,10 +52,14 @@ CREATE TABLE auth_key (
     CHECK (used <= 1 OR body ->> 'reusable')
 ) STRICT, WITHOUT ROWID;
 
+-- Every version that ever was in force. `author` and `reason` say who set it and why.
 CREATE TABLE policy (
     tailnet INTEGER NOT NULL REFERENCES tailnet (id),
     version INTEGER NOT NULL,
     text    TEXT NOT NULL,
+    at      TEXT NOT NULL DEFAULT '',
+    author  TEXT NOT NULL DEFAULT '',
+    reason  TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (tailnet, version)
 ) STRICT, WITHOUT ROWID;
 

@@ -1,16 +1,24 @@
 //! Administration: what `warren admin` and `warren policy` ask for.
 
+mod attributes;
 mod auth_keys;
 mod nodes;
+mod policy;
 mod records;
+mod routes;
 mod views;
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use warren_policy::Role;
 
 pub use crate::auth_key::AuthKeyText;
-pub use views::{AuthKeyView, CreatedAuthKey, LoginState, LoginView, NodeView, PolicyView, TailnetView, UserView};
+pub use policy::{NewPolicy, PolicySource};
+pub use views::{
+    AttributesView, AuthKeyView, CreatedAuthKey, LoginState, LoginView, NodeView, PolicyVersionView, PolicyView,
+    TailnetView, UserView,
+};
 
 use crate::Control;
 use crate::model::{Owner, TailnetRecord, UserRecord, Who};
@@ -95,6 +103,26 @@ pub enum AdminError {
     Policy {
         /// Why.
         reason: String,
+    },
+    /// Somebody else changed the policy meanwhile.
+    #[error("the policy was changed meanwhile: version {version} is in force, its tag is {etag}; look at it and set yours again")]
+    PolicyChanged {
+        /// Version in force.
+        version: u64,
+        /// Its tag.
+        etag: String,
+    },
+    /// No policy waits to be confirmed.
+    #[error("there is nothing to confirm: version {version} of the policy is in force and stays")]
+    NothingToConfirm {
+        /// Version in force.
+        version: u64,
+    },
+    /// A tailnet needs an owner.
+    #[error("{login:?} is the only owner of this network; make somebody else owner first")]
+    LastOwner {
+        /// The owner.
+        login: String,
     },
     /// The machine could not be let in.
     #[error("the machine is refused: {reason}")]
@@ -184,6 +212,7 @@ impl Admin {
                     tailnet: work.state.tailnet.id,
                     login: login.clone(),
                     display_name: display_name.clone(),
+                    role: Role::Member,
                     created: work.now,
                 };
                 let id = record.id;
@@ -207,6 +236,36 @@ impl Admin {
             users.extend(snapshot.users.values().map(|user| user_view(&snapshot, user)));
         }
         Ok(users)
+    }
+
+    /// Gives a user another role.
+    ///
+    /// # Errors
+    /// [`AdminError::NotFound`], [`AdminError::Invalid`] for a role that is none, [`AdminError::LastOwner`].
+    pub async fn set_user_role(&self, tailnet: &str, login: &str, role: &str) -> Result<UserView, AdminError> {
+        const KINDS: &str =
+            "role: use owner, admin, it-admin, network-admin, billing-admin, auditor or member";
+        let tailnet = self.tailnet(tailnet)?;
+        let role = crate::model::role::parse(role).ok_or_else(|| invalid(KINDS, role))?;
+        let (who, login) = (self.who.clone(), login.to_owned());
+        let changed = move |work: &mut Work<'_>| {
+            let users = &work.state.users;
+            let id = user_id(users.values(), &login)?;
+            let user = users.get(&id).ok_or_else(|| not_found("user", &login))?;
+            let is_owner = |user: &UserRecord| user.role == Role::Owner;
+            if is_owner(user) && role != Role::Owner && users.values().filter(|user| is_owner(user)).count() == 1 {
+                return Err(AdminError::LastOwner { login: login.clone() });
+            }
+            if user.role != role {
+                let record = UserRecord { role, ..(**user).clone() };
+                work.put_user(&who, "user.role", record);
+            }
+            Ok(id)
+        };
+        let id = tailnet.change(changed).await?;
+        let snapshot = tailnet.snapshot();
+        let user = snapshot.users.get(&id).ok_or_else(|| not_found("user", &id.to_string()))?;
+        Ok(user_view(&snapshot, user))
     }
 
     /// Removes a user who owns nothing any more.
@@ -296,6 +355,7 @@ fn user_view(snapshot: &Snapshot, user: &UserRecord) -> UserView {
         tailnet: snapshot.tailnet.name.clone(),
         login: user.login.clone(),
         display_name: user.display_name.clone(),
+        role: crate::model::role::name(user.role).to_owned(),
         created: user.created,
         nodes: snapshot.nodes.iter().filter(|node| node.record.owner == owner).count(),
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
 use tokio::sync::broadcast;
-use warren_policy::DEFAULT_POLICY;
+use warren_policy::{DEFAULT_POLICY, Role};
 use warren_wire::control::{DerpMap, MapRequest, RegisterRequest, RegisterResponse};
 use warren_wire::key::{MachineKey, MachineSecret, NodeKey, NodeSecret};
 
@@ -18,7 +18,7 @@ use crate::login::Logins;
 use crate::map::{self, MapError, MapStream};
 use crate::model::{TailnetId, TailnetRecord, UserRecord, Who};
 use crate::store::{Change, Entry, Loaded, LoadedTailnet, OpenError, Quarantined, Store, StoreError};
-use crate::tailnet::access::PolicyInForce;
+use crate::tailnet::access::{PolicyInForce, has_relay};
 use crate::tailnet::registry::{Registered, Registry};
 use crate::tailnet::{Shared, Tailnet};
 
@@ -116,15 +116,22 @@ impl Control {
             created: now,
             machine_approval: false,
             policy_version: 1,
+            unconfirmed: None,
         };
         let login = format!("owner@{name}");
-        let user =
-            UserRecord { id: store.next_user(), tailnet: record.id, display_name: login.clone(), login, created: now };
+        let user = UserRecord {
+            id: store.next_user(),
+            tailnet: record.id,
+            display_name: login.clone(),
+            login,
+            role: Role::Owner,
+            created: now,
+        };
         let entry = |what, change| Entry { who: who.clone(), what, tailnet: record.id, change };
         let entries = vec![
             entry("tailnet.create", Change::PutTailnet(record.clone())),
             entry("user.create", Change::PutUser(user.clone())),
-            entry("policy.set", Change::PutPolicy { version: 1, text: Arc::clone(policy.text()) }),
+            entry("policy.set", Change::PutPolicy { version: 1, text: Arc::clone(policy.text()), reason: String::new() }),
         ];
         store.apply(entries, now).await?;
         Ok(self.start_tailnet(LoadedTailnet {
@@ -308,6 +315,5 @@ impl Control {
 
 /// Clients that lose their last relay are lost themselves.
 fn check_relays(map: &DerpMap) -> Result<(), OpenError> {
-    let regions = map.regions.iter().flat_map(|regions| regions.values());
-    if regions.flat_map(|region| &region.nodes).any(|node| !node.stun_only) { Ok(()) } else { Err(OpenError::NoRelay) }
+    if has_relay(map) { Ok(()) } else { Err(OpenError::NoRelay) }
 }

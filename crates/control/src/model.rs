@@ -1,10 +1,15 @@
 //! The records that the server keeps.
 
+pub(crate) mod attributes;
+pub(crate) mod role;
+
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use warren_policy::{Attributes, Role};
 use warren_wire::control::{Hostinfo, NodeId, RegionId, UserId};
 use warren_wire::key::{DiscoKey, MachineKey, NodeKey};
 
@@ -63,6 +68,18 @@ pub struct TailnetRecord {
     pub machine_approval: bool,
     /// Version of the policy in force.
     pub policy_version: u64,
+    /// Says that the policy in force is undone unless somebody confirms it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unconfirmed: Option<Unconfirmed>,
+}
+
+/// What happens to a policy that nobody confirms.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unconfirmed {
+    /// When it is undone.
+    pub until: Timestamp,
+    /// Version whose text is in force again then.
+    pub back_to: u64,
 }
 
 /// A person who owns nodes of a tailnet.
@@ -76,12 +93,23 @@ pub struct UserRecord {
     pub login: String,
     /// Name to show.
     pub display_name: String,
+    /// What they may do to the tailnet.
+    #[serde(default, with = "role")]
+    pub role: Role,
     /// When it was made.
     pub created: Timestamp,
 }
 
 /// How many tags a node may have.
 pub(crate) const TAGS_MAX: usize = 64;
+
+/// How many routes a node may offer, and how many may be approved.
+pub(crate) const ROUTES_MAX: usize = 1024;
+
+/// Returns the two default routes, which make an exit node.
+pub(crate) fn exit_routes() -> [IpNet; 2] {
+    [IpNet::from(Ipv4Net::default()), IpNet::from(Ipv6Net::default())]
+}
 
 /// Owner of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -124,6 +152,12 @@ pub struct NodeRecord {
     pub ephemeral: bool,
     /// ID of the auth key that let it in, if one did.
     pub auth_key: Option<String>,
+    /// Routes that it may carry if it offers them, without host bits, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approved_routes: Vec<IpNet>,
+    /// Attributes that administrators gave it; their names begin with `custom:`.
+    #[serde(default, with = "attributes", skip_serializing_if = "Attributes::is_empty")]
+    pub attributes: Attributes,
 }
 
 impl NodeRecord {
@@ -139,6 +173,12 @@ impl NodeRecord {
         let [a, b, c, d] = self.ipv4.octets();
         let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
         Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, high, low)
+    }
+
+    /// Tells whether a route that the node offers was approved.
+    #[must_use]
+    pub fn approves(&self, route: &IpNet) -> bool {
+        self.approved_routes.binary_search(route).is_ok()
     }
 
     /// Tells whether the node key is past its time at `now`.
@@ -166,6 +206,13 @@ pub struct NodeState {
     /// When the node, being ephemeral, is removed unless it connects; `None` while it is connected.
     #[serde(skip)]
     pub lease_until: Option<Timestamp>,
+}
+
+impl NodeState {
+    /// Returns the routes that the node offers, without host bits.
+    pub fn offered_routes(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.hostinfo.iter().flat_map(|info| &info.routable_ips).map(IpNet::trunc)
+    }
 }
 
 /// What is known of an auth key; the secret half is nowhere.

@@ -9,6 +9,7 @@ mod apply;
 pub(crate) mod audit;
 mod error;
 mod load;
+pub(crate) mod policies;
 pub(crate) mod schema;
 #[cfg(test)]
 mod tests;

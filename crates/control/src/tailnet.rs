@@ -3,6 +3,7 @@
 pub(crate) mod access;
 mod actor;
 pub(crate) mod bounds;
+pub(crate) mod facts;
 pub(crate) mod filter;
 pub(crate) mod nodes;
 pub(crate) mod registry;

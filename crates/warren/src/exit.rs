@@ -48,12 +48,20 @@ Exit codes:
 pub(crate) struct Failure {
     exit: Exit,
     text: String,
+    /// Whether line breaks of the text are kept.
+    lines: bool,
 }
 
 impl Failure {
     /// Makes a failure; `text` says what is wrong and what to do next, in one line.
     pub(crate) fn new(exit: Exit, text: impl fmt::Display) -> Self {
-        Self { exit, text: text.to_string() }
+        Self { exit, text: text.to_string(), lines: false }
+    }
+
+    /// Makes a failure of several lines, each of which says what is wrong at one place.
+    #[cfg(feature = "server")]
+    pub(crate) fn of_lines(exit: Exit, text: impl fmt::Display) -> Self {
+        Self { lines: true, ..Self::new(exit, text) }
     }
 
     /// Returns the code.
@@ -71,9 +79,10 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // One line, and nothing that a terminal would obey: parts of the text may come from the network.
+        // One line if not said otherwise, and nothing that a terminal would obey: parts of the text may come from the network.
         for character in self.text.trim_end().chars() {
             match character {
+                '\n' if self.lines => f.write_str("\n")?,
                 '\n' | '\t' => f.write_str(" ")?,
                 character if character.is_control() => f.write_str("?")?,
                 character => write!(f, "{character}")?,

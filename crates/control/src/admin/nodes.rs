@@ -178,7 +178,7 @@ impl Admin {
     }
 
     /// Finds a node by whatever names it.
-    fn find(&self, tailnet: Option<&str>, text: &str) -> Result<(Tailnet, NodeId), AdminError> {
+    pub(super) fn find(&self, tailnet: Option<&str>, text: &str) -> Result<(Tailnet, NodeId), AdminError> {
         let wanted = text.trim_end_matches('.').to_ascii_lowercase();
         let mut found = Vec::new();
         for tailnet in self.chosen(tailnet)? {
@@ -194,7 +194,7 @@ impl Admin {
     }
 
     /// Changes what lasts about a node; nothing is written if nothing changes.
-    async fn edit(
+    pub(super) async fn edit(
         &self,
         tailnet: Option<&str>,
         node: &str,
@@ -257,6 +257,8 @@ fn view(snapshot: &Snapshot, node: &Node) -> NodeView {
         user,
         tags: record.tags.clone(),
         addresses: vec![IpAddr::V4(record.ipv4), IpAddr::V6(record.ipv6())],
+        offered_routes: state.offered_routes().collect(),
+        approved_routes: record.approved_routes.clone(),
         machine_key: record.machine,
         node_key: record.key,
         created: record.created,

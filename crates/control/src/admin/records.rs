@@ -1,43 +1,12 @@
-//! The policy, the audit log, backups.
+//! The audit log, backups.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use super::{Admin, AdminError, PolicyView};
+use super::{Admin, AdminError};
 use crate::store::audit;
-use crate::tailnet::access::PolicyInForce;
-use crate::tailnet::snapshot::Snapshot;
-use crate::tailnet::work::Work;
 use crate::{AuditEntry, AuditVerdict, Quarantined};
 
 impl Admin {
-    /// Returns the policy in force.
-    ///
-    /// # Errors
-    /// [`AdminError::NotFound`].
-    pub fn policy(&self, tailnet: &str) -> Result<PolicyView, AdminError> {
-        Ok(view(&self.tailnet(tailnet)?.snapshot()))
-    }
-
-    /// Puts a policy in force, if it can be compiled.
-    ///
-    /// # Errors
-    /// [`AdminError::NotFound`], [`AdminError::Policy`].
-    pub async fn set_policy(&self, tailnet: &str, text: &str) -> Result<PolicyView, AdminError> {
-        let tailnet = self.tailnet(tailnet)?;
-        let policy = PolicyInForce::parse(text).map_err(|errors| AdminError::Policy { reason: errors.to_string() })?;
-        let (who, policy) = (self.who.clone(), Arc::new(policy));
-        tailnet
-            .change(move |work: &mut Work<'_>| {
-                if work.state.policy.text() != policy.text() {
-                    work.put_policy(&who, Arc::clone(&policy));
-                }
-                Ok::<_, AdminError>(())
-            })
-            .await?;
-        Ok(view(&tailnet.snapshot()))
-    }
-
     /// Returns up to `limit` entries of the audit log, the newest first, older than number `before` if given.
     ///
     /// # Errors
@@ -74,13 +43,5 @@ impl Admin {
     pub async fn backup(&self, to: &Path) -> Result<(), AdminError> {
         self.control.flush().await?;
         Ok(self.control.store().backup(to).await?)
-    }
-}
-
-fn view(snapshot: &Snapshot) -> PolicyView {
-    PolicyView {
-        tailnet: snapshot.tailnet.name.clone(),
-        version: snapshot.tailnet.policy_version,
-        text: snapshot.policy.text().to_string(),
     }
 }

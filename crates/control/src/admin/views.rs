@@ -1,12 +1,16 @@
 //! What administration shows; the field names are a contract with scripts.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use warren_wire::key::{MachineKey, NodeKey};
 
 use crate::auth_key::AuthKeyText;
+use crate::model::Unconfirmed;
 
 /// A tailnet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +44,9 @@ pub struct UserView {
     pub login: String,
     /// Name to show.
     pub display_name: String,
+    /// What they may do to the tailnet: `owner`, `admin`, `it-admin`, `network-admin`, `billing-admin`, `auditor` or
+    /// `member`.
+    pub role: String,
     /// When it was made.
     pub created: Timestamp,
     /// Number of nodes.
@@ -103,6 +110,10 @@ pub struct NodeView {
     pub tags: Vec<String>,
     /// Its addresses, IPv4 first.
     pub addresses: Vec<IpAddr>,
+    /// Routes that it offers.
+    pub offered_routes: Vec<IpNet>,
+    /// Routes that it may carry if it offers them.
+    pub approved_routes: Vec<IpNet>,
     /// Machine key.
     pub machine_key: MachineKey,
     /// Node key.
@@ -178,13 +189,53 @@ pub enum LoginState {
     Rejected,
 }
 
-/// A policy.
+/// A version of a policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyView {
     /// Name of the tailnet.
     pub tailnet: String,
     /// Number of the version, from 1 on.
     pub version: u64,
+    /// What a change can say that it builds on: the SHA-256 of the text in hex, or `ts-default` of the first version.
+    pub etag: String,
+    /// When it was set, RFC 3339; empty if nobody knows any more.
+    pub at: String,
+    /// Who set it, as the audit log names them; empty if nobody knows any more.
+    pub author: String,
+    /// Why; may be empty.
+    pub reason: String,
+    /// Whether it is the one in force.
+    pub in_force: bool,
+    /// When it is undone by itself; absent if it stays.
+    pub unconfirmed: Option<Unconfirmed>,
     /// Text, as it was set.
     pub text: String,
+}
+
+/// A version of a policy, without its text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyVersionView {
+    /// As [`PolicyView::version`].
+    pub version: u64,
+    /// As [`PolicyView::etag`].
+    pub etag: String,
+    /// As [`PolicyView::at`].
+    pub at: String,
+    /// As [`PolicyView::author`].
+    pub author: String,
+    /// As [`PolicyView::reason`].
+    pub reason: String,
+    /// Length of the text.
+    pub bytes: usize,
+    /// Whether it is the one in force.
+    pub in_force: bool,
+}
+
+/// All attributes of a node that policies can look at.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AttributesView {
+    /// Full name of the node.
+    pub node: String,
+    /// Texts, numbers, true and false by name: `node:…` are reported, `custom:…` are given.
+    pub attributes: BTreeMap<String, Value>,
 }

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// One call. `tailnet` is a name; lists take all tailnets without one, other calls the server's only one, or "default".
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
 #[expect(missing_docs, reason = "the variants are the verbs of `warren admin`, their fields its arguments")]
 pub enum Request {
@@ -17,6 +19,7 @@ pub enum Request {
     TailnetApproval { tailnet: String, needed: bool },
     UserCreate { tailnet: Option<String>, login: String, display_name: Option<String> },
     UserList { tailnet: Option<String> },
+    UserSetRole { tailnet: Option<String>, login: String, role: String },
     UserRemove { tailnet: Option<String>, login: String },
     AuthKeyCreate { tailnet: Option<String>, key: NewAuthKey },
     AuthKeyList { tailnet: Option<String> },
@@ -28,11 +31,19 @@ pub enum Request {
     NodeTag { tailnet: Option<String>, node: String, tags: Vec<String> },
     NodeExpire { tailnet: Option<String>, node: String, expiry: ExpiryChange },
     NodeRemove { tailnet: Option<String>, node: String },
+    NodeAttrList { tailnet: Option<String>, node: String },
+    NodeAttrSet { tailnet: Option<String>, node: String, name: String, value: Value },
+    NodeAttrUnset { tailnet: Option<String>, node: String, name: String },
+    NodeApproveRoutes { tailnet: Option<String>, node: String, routes: Vec<IpNet> },
+    NodeRevokeRoutes { tailnet: Option<String>, node: String, routes: Vec<IpNet> },
     LoginList,
     LoginApprove { id: String, tailnet: Option<String>, user: String },
     LoginReject { id: String },
-    PolicyGet { tailnet: Option<String> },
-    PolicySet { tailnet: Option<String>, text: String },
+    PolicyGet { tailnet: Option<String>, version: Option<u64> },
+    PolicyHistory { tailnet: Option<String>, limit: u32 },
+    PolicySet { tailnet: Option<String>, text: String, terms: Option<PolicyTerms> },
+    PolicyRollback { tailnet: Option<String>, version: u64, terms: Option<PolicyTerms> },
+    PolicyConfirm { tailnet: Option<String> },
     Audit { tailnet: Option<String>, before: Option<i64>, limit: u32 },
     AuditVerify,
 }
@@ -53,6 +64,18 @@ pub struct NewAuthKey {
     pub pre_approved: bool,
     /// After how many seconds it stops working.
     pub expires_in_seconds: Option<u64>,
+}
+
+/// How a policy shall be put in force.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicyTerms {
+    /// Why; up to 1,000 bytes.
+    pub reason: Option<String>,
+    /// Tag that the policy in force must have; `*` is any.
+    pub if_match: Option<String>,
+    /// It is undone by itself unless it is confirmed within so many seconds.
+    pub confirm_within_seconds: Option<u64>,
 }
 
 /// When a node's key shall stop being valid.

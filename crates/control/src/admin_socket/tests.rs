@@ -4,7 +4,9 @@ use http_body_util::{BodyExt, Full};
 use serde_json::Value;
 
 use super::*;
-use crate::admin::{AuthKeyView, LoginView, NodeView, PolicyView, TailnetView, UserView};
+use crate::admin::{
+    AttributesView, AuthKeyView, LoginView, NodeView, PolicyVersionView, PolicyView, TailnetView, UserView,
+};
 use crate::server::limits::MAX_BODY_BYTES;
 use crate::testing::{World, register, with_key};
 
@@ -149,6 +151,18 @@ async fn every_verb_answers_what_the_command_line_reads() {
     let tagged: NodeView = done(&world, json!({"verb": "node-tag", "node": "host1", "tags": ["tag:web"]})).await;
     assert_eq!((tagged.tags, tagged.user), (vec!["tag:web".to_owned()], None));
 
+    let set = json!({"verb": "node-attr-set", "node": "host1", "name": "custom:tier", "value": 3});
+    done::<NodeView>(&world, set).await;
+    let attributes: AttributesView = done(&world, one("node-attr-list")).await;
+    assert_eq!(attributes.attributes["custom:tier"], json!(3.0));
+    done::<NodeView>(&world, json!({"verb": "node-attr-unset", "node": "host1", "name": "custom:tier"})).await;
+    let routes = |verb: &str| json!({"verb": verb, "node": "host1", "routes": ["10.0.0.0/8"]});
+    assert_eq!(done::<NodeView>(&world, routes("node-approve-routes")).await.approved_routes.len(), 1);
+    assert_eq!(done::<NodeView>(&world, routes("node-revoke-routes")).await.approved_routes, []);
+
+    let role = json!({"verb": "user-set-role", "login": "ann@example.com", "role": "admin"});
+    assert_eq!(done::<UserView>(&world, role).await.role, "admin");
+
     let url = world.register(2, register(2)).await.auth_url;
     let logins: Vec<LoginView> = done(&world, json!({"verb": "login-list"})).await;
     assert_eq!(logins[0].url, url);
@@ -164,9 +178,15 @@ async fn every_verb_answers_what_the_command_line_reads() {
     assert_eq!((policy.version, policy.text.as_str()), (1, warren_policy::DEFAULT_POLICY));
     let set: PolicyView = done(&world, json!({"verb": "policy-set", "text": "{\"acls\": []}"})).await;
     assert_eq!((set.version, set.text.as_str()), (2, "{\"acls\": []}"));
+    let history: Vec<PolicyVersionView> = done(&world, json!({"verb": "policy-history", "limit": 9})).await;
+    assert_eq!((history.len(), history[0].in_force), (2, true));
     let audit: Vec<Value> = done(&world, json!({"verb": "audit", "limit": 2})).await;
     assert_eq!((audit.len(), audit[0]["what"].as_str()), (2, Some("policy.set")));
     assert_eq!(audit[0]["who"], "cli:uid=1234");
+    let terms = json!({"reason": "r", "if_match": set.etag, "confirm_within_seconds": 60});
+    let back: PolicyView = done(&world, json!({"verb": "policy-rollback", "version": 1, "terms": terms})).await;
+    assert_eq!((back.version, back.unconfirmed.is_some()), (3, true));
+    assert_eq!(done::<PolicyView>(&world, json!({"verb": "policy-confirm"})).await.unconfirmed, None);
     let verdict: Value = done(&world, json!({"verb": "audit-verify"})).await;
     assert_eq!(verdict["result"], "intact");
     let removed: Value = done(&world, json!({"verb": "user-remove", "login": "ann@example.com"})).await;
@@ -193,6 +213,9 @@ async fn refusals_have_stable_words() {
         (json!({"verb": "user-list", "tailnet": "nowhere"}), "not-found"),
         (json!({"verb": "user-remove", "login": "bob@example.com"}), "not-found"),
         (json!({"verb": "user-remove", "login": "ann@example.com"}), "busy"),
+        (json!({"verb": "user-set-role", "login": "bob@example.com", "role": "admin"}), "not-found"),
+        (json!({"verb": "user-set-role", "login": "ann@example.com", "role": "king"}), "invalid"),
+        (json!({"verb": "user-set-role", "login": "owner@default", "role": "member"}), "last-owner"),
         (json!({"verb": "auth-key-create", "key": {"user": "bob@example.com"}}), "not-found"),
         (json!({"verb": "auth-key-create", "key": {"tags": ["web"]}}), "invalid"),
         (json!({"verb": "auth-key-create", "key": {"tags": ["tag:web"], "user": "ann@example.com"}}), "contradiction"),
@@ -204,6 +227,10 @@ async fn refusals_have_stable_words() {
         (json!({"verb": "login-reject", "id": "x"}), "not-found"),
         (json!({"verb": "policy-set", "text": "{\"acls\": [],,}"}), "policy"),
         (json!({"verb": "policy-set", "text": "{\"unheard\": []}"}), "policy"),
+        (json!({"verb": "policy-set", "text": "{}", "terms": {"if_match": "0"}}), "policy-changed"),
+        (json!({"verb": "policy-get", "version": 7}), "not-found"),
+        (json!({"verb": "policy-rollback", "version": 7}), "not-found"),
+        (json!({"verb": "policy-confirm"}), "nothing-to-confirm"),
     ] {
         assert_eq!(refused_as(&world, call.clone()).await, code, "{call}");
     }

@@ -5,11 +5,13 @@ use std::time::Duration;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::requests::{ExpiryChange, NewAuthKey, Request};
-use crate::admin::{self, Admin, AdminError};
+use super::requests::{ExpiryChange, NewAuthKey, PolicyTerms, Request};
+use crate::admin::{self, Admin, AdminError, NewPolicy, PolicySource};
 
 /// Most entries of the audit log in one answer.
 const MAX_AUDIT_ENTRIES: u32 = 10_000;
+/// Most versions of a policy in one answer.
+const MAX_POLICY_VERSIONS: u32 = 1_000;
 
 /// What a machine needs to know to join, beside an auth key.
 #[derive(Debug, Clone)]
@@ -42,6 +44,7 @@ impl Refusal {
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Admin(AdminError::NotFound { .. }) => StatusCode::NOT_FOUND,
+            Self::Admin(AdminError::PolicyChanged { .. }) => StatusCode::PRECONDITION_FAILED,
             Self::Admin(AdminError::Store(_) | AdminError::Randomness) | Self::Internal => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
@@ -60,6 +63,9 @@ impl Refusal {
                 AdminError::Invalid { .. } => "invalid",
                 AdminError::Busy { .. } => "busy",
                 AdminError::Policy { .. } => "policy",
+                AdminError::PolicyChanged { .. } => "policy-changed",
+                AdminError::NothingToConfirm { .. } => "nothing-to-confirm",
+                AdminError::LastOwner { .. } => "last-owner",
                 AdminError::Refused { .. } => "refused",
                 AdminError::Randomness | AdminError::Store(_) => "internal",
             },
@@ -91,6 +97,9 @@ pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Resul
             shown(&admin.create_user(&some(tailnet)?, &login, display_name.as_deref()).await?)
         }
         Request::UserList { tailnet } => shown(&admin.users(tailnet.as_deref())?),
+        Request::UserSetRole { tailnet, login, role } => {
+            shown(&admin.set_user_role(&some(tailnet)?, &login, &role).await?)
+        }
         Request::UserRemove { tailnet, login } => {
             admin.remove_user(&some(tailnet)?, &login).await?;
             Ok(json!({ "removed": login }))
@@ -114,6 +123,19 @@ pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Resul
             shown(&admin.expire_node(tailnet.as_deref(), &node, expiry).await?)
         }
         Request::NodeRemove { tailnet, node } => shown(&admin.remove_node(tailnet.as_deref(), &node).await?),
+        Request::NodeAttrList { tailnet, node } => shown(&admin.node_attributes(tailnet.as_deref(), &node)?),
+        Request::NodeAttrSet { tailnet, node, name, value } => {
+            shown(&admin.set_node_attribute(tailnet.as_deref(), &node, &name, &value).await?)
+        }
+        Request::NodeAttrUnset { tailnet, node, name } => {
+            shown(&admin.unset_node_attribute(tailnet.as_deref(), &node, &name).await?)
+        }
+        Request::NodeApproveRoutes { tailnet, node, routes } => {
+            shown(&admin.approve_routes(tailnet.as_deref(), &node, &routes).await?)
+        }
+        Request::NodeRevokeRoutes { tailnet, node, routes } => {
+            shown(&admin.revoke_routes(tailnet.as_deref(), &node, &routes).await?)
+        }
         Request::LoginList => shown(&admin.logins()),
         Request::LoginApprove { id, tailnet, user } => {
             let tailnet = match tailnet {
@@ -123,13 +145,29 @@ pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Resul
             shown(&admin.approve_login(&id, &some(tailnet)?, &user).await?)
         }
         Request::LoginReject { id } => shown(&admin.reject_login(&id)?),
-        Request::PolicyGet { tailnet } => shown(&admin.policy(&some(tailnet)?)?),
-        Request::PolicySet { tailnet, text } => shown(&admin.set_policy(&some(tailnet)?, &text).await?),
+        Request::PolicyGet { tailnet, version } => shown(&admin.policy(&some(tailnet)?, version).await?),
+        Request::PolicyHistory { tailnet, limit } => {
+            shown(&admin.policy_history(&some(tailnet)?, limit.min(MAX_POLICY_VERSIONS)).await?)
+        }
+        Request::PolicySet { tailnet, text, terms } => {
+            let new = new_policy(PolicySource::Text(text), terms);
+            shown(&admin.set_policy(&some(tailnet)?, new).await?)
+        }
+        Request::PolicyRollback { tailnet, version, terms } => {
+            let new = new_policy(PolicySource::Version(version), terms);
+            shown(&admin.set_policy(&some(tailnet)?, new).await?)
+        }
+        Request::PolicyConfirm { tailnet } => shown(&admin.confirm_policy(&some(tailnet)?).await?),
         Request::Audit { tailnet, before, limit } => {
             shown(&admin.audit(tailnet.as_deref(), before, limit.min(MAX_AUDIT_ENTRIES)).await?)
         }
         Request::AuditVerify => shown(&admin.verify_audit().await?),
     }
+}
+
+fn new_policy(source: PolicySource, terms: Option<PolicyTerms>) -> NewPolicy {
+    let PolicyTerms { reason, if_match, confirm_within_seconds } = terms.unwrap_or_default();
+    NewPolicy { source, reason, if_match, confirm_within: confirm_within_seconds.map(Duration::from_secs) }
 }
 
 /// Returns the tailnet that was named, the only one there is, or "default".

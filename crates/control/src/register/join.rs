@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use warren_policy::Attributes;
 use warren_wire::control::{Hostinfo, RegisterRequest, UserId};
 use warren_wire::key::{MachineKey, NodeKey};
 
@@ -193,6 +194,8 @@ impl Join {
             approved: terms.approved,
             ephemeral: terms.ephemeral,
             auth_key: terms.auth_key.clone(),
+            approved_routes: Vec::new(),
+            attributes: Attributes::new(),
         };
         let mut state = NodeState::default();
         self.report(&mut state, &record, work);

@@ -192,9 +192,12 @@ async fn tags_that_are_not_the_users_to_give_refuse_the_whole_registration() {
     let policy = r#"{"tagOwners": {"tag:web": ["ann@example.com"]}, "acls": []}"#;
     world.admin().set_policy("default", policy).await.unwrap();
     let of = |user: &str| NewAuthKey { user: Some(user.to_owned()), reusable: true, ..NewAuthKey::default() };
-    let (ann, owner) = (world.auth_key(of("ann@example.com")).await, world.auth_key(of("owner@default")).await);
+    world.admin().create_user("default", "bob@example.com", None).await.unwrap();
+    let (ann, bob) = (world.auth_key(of("ann@example.com")).await, world.auth_key(of("bob@example.com")).await);
+    let owner = world.auth_key(of("owner@default")).await;
     let ask = async |key: &str, wanted: &[&str]| world.register(1, tags(with_key(register(1), key), wanted)).await;
-    assert_refused(&ask(&owner, &["tag:web"]).await, "tag:web");
+    assert_refused(&ask(&bob, &["tag:web"]).await, "tag:web");
+    assert_refused(&ask(&owner, &["tag:db"]).await, "tag:db");
     assert_refused(&ask(&ann, &["tag:web", "tag:db"]).await, "tag:db");
     assert_refused(&ask(&ann, &["web"]).await, "\"web\"");
     assert_refused(&ask(&ann, &["tag:we b"]).await, "no tag");

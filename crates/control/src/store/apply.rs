@@ -59,6 +59,8 @@ pub(crate) enum Change {
         version: u64,
         /// Its text.
         text: Arc<str>,
+        /// Why it was set; may be empty.
+        reason: String,
     },
 }
 
@@ -81,7 +83,10 @@ pub(super) fn entry(connection: &Connection, entry: &Entry, at: Timestamp) -> Re
         Change::RemoveNode { id, lease } => remove_node(connection, *id, *lease)?,
         Change::PutAuthKey { record, hash } => put_auth_key(connection, record, hash.as_ref())?,
         Change::UseAuthKey(id) => use_auth_key(connection, id)?,
-        Change::PutPolicy { version, text } => put_policy(connection, entry.tailnet, *version, text)?,
+        Change::PutPolicy { version, text, reason } => {
+            let row = PolicyRow { version: *version, text, at, author: entry.who.as_str(), reason };
+            put_policy(connection, entry.tailnet, &row)?
+        }
     };
     audit::append(
         connection,
@@ -206,16 +211,26 @@ fn use_auth_key(connection: &Connection, id: &str) -> Result<Written, StoreError
     Ok((format!("auth-key:{id}"), text(used - 1), text(used)))
 }
 
-fn put_policy(connection: &Connection, tailnet: TailnetId, version: u64, text: &str) -> Result<Written, StoreError> {
-    let version = i64::try_from(version).map_err(|_| StoreError::Encode)?;
+struct PolicyRow<'a> {
+    version: u64,
+    text: &'a str,
+    at: Timestamp,
+    author: &'a str,
+    reason: &'a str,
+}
+
+fn put_policy(connection: &Connection, tailnet: TailnetId, row: &PolicyRow<'_>) -> Result<Written, StoreError> {
+    let version = i64::try_from(row.version).map_err(|_| StoreError::Encode)?;
     let before: Option<String> = connection
         .prepare_cached("SELECT text FROM policy WHERE tailnet = ?1 AND version = ?2")?
         .query_row((tailnet.0, version - 1), |row| row.get(0))
         .optional()?;
     connection
-        .prepare_cached("INSERT INTO policy (tailnet, version, text) VALUES (?1, ?2, ?3)")?
-        .execute((tailnet.0, version, text))?;
-    Ok((format!("policy:{tailnet}:{version}"), before, Some(text.to_owned())))
+        .prepare_cached(
+            "INSERT INTO policy (tailnet, version, text, at, author, reason) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .execute((tailnet.0, version, row.text, row.at.to_string(), row.author, row.reason))?;
+    Ok((format!("policy:{tailnet}:{version}"), before, Some(row.text.to_owned())))
 }
 
 fn body(connection: &Connection, sql: &str, id: i64) -> Result<Option<String>, StoreError> {

@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use warren_policy::{Attributes, DirectoryUser, Role};
 use warren_wire::key::{MachineKey, NodeKey};
 
 use super::*;
@@ -21,6 +22,7 @@ fn tailnet() -> TailnetRecord {
         created: start_of_time(),
         machine_approval: false,
         policy_version: 0,
+        unconfirmed: None,
     }
 }
 
@@ -30,6 +32,7 @@ fn user(id: i64, login: &str) -> UserRecord {
         tailnet: TAILNET,
         login: login.to_owned(),
         display_name: login.to_owned(),
+        role: Role::Member,
         created: start_of_time(),
     }
 }
@@ -50,6 +53,8 @@ fn node(number: u8) -> Arc<NodeRecord> {
         approved: true,
         ephemeral: false,
         auth_key: None,
+        approved_routes: Vec::new(),
+        attributes: Attributes::new(),
     })
 }
 
@@ -238,7 +243,7 @@ async fn what_was_stored_comes_back() {
     let store = filled(&folder).await;
     store.apply(vec![add(1), entry(auth_key("key", true))], start_of_time()).await.unwrap();
     store.apply(vec![entry(Change::UseAuthKey("key".to_owned()))], start_of_time()).await.unwrap();
-    let policy = Change::PutPolicy { version: 1, text: "{\"acls\": []}".into() };
+    let policy = Change::PutPolicy { version: 1, text: "{\"acls\": []}".into(), reason: String::new() };
     store.apply(vec![entry(policy)], start_of_time()).await.unwrap();
     let state = NodeState {
         disco: Some(crate::testing::disco_key(1)),
@@ -275,7 +280,7 @@ async fn a_record_that_cannot_be_read_is_put_aside_and_the_rest_is_served() {
         add(3),
         entry(auth_key("one", false)),
         entry(auth_key("two", false)),
-        entry(Change::PutPolicy { version: 1, text: "{}".into() }),
+        entry(Change::PutPolicy { version: 1, text: "{}".into(), reason: "because".to_owned() }),
     ];
     store.apply(entries, start_of_time()).await.unwrap();
     store.save_states(vec![(NodeId(3), Arc::new(NodeState::default()))]).await.unwrap();
@@ -300,7 +305,8 @@ async fn a_record_that_cannot_be_read_is_put_aside_and_the_rest_is_served() {
     assert_eq!(one.nodes.iter().map(|(node, _)| node.id.0).collect::<Vec<_>>(), [1, 3]);
     assert_eq!(one.auth_keys.keys().collect::<Vec<_>>(), ["one"]);
     assert_eq!(&**one.policy.text(), "allow all", "its author can mend it");
-    assert!(!one.policy.may_tag("ann@example.com", "tag:a"));
+    let owner = DirectoryUser { role: Role::Owner, ..DirectoryUser::default() };
+    assert!(!one.policy.may_tag(&owner, "tag:a"));
     assert_eq!(one.reserved, [("node2".to_owned(), Some([100, 64, 0, 2].into()))]);
     // The rows are left for a newer program, or a person.
     assert_eq!(count(&store, "node").await, 3);
@@ -344,7 +350,7 @@ fn other_databases_are_left_alone() {
     let folder = Folder::new();
     drop(open(&folder).unwrap());
     raw(&folder).pragma_update(None, "user_version", 99).unwrap();
-    assert_eq!(open(&folder).err(), Some(OpenError::Version { found: 99, known: 1 }));
+    assert_eq!(open(&folder).err(), Some(OpenError::Version { found: 99, known: 2 }));
     raw(&folder).pragma_update(None, "application_id", 1).unwrap();
     assert_eq!(open(&folder).err(), Some(OpenError::Foreign));
     fs::write(folder.join("state/warren.db"), "no database at all, but long enough to be looked at as one").unwrap();
@@ -464,18 +470,52 @@ async fn a_migration_is_whole_or_not_at_all_and_keeps_a_copy() {
     drop(filled(&folder).await);
     let dir = StateDir::open(&folder.join("state")).unwrap();
     let mut connection = raw(&folder);
-    let bad: &[(i64, &str)] = &[(2, "ALTER TABLE user ADD COLUMN a TEXT;"), (3, "ALTER TABLE nothing ADD COLUMN b;")];
+    let bad: &[(i64, &str)] = &[(3, "ALTER TABLE user ADD COLUMN a TEXT;"), (4, "ALTER TABLE nothing ADD COLUMN b;")];
     assert!(schema::migrate_by(&mut connection, &dir, bad).is_err());
     let version = |connection: &Connection| -> i64 {
         connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
     };
-    assert_eq!(version(&connection), 1);
+    assert_eq!(version(&connection), 2);
     assert!(connection.prepare("SELECT a FROM user").is_err());
     schema::migrate_by(&mut connection, &dir, &bad[..1]).unwrap();
-    assert_eq!(version(&connection), 2);
+    assert_eq!(version(&connection), 3);
     assert!(connection.prepare("SELECT a FROM user").is_ok());
-    let copy = Connection::open(folder.join("state/before-migration-from-1.db")).unwrap();
-    assert_eq!(version(&copy), 1);
+    let copy = Connection::open(folder.join("state/before-migration-from-2.db")).unwrap();
+    assert_eq!(version(&copy), 2);
+}
+
+#[tokio::test]
+async fn a_database_of_the_first_schema_is_brought_forward() {
+    let folder = Folder::new();
+    let store = filled(&folder).await;
+    let policy = Change::PutPolicy { version: 1, text: "{\"acls\": []}".into(), reason: String::new() };
+    store.apply(vec![Entry { what: "policy.set", ..entry(policy) }], start_of_time()).await.unwrap();
+    drop(store);
+    let before = raw(&folder);
+    before
+        .execute_batch(
+            "ALTER TABLE policy DROP COLUMN at; ALTER TABLE policy DROP COLUMN author;
+             ALTER TABLE policy DROP COLUMN reason; UPDATE user SET body = json_remove(body, '$.role');
+             PRAGMA user_version = 1;",
+        )
+        .unwrap();
+    drop(before);
+    let (store, _, loaded) = open(&folder).unwrap();
+    let roles: Vec<_> = loaded.tailnets[0].users.values().map(|user| user.role).collect();
+    assert_eq!(roles[0], Role::Owner, "the first user owns the tailnet");
+    assert!(roles[1..].iter().all(|role| *role == Role::Member));
+    let stored = store.read(|connection| policies::version(connection, TAILNET, 1)).await.unwrap().unwrap();
+    assert_eq!((stored.at, stored.author.as_str()), (start_of_time().to_string(), "cli:uid=0"), "the audit log knows");
+    let columns = |store: Store| async move {
+        let read = |connection: &Connection| {
+            let mut statement = connection.prepare("SELECT name FROM pragma_table_info('policy')")?;
+            let names = statement.query_map([], |row| row.get::<_, String>(0))?;
+            Ok(names.collect::<Result<Vec<_>, _>>()?)
+        };
+        store.read(read).await.unwrap()
+    };
+    let fresh = Folder::new();
+    assert_eq!(columns(store).await, columns(open(&fresh).unwrap().0).await, "as a new one is made");
 }
 
 #[tokio::test]

@@ -1,15 +1,17 @@
 //! Who sees whom and which packets pass: the policy applied to the members of a tailnet.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use warren_policy::{Attributes, Compiled, Directory, DirectoryNode, DirectoryUser, Policy, PolicyErrors};
-use warren_wire::control::{NodeId, UserId};
+use ipnet::IpNet;
+use warren_policy::{Compiled, Directory, DirectoryNode, DirectoryUser, Policy, PolicyErrors};
+use warren_wire::control::{DerpMap, NodeId, UserId};
 
+use super::facts;
 use super::filter::{Filter, Outline};
 use super::nodes::{Node, Nodes};
-use crate::model::{Owner, UserRecord};
+use crate::model::{NodeRecord, Owner, UserRecord};
 
 /// A tailnet's policy: its text and what it means.
 #[derive(Debug)]
@@ -35,9 +37,32 @@ impl PolicyInForce {
         &self.text
     }
 
-    /// Tells whether the user of that login may give a tag to a node.
-    pub(crate) fn may_tag(&self, login: &str, tag: &str) -> bool {
-        self.rules.as_ref().is_some_and(|rules| rules.may_own_tag(login, tag))
+    /// Tells whether a user may give a tag to a node.
+    pub(crate) fn may_tag(&self, user: &DirectoryUser, tag: &str) -> bool {
+        self.rules.as_ref().is_some_and(|rules| rules.may_own_tag(user, tag))
+    }
+
+    /// Returns those of `routes` that need no administrator when a node of that owner offers them.
+    pub(crate) fn approved_by_itself(
+        &self,
+        owner: &warren_policy::Owner,
+        users: &BTreeMap<UserId, DirectoryUser>,
+        routes: &[IpNet],
+    ) -> Vec<IpNet> {
+        self.rules.as_ref().map(|rules| rules.approved_by_itself(owner, users, routes)).unwrap_or_default()
+    }
+
+    /// Returns the server's relays with what the policy says of them; the server's alone if none were left, since
+    /// clients that lose their last relay are lost themselves.
+    pub(crate) fn relays(&self, own: &Arc<DerpMap>) -> Arc<DerpMap> {
+        let Some(rules) = &self.rules else { return Arc::clone(own) };
+        let relays = rules.relays(own);
+        if has_relay(&relays) && relays != **own { Arc::new(relays) } else { Arc::clone(own) }
+    }
+
+    /// Tells whether the policy leaves a relay to nodes.
+    pub(crate) fn keeps_a_relay(&self, own: &DerpMap) -> bool {
+        self.rules.as_ref().is_none_or(|rules| has_relay(&rules.relays(own)))
     }
 }
 
@@ -84,25 +109,48 @@ impl Access {
     }
 }
 
-fn directory(users: &BTreeMap<UserId, Arc<UserRecord>>, members: &Nodes) -> Directory {
-    let users = users
-        .iter()
-        .map(|(id, user)| (*id, DirectoryUser { login: user.login.clone(), ..DirectoryUser::default() }))
-        .collect();
-    let nodes = members.iter().filter(|node| node.takes_part()).map(|node| (node.id(), entry(node))).collect();
-    Directory { users, nodes, ..Directory::default() }
+/// Tells whether a map names a relay that relays.
+pub(crate) fn has_relay(map: &DerpMap) -> bool {
+    let regions = map.regions.iter().flat_map(|regions| regions.values());
+    regions.flat_map(|region| &region.nodes).any(|node| !node.stun_only)
 }
 
-fn entry(node: &Node) -> DirectoryNode {
-    let record = &node.record;
-    DirectoryNode {
-        owner: match record.owner {
-            Owner::User(user) => warren_policy::Owner::User(user),
-            Owner::Tagged => warren_policy::Owner::Tags(record.tags.iter().cloned().collect()),
-        },
-        addresses: vec![IpAddr::V4(record.ipv4), IpAddr::V6(record.ipv6())],
-        approved_routes: Vec::new(),
-        online: true,
-        attributes: Attributes::new(),
+fn directory(users: &BTreeMap<UserId, Arc<UserRecord>>, members: &Nodes) -> Directory {
+    Directory {
+        domains: crate::domains::of(users.values().map(|user| user.login.as_str())),
+        users: directory_users(users),
+        nodes: members.iter().filter_map(|node| Some((node.id(), entry(node)?))).collect(),
     }
+}
+
+/// Returns all users as policies see them.
+pub(crate) fn directory_users(users: &BTreeMap<UserId, Arc<UserRecord>>) -> BTreeMap<UserId, DirectoryUser> {
+    users.iter().map(|(id, user)| (*id, directory_user(user))).collect()
+}
+
+/// Returns a user as policies see them.
+pub(crate) fn directory_user(user: &UserRecord) -> DirectoryUser {
+    DirectoryUser { login: user.login.clone(), role: user.role, groups: BTreeSet::new() }
+}
+
+/// Returns whose a node is, as policies see it.
+pub(crate) fn owner(record: &NodeRecord) -> warren_policy::Owner {
+    match record.owner {
+        Owner::User(user) => warren_policy::Owner::User(user),
+        Owner::Tagged => warren_policy::Owner::Tags(record.tags.iter().cloned().collect()),
+    }
+}
+
+/// Returns a node as policies see it; `None` if it takes no part.
+pub(crate) fn entry(node: &Node) -> Option<DirectoryNode> {
+    let record = &node.record;
+    let approved_routes = facts::routes(node);
+    node.takes_part().then(|| DirectoryNode {
+        owner: owner(record),
+        addresses: vec![IpAddr::V4(record.ipv4), IpAddr::V6(record.ipv6())],
+        // Nobody asks it of a node that carries no routes, and those come and go all the time.
+        online: node.online || approved_routes.is_empty(),
+        approved_routes,
+        attributes: facts::attributes(node),
+    })
 }

@@ -1,23 +1,26 @@
 //! The task that owns a tailnet: check, write to the store, publish.
 
+mod deadlines;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use warren_wire::control::NodeId;
 use warren_wire::key::NodeKey;
 
-use super::access::Access;
+use super::access::{self, Access};
 use super::nodes::{Node, Nodes};
 use super::report::Report;
 use super::snapshot::{Messages, Snapshot};
-use super::work::{State, Work};
+use super::work::{State, Work, newly_offered};
 use super::{Attached, Change, Closed, Command, PollGuard, Shared, Updated};
 use crate::map::delta;
-use crate::model::{NodeState, Who};
+use crate::model::NodeState;
 use crate::store::{Entry, LoadedTailnet, StoreError};
 
 /// How long an ephemeral node may be away before it is removed.
@@ -46,6 +49,8 @@ pub(super) struct Actor {
     polls: Polls,
     /// Nodes whose reports are not stored yet.
     dirty: BTreeSet<NodeId>,
+    /// Routes that nodes have just begun to offer.
+    offered: Vec<(NodeId, Vec<IpNet>)>,
     due: Due,
 }
 
@@ -70,9 +75,11 @@ struct Due {
     publish: Option<Instant>,
     published: Instant,
     flush: Option<Instant>,
-    /// When a key or a lease ends; looked up again when `clock_stale`.
+    /// When something ends by the time of day; looked up again when `clock_stale`.
     clock: Option<Instant>,
     clock_stale: bool,
+    /// When to try again to undo a policy that nobody confirmed.
+    undo_again: Option<Instant>,
 }
 
 impl Actor {
@@ -100,6 +107,8 @@ impl Actor {
         let suffix: Arc<str> = format!("{}.{}", loaded.record.name, shared.base_domain).into();
         let users = Arc::new(loaded.users);
         let access = Access::compile(&loaded.policy, &users, &nodes);
+        let own_derp = derp;
+        let derp = loaded.policy.relays(&own_derp);
         let state = State {
             next_address: loaded.next_address,
             tailnet: Arc::new(loaded.record),
@@ -107,6 +116,7 @@ impl Actor {
             nodes,
             auth_keys: Arc::new(loaded.auth_keys),
             policy: loaded.policy,
+            own_derp,
             derp,
             access,
             reserved: Arc::new(loaded.reserved),
@@ -121,8 +131,9 @@ impl Actor {
             flush: (!dirty.is_empty()).then_some(instant + FLUSH_AFTER),
             clock: None,
             clock_stale: true,
+            undo_again: None,
         };
-        let actor = Self { shared, suffix, state, published, snapshots, closed, polls: Polls::default(), dirty, due };
+        let actor = Self { shared, suffix, state, published, snapshots, closed, polls: Polls::default(), dirty, offered: Vec::new(), due };
         (actor, receiver)
     }
 
@@ -165,14 +176,19 @@ impl Actor {
                     let _ = reply.send(updated);
                 }
                 Command::SetDerp { derp, reply } => {
-                    if *self.state.derp != *derp {
-                        self.state.derp = derp;
+                    let relays = self.state.policy.relays(&derp);
+                    self.state.own_derp = derp;
+                    if *self.state.derp != *relays {
+                        self.state.derp = relays;
                         self.publish();
                     }
                     let _ = reply.send(());
                 }
                 Command::Flush { reply } => flushes.push(reply),
             }
+        }
+        if !self.offered.is_empty() {
+            changes.push(Box::new(ApproveByPolicy { offered: std::mem::take(&mut self.offered) }));
         }
         if !changes.is_empty() {
             self.commit(changes).await;
@@ -311,132 +327,20 @@ impl Actor {
             self.plan_flush();
         }
         self.due.clock_stale |= node.state.lease_until != state.lease_until;
+        let offered = newly_offered(node, &state);
+        if !offered.is_empty() {
+            self.offered.push((node.id(), offered));
+        }
         let after = node.with_state(state, online);
         let visible = delta::differs_for_peers(node, &after) || delta::differs_for_itself(node, &after);
+        let matters = access::entry(&after) != access::entry(node);
         self.state.nodes.put(after);
-        if visible {
+        if matters {
+            self.compile();
+        }
+        if visible || matters {
             self.plan_publish();
         }
-    }
-
-    fn note_ended_polls(&mut self) {
-        for (id, generation) in self.closed.take() {
-            if self.polls.open.get(&id).is_some_and(|poll| poll.generation == generation) {
-                self.polls.open.remove(&id);
-                let until = self.shared.clock.instant() + OFFLINE_GRACE;
-                self.polls.grace.insert(id, (until, self.shared.clock.now()));
-            }
-        }
-    }
-
-    fn next_wake(&mut self) -> Option<Instant> {
-        if self.due.clock_stale {
-            self.due.clock_stale = false;
-            self.due.clock = self.next_by_clock();
-        }
-        let grace = self.polls.grace.values().map(|(until, _)| *until).min();
-        [self.due.publish, self.due.flush, self.due.clock, grace].into_iter().flatten().min()
-    }
-
-    /// Returns when to look at the time of day next.
-    fn next_by_clock(&self) -> Option<Instant> {
-        let next = self.state.nodes.iter().filter_map(|node| self.next_end(node)).min()?;
-        let soon = self.shared.clock.instant() + LOOK_AT_CLOCK;
-        Some(self.shared.clock.instant_of(next).min(soon))
-    }
-
-    /// Returns when the node's key or lease ends, whichever is first.
-    fn next_end(&self, node: &Node) -> Option<Timestamp> {
-        let key = node.record.key_expiry.filter(|_| !node.expired);
-        let lease = node.state.lease_until.filter(|_| self.is_away(node));
-        key.into_iter().chain(lease).min()
-    }
-
-    fn is_away(&self, node: &Node) -> bool {
-        !self.polls.open.contains_key(&node.id()) && !self.polls.grace.contains_key(&node.id())
-    }
-
-    async fn handle_timeout(&mut self) {
-        let now = self.shared.clock.instant();
-        self.end_grace(now);
-        if self.due.clock.is_some_and(|due| due <= now) {
-            self.due.clock_stale = true;
-            self.end_keys();
-            self.end_leases().await;
-        }
-        if self.due.publish.is_some_and(|due| due <= now) {
-            self.publish();
-        }
-        if self.due.flush.is_some_and(|due| due <= now) {
-            self.flush().await;
-        }
-    }
-
-    /// Nodes that did not come back count as away.
-    fn end_grace(&mut self, now: Instant) {
-        let over: Vec<_> = self
-            .polls
-            .grace
-            .iter()
-            .filter(|(_, (until, _))| *until <= now)
-            .map(|(id, (_, ended))| (*id, *ended))
-            .collect();
-        for (id, ended) in over {
-            self.polls.grace.remove(&id);
-            tracing::debug!(tailnet = %self.state.tailnet.id, node = %id, "a node is away");
-            let Some(node) = self.state.nodes.get(id).map(Arc::clone) else { continue };
-            let mut state = NodeState::clone(&node.state);
-            state.last_seen = Some(ended);
-            if node.record.ephemeral {
-                state.lease_until = Some(lease_end(self.shared.clock.now()));
-            }
-            self.replace_state(&node, state, false);
-        }
-    }
-
-    /// Keys whose time is over stop being valid.
-    fn end_keys(&mut self) {
-        let now = self.shared.clock.now();
-        let over: Vec<_> = self
-            .state
-            .nodes
-            .iter()
-            .filter(|node| !node.expired && node.record.expired_at(now))
-            .map(Arc::clone)
-            .collect();
-        if over.is_empty() {
-            return;
-        }
-        for node in over {
-            tracing::info!(node = %node.record.name, "a node key expired");
-            self.state.nodes.put(node.with_record(Arc::clone(&node.record), true));
-        }
-        self.compile();
-        self.publish();
-    }
-
-    /// Ephemeral nodes that stayed away are removed; the store checks the lease once more.
-    async fn end_leases(&mut self) {
-        let now = self.shared.clock.now();
-        let over: Vec<_> = self
-            .state
-            .nodes
-            .iter()
-            .filter(|node| node.state.lease_until.is_some_and(|until| until <= now) && self.is_away(node))
-            .map(|node| node.id())
-            .collect();
-        if over.is_empty() {
-            return;
-        }
-        self.flush().await;
-        let changes = over
-            .into_iter()
-            .map(|id| {
-                let change: Box<dyn Change> = Box::new(EndLease { id });
-                change
-            })
-            .collect();
-        self.commit(changes).await;
     }
 
     fn plan_publish(&mut self) {
@@ -501,20 +405,22 @@ struct Outcome {
     fresh: Vec<NodeId>,
 }
 
-/// Removes a node whose lease is over.
-struct EndLease {
-    id: NodeId,
+/// Approves routes that nodes have just begun to offer, as far as the policy does so by itself.
+struct ApproveByPolicy {
+    offered: Vec<(NodeId, Vec<IpNet>)>,
 }
 
-impl Change for EndLease {
+impl Change for ApproveByPolicy {
     fn run(&mut self, work: &mut Work<'_>) -> bool {
-        work.remove_node(&Who::server(), "node.remove-ephemeral", self.id, Some(work.now));
+        for (id, routes) in &self.offered {
+            work.approve_by_policy(*id, routes);
+        }
         true
     }
 
     fn finish(self: Box<Self>, stored: Result<(), StoreError>) {
         if let Err(error) = stored {
-            tracing::warn!(node = %self.id, %error, "an ephemeral node is not removed");
+            tracing::warn!(%error, "routes are not approved, though the policy says so");
         }
     }
 }

@@ -2,12 +2,12 @@
 
 use warren_wire::control::{Hostinfo, NetInfo};
 
+use crate::model::ROUTES_MAX;
+
 /// Longest text that is kept, in bytes.
 const TEXT_MAX: usize = 512;
 /// Longest SSH host key that is kept, in bytes; a key that is cut is none.
 const SSH_KEY_MAX: usize = 4096;
-/// How many routes a node may offer.
-const ROUTES_MAX: usize = 1024;
 /// How many entries of any other list are kept; more than the tags that a node may have.
 const ENTRIES_MAX: usize = 256;
 

@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use warren_wire::control::{DerpMap, NodeId, UserId};
 
-use super::access::{Access, PolicyInForce};
+use super::access::{self, Access, PolicyInForce};
 use super::nodes::{Node, Nodes};
 use crate::auth_key::Shown;
-use crate::model::{AuthKeyRecord, NodeRecord, NodeState, TailnetRecord, UserRecord, Who};
+use crate::model::{
+    AuthKeyRecord, NodeRecord, NodeState, ROUTES_MAX, TailnetRecord, Unconfirmed, UserRecord, Who,
+};
 use crate::store::{Change, Entry, Store};
 
 /// The tailnet as of the last change; a clone is cheap and independent.
@@ -23,6 +26,9 @@ pub(crate) struct State {
     pub(crate) nodes: Nodes,
     pub(crate) auth_keys: Arc<BTreeMap<String, (AuthKeyRecord, [u8; 32])>>,
     pub(crate) policy: Arc<PolicyInForce>,
+    /// The server's own relays.
+    pub(crate) own_derp: Arc<DerpMap>,
+    /// The relays that nodes are told of: the server's own with what the policy says of them.
     pub(crate) derp: Arc<DerpMap>,
     pub(crate) access: Arc<Access>,
     /// Names and addresses of nodes that could not be read.
@@ -87,16 +93,22 @@ impl<'a> Work<'a> {
         self.recompile = true;
         self.touched.push(record.id);
         let next_address = self.state.next_address;
+        let id = record.id;
         self.record(who, "node.create", Change::AddNode { record, next_address });
-        node
+        let offered: Vec<_> = node.state.offered_routes().collect();
+        self.approve_by_policy(id, &offered);
+        self.state.nodes.get(id).map_or(node, Arc::clone)
     }
 
     /// Changes what a node reported before it reports itself.
     pub(crate) fn put_state(&mut self, before: &Node, state: NodeState) -> Arc<Node> {
         let node = before.with_state(state, before.online);
+        self.recompile |= access::entry(&node) != access::entry(before);
+        let offered = newly_offered(before, &node.state);
         self.state.nodes.put(Arc::clone(&node));
         self.touched.push(node.id());
-        node
+        self.approve_by_policy(node.id(), &offered);
+        self.state.nodes.get(node.id()).map_or(node, Arc::clone)
     }
 
     /// Changes what lasts about a node.
@@ -104,11 +116,15 @@ impl<'a> Work<'a> {
         let record = Arc::new(record);
         let node = before.with_record(Arc::clone(&record), record.expired_at(self.now));
         self.recompile |= node.takes_part() != before.takes_part()
-            || record.owner != before.record.owner
-            || record.tags != before.record.tags;
+            || access::entry(&node) != access::entry(before);
+        let other_owner = record.owner != before.record.owner || record.tags != before.record.tags;
         self.state.nodes.put(Arc::clone(&node));
-        self.record(who, what, Change::PutNode(record));
-        node
+        self.record(who, what, Change::PutNode(Arc::clone(&record)));
+        if other_owner {
+            let offered: Vec<_> = node.state.offered_routes().filter(|route| !record.approves(route)).collect();
+            self.approve_by_policy(node.id(), &offered);
+        }
+        self.state.nodes.get(node.id()).map_or(node, Arc::clone)
     }
 
     /// Names a node after its host, unless an administrator chose its name.
@@ -152,16 +168,59 @@ impl<'a> Work<'a> {
         self.record(who, "auth-key.use", Change::UseAuthKey(id.to_owned()));
     }
 
-    /// Puts a new policy in force.
-    pub(crate) fn put_policy(&mut self, who: &Who, policy: Arc<PolicyInForce>) {
+    /// Puts a new policy in force. Routes that it approves by itself, and the one before did not, are approved.
+    pub(crate) fn put_policy(&mut self, who: &Who, new: NewVersion) {
+        let NewVersion { what, policy, reason, unconfirmed } = new;
         let mut record = (*self.state.tailnet).clone();
         record.policy_version += 1;
+        record.unconfirmed = unconfirmed;
         let version = record.policy_version;
         let text = Arc::clone(policy.text());
-        self.state.policy = policy;
+        let before = std::mem::replace(&mut self.state.policy, policy);
+        self.state.derp = self.state.policy.relays(&self.state.own_derp);
         self.recompile = true;
         self.put_tailnet(who, "tailnet.policy", record);
-        self.record(who, "policy.set", Change::PutPolicy { version, text });
+        self.record(who, what, Change::PutPolicy { version, text, reason });
+        self.approve_what_is_new(&before);
+    }
+
+    fn approve_what_is_new(&mut self, before: &PolicyInForce) {
+        let users = access::directory_users(&self.state.users);
+        let mut approved = Vec::new();
+        for node in self.state.nodes.iter() {
+            let offered: Vec<_> = node.state.offered_routes().filter(|route| !node.record.approves(route)).collect();
+            if offered.is_empty() {
+                continue;
+            }
+            let owner = access::owner(&node.record);
+            let was = before.approved_by_itself(&owner, &users, &offered);
+            let mut is = self.state.policy.approved_by_itself(&owner, &users, &offered);
+            is.retain(|route| !was.contains(route));
+            approved.push((node.id(), is));
+        }
+        for (id, routes) in approved {
+            self.add_approved(id, routes);
+        }
+    }
+
+    /// Approves those of `routes`, which a node has just begun to offer, that the policy approves by itself.
+    pub(crate) fn approve_by_policy(&mut self, id: NodeId, routes: &[IpNet]) {
+        let Some(node) = self.state.nodes.get(id).filter(|_| !routes.is_empty()) else { return };
+        let users = access::directory_users(&self.state.users);
+        let approved = self.state.policy.approved_by_itself(&access::owner(&node.record), &users, routes);
+        self.add_approved(id, approved);
+    }
+
+    fn add_approved(&mut self, id: NodeId, routes: Vec<IpNet>) {
+        let Some(node) = self.state.nodes.get(id).map(Arc::clone) else { return };
+        let mut record = (*node.record).clone();
+        record.approved_routes.extend(routes);
+        record.approved_routes.sort_unstable();
+        record.approved_routes.dedup();
+        record.approved_routes.truncate(ROUTES_MAX);
+        if record != *node.record {
+            self.put_node(&Who::server(), "node.approve-routes", &node, record);
+        }
     }
 
     /// Returns the auth key whose secret the client knows.
@@ -172,7 +231,8 @@ impl<'a> Work<'a> {
 
     /// Tells whether a user may give a tag to a node.
     pub(crate) fn may_tag(&self, user: UserId, tag: &str) -> bool {
-        self.state.users.get(&user).is_some_and(|user| self.state.policy.may_tag(&user.login, tag))
+        let user = self.state.users.get(&user);
+        user.is_some_and(|user| self.state.policy.may_tag(&access::directory_user(user), tag))
     }
 
     /// Takes a free address for a new node.
@@ -196,4 +256,20 @@ impl<'a> Work<'a> {
             .collect();
         crate::name::free(wanted, |name| taken.contains(name))
     }
+}
+
+/// A policy that becomes the next version.
+#[derive(Debug)]
+pub(crate) struct NewVersion {
+    /// What the change is called in the audit log.
+    pub(crate) what: &'static str,
+    pub(crate) policy: Arc<PolicyInForce>,
+    pub(crate) reason: String,
+    pub(crate) unconfirmed: Option<Unconfirmed>,
+}
+
+/// Returns the routes that a node offers with its new state and did not offer before, without those already approved.
+pub(crate) fn newly_offered(before: &Node, state: &NodeState) -> Vec<IpNet> {
+    let known: Vec<_> = before.state.offered_routes().collect();
+    state.offered_routes().filter(|route| !known.contains(route) && !before.record.approves(route)).collect()
 }

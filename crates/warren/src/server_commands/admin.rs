@@ -3,7 +3,9 @@
 mod show;
 
 use clap::Subcommand;
+use ipnet::IpNet;
 use jiff::Timestamp;
+use serde_json::Value;
 use warren_control::admin_socket::{AdminRequest, ExpiryChange, NewAuthKey};
 
 use super::socket::Socket;
@@ -90,6 +92,13 @@ enum User {
     },
     /// List users.
     List,
+    /// Give a user a role, which policies can name, such as autogroup:admin.
+    SetRole {
+        /// Login name.
+        login: String,
+        /// `owner`, `admin`, `it-admin`, `network-admin`, `billing-admin`, `auditor` or `member`.
+        role: String,
+    },
     /// Remove a user who owns nothing.
     Remove {
         /// Login name.
@@ -163,8 +172,47 @@ enum Node {
         #[arg(long)]
         never: bool,
     },
+    /// Attributes of a machine, which postures of the policy look at.
+    #[command(subcommand)]
+    Attr(Attr),
+    /// Let a machine carry routes, now if it offers them, otherwise once it does.
+    ApproveRoutes(Routes),
+    /// Forbid a machine to carry routes.
+    RevokeRoutes(Routes),
     /// Remove a machine.
     Remove(NodeName),
+}
+
+#[derive(Debug, Subcommand)]
+enum Attr {
+    /// List the attributes of a machine.
+    List(NodeName),
+    /// Give a machine an attribute.
+    Set {
+        #[command(flatten)]
+        node: NodeName,
+        /// Its name, such as custom:tier.
+        name: String,
+        /// Its value: a number, true, false, or a text. Double quotes make a text of anything: '"5"'.
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+    },
+    /// Take an attribute away.
+    Unset {
+        #[command(flatten)]
+        node: NodeName,
+        /// Its name.
+        name: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Routes {
+    #[command(flatten)]
+    node: NodeName,
+    /// Prefixes, such as 10.0.0.0/8; 0.0.0.0/0 makes an exit node.
+    #[arg(required = true, value_name = "PREFIX")]
+    routes: Vec<IpNet>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -211,6 +259,7 @@ fn request(family: Family, tailnet: Option<String>) -> AdminRequest {
         Family::Tailnet(Tailnet::Approval { name, needed }) => AdminRequest::TailnetApproval { tailnet: name, needed },
         Family::User(User::Create { login, display_name }) => AdminRequest::UserCreate { tailnet, login, display_name },
         Family::User(User::List) => AdminRequest::UserList { tailnet },
+        Family::User(User::SetRole { login, role }) => AdminRequest::UserSetRole { tailnet, login, role },
         Family::User(User::Remove { login }) => AdminRequest::UserRemove { tailnet, login },
         Family::AuthKey(AuthKey::Create { user, reusable, ephemeral, tags, pre_approved, expires }) => {
             let expires_in_seconds = Some(expires.as_secs());
@@ -234,6 +283,19 @@ fn request(family: Family, tailnet: Option<String>) -> AdminRequest {
             };
             AdminRequest::NodeExpire { tailnet, node, expiry }
         }
+        Family::Node(Node::Attr(Attr::List(NodeName { node }))) => AdminRequest::NodeAttrList { tailnet, node },
+        Family::Node(Node::Attr(Attr::Set { node: NodeName { node }, name, value })) => {
+            AdminRequest::NodeAttrSet { tailnet, node, name, value: attribute(value) }
+        }
+        Family::Node(Node::Attr(Attr::Unset { node: NodeName { node }, name })) => {
+            AdminRequest::NodeAttrUnset { tailnet, node, name }
+        }
+        Family::Node(Node::ApproveRoutes(Routes { node: NodeName { node }, routes })) => {
+            AdminRequest::NodeApproveRoutes { tailnet, node, routes }
+        }
+        Family::Node(Node::RevokeRoutes(Routes { node: NodeName { node }, routes })) => {
+            AdminRequest::NodeRevokeRoutes { tailnet, node, routes }
+        }
         Family::Node(Node::Remove(NodeName { node })) => AdminRequest::NodeRemove { tailnet, node },
         Family::Login(Login::List) => AdminRequest::LoginList,
         Family::Login(Login::Approve { id, user }) => AdminRequest::LoginApprove { id, tailnet, user },
@@ -241,6 +303,14 @@ fn request(family: Family, tailnet: Option<String>) -> AdminRequest {
         Family::Audit { verify: true, .. } => AdminRequest::AuditVerify,
         Family::Audit { limit, before, .. } => AdminRequest::Audit { tailnet, before, limit },
         Family::Server => AdminRequest::ServerShow,
+    }
+}
+
+/// Reads the value of an attribute as typed.
+fn attribute(text: String) -> Value {
+    match serde_json::from_str(&text) {
+        Ok(value @ (Value::String(_) | Value::Number(_) | Value::Bool(_))) => value,
+        Ok(Value::Null | Value::Array(_) | Value::Object(_)) | Err(_) => Value::String(text),
     }
 }
 

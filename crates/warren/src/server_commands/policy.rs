@@ -2,12 +2,15 @@
 
 use std::io::Read;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Subcommand;
 use serde_json::Value;
-use warren_control::admin_socket::AdminRequest;
+use warren_control::admin::{PolicyVersionView, PolicyView};
+use warren_control::admin_socket::{AdminRequest, PolicyTerms};
 
 use super::socket::Socket;
+use super::times;
 use crate::exit::{Exit, Failure, OrExit};
 use crate::output;
 
@@ -31,37 +34,114 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Print the policy in force.
-    Get,
-    /// Check a policy file and put it in force.
+    /// Print the policy in force, or an earlier version.
+    Get {
+        /// Number of the version.
+        #[arg(long, value_name = "N")]
+        version: Option<u64>,
+    },
+    /// Check a policy file, run its tests and put it in force. If anything is wrong, the old one stays.
     Set {
         /// The file, or `-` for standard input.
         file: PathBuf,
+        #[command(flatten)]
+        terms: Terms,
     },
+    /// List the versions, with their authors and reasons.
+    History {
+        /// How many, the newest first.
+        #[arg(long, value_name = "N", default_value_t = 50)]
+        limit: u32,
+    },
+    /// Put the text of an earlier version in force again, without running its tests.
+    Rollback {
+        /// Number of the version.
+        #[arg(value_name = "N")]
+        version: u64,
+        #[command(flatten)]
+        terms: Terms,
+    },
+    /// Keep a policy that was set with --commit-confirm.
+    Confirm,
+}
+
+/// How a policy shall be put in force.
+#[derive(Debug, clap::Args)]
+struct Terms {
+    /// Why, for the history.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Only if the policy in force has this tag, as `get --json` and `history --json` show it.
+    #[arg(long, value_name = "ETAG")]
+    if_match: Option<String>,
+    /// Go back by itself after this time (90s, 5m, 1h) unless `warren policy confirm` comes before.
+    #[arg(long, value_name = "SPAN", value_parser = times::span)]
+    commit_confirm: Option<Duration>,
+}
+
+impl Terms {
+    fn to_wire(self) -> Option<PolicyTerms> {
+        Some(PolicyTerms {
+            reason: self.reason,
+            if_match: self.if_match,
+            confirm_within_seconds: self.commit_confirm.map(|span| span.as_secs()),
+        })
+    }
 }
 
 impl Arguments {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let Self { socket, json, tailnet, verb } = self;
-        match verb {
-            Verb::Get => {
-                let answer = socket.call(&AdminRequest::PolicyGet { tailnet })?;
-                if json {
-                    return output::json(&answer);
-                }
+        let request = match verb {
+            Verb::Get { version } => AdminRequest::PolicyGet { tailnet, version },
+            Verb::Set { file, terms } => AdminRequest::PolicySet { tailnet, text: read(&file)?, terms: terms.to_wire() },
+            Verb::History { limit } => AdminRequest::PolicyHistory { tailnet, limit },
+            Verb::Rollback { version, terms } => {
+                AdminRequest::PolicyRollback { tailnet, version, terms: terms.to_wire() }
+            }
+            Verb::Confirm => AdminRequest::PolicyConfirm { tailnet },
+        };
+        let answer = socket.call(&request)?;
+        if json {
+            return output::json(&answer);
+        }
+        match request {
+            AdminRequest::PolicyGet { .. } => {
                 output::text(answer.get("text").and_then(Value::as_str).unwrap_or_default())
             }
-            Verb::Set { file } => {
-                let text = read(&file)?;
-                let answer = socket.call(&AdminRequest::PolicySet { tailnet, text })?;
-                if json {
-                    return output::json(&answer);
-                }
-                let version = answer.get("version").map(Value::to_string).unwrap_or_default();
-                output::line(format_args!("policy version {version} is in force"))
-            }
+            AdminRequest::PolicyHistory { .. } => history(&typed(answer)?),
+            _ => in_force(&typed(answer)?),
         }
     }
+}
+
+fn typed<T: serde::de::DeserializeOwned>(answer: Value) -> Result<T, Failure> {
+    serde_json::from_value(answer).or_exit(Exit::General, "the server's answer cannot be read (is it another version?)")
+}
+
+fn in_force(policy: &PolicyView) -> Result<(), Failure> {
+    output::line(format_args!("policy version {} is in force", policy.version))?;
+    let Some(open) = &policy.unconfirmed else { return Ok(()) };
+    output::line(format_args!(
+        "It is undone at {:.0}, in favour of version {}, unless you type: warren policy confirm",
+        open.until, open.back_to
+    ))
+}
+
+fn history(versions: &Vec<PolicyVersionView>) -> Result<(), Failure> {
+    let rows: Vec<_> = versions
+        .iter()
+        .map(|version| {
+            [
+                format!("{}{}", version.version, if version.in_force { " (in force)" } else { "" }),
+                times::seconds(&version.at),
+                version.author.clone(),
+                version.bytes.to_string(),
+                version.reason.replace('\n', " "),
+            ]
+        })
+        .collect();
+    output::table(["VERSION", "TIME", "AUTHOR", "BYTES", "REASON"], &rows)
 }
 
 fn read(file: &PathBuf) -> Result<String, Failure> {

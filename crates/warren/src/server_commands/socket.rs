@@ -33,7 +33,11 @@ impl Socket {
                 CallError::Refused { .. } => Exit::Refused,
                 CallError::Broken { .. } => Exit::General,
             };
-            Failure::new(exit, error)
+            match &error {
+                // Each fault of a policy has its line.
+                CallError::Refused { code, message } if code == "policy" => Failure::of_lines(exit, message),
+                _ => Failure::new(exit, error),
+            }
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Spans of time as typed: `90s`, `30m`, `24h`, `7d`.
+//! Spans of time as typed, `90s`, `30m`, `24h`, `7d`, and times as shown.
 
 use std::time::Duration;
 
@@ -20,6 +20,11 @@ pub(crate) fn span(text: &str) -> Result<Duration, String> {
         Some(seconds) if seconds <= MOST => Ok(Duration::from_secs(seconds)),
         _ => Err("the span must be ten years at most".to_owned()),
     }
+}
+
+/// Leaves the fraction of a second out of a time, for people.
+pub(crate) fn seconds(time: &str) -> String {
+    time.split_once('.').map_or_else(|| time.to_owned(), |(whole, _)| format!("{whole}Z"))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use warren_control::server::key_words;
 
 use crate::exit::{Exit, Failure, OrExit};
 use crate::output;
+use crate::server_commands::times::seconds;
 
 /// Prints the answer to `request`.
 pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failure> {
@@ -29,6 +30,10 @@ pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failur
             let user: UserView = typed(answer)?;
             output::line(format_args!("made the user {} in {}", user.login, user.tailnet))
         }
+        AdminRequest::UserSetRole { .. } => {
+            let user: UserView = typed(answer)?;
+            output::line(format_args!("{} is {} of {} now", user.login, user.role, user.tailnet))
+        }
         AdminRequest::UserRemove { login, .. } => output::line(format_args!("removed the user {login}")),
         AdminRequest::AuthKeyCreate { .. } => auth_key(&answer),
         AdminRequest::AuthKeyList { .. } => auth_keys(&typed::<Vec<AuthKeyView>>(answer)?),
@@ -47,6 +52,21 @@ pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failur
             }
         }
         AdminRequest::NodeRemove { .. } => node_line(answer, "is removed"),
+        AdminRequest::NodeAttrList { .. } => {
+            fields(answer.get("attributes").unwrap_or(&Value::Null))
+        }
+        AdminRequest::NodeAttrSet { name, .. } => node_line(answer, &format!("has the attribute {name} now")),
+        AdminRequest::NodeAttrUnset { name, .. } => node_line(answer, &format!("has no attribute {name} any more")),
+        AdminRequest::NodeApproveRoutes { .. } | AdminRequest::NodeRevokeRoutes { .. } => {
+            let node: NodeView = typed(answer)?;
+            let (carried, waiting): (Vec<_>, Vec<_>) =
+                node.approved_routes.iter().partition(|route| node.offered_routes.contains(route));
+            output::line(format_args!("{} may carry {}", node.fqdn, list(&carried)))?;
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            output::line(format_args!("and, once it offers them, {}", list(&waiting)))
+        }
         AdminRequest::LoginList => logins(&typed::<Vec<LoginView>>(answer)?),
         AdminRequest::LoginApprove { .. } => node_line(answer, "was let in"),
         AdminRequest::LoginReject { id } => output::line(format_args!("refused the login {id}")),
@@ -55,8 +75,18 @@ pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failur
         | AdminRequest::AuditVerify
         | AdminRequest::Backup { .. }
         | AdminRequest::PolicyGet { .. }
-        | AdminRequest::PolicySet { .. } => fields(&answer),
+        | AdminRequest::PolicyHistory { .. }
+        | AdminRequest::PolicySet { .. }
+        | AdminRequest::PolicyRollback { .. }
+        | AdminRequest::PolicyConfirm { .. } => fields(&answer),
     }
+}
+
+fn list(routes: &[&ipnet::IpNet]) -> String {
+    if routes.is_empty() {
+        return "no routes".to_owned();
+    }
+    routes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
 fn typed<T: DeserializeOwned>(answer: Value) -> Result<T, Failure> {
@@ -66,11 +96,6 @@ fn typed<T: DeserializeOwned>(answer: Value) -> Result<T, Failure> {
 fn node_line(answer: Value, what: &str) -> Result<(), Failure> {
     let node: NodeView = typed(answer)?;
     output::line(format_args!("{} {what}", node.fqdn))
-}
-
-/// Leaves the fraction of a second out of a time, for people.
-fn seconds(time: &str) -> String {
-    time.split_once('.').map_or_else(|| time.to_owned(), |(whole, _)| format!("{whole}Z"))
 }
 
 /// Prints how to use a new auth key; the line begins at the first column, so that scripts can find it.
@@ -104,9 +129,12 @@ fn tailnets(list: &[TailnetView]) -> Result<(), Failure> {
 fn users(list: &[UserView]) -> Result<(), Failure> {
     let rows: Vec<_> = list
         .iter()
-        .map(|user| [user.login.clone(), user.display_name.clone(), user.tailnet.clone(), user.nodes.to_string()])
+        .map(|user| {
+            let (login, name) = (user.login.clone(), user.display_name.clone());
+            [login, name, user.role.clone(), user.tailnet.clone(), user.nodes.to_string()]
+        })
         .collect();
-    output::table(["LOGIN", "NAME", "TAILNET", "NODES"], &rows)
+    output::table(["LOGIN", "NAME", "ROLE", "TAILNET", "NODES"], &rows)
 }
 
 fn auth_keys(list: &[AuthKeyView]) -> Result<(), Failure> {

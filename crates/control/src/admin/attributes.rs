@@ -1,0 +1,90 @@
+//! Attributes of nodes, which postures of the policy look at.
+
+use serde_json::Value;
+use warren_policy::AttributeValue;
+
+use super::{Admin, AdminError, AttributesView, NodeView, invalid, not_found};
+use crate::model::attributes::{self, CUSTOM_MAX};
+use crate::tailnet::facts;
+
+impl Admin {
+    /// Returns all attributes of a node.
+    ///
+    /// # Errors
+    /// As [`Self::node`].
+    pub fn node_attributes(&self, tailnet: Option<&str>, node: &str) -> Result<AttributesView, AdminError> {
+        let (tailnet, id) = self.find(tailnet, node)?;
+        let snapshot = tailnet.snapshot();
+        let found = snapshot.nodes.get(id).ok_or_else(|| not_found("node", node))?;
+        let values = facts::attributes(found);
+        Ok(AttributesView {
+            node: snapshot.fqdn(found).trim_end_matches('.').to_owned(),
+            attributes: values.iter().map(|(name, value)| (name.clone(), attributes::to_json(value))).collect(),
+        })
+    }
+
+    /// Gives a node an attribute, `custom:…`, with a text of at most 200 bytes, a number, true or false.
+    ///
+    /// An attribute keeps the kind of its first value until it is taken away, so that a comparison in the policy does
+    /// not stop working by a slip.
+    ///
+    /// # Errors
+    /// As [`Self::node`]; [`AdminError::Invalid`].
+    pub async fn set_node_attribute(
+        &self,
+        tailnet: Option<&str>,
+        node: &str,
+        name: &str,
+        value: &Value,
+    ) -> Result<NodeView, AdminError> {
+        if !attributes::is_custom_name(name) {
+            return Err(invalid("attribute: write custom: and letters, digits or _, 128 bytes at most", name));
+        }
+        let shown = value.to_string();
+        let value = attributes::from_json(value)
+            .ok_or_else(|| invalid("value: a text of 200 bytes at most, a number, true or false", &shown))?;
+        let name = name.to_owned();
+        self.edit(tailnet, node, "node.attribute", move |record, _| {
+            let same = |other: &str| other.eq_ignore_ascii_case(&name) && other != name;
+            if record.attributes.keys().any(|other| same(other)) {
+                return Err(invalid("new attribute: the node has one that differs in capital letters only", &name));
+            }
+            match record.attributes.get(&name) {
+                Some(before) if kind(before) != kind(&value) => {
+                    return Err(invalid("value of the kind that the attribute has; take it away first", &shown));
+                }
+                None if record.attributes.len() >= CUSTOM_MAX => {
+                    return Err(invalid("new attribute: a node has 64 at most", &name));
+                }
+                Some(_) | None => {}
+            }
+            record.attributes.insert(name.clone(), value.clone());
+            Ok(())
+        })
+        .await
+    }
+
+    /// Takes an attribute away.
+    ///
+    /// # Errors
+    /// As [`Self::node`]; [`AdminError::NotFound`] also if the node has no such attribute.
+    pub async fn unset_node_attribute(
+        &self,
+        tailnet: Option<&str>,
+        node: &str,
+        name: &str,
+    ) -> Result<NodeView, AdminError> {
+        let name = name.to_owned();
+        self.edit(tailnet, node, "node.attribute", move |record, _| {
+            record.attributes.remove(&name).map(drop).ok_or_else(|| not_found("attribute", &name))
+        })
+        .await
+    }
+}
+
+fn kind(value: &AttributeValue) -> std::mem::Discriminant<AttributeValue> {
+    std::mem::discriminant(value)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,219 @@
+//! What happens by itself: polls, keys and leases end, a policy that nobody confirmed is undone.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+use warren_wire::control::NodeId;
+
+use super::{Actor, FLUSH_RETRY, LOOK_AT_CLOCK, OFFLINE_GRACE, lease_end};
+use crate::model::{NodeState, TailnetRecord, Who};
+use crate::store::{StoreError, policies};
+use crate::tailnet::Change;
+use crate::tailnet::access::PolicyInForce;
+use crate::tailnet::nodes::Node;
+use crate::tailnet::work::{NewVersion, Work};
+
+impl Actor {
+    pub(super) fn note_ended_polls(&mut self) {
+        for (id, generation) in self.closed.take() {
+            if self.polls.open.get(&id).is_some_and(|poll| poll.generation == generation) {
+                self.polls.open.remove(&id);
+                let until = self.shared.clock.instant() + OFFLINE_GRACE;
+                self.polls.grace.insert(id, (until, self.shared.clock.now()));
+            }
+        }
+    }
+
+    pub(super) fn next_wake(&mut self) -> Option<Instant> {
+        if self.due.clock_stale {
+            self.due.clock_stale = false;
+            self.due.clock = self.next_by_clock();
+        }
+        let grace = self.polls.grace.values().map(|(until, _)| *until).min();
+        [self.due.publish, self.due.flush, self.due.clock, grace].into_iter().flatten().min()
+    }
+
+    /// Returns when to look at the time of day next.
+    fn next_by_clock(&self) -> Option<Instant> {
+        let of_nodes = self.state.nodes.iter().filter_map(|node| self.next_end(node)).min();
+        let of_policy = self.state.tailnet.unconfirmed.as_ref().map(|open| open.until);
+        let soon = self.shared.clock.instant() + LOOK_AT_CLOCK;
+        let at = |next: Timestamp| self.shared.clock.instant_of(next).min(soon);
+        let of_policy = of_policy.map(at).max(self.due.undo_again);
+        of_nodes.map(at).into_iter().chain(of_policy).min()
+    }
+
+    /// Returns when the node's key or lease ends, whichever is first.
+    fn next_end(&self, node: &Node) -> Option<Timestamp> {
+        let key = node.record.key_expiry.filter(|_| !node.expired);
+        let lease = node.state.lease_until.filter(|_| self.is_away(node));
+        key.into_iter().chain(lease).min()
+    }
+
+    fn is_away(&self, node: &Node) -> bool {
+        !self.polls.open.contains_key(&node.id()) && !self.polls.grace.contains_key(&node.id())
+    }
+
+    pub(super) async fn handle_timeout(&mut self) {
+        let now = self.shared.clock.instant();
+        self.end_grace(now);
+        if self.due.clock.is_some_and(|due| due <= now) {
+            self.due.clock_stale = true;
+            self.end_keys();
+            self.end_leases().await;
+            self.undo_policy().await;
+        }
+        if self.due.publish.is_some_and(|due| due <= now) {
+            self.publish();
+        }
+        if self.due.flush.is_some_and(|due| due <= now) {
+            self.flush().await;
+        }
+    }
+
+    /// Nodes that did not come back count as away.
+    fn end_grace(&mut self, now: Instant) {
+        let over: Vec<_> = self
+            .polls
+            .grace
+            .iter()
+            .filter(|(_, (until, _))| *until <= now)
+            .map(|(id, (_, ended))| (*id, *ended))
+            .collect();
+        for (id, ended) in over {
+            self.polls.grace.remove(&id);
+            tracing::debug!(tailnet = %self.state.tailnet.id, node = %id, "a node is away");
+            let Some(node) = self.state.nodes.get(id).map(Arc::clone) else { continue };
+            let mut state = NodeState::clone(&node.state);
+            state.last_seen = Some(ended);
+            if node.record.ephemeral {
+                state.lease_until = Some(lease_end(self.shared.clock.now()));
+            }
+            self.replace_state(&node, state, false);
+        }
+    }
+
+    /// Keys whose time is over stop being valid.
+    fn end_keys(&mut self) {
+        let now = self.shared.clock.now();
+        let over: Vec<_> = self
+            .state
+            .nodes
+            .iter()
+            .filter(|node| !node.expired && node.record.expired_at(now))
+            .map(Arc::clone)
+            .collect();
+        if over.is_empty() {
+            return;
+        }
+        for node in over {
+            tracing::info!(node = %node.record.name, "a node key expired");
+            self.state.nodes.put(node.with_record(Arc::clone(&node.record), true));
+        }
+        self.compile();
+        self.publish();
+    }
+
+    /// Ephemeral nodes that stayed away are removed; the store checks the lease once more.
+    async fn end_leases(&mut self) {
+        let now = self.shared.clock.now();
+        let over: Vec<_> = self
+            .state
+            .nodes
+            .iter()
+            .filter(|node| node.state.lease_until.is_some_and(|until| until <= now) && self.is_away(node))
+            .map(|node| node.id())
+            .collect();
+        if over.is_empty() {
+            return;
+        }
+        self.flush().await;
+        let changes = over
+            .into_iter()
+            .map(|id| {
+                let change: Box<dyn Change> = Box::new(EndLease { id });
+                change
+            })
+            .collect();
+        self.commit(changes).await;
+    }
+
+    /// Puts the policy before in force again if nobody confirmed this one in time.
+    async fn undo_policy(&mut self) {
+        let now = self.shared.clock.now();
+        let Some(open) = self.state.tailnet.unconfirmed.clone().filter(|open| open.until <= now) else { return };
+        if self.due.undo_again.is_some_and(|at| at > self.shared.clock.instant()) {
+            return;
+        }
+        let tailnet = self.state.tailnet.id;
+        let read = self.shared.store.read(move |connection| policies::version(connection, tailnet, open.back_to));
+        let before = match read.await {
+            Ok(stored) => stored.and_then(|stored| match PolicyInForce::parse(&stored.text) {
+                Ok(policy) => Some(Arc::new(policy)),
+                Err(errors) => {
+                    tracing::error!(%tailnet, version = open.back_to, %errors, "a policy cannot be read any more");
+                    None
+                }
+            }),
+            Err(error) => {
+                tracing::error!(%tailnet, %error, "a policy that nobody confirmed is not undone yet");
+                self.due.undo_again = Some(self.shared.clock.instant() + FLUSH_RETRY);
+                return;
+            }
+        };
+        self.commit(vec![Box::new(Undo { before, back_to: open.back_to })]).await;
+        let failed = self.state.tailnet.unconfirmed.is_some();
+        self.due.undo_again = failed.then(|| self.shared.clock.instant() + FLUSH_RETRY);
+        self.due.clock_stale = true;
+    }
+}
+
+/// Removes a node whose lease is over.
+struct EndLease {
+    id: NodeId,
+}
+
+impl Change for EndLease {
+    fn run(&mut self, work: &mut Work<'_>) -> bool {
+        work.remove_node(&Who::server(), "node.remove-ephemeral", self.id, Some(work.now));
+        true
+    }
+
+    fn finish(self: Box<Self>, stored: Result<(), StoreError>) {
+        if let Err(error) = stored {
+            tracing::warn!(node = %self.id, %error, "an ephemeral node is not removed");
+        }
+    }
+}
+
+/// Undoes a policy that nobody confirmed; keeps it if the one before cannot be had any more.
+struct Undo {
+    before: Option<Arc<PolicyInForce>>,
+    back_to: u64,
+}
+
+impl Change for Undo {
+    fn run(&mut self, work: &mut Work<'_>) -> bool {
+        let version = work.state.tailnet.policy_version;
+        tracing::warn!(tailnet = %work.state.tailnet.id, version, back_to = self.back_to, "a policy was not confirmed");
+        match &self.before {
+            Some(policy) => {
+                let reason = format!("version {version} was not confirmed in time: back to version {}", self.back_to);
+                let policy = Arc::clone(policy);
+                work.put_policy(&Who::server(), NewVersion { what: "policy.undo", policy, reason, unconfirmed: None });
+            }
+            None => {
+                let record = TailnetRecord { unconfirmed: None, ..(*work.state.tailnet).clone() };
+                work.put_tailnet(&Who::server(), "policy.keep", record);
+            }
+        }
+        true
+    }
+
+    fn finish(self: Box<Self>, stored: Result<(), StoreError>) {
+        if let Err(error) = stored {
+            tracing::error!(%error, "a policy that nobody confirmed is not undone yet");
+        }
+    }
+}
