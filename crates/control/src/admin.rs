@@ -105,7 +105,9 @@ pub enum AdminError {
         reason: String,
     },
     /// Somebody else changed the policy meanwhile.
-    #[error("the policy was changed meanwhile: version {version} is in force, its tag is {etag}; look at it and set yours again")]
+    #[error(
+        "the policy was changed meanwhile: version {version} is in force, its tag is {etag}; look at it and set yours again"
+    )]
     PolicyChanged {
         /// Version in force.
         version: u64,
@@ -243,8 +245,7 @@ impl Admin {
     /// # Errors
     /// [`AdminError::NotFound`], [`AdminError::Invalid`] for a role that is none, [`AdminError::LastOwner`].
     pub async fn set_user_role(&self, tailnet: &str, login: &str, role: &str) -> Result<UserView, AdminError> {
-        const KINDS: &str =
-            "role: use owner, admin, it-admin, network-admin, billing-admin, auditor or member";
+        const KINDS: &str = "role: use owner, admin, it-admin, network-admin, billing-admin, auditor or member";
         let tailnet = self.tailnet(tailnet)?;
         let role = crate::model::role::parse(role).ok_or_else(|| invalid(KINDS, role))?;
         let (who, login) = (self.who.clone(), login.to_owned());

@@ -131,7 +131,10 @@ impl Control {
         let entries = vec![
             entry("tailnet.create", Change::PutTailnet(record.clone())),
             entry("user.create", Change::PutUser(user.clone())),
-            entry("policy.set", Change::PutPolicy { version: 1, text: Arc::clone(policy.text()), reason: String::new() }),
+            entry(
+                "policy.set",
+                Change::PutPolicy { version: 1, text: Arc::clone(policy.text()), reason: String::new() },
+            ),
         ];
         store.apply(entries, now).await?;
         Ok(self.start_tailnet(LoadedTailnet {

@@ -1,11 +1,9 @@
-//! Who may give tags to nodes, and whose routes need no administrator.
+//! Who may give tags to nodes.
 
 use crate::model::TagOwner;
 use crate::selector::Selector;
-use crate::{DirectoryUser, Owner, Policy, Role};
-use ipnet::IpNet;
-use std::collections::{BTreeMap, BTreeSet};
-use warren_wire::control::UserId;
+use crate::{DirectoryUser, Policy, Role};
+use std::collections::BTreeSet;
 
 impl Policy {
     /// Tells whether a user may give `tag`, which the policy must know, to a node.
@@ -48,36 +46,6 @@ impl Policy {
             }));
         }
         false
-    }
-
-    /// Returns those of `routes` that are approved by themselves when a node of this owner offers them; both default
-    /// routes are what `autoApprovers.exitNode` says, and nothing else.
-    #[must_use]
-    pub fn approved_by_itself(
-        &self,
-        owner: &Owner,
-        users: &BTreeMap<UserId, DirectoryUser>,
-        routes: &[IpNet],
-    ) -> Vec<IpNet> {
-        let approvers = &self.sections.auto_approvers;
-        let covered = |selectors: &[Selector]| selectors.iter().any(|selector| self.names(selector, owner, users));
-        let approves = |route: &IpNet| {
-            if route.prefix_len() == 0 {
-                return covered(&approvers.exit_node);
-            }
-            approvers.routes.iter().any(|(prefix, selectors)| prefix.contains(route) && covered(selectors))
-        };
-        routes.iter().filter(|route| approves(route)).copied().collect()
-    }
-
-    /// Tells whether a selector names the owner of a node.
-    fn names(&self, selector: &Selector, owner: &Owner, users: &BTreeMap<UserId, DirectoryUser>) -> bool {
-        match owner {
-            Owner::User(id) => users.get(id).is_some_and(|user| self.names_user(selector, user)),
-            Owner::Tags(tags) => {
-                *selector == Selector::Tagged || matches!(selector, Selector::Tag(tag) if tags.contains(tag))
-            }
-        }
     }
 
     /// Tells whether a selector of people names this one.
@@ -130,29 +98,5 @@ mod tests {
             let boss = user("eve@example.com", role);
             assert!(policy.may_own_tag(&boss, "tag:none") && !policy.may_own_tag(&boss, "tag:unknown"));
         }
-    }
-
-    #[test]
-    fn routes_within_a_prefix_are_approved_and_default_routes_only_as_exits() {
-        let mut policy = Policy::parse(r#"{"tagOwners": {"tag:router": []}, "acls": []}"#).unwrap();
-        let approvers = &mut policy.sections.auto_approvers;
-        let prefix = |text: &str| text.parse::<IpNet>().unwrap();
-        approvers.routes.insert(prefix("10.0.0.0/8"), vec![Selector::Tag("tag:router".to_owned())]);
-        approvers.routes.insert(prefix("0.0.0.0/0"), vec![Selector::Members]);
-        approvers.exit_node = vec![Selector::Role(Role::Admin)];
-        let users = BTreeMap::from([
-            (UserId(1), user("ann@example.com", Role::Admin)),
-            (UserId(2), user("bob@example.com", Role::Member)),
-        ]);
-        let offered = ["10.1.0.0/16", "10.0.0.0/8", "0.0.0.0/0", "::/0", "192.168.0.0/16"].map(prefix);
-        let approved = |owner: Owner| {
-            let routes = policy.approved_by_itself(&owner, &users, &offered);
-            routes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
-        };
-        assert_eq!(approved(Owner::Tags(["tag:router".to_owned()].into())), "10.1.0.0/16 10.0.0.0/8");
-        assert_eq!(approved(Owner::Tags(["tag:other".to_owned()].into())), "");
-        assert_eq!(approved(Owner::User(UserId(1))), "10.1.0.0/16 10.0.0.0/8 0.0.0.0/0 ::/0 192.168.0.0/16");
-        assert_eq!(approved(Owner::User(UserId(2))), "10.1.0.0/16 10.0.0.0/8 192.168.0.0/16");
-        assert_eq!(approved(Owner::User(UserId(3))), "");
     }
 }

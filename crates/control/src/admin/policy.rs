@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::{Admin, AdminError, PolicyVersionView, PolicyView, invalid, not_found};
@@ -10,7 +11,7 @@ use crate::model::{TailnetRecord, Unconfirmed};
 use crate::store::audit::hex;
 use crate::store::policies::{self, StoredPolicy};
 use crate::tailnet::Tailnet;
-use crate::tailnet::access::PolicyInForce;
+use crate::tailnet::access::{self, PolicyInForce};
 use crate::tailnet::snapshot::Snapshot;
 use crate::tailnet::work::{NewVersion, Work};
 
@@ -19,8 +20,7 @@ const NEVER_EDITED: &str = "ts-default";
 /// Longest reason, in bytes.
 const REASON_MAX: usize = 1000;
 /// Least and longest time to confirm a policy.
-const CONFIRM_WITHIN: std::ops::RangeInclusive<Duration> =
-    Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600);
+const CONFIRM_WITHIN: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600);
 
 /// A policy that shall be put in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,7 +104,7 @@ impl Admin {
         let (what, reason, policy) = match new.source {
             PolicySource::Text(text) => {
                 let policy = parse(&text)?;
-                check_tests(&policy, &tailnet.snapshot())?;
+                check_tests(&policy, &tailnet.snapshot(), self.control.clock().now())?;
                 ("policy.set", reason, policy)
             }
             PolicySource::Version(number) => {
@@ -180,9 +180,10 @@ fn parse(text: &str) -> Result<PolicyInForce, AdminError> {
     PolicyInForce::parse(text).map_err(|errors| AdminError::Policy { reason: errors.to_string() })
 }
 
-/// Runs the tests that a policy brings along against the tailnet as it is.
-fn check_tests(_policy: &PolicyInForce, _snapshot: &Snapshot) -> Result<(), AdminError> {
-    Ok(())
+/// Checks what a policy says against the tailnet as it is: whose domains it names, and the tests that it brings along.
+fn check_tests(policy: &PolicyInForce, snapshot: &Snapshot, now: Timestamp) -> Result<(), AdminError> {
+    let directory = access::directory(&snapshot.users, &snapshot.nodes);
+    policy.check(&directory, now.as_second()).map_err(|reason| AdminError::Policy { reason })
 }
 
 /// Returns the tag by which changes say what they build on: the SHA-256 of the text in hex.

@@ -26,9 +26,8 @@ pub(crate) fn version(
     version: u64,
 ) -> Result<Option<StoredPolicy>, StoreError> {
     let Ok(version) = i64::try_from(version) else { return Ok(None) };
-    let mut statement = connection.prepare_cached(
-        "SELECT version, text, at, author, reason FROM policy WHERE tailnet = ?1 AND version = ?2",
-    )?;
+    let mut statement = connection
+        .prepare_cached("SELECT version, text, at, author, reason FROM policy WHERE tailnet = ?1 AND version = ?2")?;
     Ok(statement.query_row((tailnet.0, version), stored).optional()?)
 }
 

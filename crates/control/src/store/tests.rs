@@ -505,7 +505,7 @@ async fn a_database_of_the_first_schema_is_brought_forward() {
     assert_eq!(roles[0], Role::Owner, "the first user owns the tailnet");
     assert!(roles[1..].iter().all(|role| *role == Role::Member));
     let stored = store.read(|connection| policies::version(connection, TAILNET, 1)).await.unwrap().unwrap();
-    assert_eq!((stored.at, stored.author.as_str()), (start_of_time().to_string(), "cli:uid=0"), "the audit log knows");
+    assert_eq!((stored.at, stored.author.as_str()), (start_of_time().to_string(), "server"), "the audit log knows");
     let columns = |store: Store| async move {
         let read = |connection: &Connection| {
             let mut statement = connection.prepare("SELECT name FROM pragma_table_info('policy')")?;

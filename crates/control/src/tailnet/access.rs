@@ -5,13 +5,16 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::IpNet;
-use warren_policy::{Compiled, Directory, DirectoryNode, DirectoryUser, Policy, PolicyErrors};
+use warren_policy::{Compiled, Directory, DirectoryNode, DirectoryUser, Policy, PolicyErrors, Reach, TESTS_FAILED};
 use warren_wire::control::{DerpMap, NodeId, UserId};
 
 use super::facts;
 use super::filter::{Filter, Outline};
 use super::nodes::{Node, Nodes};
 use crate::model::{NodeRecord, Owner, UserRecord};
+
+/// How many failing tests are told.
+const FAILURES_SHOWN: usize = 100;
 
 /// A tailnet's policy: its text and what it means.
 #[derive(Debug)]
@@ -37,6 +40,21 @@ impl PolicyInForce {
         &self.text
     }
 
+    /// Checks the policy against users and nodes: names of domains, then its own tests, as of `now` in Unix seconds.
+    /// Refuses with a text of several lines.
+    pub(crate) fn check(&self, directory: &Directory, now: i64) -> Result<(), String> {
+        let Some(rules) = &self.rules else { return Ok(()) };
+        rules.check_domains(directory).map_err(|errors| errors.to_string())?;
+        let failures = rules.run_tests(directory, now);
+        if failures.is_empty() {
+            return Ok(());
+        }
+        let lines: Vec<_> = failures.iter().take(FAILURES_SHOWN).map(ToString::to_string).collect();
+        let more = failures.len().saturating_sub(FAILURES_SHOWN);
+        let rest = if more > 0 { format!("\nand {more} more") } else { String::new() };
+        Err(format!("{TESTS_FAILED}\n{}{rest}", lines.join("\n")))
+    }
+
     /// Tells whether a user may give a tag to a node.
     pub(crate) fn may_tag(&self, user: &DirectoryUser, tag: &str) -> bool {
         self.rules.as_ref().is_some_and(|rules| rules.may_own_tag(user, tag))
@@ -46,10 +64,12 @@ impl PolicyInForce {
     pub(crate) fn approved_by_itself(
         &self,
         owner: &warren_policy::Owner,
-        users: &BTreeMap<UserId, DirectoryUser>,
+        people: &Directory,
         routes: &[IpNet],
     ) -> Vec<IpNet> {
-        self.rules.as_ref().map(|rules| rules.approved_by_itself(owner, users, routes)).unwrap_or_default()
+        let Some(rules) = &self.rules else { return Vec::new() };
+        let reach = Reach::new(rules, people, 0);
+        routes.iter().copied().filter(|route| reach.auto_approves(owner, *route)).collect()
     }
 
     /// Returns the server's relays with what the policy says of them; the server's alone if none were left, since
@@ -115,11 +135,18 @@ pub(crate) fn has_relay(map: &DerpMap) -> bool {
     regions.flat_map(|region| &region.nodes).any(|node| !node.stun_only)
 }
 
-fn directory(users: &BTreeMap<UserId, Arc<UserRecord>>, members: &Nodes) -> Directory {
+/// Returns all users and nodes as policies see them.
+pub(crate) fn directory(users: &BTreeMap<UserId, Arc<UserRecord>>, members: &Nodes) -> Directory {
+    let nodes = members.iter().filter_map(|node| Some((node.id(), entry(node)?))).collect();
+    Directory { nodes, ..people(users) }
+}
+
+/// Returns all users as policies see them, and no nodes.
+pub(crate) fn people(users: &BTreeMap<UserId, Arc<UserRecord>>) -> Directory {
     Directory {
         domains: crate::domains::of(users.values().map(|user| user.login.as_str())),
         users: directory_users(users),
-        nodes: members.iter().filter_map(|node| Some((node.id(), entry(node)?))).collect(),
+        nodes: BTreeMap::new(),
     }
 }
 

@@ -133,7 +133,18 @@ impl Actor {
             clock_stale: true,
             undo_again: None,
         };
-        let actor = Self { shared, suffix, state, published, snapshots, closed, polls: Polls::default(), dirty, offered: Vec::new(), due };
+        let actor = Self {
+            shared,
+            suffix,
+            state,
+            published,
+            snapshots,
+            closed,
+            polls: Polls::default(),
+            dirty,
+            offered: Vec::new(),
+            due,
+        };
         (actor, receiver)
     }
 

@@ -11,9 +11,7 @@ use warren_wire::control::{DerpMap, NodeId, UserId};
 use super::access::{self, Access, PolicyInForce};
 use super::nodes::{Node, Nodes};
 use crate::auth_key::Shown;
-use crate::model::{
-    AuthKeyRecord, NodeRecord, NodeState, ROUTES_MAX, TailnetRecord, Unconfirmed, UserRecord, Who,
-};
+use crate::model::{AuthKeyRecord, NodeRecord, NodeState, ROUTES_MAX, TailnetRecord, Unconfirmed, UserRecord, Who};
 use crate::store::{Change, Entry, Store};
 
 /// The tailnet as of the last change; a clone is cheap and independent.
@@ -115,8 +113,7 @@ impl<'a> Work<'a> {
     pub(crate) fn put_node(&mut self, who: &Who, what: &'static str, before: &Node, record: NodeRecord) -> Arc<Node> {
         let record = Arc::new(record);
         let node = before.with_record(Arc::clone(&record), record.expired_at(self.now));
-        self.recompile |= node.takes_part() != before.takes_part()
-            || access::entry(&node) != access::entry(before);
+        self.recompile |= node.takes_part() != before.takes_part() || access::entry(&node) != access::entry(before);
         let other_owner = record.owner != before.record.owner || record.tags != before.record.tags;
         self.state.nodes.put(Arc::clone(&node));
         self.record(who, what, Change::PutNode(Arc::clone(&record)));
@@ -185,7 +182,7 @@ impl<'a> Work<'a> {
     }
 
     fn approve_what_is_new(&mut self, before: &PolicyInForce) {
-        let users = access::directory_users(&self.state.users);
+        let users = access::people(&self.state.users);
         let mut approved = Vec::new();
         for node in self.state.nodes.iter() {
             let offered: Vec<_> = node.state.offered_routes().filter(|route| !node.record.approves(route)).collect();
@@ -206,7 +203,7 @@ impl<'a> Work<'a> {
     /// Approves those of `routes`, which a node has just begun to offer, that the policy approves by itself.
     pub(crate) fn approve_by_policy(&mut self, id: NodeId, routes: &[IpNet]) {
         let Some(node) = self.state.nodes.get(id).filter(|_| !routes.is_empty()) else { return };
-        let users = access::directory_users(&self.state.users);
+        let users = access::people(&self.state.users);
         let approved = self.state.policy.approved_by_itself(&access::owner(&node.record), &users, routes);
         self.add_approved(id, approved);
     }

@@ -94,7 +94,9 @@ impl Arguments {
         let Self { socket, json, tailnet, verb } = self;
         let request = match verb {
             Verb::Get { version } => AdminRequest::PolicyGet { tailnet, version },
-            Verb::Set { file, terms } => AdminRequest::PolicySet { tailnet, text: read(&file)?, terms: terms.to_wire() },
+            Verb::Set { file, terms } => {
+                AdminRequest::PolicySet { tailnet, text: read(&file)?, terms: terms.to_wire() }
+            }
             Verb::History { limit } => AdminRequest::PolicyHistory { tailnet, limit },
             Verb::Rollback { version, terms } => {
                 AdminRequest::PolicyRollback { tailnet, version, terms: terms.to_wire() }

@@ -10,7 +10,8 @@ use crate::testing::*;
 async fn attributes_are_given_kept_and_taken_away() {
     let world = World::new().await;
     world.join(1, NewAuthKey::default()).await;
-    for (name, value) in [("custom:tier", json!("gold")), ("custom:score", json!(4.5)), ("custom:managed", json!(true))] {
+    for (name, value) in [("custom:tier", json!("gold")), ("custom:score", json!(4.5)), ("custom:managed", json!(true))]
+    {
         world.admin().set_node_attribute(None, "host1", name, &value).await.unwrap();
     }
     let world = world.restart(std::time::Duration::from_secs(1)).await;

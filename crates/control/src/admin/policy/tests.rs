@@ -63,9 +63,9 @@ async fn of_changes_that_build_on_the_same_version_one_wins() {
         let admin = world.admin();
         let text = format!("{{\"acls\": []}} // {number}");
         let wanted = if number % 2 == 0 { present.clone() } else { format!("\"{present}\"") };
-        tokio::spawn(async move {
-            admin.set_policy("default", NewPolicy { if_match: Some(wanted), ..new(&text) }).await
-        })
+        tokio::spawn(
+            async move { admin.set_policy("default", NewPolicy { if_match: Some(wanted), ..new(&text) }).await },
+        )
     });
     let mut won = Vec::new();
     for tried in tries.collect::<Vec<_>>() {

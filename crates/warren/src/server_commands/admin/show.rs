@@ -52,9 +52,7 @@ pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failur
             }
         }
         AdminRequest::NodeRemove { .. } => node_line(answer, "is removed"),
-        AdminRequest::NodeAttrList { .. } => {
-            fields(answer.get("attributes").unwrap_or(&Value::Null))
-        }
+        AdminRequest::NodeAttrList { .. } => fields(answer.get("attributes").unwrap_or(&Value::Null)),
         AdminRequest::NodeAttrSet { name, .. } => node_line(answer, &format!("has the attribute {name} now")),
         AdminRequest::NodeAttrUnset { name, .. } => node_line(answer, &format!("has no attribute {name} any more")),
         AdminRequest::NodeApproveRoutes { .. } | AdminRequest::NodeRevokeRoutes { .. } => {
