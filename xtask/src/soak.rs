@@ -5,7 +5,7 @@
 //! through a whole leg, and so does the server in every other leg, so that memory which is never given back shows.
 //! Finished legs are kept in cargo's target folder, so that an interrupted soak goes on where it was.
 
-use crate::fleet::{Node, PATIENCE, Server, icmp, transfer};
+use crate::fleet::{Node, PATIENCE, Server, transfer};
 use crate::lab::{Lab, wait_for};
 use crate::run::{Run, build_warren, require_root, root, target};
 use crate::{fuzz, packages};
@@ -122,7 +122,7 @@ impl Leg {
             cause(fault, round, &mut alpha, &mut server).with_context(say)?;
             let start = Instant::now();
             wait_for("echoes both ways", PATIENCE, || {
-                icmp(&beta.host, &to_alpha, 1).and_then(|_| icmp(&alpha.host, &to_beta, 1)).ok()
+                echo(&beta, &to_alpha).and_then(|()| echo(&alpha, &to_beta)).ok()
             })
             .with_context(say)?;
             leg.rounds.push((fault, start.elapsed().as_secs_f64()));
@@ -179,6 +179,11 @@ impl std::fmt::Display for Leg {
             self.server.1
         )
     }
+}
+
+/// Sends one echo request and waits a moment for the answer.
+fn echo(from: &Node, to: &str) -> Result<()> {
+    from.host.run("ping").args("-n -c 1 -W 0.2").arg(to).output().map(drop)
 }
 
 fn cause(fault: Fault, round: u64, alpha: &mut Node, server: &mut Server) -> Result<()> {

@@ -60,7 +60,8 @@ pub enum PingError {
 /// drain [`Self::poll_transmit`] and [`Self::poll_event`] and look at [`Self::poll_timeout`].
 ///
 /// A peer in use (packets were sent to it in the last 45 s) is pinged every 3 s on its direct path; without a trusted
-/// direct path all its candidates are pinged every 5 s, and it is asked over the relay to do likewise. For a peer at
+/// direct path all its candidates are pinged, a few times within four seconds and then every 5 s, and it is asked over the
+/// relay to do likewise. For a peer at
 /// rest nothing is sent but answers.
 pub struct Paths {
     peers: BTreeMap<NodeKey, Peer>,
@@ -114,16 +115,17 @@ impl Paths {
             }
             peer.disco = disco;
         }
-        peer.home = config.home.and_then(RegionId::known);
+        let home = config.home.and_then(RegionId::known);
+        if peer.home != home || config.endpoints.iter().any(|address| !peer.candidates.contains(plain(*address))) {
+            peer.be_eager();
+        }
+        peer.home = home;
         peer.candidates.list(&config.endpoints, peer.best_address(), now);
         peer.check_best();
         if peer.is_in_use(now) && peer.trusted(now).is_none() {
             // It may be in use since before its disco key was known.
-            let is_idle = peer.disco.is_some() && peer.heartbeat.is_none();
-            if is_idle {
-                self.schedule_heartbeat(&key, now + HEARTBEAT);
-            }
             self.search(&key, now);
+            self.beat_soon(&key, now);
         }
         self.publish(&key);
     }
@@ -181,6 +183,7 @@ impl Paths {
         }
         if peer.is_in_use(now) {
             self.search(key, now);
+            self.beat_soon(key, now);
         }
         self.publish(key);
     }
@@ -193,8 +196,10 @@ impl Paths {
             let Some(peer) = self.peers.get_mut(&key) else { continue };
             peer.candidates.forget_traces();
             peer.lose(Reason::NetworkChanged);
+            peer.be_eager();
             if peer.is_in_use(now) {
                 self.search(&key, now);
+                self.beat_soon(&key, now);
             }
             self.publish(&key);
         }
@@ -230,6 +235,9 @@ impl Paths {
         }
         self.publish(key);
         if sent {
+            if let Some(peer) = self.peers.get_mut(key) {
+                peer.asked = Some(id);
+            }
             return Ok(id);
         }
         self.outbox.pings.cancel(id);
@@ -282,17 +290,27 @@ impl Paths {
     fn use_peer(&mut self, key: &NodeKey, now: Instant) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         peer.last_sent = Some(now);
-        // Without a disco key there is nothing that a heartbeat could do.
-        if peer.disco.is_some() && peer.heartbeat.is_none() {
-            self.schedule_heartbeat(key, now + HEARTBEAT);
+        if peer.heartbeat.is_none() {
+            peer.be_eager();
+            self.beat_soon(key, now);
         }
     }
 
-    fn schedule_heartbeat(&mut self, key: &NodeKey, at: Instant) {
-        if let Some(peer) = self.peers.get_mut(key) {
-            peer.heartbeat = Some(at);
-            self.outbox.timers.insert((at, Timer::Heartbeat(*key)));
+    /// Schedules the next look at a peer at the pace of its search, if that is before the one that is scheduled.
+    fn beat_soon(&mut self, key: &NodeKey, now: Instant) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        // Without a disco key there is nothing that a heartbeat could do.
+        if peer.disco.is_none() {
+            return;
         }
+        let at = now + peer.pace(now);
+        if peer.heartbeat.is_some_and(|scheduled| scheduled <= at) {
+            return;
+        }
+        if let Some(old) = peer.heartbeat.replace(at) {
+            self.outbox.timers.remove(&(old, Timer::Heartbeat(*key)));
+        }
+        self.outbox.timers.insert((at, Timer::Heartbeat(*key)));
     }
 
     fn heartbeat(&mut self, key: &NodeKey, now: Instant) {
@@ -308,7 +326,7 @@ impl Paths {
         if peer.wants_search(now) {
             self.search(key, now);
         }
-        self.schedule_heartbeat(key, now + HEARTBEAT);
+        self.beat_soon(key, now);
         self.publish(key);
     }
 
@@ -316,18 +334,31 @@ impl Paths {
         let Some((sent, failed)) = self.outbox.pings.expire(id) else { return };
         if let Some(id) = failed {
             self.events.push_back(Event::PingTimeout { id });
+            self.forget_asked(&sent.peer, id);
         }
         let Destination::Udp(address) = sent.to else { return };
         let Some(peer) = self.peers.get_mut(&sent.peer) else { return };
         if peer.best_address() == Some(address) && peer.trusted(now).is_none() {
             peer.lose(Reason::Lost);
+            if peer.is_in_use(now) {
+                self.beat_soon(&sent.peer, now);
+            }
             self.publish(&sent.peer);
+        }
+    }
+
+    fn forget_asked(&mut self, key: &NodeKey, id: PingId) {
+        if let Some(peer) = self.peers.get_mut(key).filter(|peer| peer.asked == Some(id)) {
+            peer.asked = None;
         }
     }
 
     /// Looks for a direct path: pings the candidates that are due, and if there are any, asks the peer to do likewise.
     fn search(&mut self, key: &NodeKey, now: Instant) {
         let Some(peer) = self.peers.get_mut(key) else { return };
+        if let (Some(id), Some(disco), Some(region)) = (peer.asked, peer.disco, peer.relay()) {
+            self.outbox.ping(key, &disco, Destination::Relay { region, peer: *key }, Some(id), now);
+        }
         if peer.ping_candidates(key, Which::Due, &mut self.outbox, now) > 0 {
             self.call(key, now);
         }

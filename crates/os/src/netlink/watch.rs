@@ -11,11 +11,11 @@ use tokio::io::unix::AsyncFd;
 
 /// How long the network must be quiet after a change before it is reported, to report a storm of changes once.
 ///
-/// Source: `tailscale: net/netmon`, see paths.md 5.2.
-const QUIET: Duration = Duration::from_secs(1);
+/// Tailscale's `net/netmon` waits for a second. Connections stand still meanwhile, and looking twice costs little.
+const QUIET: Duration = Duration::from_millis(150);
 
 /// The longest that a never-ending storm can hold back a report.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV6_IFADDR`, `RTMGRP_IPV6_ROUTE`.
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
@@ -47,7 +47,7 @@ impl LinkWatch {
         Ok(Self { socket })
     }
 
-    /// Waits for a change, then until the network has been quiet for one second, but not longer than five.
+    /// Waits for a change, then until the network has been quiet for a moment, but not longer than a second.
     ///
     /// Cancelling the call loses no change that it has not begun to wait out.
     ///

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use warren_wire::control::RegionId;
 use warren_wire::key::{DiscoKey, NodeKey};
 
+use super::HEARTBEAT;
 use super::candidates::Candidates;
 use super::outbox::Outbox;
 use super::output::{Destination, Direct, Path, PingId};
@@ -25,6 +26,17 @@ pub(super) const IN_USE: Duration = Duration::from_secs(45);
 ///
 /// Source: Tailscale `wgengine/magicsock`, `discoPingInterval`.
 const PING_SPACING: Duration = Duration::from_secs(5);
+/// The same while a search is young.
+const EAGER_SPACING: Duration = Duration::from_millis(200);
+/// Times between the first tries of a search. What is lost because one end was not ready yet (its relay not connected,
+/// its addresses not told) is made good within a second instead of five.
+const EAGER: [Duration; 5] = [
+    Duration::from_millis(250),
+    Duration::from_millis(300),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+];
 /// Latency at or below which a trusted path is not compared with others.
 ///
 /// Source: Tailscale `wgengine/magicsock`, `goodEnoughLatency`.
@@ -58,6 +70,10 @@ pub(super) struct Peer {
     lost: Option<Reason>,
     pub(super) last_sent: Option<Instant>,
     last_full_ping: Option<Instant>,
+    /// How many of the [`EAGER`] tries of the present search are over.
+    tries: usize,
+    /// A user's ping that is not answered yet: further pings ask for it, too.
+    pub(super) asked: Option<PingId>,
     /// When the next heartbeat is due; set if and only if its timer is.
     pub(super) heartbeat: Option<Instant>,
     budget: Budget,
@@ -75,7 +91,7 @@ struct Best {
 /// Which candidates are pinged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Which {
-    /// Those that were not pinged for 5 s.
+    /// Those that were not pinged for 5 s; while the search is young, for a moment.
     Due,
     /// All, for a user.
     All(PingId),
@@ -110,7 +126,37 @@ impl Peer {
     pub(super) fn lose(&mut self, reason: Reason) {
         if self.best.take().is_some() {
             self.lost = Some(reason);
+            self.tries = 0;
         }
+    }
+
+    /// Lets the direct path prove itself again before it is trusted alone.
+    pub(super) fn doubt(&mut self, key: &NodeKey, outbox: &mut Outbox, now: Instant) {
+        if let Some(best) = self.best.as_mut().filter(|best| best.trusted_until > now) {
+            best.trusted_until = now;
+            self.tries = 0;
+            self.ping_best(key, None, outbox, now);
+        }
+    }
+
+    /// Begins the search anew: something changed by which it may succeed now.
+    pub(super) fn be_eager(&mut self) {
+        self.tries = 0;
+    }
+
+    /// Returns the time until the peer is looked at again, and counts the try.
+    pub(super) fn pace(&mut self, now: Instant) -> Duration {
+        if self.trusted(now).is_some() {
+            self.tries = 0;
+            return HEARTBEAT;
+        }
+        let pace = EAGER.get(self.tries).copied().unwrap_or(HEARTBEAT);
+        self.tries = self.tries.saturating_add(1);
+        pace
+    }
+
+    fn spacing(&self) -> Duration {
+        if self.tries < EAGER.len() { EAGER_SPACING } else { PING_SPACING }
     }
 
     /// Gives up the direct path if its address is no candidate any more.
@@ -151,12 +197,13 @@ impl Peer {
         self.candidates.expire(now);
         self.check_best();
         let user = match which {
-            Which::Due => None,
+            Which::Due => self.asked,
             Which::All(id) => Some(id),
         };
+        let spacing = self.spacing();
         let mut count = 0;
         for candidate in self.candidates.iter_mut() {
-            if which == Which::Due && candidate.pinged_within(PING_SPACING, now) {
+            if which == Which::Due && candidate.pinged_within(spacing, now) {
                 continue;
             }
             let to = Destination::Udp(candidate.address());

@@ -72,9 +72,18 @@ impl Paths {
         {
             match peer.candidates.hear(address, ping.id, peer.best_address(), now) {
                 Heard::Duplicate => return,
-                // By its ping the peer opened its firewall for us: no need to wait until our next ping is due.
-                Heard::Awake if peer.is_in_use(now) && peer.trusted(now).is_none() => {
-                    peer.ping_back(&key, address, &mut self.outbox, now);
+                // By its ping the peer opened its firewall for us: no need to wait until our next ping is due. If we
+                // believe it to be elsewhere, it may have moved.
+                Heard::Awake if peer.is_in_use(now) => {
+                    let trusted = peer.trusted(now);
+                    let has_moved = trusted.is_some_and(|best| best != address && best.is_ipv4() == address.is_ipv4());
+                    if has_moved {
+                        peer.doubt(&key, &mut self.outbox, now);
+                    }
+                    if has_moved || trusted.is_none() {
+                        peer.ping_back(&key, address, &mut self.outbox, now);
+                    }
+                    self.publish(&key);
                 }
                 Heard::Awake | Heard::Known => {}
             }
@@ -111,6 +120,7 @@ impl Paths {
         self.outbox.timers.remove(&(sent.at + PING_TIMEOUT, Timer::Ping(pong.id)));
         if let Some(id) = self.outbox.pings.answer(&pong.id) {
             self.events.push_back(Event::Pong { id, via: pinged, latency });
+            self.forget_asked(&sent.peer, id);
         }
         self.publish(&sent.peer);
     }
@@ -118,6 +128,11 @@ impl Paths {
     /// A peer asks us, over the relay, to ping it at these addresses. Never answered with another call.
     fn handle_call(&mut self, from: &NodeKey, endpoints: &[SocketAddr], now: Instant) {
         let Some(peer) = self.peers.get_mut(from) else { return };
+        // A peer that asks and does not name where we believe it to be has probably moved: without this it would be
+        // sent to its old address alone for as long as that was trusted.
+        if peer.best_address().is_some_and(|best| !endpoints.iter().any(|address| plain(*address) == best)) {
+            peer.doubt(from, &mut self.outbox, now);
+        }
         peer.candidates.call(endpoints, peer.best_address(), now);
         peer.check_best();
         peer.ping_candidates(from, Which::Due, &mut self.outbox, now);

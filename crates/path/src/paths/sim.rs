@@ -69,6 +69,8 @@ pub(super) struct Internet {
     pub(super) loss: u32,
     /// Swallows all UDP.
     pub(super) is_cut: bool,
+    /// Swallows what goes over the relay.
+    pub(super) is_relay_cut: bool,
     flying: BTreeMap<(Instant, u64), Packet>,
     count: u64,
     data: u64,
@@ -102,6 +104,7 @@ impl Internet {
             relay_latency: Duration::from_millis(40),
             loss: 0,
             is_cut: false,
+            is_relay_cut: false,
             flying: BTreeMap::new(),
             count: 0,
             data: 0,
@@ -238,7 +241,16 @@ impl Internet {
         }
     }
 
+    /// Gives a node another public address.
+    pub(super) fn renumber(&mut self, node: usize, number: u8) {
+        self.nodes[node].number = number;
+        self.nodes[node].mappings.clear();
+    }
+
     fn send_relayed(&mut self, sender: usize, receiver: usize, payload: Payload) {
+        if self.is_relay_cut {
+            return;
+        }
         let packet = Packet { from: None, sender, receiver, payload };
         self.fly(self.relay_latency, packet);
     }
