@@ -6,8 +6,8 @@ use jsonc_parser::common::Ranged as _;
 use jsonc_parser::{CollectOptions, CommentCollectionStrategy, ParseOptions, parse_to_ast};
 use std::collections::BTreeMap;
 
-/// Largest policy file, in bytes.
-pub const POLICY_MAX_BYTES: usize = 512 << 10;
+/// Largest policy file, in bytes: some 10,000 rules fit.
+pub const POLICY_MAX_BYTES: usize = 2 << 20;
 /// Deepest nesting of lists and objects in a policy file.
 pub const POLICY_MAX_DEPTH: usize = 32;
 
@@ -21,8 +21,9 @@ pub(crate) struct Json {
 #[derive(Debug, PartialEq)]
 pub(crate) enum Kind {
     Null,
-    Bool,
-    Number,
+    Bool(bool),
+    /// As written.
+    Number(String),
     Text(String),
     List(Vec<Json>),
     Object(Vec<Member>),
@@ -36,13 +37,47 @@ pub(crate) struct Member {
     pub(crate) value: Json,
 }
 
+impl Json {
+    /// Writes the value as JSON without blanks, comments and trailing commas.
+    pub(crate) fn write(&self, out: &mut String) {
+        match &self.kind {
+            Kind::Null => out.push_str("null"),
+            Kind::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
+            Kind::Number(number) => out.push_str(number),
+            Kind::Text(text) => write_text(text, out),
+            Kind::List(elements) => {
+                out.push('[');
+                for (number, element) in elements.iter().enumerate() {
+                    out.push_str(if number > 0 { "," } else { "" });
+                    element.write(out);
+                }
+                out.push(']');
+            }
+            Kind::Object(members) => {
+                out.push('{');
+                for (number, member) in members.iter().enumerate() {
+                    out.push_str(if number > 0 { "," } else { "" });
+                    write_text(&member.name, out);
+                    out.push(':');
+                    member.value.write(out);
+                }
+                out.push('}');
+            }
+        }
+    }
+}
+
+fn write_text(text: &str, out: &mut String) {
+    out.push_str(&serde_json::Value::from(text).to_string());
+}
+
 impl Kind {
     /// Says what it is, for messages.
     pub(crate) const fn noun(&self) -> &'static str {
         match self {
             Self::Null => "null",
-            Self::Bool => "true or false",
-            Self::Number => "a number",
+            Self::Bool(_) => "true or false",
+            Self::Number(_) => "a number",
             Self::Text(_) => "a text",
             Self::List(_) => "a list",
             Self::Object(_) => "an object",
@@ -107,7 +142,8 @@ fn too_deep(text: &str) -> Option<usize> {
             }
             b'/' if bytes.next_if(|(_, next)| *next == b'/').is_some() => {
                 for (_, inside) in bytes.by_ref() {
-                    if inside == b'\n' {
+                    // The parser ends a comment at either.
+                    if matches!(inside, b'\n' | b'\r') {
                         break;
                     }
                 }
@@ -138,8 +174,8 @@ fn convert(text: &str, value: Value<'_>, errors: &mut Errors<'_>) -> Json {
     let at = value.range().start;
     let kind = match value {
         Value::NullKeyword(_) => Kind::Null,
-        Value::BooleanLit(_) => Kind::Bool,
-        Value::NumberLit(_) => Kind::Number,
+        Value::BooleanLit(literal) => Kind::Bool(literal.value),
+        Value::NumberLit(literal) => Kind::Number(literal.value.to_owned()),
         Value::StringLit(literal) => Kind::Text(string(text, literal, errors)),
         Value::Array(list) => {
             Kind::List(list.elements.into_iter().map(|element| convert(text, element, errors)).collect())
@@ -263,6 +299,8 @@ mod tests {
         let too_deep = (at(1, POLICY_MAX_DEPTH + 1), Problem::TooDeep { limit: POLICY_MAX_DEPTH });
         assert_eq!(only_error(&nested(POLICY_MAX_DEPTH + 1)), too_deep);
         assert_eq!(only_error(&"[".repeat(POLICY_MAX_BYTES)), too_deep);
+        // A carriage return ends a comment, too.
+        only_error(&format!("//\r{}", "[".repeat(POLICY_MAX_BYTES - 3)));
         let many = "[{".repeat(50);
         read_one(&format!("// {many}\n/* {many} */ [\"{many}\\\"{many}\"]")).unwrap();
     }
@@ -303,7 +341,8 @@ mod tests {
     fn same(ours: &Json, theirs: &serde_json::Value) -> bool {
         use serde_json::Value;
         match (&ours.kind, theirs) {
-            (Kind::Null, Value::Null) | (Kind::Bool, Value::Bool(_)) | (Kind::Number, Value::Number(_)) => true,
+            (Kind::Null, Value::Null) | (Kind::Number(_), Value::Number(_)) => true,
+            (Kind::Bool(one), Value::Bool(two)) => one == two,
             (Kind::Text(one), Value::String(two)) => one == two,
             (Kind::List(one), Value::Array(two)) => {
                 one.len() == two.len() && one.iter().zip(two).all(|(one, two)| same(one, two))
