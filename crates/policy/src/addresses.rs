@@ -5,15 +5,18 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::LazyLock;
 
-/// Addresses as ranges, each by its first address with its last: of one family each, apart from each other by at least
-/// one address. IPv4 stands before IPv6.
+/// Addresses as ranges: of one family each, sorted with IPv4 before IPv6, apart from each other by at least one address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(crate) struct AddressSet(BTreeMap<IpAddr, IpAddr>);
+pub(crate) struct AddressSet(Vec<(IpAddr, IpAddr)>);
+
+/// A set that still changes: ranges as in [`AddressSet`], each by its first address with its last.
+#[derive(Debug, Default)]
+pub(crate) struct AddressSetBuilder(BTreeMap<IpAddr, IpAddr>);
 
 /// What `autogroup:internet` stands for (policy.md, section 3.3).
 static INTERNET: LazyLock<AddressSet> = LazyLock::new(|| {
     let v4 = |a, b, c, d| IpAddr::V4(Ipv4Addr::new(a, b, c, d));
-    let mut set = AddressSet::default();
+    let mut set = AddressSetBuilder::default();
     set.add(v4(0, 0, 0, 0), v4(255, 255, 255, 255));
     for (first, last) in [
         (v4(10, 0, 0, 0), v4(10, 255, 255, 255)),
@@ -26,15 +29,10 @@ static INTERNET: LazyLock<AddressSet> = LazyLock::new(|| {
     }
     let last = Ipv6Addr::new(0x3fff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff);
     set.add(IpAddr::V6(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0)), IpAddr::V6(last));
-    set
+    set.finish()
 });
 
-impl AddressSet {
-    /// Returns the addresses of the Internet: neither private, nor link-local, nor those of tailnets.
-    pub(crate) fn internet() -> &'static Self {
-        &INTERNET
-    }
-
+impl AddressSetBuilder {
     /// Adds the addresses from `first` to `last`, of one family and in order.
     pub(crate) fn add(&mut self, mut first: IpAddr, mut last: IpAddr) {
         if let Some((start, end)) = self.0.range(..first).next_back().map(|(start, end)| (*start, *end))
@@ -67,8 +65,22 @@ impl AddressSet {
     /// Takes out the ranges that begin from `first` to `last`.
     fn take(&mut self, first: IpAddr, last: IpAddr) -> Vec<(IpAddr, IpAddr)> {
         let found: Vec<_> = self.0.range(first..=last).map(|(start, end)| (*start, *end)).collect();
-        found.iter().for_each(|(start, _)| drop(self.0.remove(start)));
+        for (start, _) in &found {
+            self.0.remove(start);
+        }
         found
+    }
+
+    /// Returns the set as it is now.
+    pub(crate) fn finish(self) -> AddressSet {
+        AddressSet(self.0.into_iter().collect())
+    }
+}
+
+impl AddressSet {
+    /// Returns the addresses of the Internet: neither private, nor link-local, nor those of tailnets.
+    pub(crate) fn internet() -> &'static Self {
+        &INTERNET
     }
 
     /// Tells whether an address is in the set.
@@ -83,28 +95,24 @@ impl AddressSet {
 
     fn overlaps_range(&self, first: IpAddr, last: IpAddr) -> bool {
         // A range of IPv4 ends before every IPv6 address, so families do not mix here.
-        self.0.range(..=last).next_back().is_some_and(|(_, end)| *end >= first)
-    }
-
-    /// Tells how many ranges there are.
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        let after = self.0.partition_point(|(start, _)| *start <= last);
+        self.0.get(..after).and_then(<[_]>::last).is_some_and(|(_, end)| *end >= first)
     }
 
     /// Returns the ranges, each with its first and its last address.
-    pub(crate) fn ranges(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> + '_ {
-        self.0.iter().map(|(first, last)| (*first, *last))
+    pub(crate) fn ranges(&self) -> &[(IpAddr, IpAddr)] {
+        &self.0
     }
 
     /// Returns the fewest prefixes that cover just the set.
     pub(crate) fn prefixes(&self) -> impl Iterator<Item = IpNet> + '_ {
-        self.ranges().flat_map(|(first, last)| prefixes(first, last))
+        self.0.iter().flat_map(|(first, last)| prefixes(*first, *last))
     }
 
     /// Returns the set as a filter rule writes it: addresses, prefixes, and ranges that are no single prefix.
     pub(crate) fn wire_texts(&self) -> impl Iterator<Item = String> + '_ {
-        self.ranges().map(|(first, last)| {
-            let mut prefixes = prefixes(first, last);
+        self.0.iter().map(|(first, last)| {
+            let mut prefixes = prefixes(*first, *last);
             match (prefixes.next(), prefixes.next()) {
                 _ if first == last => first.to_string(),
                 (Some(prefix), None) => prefix.to_string(),
@@ -148,7 +156,7 @@ mod tests {
     #[test]
     fn the_internet_is_what_the_wire_has_for_it() {
         let ranges: Vec<String> =
-            AddressSet::internet().ranges().map(|(first, last)| format!("{first}-{last}")).collect();
+            AddressSet::internet().ranges().iter().map(|(first, last)| format!("{first}-{last}")).collect();
         assert_eq!(
             ranges,
             [
@@ -162,20 +170,28 @@ mod tests {
             ]
         );
         let prefix = |text: &str| text.parse::<IpNet>().unwrap();
-        assert!(AddressSet::internet().overlaps(prefix("10.0.0.0/7")) && !AddressSet::internet().overlaps(prefix("10.0.0.0/8")));
-        assert!(!AddressSet::internet().overlaps(prefix("fd00::/8")) && AddressSet::internet().overlaps(prefix("::/0")));
+        assert!(
+            AddressSet::internet().overlaps(prefix("10.0.0.0/7"))
+                && !AddressSet::internet().overlaps(prefix("10.0.0.0/8"))
+        );
+        assert!(
+            !AddressSet::internet().overlaps(prefix("fd00::/8")) && AddressSet::internet().overlaps(prefix("::/0"))
+        );
     }
 
     #[test]
     fn the_ends_of_both_families_are_reached() {
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
-        let mut set = AddressSet::default();
+        let mut set = AddressSetBuilder::default();
         set.add(address("255.255.255.255"), address("255.255.255.255"));
         set.add(address("::"), address("::1"));
-        assert_eq!(set.wire_texts().collect::<Vec<_>>(), ["255.255.255.255", "::/127"]);
         set.remove(address("0.0.0.0"), address("255.255.255.255"));
         set.remove(address("::"), address("::"));
-        assert_eq!(set.wire_texts().collect::<Vec<_>>(), ["::1"]);
+        set.add(address("10.0.0.1"), address("10.0.0.2"));
+        set.add(address("255.255.255.255"), address("255.255.255.255"));
+        set.add(address("::4"), address("::5"));
+        let set = set.finish();
+        assert_eq!(set.wire_texts().collect::<Vec<_>>(), ["10.0.0.1-10.0.0.2", "255.255.255.255", "::1", "::4/127"]);
     }
 
     proptest! {
@@ -186,7 +202,7 @@ mod tests {
                 true => IpAddr::V6(Ipv6Addr::from(u128::MAX - 255 + u128::from(last))),
                 false => IpAddr::V4(Ipv4Addr::from(u32::from(last))),
             };
-            let mut set = AddressSet::default();
+            let mut set = AddressSetBuilder::default();
             let mut naive = BTreeSet::new();
             for (add, v6, one, two) in steps {
                 let (first, last) = (one.min(two), one.max(two));
@@ -198,6 +214,7 @@ mod tests {
                     naive.retain(|known| !(address(v6, first)..=address(v6, last)).contains(known));
                 }
             }
+            let set = set.finish();
             for v6 in [false, true] {
                 for number in 0..=255 {
                     prop_assert_eq!(set.contains(address(v6, number)), naive.contains(&address(v6, number)));
@@ -215,8 +232,7 @@ mod tests {
                 })
                 .collect();
             prop_assert_eq!(of_prefixes, naive);
-            let ranges: Vec<_> = set.ranges().collect();
-            for pair in ranges.windows(2) {
+            for pair in set.ranges().windows(2) {
                 prop_assert!(next(pair[0].1).is_none_or(|after| after < pair[1].0), "ranges touch");
             }
         }

@@ -5,8 +5,9 @@ use crate::problem::{Errors, PolicyErrors};
 use crate::{Compiled, Directory, hujson, read};
 use std::sync::Arc;
 
-/// Most destinations that all rules of a policy may have together.
-pub const DESTINATIONS_MAX: usize = 10_000;
+/// Most destinations that all rules of a policy may have together, each as often as it has ranges of ports and
+/// capabilities.
+pub const DESTINATIONS_MAX: usize = 100_000;
 
 /// A valid policy, with its text.
 #[derive(Debug, Clone)]

@@ -44,11 +44,6 @@ pub(crate) enum Test {
     NotSet,
 }
 
-<<<<<<< HEAD
-impl Assertion {
-    pub(crate) fn holds(&self, _attributes: &Attributes) -> bool {
-        true
-=======
 /// Attributes that nodes tell themselves; others of `node:` do not exist.
 pub(crate) const NODE_ATTRIBUTES: [&str; 6] = [
     "node:os",
@@ -67,7 +62,8 @@ impl Assertion {
     /// Reads an assertion.
     pub(crate) fn parse(text: &str) -> Result<Self, Problem> {
         let wrong = |what| Problem::Assertion { text: text.to_owned(), what };
-        let (attribute, rest) = split_attribute(text.trim()).ok_or_else(|| wrong("it does not begin with an attribute"))?;
+        let (attribute, rest) =
+            split_attribute(text.trim()).ok_or_else(|| wrong("it does not begin with an attribute"))?;
         if attribute.starts_with("node:") && !NODE_ATTRIBUTES.contains(&attribute) {
             return Err(Problem::UnknownAttribute { name: attribute.to_owned() });
         }
@@ -194,12 +190,13 @@ fn fits(attribute: &str, test: &Test) -> bool {
     match test {
         Test::Equal(value) | Test::NotEqual(value) => of_kind(value),
         Test::In(values) | Test::NotIn(values) => values.iter().all(of_kind),
-        Test::Less(value) | Test::LessOrEqual(value) | Test::Greater(value) | Test::GreaterOrEqual(value) => match value
-        {
-            AttributeValue::Text(text) => VERSIONS.contains(&attribute) && !version(text).is_empty(),
-            AttributeValue::Number(_) => of_kind(value),
-            AttributeValue::Bool(_) => false,
-        },
+        Test::Less(value) | Test::LessOrEqual(value) | Test::Greater(value) | Test::GreaterOrEqual(value) => {
+            match value {
+                AttributeValue::Text(text) => VERSIONS.contains(&attribute) && !version(text).is_empty(),
+                AttributeValue::Number(_) => of_kind(value),
+                AttributeValue::Bool(_) => false,
+            }
+        }
         Test::IsSet | Test::NotSet => true,
     }
 }
@@ -315,6 +312,5 @@ mod tests {
             let text = |[major, minor, patch]: [u16; 3]| format!("{major}.{minor}.{patch}-x");
             prop_assert_eq!(version_order(&text(one), &text(two)), Some(one.cmp(&two)));
         }
->>>>>>> d08b6cd (policy: postures, times of rules and sets of addresses)
     }
 }

@@ -1,5 +1,7 @@
 //! What can be wrong with a policy, where, and what to write instead.
 
+mod advice;
+
 use std::fmt;
 
 /// Largest number of errors that are gathered from one file.
@@ -52,20 +54,6 @@ impl PolicyErrors {
     pub fn errors(&self) -> &[PolicyError] {
         &self.0
     }
-
-    /// Tells whether the file only uses what the language knows and this version does not.
-    #[must_use]
-    pub fn is_only_unsupported(&self) -> bool {
-        let mut problems = self.0.iter().map(|error| &error.problem);
-        problems.all(|problem| {
-            matches!(
-                problem,
-                Problem::UnsupportedSection { .. }
-                    | Problem::UnsupportedSelector { .. }
-                    | Problem::UnsupportedField { .. }
-            )
-        })
-    }
 }
 
 impl fmt::Display for PolicyErrors {
@@ -105,12 +93,6 @@ pub enum Problem {
     WrongKind { place: String, wanted: &'static str, found: &'static str },
     #[error("unknown field: {name:?}")]
     UnknownField { name: String, known: &'static [&'static str] },
-    #[error("the section {name:?} is not supported yet")]
-    UnsupportedSection { name: String },
-    #[error("the field {name:?} is not supported yet")]
-    UnsupportedField { name: String },
-    #[error("the selector {selector:?} is not supported yet")]
-    UnsupportedSelector { selector: String },
     #[error("unknown autogroup: {name:?}")]
     UnknownAutogroup { name: String },
     #[error("action must be specified")]
@@ -121,16 +103,16 @@ pub enum Problem {
     WrongSide { selector: String, side: &'static str },
     #[error("autogroup:self can only be used with users, groups, or supported autogroups; {source_selector:?} is none")]
     SelfWithOtherSources { source_selector: String },
-    #[error("{side}={selector:?}: tag not found: {tag:?}")]
-    UndefinedTag { side: &'static str, selector: String, tag: String },
+    #[error("{context}tag not found: {tag:?}")]
+    UndefinedTag { context: String, tag: String },
     #[error("group not defined in policy: {group:?}")]
     UndefinedGroup { group: String },
     #[error("host not defined in policy: {host:?}")]
     UndefinedHost { host: String },
-    #[error("group must start with 'group:', got: {name:?}")]
-    GroupName { name: String },
-    #[error("tag must start with 'tag:', got: {name:?}")]
-    TagPrefix { name: String },
+    #[error("{what} must start with '{prefix}', got: {name:?}")]
+    DefinitionName { what: &'static str, prefix: &'static str, name: String },
+    #[error("{name:?} is a group of the identity provider, which says who is in it")]
+    SyncedGroup { name: String },
     #[error("{name:?}: tag names must start with a letter, after 'tag:', and go on with letters, digits and hyphens")]
     TagName { name: String },
     #[error("groups[{group:?}]: {member:?}: group members cannot be recursive")]
@@ -141,7 +123,7 @@ pub enum Problem {
     HostName { name: String },
     #[error("hostname contains invalid IP address: hostname {name:?} address {address:?}")]
     HostAddress { name: String, address: String },
-    #[error("{owner:?} cannot own a tag")]
+    #[error("invalid owner format: {owner:?} cannot own a tag")]
     TagOwner { owner: String },
     #[error("tag {tag:?} references undefined tag {owner:?}")]
     UndefinedOwnerTag { tag: String, owner: String },
@@ -153,116 +135,126 @@ pub enum Problem {
     Ports { context: String, text: String, what: &'static str },
     #[error("proto name {text:?} not known")]
     Protocol { text: String },
+    #[error("protocol number out of range (0-255): {text:?}")]
+    ProtocolRange { text: String },
     #[error("leading 0 not permitted in protocol number {text:?}")]
     ProtocolLeadingZero { text: String },
     #[error("protocol {protocol:?} does not support specific ports")]
     PortsWithoutPortProtocol { protocol: String },
+    #[error("autogroup:member and its alias autogroup:members are both used")]
+    BothMemberSpellings,
+    #[error("invalid alias format: {text:?}")]
+    SelectorForm { text: String },
+    #[error("invalid user: {text:?}")]
+    UserPattern { text: String },
+    #[error("{text:?}: invalid address")]
+    Address { text: String },
+    #[error("{kind} not supported for {place}: {selector:?}")]
+    Misplaced { kind: &'static str, place: &'static str, selector: String, allowed: &'static str },
+    #[error("autogroup:internet can only be used in ACL destinations")]
+    InternetAsSource,
+    #[error("cannot use autogroup:danger-all as a dst")]
+    EverywhereAsDestination,
+    #[error("ipset not defined in policy: {name:?}")]
+    UndefinedIpSet { name: String },
+    #[error("posture not defined in policy: {name:?}")]
+    UndefinedPosture { name: String },
+    #[error("ip and app can not both be empty")]
+    EmptyGrant,
+    #[error("{text:?}: expected only one colon in Internet protocol and port type")]
+    GrantColons { text: String },
+    #[error("via can only be a tag, not {text:?}")]
+    ViaNoTag { text: String },
+    #[error("tag {tag:?} not found")]
+    UndefinedViaTag { tag: String },
+    #[error("cannot use app grants with autogroup:internet")]
+    AppToInternet,
+    #[error("dst {text:?}: to allow all IP addresses, use \"*\" or \"autogroup:internet\"")]
+    DefaultRoute { text: String },
+    #[error("{name:?}: capability name must have the form {{domain}}/{{path}}")]
+    CapabilityForm { name: String },
+    #[error("{name:?}: capability name must not be in the tailscale.com domain")]
+    CapabilityDomain { name: String },
+    #[error("not JSON: {what}")]
+    Value { what: String },
+    #[error("action must be specified")]
+    MissingSshAction,
+    #[error("{action:?} is not a valid action")]
+    SshAction { action: String },
+    #[error("users must be specified")]
+    MissingSshUsers,
+    #[error("user {user:?} is not valid")]
+    SshUser { user: String },
+    #[error("acceptEnv values cannot be empty")]
+    EmptyAcceptEnv,
+    #[error("invalid dst {text:?}")]
+    SshDestination { text: String },
+    #[error("wildcard (*) is not supported as SSH destination")]
+    SshDestinationAny,
+    #[error("user destination requires source to contain only that same user {user:?}")]
+    SshUserDestination { user: String },
+    #[error(
+        "autogroup:self destination requires source to contain only users or groups, not tags or autogroup:tagged, like {source_selector:?}"
+    )]
+    SshSelfSources { source_selector: String },
+    #[error("tags in SSH source cannot access user-owned devices, those of {user:?}")]
+    SshTaggedToUser { user: String },
+    #[error("tags in SSH source cannot access autogroup:member (user-owned devices)")]
+    SshTaggedToMember,
+    #[error("{source_selector:?} cannot be checked: there is no person behind tagged devices")]
+    SshTaggedCheck { source_selector: String },
+    #[error("checkPeriod {period} {what}")]
+    CheckPeriod { period: String, what: &'static str },
+    #[error("time: invalid duration {text:?}")]
+    Duration { text: String },
+    #[error("checkPeriod is only valid with action \"check\"")]
+    CheckPeriodWithoutCheck,
+    #[error("IPPool({pool}): nodeAttrs ipPool must be within 100.64.0.0/10")]
+    PoolRange { pool: String },
+    #[error("IPPool({pool}): network within reserved range")]
+    PoolReserved { pool: String },
+    #[error("attr values cannot be empty")]
+    EmptyAttribute,
+    #[error("invalid auto approver format: {text:?}")]
+    Approver { text: String },
+    #[error("invalid prefix: {text:?}")]
+    RoutePrefix { text: String },
+    #[error("invalid service: {text:?}")]
+    ServiceName { text: String },
+    #[error("invalid assertion {text:?}: {what}")]
+    Assertion { text: String, what: &'static str },
+    #[error("unknown attribute: {name:?}")]
+    UnknownAttribute { name: String },
+    #[error("{name:?} is empty")]
+    EmptyDefinition { name: String },
+    #[error("{text:?} is no operation of an ipset")]
+    IpSetOperation { text: String },
+    #[error("{text:?} does not say whether to add or to remove it, in an ipset that removes something")]
+    IpSetBare { text: String },
+    #[error("{name:?} contains itself, through {through:?}")]
+    IpSetCycle { name: String, through: String },
+    #[error("the ipsets have more than {limit} ranges of addresses")]
+    TooManyRanges { limit: usize },
+    #[error("invalid region {text:?}")]
+    Region { text: String },
+    #[error("region {text:?} has no relays")]
+    RegionNodes { text: String },
+    #[error("{place} must not be {text:?}")]
+    Choice { place: &'static str, text: String, allowed: &'static str },
+    #[error("{text:?} is not a moment")]
+    Moment { text: String },
+    #[error("until is not after from, so that the rule never holds")]
+    EndBeforeBegin,
+    #[error("{text:?} is not a time of the day")]
+    Clock { text: String },
+    #[error("{text:?} is not a day of the week")]
+    Days { text: String },
+    #[error("{text:?} is not a time zone")]
+    Zone { text: String },
+    #[error("the attribute {name:?} of a test cannot be {found}")]
+    TestAttribute { name: String, found: &'static str },
     #[error("{domain} is not associated with this Tailnet and cannot be used in user:*@<domain> expressions")]
     ForeignDomain { domain: String },
-}
-
-impl Problem {
-    /// Says what to write instead.
-    #[must_use]
-    pub fn advice(&self) -> String {
-        match self {
-            Self::TooLarge { .. } => "shorten it, with groups and tags in place of lists".to_owned(),
-            Self::TooManyDestinations { .. } => "give groups of machines a tag, and name the tag".to_owned(),
-            Self::TooDeep { .. } => "no section needs that depth".to_owned(),
-            Self::EmptyDocument => "write {\"acls\": []} to deny everything".to_owned(),
-            Self::Syntax { .. } => {
-                "write JSON; only comments and trailing commas may be added, and every name and text stands in double quotes"
-                    .to_owned()
-            }
-            Self::ControlCharacter => "write \\n, \\t or \\u00XX".to_owned(),
-            Self::DuplicateName { .. } => "keep one of them, or join what they hold".to_owned(),
-            Self::WrongKind { wanted, .. } => format!("write {wanted}"),
-            Self::UnknownField { name, known } => match nearest(name, known) {
-                Some(near) => format!("did you mean {near:?}?"),
-                None => format!("known here: {}", known.join(", ")),
-            },
-            Self::UnsupportedSection { name } => {
-                format!("{}; supported are acls, groups, hosts and tagOwners", without_section(name))
-            }
-            Self::UnsupportedField { .. } => "remove it".to_owned(),
-            Self::UnsupportedSelector { .. } => {
-                "write a user, group:…, tag:…, host, address, prefix, *, autogroup:member or autogroup:self".to_owned()
-            }
-            Self::UnknownAutogroup { .. } => "write autogroup:member or autogroup:self".to_owned(),
-            Self::MissingAction | Self::UnsupportedAction { .. } => {
-                "write \"action\": \"accept\"; what no rule accepts is denied".to_owned()
-            }
-            Self::WrongSide { .. } => "write autogroup:member as the source of a rule to autogroup:self".to_owned(),
-            Self::SelfWithOtherSources { .. } => "give this source a rule of its own, with another destination".to_owned(),
-            Self::UndefinedTag { tag, .. } => format!("add {tag:?} with its owners to tagOwners"),
-            Self::UndefinedGroup { group } => format!("add {group:?} with its members to groups"),
-            Self::UndefinedHost { host } => {
-                format!("add {host:?} with its address to hosts, or write a user (with @), group:…, tag:… or an address")
-            }
-            Self::GroupName { name } => format!("write \"group:{name}\""),
-            Self::TagPrefix { name } => format!("write \"tag:{name}\""),
-            Self::TagName { .. } => "choose a name like tag:web-server".to_owned(),
-            Self::NestedGroup { .. } => "list the users themselves".to_owned(),
-            Self::UserName { .. } => "write the login name, like ann@example.com".to_owned(),
-            Self::HostName { .. } => "choose a name without : * @ and / that is no address".to_owned(),
-            Self::HostAddress { .. } => "write an address like 10.0.0.1 or a prefix like 10.0.0.0/8".to_owned(),
-            Self::TagOwner { .. } => "write a user, group:…, tag:… or autogroup:member".to_owned(),
-            Self::UndefinedOwnerTag { owner, .. } => format!("add {owner:?} with its owners to tagOwners"),
-            Self::MissingPorts { text } => format!("write \"{text}:*\" or name the ports"),
-            Self::Brackets { .. } => "write [address]:ports for IPv6 and address:ports for IPv4".to_owned(),
-            Self::Ports { .. } => "write *, 443, 8000-8999, or several with commas; ports go from 1 to 65535".to_owned(),
-            Self::Protocol { .. } | Self::ProtocolLeadingZero { .. } => {
-                "write tcp, udp, icmp, ipv6-icmp, sctp, gre, esp, ah, igmp, or a number from 1 to 255 in quotes".to_owned()
-            }
-            Self::PortsWithoutPortProtocol { .. } => "write :* as the ports".to_owned(),
-            Self::ForeignDomain { .. } => "name a domain of the tailnet, or a group or users".to_owned(),
-        }
-    }
-}
-
-/// Says how to do without a section of the language.
-fn without_section(name: &str) -> &'static str {
-    match name.to_ascii_lowercase().as_str() {
-        "grants" => "write {\"action\": \"accept\", \"src\": [\"…\"], \"dst\": [\"…:ports\"]} in acls instead",
-        "ssh" | "sshtests" => "remove it, let port 22 through in acls, and let the machine's own SSH server decide",
-        "autoapprovers" => "remove it; nothing is approved without an administrator",
-        "tests" => "remove it, and try the rules after setting them",
-        "postures" | "defaultsrcposture" => "remove it, and name the machines by user, group or tag",
-        "ipsets" => "remove it, and give the prefixes names in hosts",
-        "derpmap" => "remove it; the server's configuration says which relays there are",
-        _ => "remove it",
-    }
-}
-
-/// Returns the known name that is one or two letters away, without regard to case.
-fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
-    known
-        .iter()
-        .map(|candidate| (distance(&name.to_ascii_lowercase(), &candidate.to_ascii_lowercase()), *candidate))
-        .min()
-        .filter(|(distance, candidate)| *distance <= 2.min(candidate.len().div_ceil(2)))
-        .map(|(_, candidate)| candidate)
-}
-
-/// Counts the letters to insert, remove or change (Levenshtein); long names are not compared.
-fn distance(one: &str, two: &str) -> usize {
-    if one.len() > 40 {
-        return usize::MAX;
-    }
-    let mut row: Vec<usize> = (0..=two.chars().count()).collect();
-    for (index, letter) in one.chars().enumerate() {
-        let mut diagonal = index;
-        let mut left = index.saturating_add(1);
-        let mut next = vec![left];
-        for (other, above) in two.chars().zip(row.iter().skip(1)) {
-            let changed = diagonal.saturating_add(usize::from(letter != other));
-            left = changed.min(left.saturating_add(1)).min(above.saturating_add(1));
-            diagonal = *above;
-            next.push(left);
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or_default()
 }
 
 /// Gathers errors while a text is read.

@@ -5,8 +5,6 @@
 
 mod cover;
 mod named;
-mod pending;
-use pending::Holds as _;
 
 use crate::model::Grant;
 use crate::policy::Policy;

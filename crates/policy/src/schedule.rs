@@ -165,7 +165,8 @@ mod tests {
     #[test]
     fn from_is_the_first_second_and_until_the_first_after() {
         let validity = Validity { from: Some(10), until: Some(20), ..Validity::default() };
-        for (now, holds, edge) in [(9, false, Some(10)), (10, true, Some(20)), (19, true, Some(20)), (20, false, None)] {
+        for (now, holds, edge) in [(9, false, Some(10)), (10, true, Some(20)), (19, true, Some(20)), (20, false, None)]
+        {
             assert_eq!((validity.holds(now), validity.next_edge(now)), (holds, edge), "{now}");
         }
     }
@@ -253,14 +254,5 @@ mod tests {
             let validity = Validity { from, until, schedule: vec![weekly("sat", "01:00", "24:00", "Europe/Berlin")] };
             prop_assert!(validity.next_edge(now).is_none_or(|edge| edge > now));
         }
-    }
-}
-
-impl Validity {
-    pub(crate) fn holds(&self, now: i64) -> bool {
-        self.from.is_none_or(|from| from <= now) && self.until.is_none_or(|until| now < until)
-    }
-    pub(crate) fn next_edge(&self, now: i64) -> Option<i64> {
-        [self.from, self.until].into_iter().flatten().filter(|edge| *edge > now).min()
     }
 }

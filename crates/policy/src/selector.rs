@@ -45,40 +45,66 @@ pub(crate) enum Selector {
 impl Selector {
     /// Reads a selector, whatever place it stands in.
     pub(crate) fn parse(text: &str) -> Result<Self, Problem> {
-        let unsupported = || Problem::UnsupportedSelector { selector: text.to_owned() };
         if text == "*" {
             return Ok(Self::Any);
         }
         if let Some(address) = parse_prefix(text) {
             return Ok(Self::Prefix(address));
         }
+        let own = || text.to_owned();
         if let Some((family, name)) = text.split_once(':') {
             return match family {
-                "group" if name.contains('@') => Err(unsupported()),
-                "group" => Ok(Self::Group(text.to_owned())),
-                "tag" => Ok(Self::Tag(text.to_owned())),
+                _ if name.is_empty() => Err(Problem::SelectorForm { text: own() }),
+                "group" => Ok(Self::Group(own())),
+                "tag" => Ok(Self::Tag(own())),
+                "ipset" => Ok(Self::IpSet(own())),
+                "svc" => Ok(Self::Service(own())),
                 "autogroup" => autogroup(text, name),
-                "ipset" | "svc" | "user" | "host" | "posture" | "localpart" => Err(unsupported()),
-                _ => Err(Problem::UndefinedHost { host: text.to_owned() }),
+                "user" => match name.strip_prefix("*@").filter(|domain| is_domain(domain)) {
+                    Some(domain) => Ok(Self::UsersOfDomain(domain.to_owned())),
+                    None => Err(Problem::UserPattern { text: own() }),
+                },
+                _ => Err(Problem::SelectorForm { text: own() }),
             };
         }
         if text.contains('@') {
-            return Ok(Self::User(user_name(text).to_owned()));
+            return check_user(text).map(|login| Self::User(login.to_owned()));
         }
-        Ok(Self::Host(text.to_owned()))
+        if text.contains('/') {
+            return Err(Problem::Address { text: own() });
+        }
+        Ok(Self::Host(own()))
     }
 }
 
 fn autogroup(text: &str, name: &str) -> Result<Selector, Problem> {
-    match name {
-        "member" | "members" => Ok(Selector::Members),
-        "self" => Ok(Selector::OwnDevices),
-        "tagged" | "internet" | "danger-all" | "shared" | "nonroot" | "owner" | "admin" | "it-admin"
-        | "network-admin" | "billing-admin" | "auditor" => {
-            Err(Problem::UnsupportedSelector { selector: text.to_owned() })
-        }
-        _ => Err(Problem::UnknownAutogroup { name: text.to_owned() }),
-    }
+    Ok(match name {
+        "member" | "members" => Selector::Members,
+        "self" => Selector::OwnDevices,
+        "tagged" => Selector::Tagged,
+        "internet" => Selector::Internet,
+        "danger-all" => Selector::Everywhere,
+        "shared" => Selector::Shared,
+        "owner" => Selector::Role(Role::Owner),
+        "admin" => Selector::Role(Role::Admin),
+        "it-admin" => Selector::Role(Role::ItAdmin),
+        "network-admin" => Selector::Role(Role::NetworkAdmin),
+        "billing-admin" => Selector::Role(Role::BillingAdmin),
+        "auditor" => Selector::Role(Role::Auditor),
+        _ => return Err(Problem::UnknownAutogroup { name: text.to_owned() }),
+    })
+}
+
+/// Tells whether a text may be the domain of logins.
+pub(crate) fn is_domain(text: &str) -> bool {
+    !text.is_empty() && !text.contains(['*', '@', ':', '/']) && !text.contains(char::is_whitespace)
+}
+
+/// Demands a login name, which has an `@`, and returns it without a trailing one.
+pub(crate) fn check_user(text: &str) -> Result<&str, Problem> {
+    let login = user_name(text);
+    let strange = login.is_empty() || login.contains(['*', ':', ',']) || login.contains(char::is_whitespace);
+    if strange { Err(Problem::UserPattern { text: text.to_owned() }) } else { Ok(login) }
 }
 
 /// Returns the login name: one trailing `@` stands for a name without domain.
@@ -97,7 +123,7 @@ pub(crate) fn parse_prefix(text: &str) -> Option<IpNet> {
 /// Demands `tag:`, a letter, then letters, digits and hyphens.
 pub(crate) fn check_tag_name(tag: &str) -> Result<(), Problem> {
     let Some(name) = tag.strip_prefix("tag:") else {
-        return Err(Problem::TagPrefix { name: tag.to_owned() });
+        return Err(Problem::DefinitionName { what: "tag", prefix: "tag:", name: tag.to_owned() });
     };
     let starts_well = name.starts_with(|letter: char| letter.is_ascii_alphabetic());
     if !starts_well || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
@@ -143,8 +169,34 @@ mod tests {
             ("fd7a::1", Selector::Prefix("fd7a::1/128".parse().unwrap())),
             ("autogroup:members", Selector::Members),
             ("autogroup:self", Selector::OwnDevices),
+            ("autogroup:network-admin", Selector::Role(Role::NetworkAdmin)),
+            ("autogroup:danger-all", Selector::Everywhere),
+            ("group:dev@example.com", Selector::Group("group:dev@example.com".to_owned())),
+            ("user:*@example.com", Selector::UsersOfDomain("example.com".to_owned())),
+            ("ipset:lab", Selector::IpSet("ipset:lab".to_owned())),
+            ("svc:web", Selector::Service("svc:web".to_owned())),
         ] {
             assert_eq!(Selector::parse(text), Ok(wanted), "{text}");
+        }
+    }
+
+    #[test]
+    fn malformed_selectors_are_refused() {
+        for text in [
+            "tag:",
+            "gruop:dev",
+            "user:ann@x.org",
+            "user:*@",
+            "user:*@*",
+            "*@x.org",
+            "@",
+            "a b@x",
+            "autogroup:all",
+            "10.0.0.0/33",
+            "fd7a:",
+            "%/%",
+        ] {
+            assert!(Selector::parse(text).is_err(), "{text}");
         }
     }
 
@@ -173,6 +225,6 @@ mod tests {
         for tag in ["tag:", "tag:1", "tag:сервер", "tag:a b"] {
             assert!(matches!(check_tag_name(tag), Err(Problem::TagName { .. })), "{tag}");
         }
-        assert!(matches!(check_tag_name("web"), Err(Problem::TagPrefix { .. })));
+        assert!(matches!(check_tag_name("web"), Err(Problem::DefinitionName { .. })));
     }
 }

@@ -43,7 +43,7 @@ pub(crate) fn parse_protocol(text: &str) -> Result<Option<u8>, Problem> {
         if text.starts_with('0') {
             return Err(Problem::ProtocolLeadingZero { text: text.to_owned() });
         }
-        return text.parse().map(Some).map_err(|_| unknown());
+        return text.parse().map(Some).map_err(|_| Problem::ProtocolRange { text: text.to_owned() });
     }
     PROTOCOLS
         .iter()
@@ -52,8 +52,33 @@ pub(crate) fn parse_protocol(text: &str) -> Result<Option<u8>, Problem> {
         .ok_or_else(unknown)
 }
 
+impl Service {
+    /// Reads an entry of a grant's `ip`: `*`, ports, or a protocol with ports.
+    pub(crate) fn parse(text: &str) -> Result<Self, Problem> {
+        let (protocol, ports) = match text.split_once(':') {
+            None => (None, text),
+            Some((_, ports)) if ports.contains(':') => return Err(Problem::GrantColons { text: text.to_owned() }),
+            Some((protocol, _)) if protocol.trim().is_empty() => {
+                return Err(Problem::Protocol { text: protocol.to_owned() });
+            }
+            Some((protocol, ports)) => (parse_protocol(protocol)?, ports),
+        };
+        let service = Self { protocol, ports: parse_ports(ports, "")? };
+        service.check().map(|()| service)
+    }
+
+    /// Demands that only protocols with ports have some.
+    pub(crate) fn check(&self) -> Result<(), Problem> {
+        if has_ports(self.protocol) || self.ports.iter().all(|ports| *ports == PortRange::ALL) {
+            return Ok(());
+        }
+        let protocol = self.protocol.map(|number| number.to_string()).unwrap_or_default();
+        Err(Problem::PortsWithoutPortProtocol { protocol })
+    }
+}
+
 /// Tells whether a rule for this protocol may name ports.
-pub(crate) fn has_ports(protocol: Option<u8>) -> bool {
+fn has_ports(protocol: Option<u8>) -> bool {
     protocol.is_none_or(|number| WITH_PORTS.contains(&number))
 }
 
@@ -132,6 +157,14 @@ mod tests {
         assert_eq!(parse_protocol(""), Ok(None));
         assert_eq!(parse_protocol("TCP"), Ok(Some(6)));
         assert_eq!(parse_protocol("47"), Ok(Some(47)));
+        assert_eq!(
+            Service::parse("47"),
+            Ok(Service { protocol: None, ports: vec![PortRange { first: 47, last: 47 }] })
+        );
+        assert_eq!(Service::parse("icmp:*"), Ok(Service { protocol: Some(1), ports: vec![PortRange::ALL] }));
+        for text in ["icmp", "tcp:0", "tcp:80:1", ":80", "*:80", "icmp:80", ""] {
+            assert!(Service::parse(text).is_err(), "{text}");
+        }
         assert!(parse_protocol("06").is_err() && parse_protocol("256").is_err() && parse_protocol("*").is_err());
     }
 }

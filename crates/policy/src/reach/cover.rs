@@ -1,6 +1,5 @@
 //! What selectors cover: devices by owner, and addresses.
 
-use super::pending::Has as _;
 use crate::model::Sections;
 use crate::selector::Selector;
 use crate::{Directory, Owner};
