@@ -85,12 +85,16 @@ pub(super) fn tag_owners(policy: &Fields<'_>, sections: &mut Sections, errors: &
 }
 
 fn tag_owner(tag: &str, text: &str, sections: &Sections) -> Result<TagOwner, Problem> {
-    match Selector::parse(text)? {
-        Selector::Tag(owner) if sections.tag_owners.contains_key(&owner) => Ok(TagOwner::Tag(owner)),
-        Selector::Tag(owner) => Err(Problem::UndefinedOwnerTag { tag: tag.to_owned(), owner }),
-        selector if Place::Owner.takes(&selector) => Scope::defined(selector, "", sections).map(TagOwner::Nodes),
-        _ => Err(Problem::TagOwner { owner: text.to_owned() }),
+    let selector = Selector::parse(text)?;
+    if let Selector::Tag(owner) = selector {
+        let known = sections.tag_owners.contains_key(&owner);
+        let undefined = |owner| Err(Problem::UndefinedOwnerTag { tag: tag.to_owned(), owner });
+        return if known { Ok(TagOwner::Tag(owner)) } else { undefined(owner) };
     }
+    if !Place::Owner.takes(&selector) {
+        return Err(Problem::TagOwner { owner: text.to_owned() });
+    }
+    Scope::defined(selector, "", sections).map(TagOwner::Nodes)
 }
 
 pub(super) fn postures(policy: &Fields<'_>, sections: &mut Sections, errors: &mut Errors<'_>) {

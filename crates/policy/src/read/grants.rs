@@ -70,11 +70,9 @@ fn destinations(grant: &Fields<'_>, scope: &Scope<'_>, errors: &mut Errors<'_>) 
     let mut found = Vec::new();
     for (at, text) in grant.texts("dst", errors) {
         let selector = scope.selector(text, Place::Destination, &format!("dst={text:?}: "));
-        let selector = selector.and_then(|selector| match selector {
-            Selector::Prefix(prefix) if prefix.prefix_len() == 0 => {
-                Err(Problem::DefaultRoute { text: text.to_owned() })
-            }
-            _ => Ok(selector),
+        let selector = selector.and_then(|selector| {
+            let everything = matches!(selector, Selector::Prefix(prefix) if prefix.prefix_len() == 0);
+            if everything { Err(Problem::DefaultRoute { text: text.to_owned() }) } else { Ok(selector) }
         });
         found.extend(noted(selector, at, errors));
     }

@@ -27,9 +27,9 @@ pub(super) fn attributes(policy: &Fields<'_>, scope: &Scope<'_>, errors: &mut Er
         let Some(entry) = Fields::read(entry, &ENTRY, errors) else { continue };
         let mut targets = Vec::new();
         for (at, text) in entry.texts("target", errors) {
-            let target = scope.selector(text, Place::Target, "").map_err(|problem| match problem {
-                Problem::UndefinedHost { host } if !is_name(&host) => Problem::Address { text: host },
-                other => other,
+            let target = scope.selector(text, Place::Target, "").map_err(|problem| {
+                let no_name = matches!(&problem, Problem::UndefinedHost { host } if !is_name(host));
+                if no_name { Problem::Address { text: text.to_owned() } } else { problem }
             });
             targets.extend(noted(target, at, errors));
         }
@@ -61,13 +61,8 @@ fn pool(text: &str) -> Result<Ipv4Net, Problem> {
     if !CGNAT.contains(&pool) {
         return Err(Problem::PoolRange { pool: text.to_owned() });
     }
-    let reserved = RESERVED.iter().any(|reserved| reserved.contains(&pool) || inside(pool, *reserved));
+    let reserved = RESERVED.iter().any(|reserved| reserved.contains(&pool) || pool.contains(reserved));
     if reserved { Err(Problem::PoolReserved { pool: text.to_owned() }) } else { Ok(pool) }
-}
-
-/// Tells whether a pool is so small that a reserved range leaves nothing of it, or lies within it.
-fn inside(pool: Ipv4Net, reserved: Ipv4Net) -> bool {
-    pool.contains(&reserved)
 }
 
 /// Reads `autoApprovers`.
@@ -77,7 +72,7 @@ pub(super) fn approvers(policy: &Fields<'_>, scope: &Scope<'_>, errors: &mut Err
     else {
         return approvers;
     };
-    let mut selectors = |texts: Vec<(usize, &str)>, errors: &mut Errors<'_>| -> Vec<Selector> {
+    let selectors = |texts: Vec<(usize, &str)>, errors: &mut Errors<'_>| -> Vec<Selector> {
         let found = texts.into_iter();
         found.filter_map(|(at, text)| noted(scope.selector(text, Place::Approver, ""), at, errors)).collect()
     };

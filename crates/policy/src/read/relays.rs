@@ -39,10 +39,8 @@ pub(super) fn read(policy: &Fields<'_>, sections: &mut Sections, errors: &mut Er
         let Some(id) = noted(id.ok_or_else(|| Problem::Region { text: text.to_owned() }), member.at, errors) else {
             continue;
         };
-        let region = match member.value.kind {
-            Kind::Null => None,
-            _ => region(text, member, errors).map(Some).unwrap_or_default(),
-        };
+        let taken_away = member.value.kind == Kind::Null;
+        let region = if taken_away { None } else { region(text, member, errors) };
         sections.relay_regions.insert(id, region);
     }
 }

@@ -127,7 +127,7 @@ impl<'a> Scope<'a> {
 impl Place {
     /// Tells whether a selector may stand here.
     pub(super) const fn takes(self, selector: &Selector) -> bool {
-        use Place::{Approver, Destination, Owner, Source, SshDestination, SshSource, Target};
+        use Place::{Approver, Destination, Owner, Source, SshDestination, Target};
         match selector {
             Selector::Any | Selector::Host(_) | Selector::Prefix(_) => matches!(self, Source | Destination | Target),
             Selector::User(_) | Selector::Tag(_) | Selector::Members | Selector::Tagged => true,

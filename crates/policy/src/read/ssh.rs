@@ -5,6 +5,7 @@
 use super::duration;
 use super::json::{Fields, Shape, noted};
 use super::scope::{Place, Scope};
+use crate::hujson::Kind;
 use crate::model::{SshAction, SshGrant, SshUser};
 use crate::problem::{Errors, Problem};
 use crate::selector::{Selector, is_domain};
@@ -137,7 +138,7 @@ fn check_pair(sources: &Found<'_>, destination: &Selector) -> Result<(), Problem
 
 fn users(rule: &Fields<'_>, errors: &mut Errors<'_>) -> Vec<SshUser> {
     let texts = rule.texts("users", errors);
-    let is_list = rule.get("users").is_none_or(|users| matches!(&users.kind, crate::hujson::Kind::List(_)));
+    let is_list = rule.get("users").is_none_or(|users| matches!(&users.kind, Kind::List(_)));
     let is_empty = rule.list("users", &mut Errors::new("")).is_empty();
     if is_list && is_empty {
         errors.note(rule.get("users").map_or(rule.at, |users| users.at), Problem::MissingSshUsers);

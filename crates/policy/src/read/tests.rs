@@ -111,7 +111,9 @@ fn all_faults_are_gathered_in_the_order_of_the_text() {
 #[test]
 fn number_of_destinations_is_limited() {
     let policy = |count: usize| {
-        let rule = |count: usize| format!(r#"{{"action": "accept", "src": ["*"], "dst": [{}]}}"#, vec!["\"*:*\""; count].join(","));
+        let rule = |count: usize| {
+            format!(r#"{{"action": "accept", "src": ["*"], "dst": [{}]}}"#, vec!["\"*:*\""; count].join(","))
+        };
         format!("{{\"acls\": [{},\n{}]}}", rule(count - 1), rule(1))
     };
     Policy::parse(&policy(DESTINATIONS_MAX)).unwrap();
