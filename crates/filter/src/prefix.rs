@@ -134,14 +134,6 @@ impl<T> PrefixTable<T> {
         }
     }
 
-    /// Returns all prefixes with their values in no particular order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (IpNet, &T)> {
-        let v4 = self.v4.hosts.iter().map(|(&host, value)| (IpNet::from(IpAddr::from(Ipv4Addr::from(host))), value));
-        let v6 = self.v6.hosts.iter().map(|(&host, value)| (IpNet::from(IpAddr::from(Ipv6Addr::from(host))), value));
-        let v4 = v4.chain(self.v4.nets.iter().map(|(net, value)| (IpNet::V4(net), value)));
-        v4.chain(v6).chain(self.v6.nets.iter().map(|(net, value)| (IpNet::V6(net), value)))
-    }
-
     /// Returns all values in no particular order.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
         let v4 = self.v4.hosts.values_mut().chain(self.v4.nets.values_mut());

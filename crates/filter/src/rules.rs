@@ -1,6 +1,9 @@
 //! The rules that coordination sends, compiled for lookup.
 
-use std::collections::BTreeMap;
+mod ports;
+mod set;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv4Subnets, Ipv6Net, Ipv6Subnets};
@@ -8,20 +11,22 @@ use warren_wire::control::FilterRule;
 
 use crate::packet::{PROTO_ICMP4, PROTO_ICMP6, PROTO_SCTP, PROTO_TCP, PROTO_UDP};
 use crate::prefix::PrefixTable;
+use ports::Ports;
+use set::RuleSet;
 
 /// Holds a packet filter that never changes; share it by `Arc` and judge with [`crate::Firewall`].
 ///
-/// Rules only allow, so that their order does not matter. They are kept by source: rules with equal sources form a
-/// group, a table leads from an address to the groups of every prefix that contains it, and each group has a table of
-/// destinations with merged, sorted port ranges. A lookup costs O(g · log p), g being the number of groups that hold
-/// the source and p the ranges of one destination. Where a prefix is in more than a few groups, these are merged
-/// into one, so that g is small whatever the number of rules. Memory is linear in the text of the rules, plus a bounded
-/// part for merged groups. Destinations outside the local nets are left out.
+/// Rules only allow, so that their order does not matter. A table leads from a source to the rules that name it, another
+/// from a destination and port to the rules that open it, each prefix and block of ports with a set of rules; a packet
+/// is allowed if a set of its source and one of its destination have a rule in common. So a lookup costs a few hash
+/// lookups, and as much as it takes to compare two sets: nothing if no rule opens the port, little where one of the sets
+/// is small, and one word for every 64 rules at worst. Memory is linear in the text of the rules. Destinations outside
+/// the local nets are left out.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     local: PrefixTable<()>,
-    sources: PrefixTable<Vec<u32>>,
-    groups: Vec<PrefixTable<PortRules>>,
+    sources: PrefixTable<RuleSet>,
+    destinations: PrefixTable<Openings>,
 }
 
 /// Gathers what a filter is made of.
@@ -64,14 +69,9 @@ pub enum FilterError {
     TooLarge,
 }
 
-/// The most address prefixes in the rules of one filter, ranges counted as the prefixes that they are made of.
+/// The most address prefixes in the rules of one filter, ranges counted as the prefixes that they are made of, and
+/// destinations once for each block of ports or for each protocol without ports.
 pub(crate) const PREFIXES_MAX: usize = 1 << 20;
-
-/// A prefix in more groups than this has them merged.
-const CROWDED: usize = 3;
-
-/// The most entries (destinations and port ranges) of all merged groups; what is over is searched group by group.
-const MERGED_MAX: usize = 1 << 18;
 
 /// Names an entry of a rule that was skipped because it cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,8 +107,8 @@ impl Filter {
     pub fn compile(input: &FilterInput<'_>) -> Result<(Self, Vec<Problem>), FilterError> {
         let mut filter = Self { local: input.local.iter().map(|&net| (net, ())).collect(), ..Self::default() };
         let mut problems = Vec::new();
-        let mut groups: BTreeMap<Vec<IpNet>, PrefixTable<PortRules>> = BTreeMap::new();
         let mut room = PREFIXES_MAX;
+        let mut nets = Vec::new();
         for (number, rule) in input.rules.iter().enumerate() {
             if !rule.src_bits.is_empty() || rule.dst_ports.iter().any(|dst| dst.bits.is_some()) {
                 return Err(FilterError::ObsoleteForm { rule: number });
@@ -116,86 +116,42 @@ impl Filter {
             if input.shields == Shields::Up {
                 continue;
             }
+            let bit = u32::try_from(number).map_err(|_| FilterError::TooLarge)?;
             let mut problem = |entry: &str| problems.push(Problem { rule: number, entry: entry.to_owned() });
-            let mut nets = Vec::new();
-            let mut holders = Vec::new();
+            nets.clear();
             for text in &rule.src_ips {
                 if let Some(capability) = text.strip_prefix("cap:") {
-                    holders.extend((input.holders)(capability).into_iter().map(IpNet::from));
+                    nets.extend((input.holders)(capability).into_iter().map(IpNet::from));
                 } else if parse_nets(text, &mut nets).is_none() {
                     problem(text);
                 }
-                if nets.len() + holders.len() > room {
+                if nets.len() > room {
                     return Err(FilterError::TooLarge);
                 }
             }
-            room -= nets.len() + holders.len();
-            nets.extend(holders);
-            nets.sort_unstable();
-            nets.dedup();
-            if nets.is_empty() || rule.dst_ports.is_empty() {
-                continue;
+            room -= nets.len();
+            if !rule.dst_ports.is_empty() {
+                nets.iter().for_each(|&net| filter.sources.entry(net, RuleSet::default).add(bit));
             }
             let protocols = Protocols::of(&rule.ip_proto);
-            let group = groups.entry(nets).or_default();
             for destination in &rule.dst_ports {
-                let mut nets = Vec::new();
+                nets.clear();
                 if parse_nets(&destination.ip, &mut nets).is_none() {
                     problem(&destination.ip);
                 }
-                room = room.checked_sub(nets.len()).ok_or(FilterError::TooLarge)?;
-                for net in nets.into_iter().filter(|&net| filter.local.overlaps(net)) {
-                    let ports = (destination.ports.first, destination.ports.last);
-                    group.entry(net, PortRules::default).add(&protocols, ports);
+                let ports = (destination.ports.first, destination.ports.last);
+                let sets = ports::blocks(ports.0, ports.1).count().max(protocols.others.len()).max(1);
+                let entries = nets.len().saturating_mul(sets);
+                room = room.checked_sub(entries).ok_or(FilterError::TooLarge)?;
+                for &net in nets.iter().filter(|&&net| filter.local.overlaps(net)) {
+                    filter.destinations.entry(net, Openings::default).add(&protocols, ports, bit);
                 }
             }
         }
-        for (sources, mut destinations) in groups {
-            if destinations.is_empty() {
-                continue;
-            }
-            destinations.values_mut().for_each(PortRules::finish);
-            let Ok(number) = u32::try_from(filter.groups.len()) else {
-                break;
-            };
-            filter.groups.push(destinations);
-            for source in sources {
-                filter.sources.entry(source, Vec::new).push(number);
-            }
-        }
-        filter.merge_crowded();
+        let rules = input.rules.len();
+        filter.sources.values_mut().for_each(|set| set.pack(rules));
+        filter.destinations.values_mut().for_each(|openings| openings.pack(rules));
         Ok((filter, problems))
-    }
-
-    /// Gives each prefix that is in many groups one group with all that they allow; equal sets of groups share it.
-    fn merge_crowded(&mut self) {
-        let mut merged: BTreeMap<Vec<u32>, u32> = BTreeMap::new();
-        let mut room = MERGED_MAX;
-        let mut more = Vec::new();
-        for numbers in self.sources.values_mut().filter(|numbers| numbers.len() > CROWDED) {
-            let number = if let Some(&number) = merged.get(numbers) {
-                number
-            } else {
-                let groups = || numbers.iter().filter_map(|&number| self.groups.get(number as usize));
-                let entries = groups().flat_map(PrefixTable::iter).map(|(_, ports)| ports.entries()).sum();
-                let (Some(left), Ok(number)) =
-                    (room.checked_sub(entries), u32::try_from(self.groups.len() + more.len()))
-                else {
-                    continue;
-                };
-                room = left;
-                let mut all: PrefixTable<PortRules> = PrefixTable::new();
-                for (net, ports) in groups().flat_map(PrefixTable::iter) {
-                    all.entry(net, PortRules::default).add_all(ports);
-                }
-                all.values_mut().for_each(PortRules::finish);
-                more.push(all);
-                merged.insert(numbers.clone(), number);
-                number
-            };
-            *numbers = vec![number];
-        }
-        self.groups.append(&mut more);
     }
 
     /// Tells whether `ip` is one that inbound packets may go to.
@@ -209,11 +165,9 @@ impl Filter {
     }
 
     pub(crate) fn allows(&self, source: IpAddr, destination: IpAddr, want: Want) -> bool {
-        !self.is_own(source)
-            && self.sources.any(source, |groups| {
-                let mut groups = groups.iter().filter_map(|&number| self.groups.get(number as usize));
-                groups.any(|destinations| destinations.any(destination, |ports| ports.allow(want)))
-            })
+        // The port first: what no rule opens at all is most of what strangers try.
+        let named = |opening: &RuleSet| self.sources.any(source, |naming| naming.meets(opening));
+        !self.is_own(source) && self.destinations.any(destination, |openings| openings.any(want, named))
     }
 }
 
@@ -252,120 +206,79 @@ pub(crate) fn parse_nets(text: &str, nets: &mut Vec<IpNet>) -> Option<()> {
     Some(())
 }
 
-/// Holds a set of protocol numbers.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Protocols([u64; 4]);
+/// Says which protocols a rule is about.
+#[derive(Debug, Clone, Default)]
+struct Protocols {
+    tcp: bool,
+    udp: bool,
+    sctp: bool,
+    /// Those that have no ports, and are no ICMP, which is judged by the destination alone.
+    others: BTreeSet<u8>,
+}
 
 impl Protocols {
     fn of(listed: &[i64]) -> Self {
-        let mut protocols = Self::default();
         if listed.is_empty() {
-            for protocol in [PROTO_TCP, PROTO_UDP, PROTO_ICMP4, PROTO_ICMP6] {
-                protocols.add(protocol);
-            }
+            return Self { tcp: true, udp: true, ..Self::default() };
         }
+        let mut protocols = Self::default();
         for protocol in listed.iter().filter_map(|&protocol| u8::try_from(protocol).ok()) {
-            protocols.add(protocol);
+            match protocol {
+                PROTO_TCP => protocols.tcp = true,
+                PROTO_UDP => protocols.udp = true,
+                PROTO_SCTP => protocols.sctp = true,
+                PROTO_ICMP4 | PROTO_ICMP6 => {}
+                other => drop(protocols.others.insert(other)),
+            }
         }
         protocols
     }
-
-    fn add(&mut self, protocol: u8) {
-        if let Some(word) = self.0.get_mut(usize::from(protocol >> 6)) {
-            *word |= 1 << (protocol & 63);
-        }
-    }
-
-    fn has(&self, protocol: u8) -> bool {
-        self.0.get(usize::from(protocol >> 6)).is_some_and(|word| word >> (protocol & 63) & 1 == 1)
-    }
-
-    fn add_all(&mut self, other: &Self) {
-        for (word, more) in self.0.iter_mut().zip(other.0) {
-            *word |= more;
-        }
-    }
 }
 
-/// Says what one source may do with one destination.
+/// Says which rules open what of one destination.
 #[derive(Debug, Clone, Default)]
-struct PortRules {
-    tcp: PortRanges,
-    udp: PortRanges,
-    sctp: PortRanges,
-    /// Protocols that are allowed whatever the ports.
-    whole: Protocols,
+struct Openings {
+    /// All rules for the destination, whatever they open: pings ask for no more.
+    all: RuleSet,
+    tcp: Ports,
+    udp: Ports,
+    sctp: Ports,
+    /// Other protocols, which have no ports, by number.
+    others: BTreeMap<u8, RuleSet>,
 }
 
-impl PortRules {
-    fn add(&mut self, protocols: &Protocols, ports: (u16, u16)) {
-        if ports.0 > ports.1 {
-            // An empty range still is a rule for the destination, which pings look for.
-            return;
-        }
-        for (protocol, ranges) in [(PROTO_TCP, &mut self.tcp), (PROTO_UDP, &mut self.udp), (PROTO_SCTP, &mut self.sctp)]
+impl Openings {
+    fn add(&mut self, protocols: &Protocols, ports: (u16, u16), rule: u32) {
+        self.all.add(rule);
+        for (listed, opened) in
+            [(protocols.tcp, &mut self.tcp), (protocols.udp, &mut self.udp), (protocols.sctp, &mut self.sctp)]
         {
-            if protocols.has(protocol) {
-                ranges.0.push(ports);
+            if listed {
+                opened.add(ports, rule);
             }
         }
         if ports == (0, u16::MAX) {
-            self.whole.add_all(protocols);
-        }
-    }
-
-    fn add_all(&mut self, other: &Self) {
-        for (ranges, more) in [(&mut self.tcp, &other.tcp), (&mut self.udp, &other.udp), (&mut self.sctp, &other.sctp)]
-        {
-            ranges.0.extend_from_slice(&more.0);
-        }
-        self.whole.add_all(&other.whole);
-    }
-
-    /// Counts the destination itself and its port ranges.
-    fn entries(&self) -> usize {
-        1 + self.tcp.0.len() + self.udp.0.len() + self.sctp.0.len()
-    }
-
-    fn finish(&mut self) {
-        for ranges in [&mut self.tcp, &mut self.udp, &mut self.sctp] {
-            ranges.merge();
-        }
-    }
-
-    fn allow(&self, want: Want) -> bool {
-        match want {
-            Want::Tcp(port) => self.tcp.contain(port),
-            Want::Udp(port) => self.udp.contain(port),
-            Want::Sctp(port) => self.sctp.contain(port),
-            Want::Icmp => true,
-            Want::Protocol(protocol) => self.whole.has(protocol),
-        }
-    }
-}
-
-/// Holds inclusive port ranges, once merged in order, with a gap between each two.
-#[derive(Debug, Clone, Default)]
-struct PortRanges(Vec<(u16, u16)>);
-
-impl PortRanges {
-    fn merge(&mut self) {
-        self.0.sort_unstable();
-        let mut merged: Vec<(u16, u16)> = Vec::new();
-        for &(first, last) in &self.0 {
-            match merged.last_mut() {
-                Some(before) if first <= before.1.saturating_add(1) => before.1 = before.1.max(last),
-                _ => merged.push((first, last)),
+            for protocol in &protocols.others {
+                self.others.entry(*protocol).or_default().add(rule);
             }
         }
-        merged.shrink_to_fit();
-        self.0 = merged;
     }
 
-    fn contain(&self, port: u16) -> bool {
-        let behind = self.0.partition_point(|range| range.0 <= port);
-        let range = behind.checked_sub(1).and_then(|at| self.0.get(at));
-        range.is_some_and(|range| port <= range.1)
+    fn pack(&mut self, rules: usize) {
+        self.all.pack(rules);
+        [&mut self.tcp, &mut self.udp, &mut self.sctp].into_iter().for_each(|ports| ports.pack(rules));
+        self.others.values_mut().for_each(|set| set.pack(rules));
+    }
+
+    /// Tells whether `matches` holds for any set of rules that open what is wanted.
+    fn any(&self, want: Want, mut matches: impl FnMut(&RuleSet) -> bool) -> bool {
+        match want {
+            Want::Tcp(port) => self.tcp.any(port, matches),
+            Want::Udp(port) => self.udp.any(port, matches),
+            Want::Sctp(port) => self.sctp.any(port, matches),
+            Want::Icmp => matches(&self.all),
+            Want::Protocol(protocol) => self.others.get(&protocol).is_some_and(matches),
+        }
     }
 }
 
