@@ -3,6 +3,7 @@
 mod failures;
 mod go_client;
 mod nat;
+mod policy;
 mod rust_client;
 mod two_nodes;
 mod wireguard_go;
@@ -38,6 +39,9 @@ const TESTS: &[Test] = &[
     Test { name: "go_client_and_node_both_ways_directly", body: go_client::with_node_direct },
     Test { name: "go_client_and_node_both_ways_over_the_relay", body: go_client::with_node_relayed },
     Test { name: "go_client_survives_a_killed_server", body: go_client::killed_server },
+    Test { name: "policy_changes_reach_a_go_client", body: policy::go_client },
+    Test { name: "policy_ends_a_running_transfer_of_a_go_client", body: policy::go_transfer },
+    Test { name: "policy_ends_running_transfers", body: policy::transfers },
     Test { name: "rust_client_fetches_from_go_client", body: rust_client::with_go_client },
     Test { name: "rust_client_echoes_with_node_and_go_client", body: rust_client::echoes },
     Test { name: "wireguard_go_talks_to_our_core", body: wireguard_go::interop },

@@ -108,8 +108,18 @@ impl Server {
 
     /// Kills the server with SIGKILL and starts it again over the same state.
     pub(crate) fn kill_and_restart(&mut self) -> Result<()> {
+        self.kill()?;
+        self.restart()
+    }
+
+    /// Kills the server with SIGKILL.
+    pub(crate) fn kill(&mut self) -> Result<()> {
         self.process.signal("KILL")?;
-        self.process.wait_end(PATIENCE)?;
+        self.process.wait_end(PATIENCE).map(drop)
+    }
+
+    /// Starts the server again over the same state.
+    pub(crate) fn restart(&mut self) -> Result<()> {
         self.process = spawn(&self.host, "server", &self.warren, &self.arguments)?;
         self.wait_ready()
     }

@@ -1,5 +1,9 @@
 //! A small TCP sender and receiver that the lab runs inside its hosts: fixed bytes, counted and hashed on both ends.
 
+mod probe;
+
+pub(crate) use probe::seconds;
+
 use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 use sha2::{Digest, Sha256};
@@ -34,6 +38,9 @@ pub(crate) enum Traffic {
         /// The answer's body.
         text: String,
     },
+    /// Measures when something passes.
+    #[command(flatten)]
+    Probe(probe::Probe),
 }
 
 /// What an end has seen: equal on both ends when nothing was lost or changed.
@@ -49,6 +56,7 @@ pub(crate) fn run(traffic: &Traffic) -> Result<()> {
         Traffic::Send { to, bytes } => send(to, *bytes),
         Traffic::Echo { listen } => echo(listen),
         Traffic::Http { listen, text } => http(listen, text),
+        Traffic::Probe(probe) => probe::run(probe),
     }
 }
 
@@ -124,13 +132,18 @@ fn http(listen: &str, text: &str) -> Result<()> {
     println!("listening on {listen}");
     for stream in listener.incoming() {
         let mut stream = stream?;
-        let mut head = Vec::new();
-        let mut byte = [0; 1];
-        while !head.ends_with(b"\r\n\r\n") && head.len() < 16 * 1024 && stream.read(&mut byte)? == 1 {
-            head.push(byte[0]);
-        }
-        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}", text.len());
-        drop(stream.write_all(answer.as_bytes()));
+        // One that is cut off in the middle must not keep the others waiting.
+        let text = text.to_owned();
+        std::thread::spawn(move || {
+            let mut head = Vec::new();
+            let mut byte = [0; 1];
+            while !head.ends_with(b"\r\n\r\n") && head.len() < 16 * 1024 && matches!(stream.read(&mut byte), Ok(1)) {
+                head.push(byte[0]);
+            }
+            let length = text.len();
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{text}");
+            drop(stream.write_all(answer.as_bytes()));
+        });
     }
     Ok(())
 }

@@ -305,7 +305,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             return;
         };
         self.login.trouble = None;
-        tracing::debug!("map");
+        tracing::debug!(whole = self.netmap.awaits_whole(), "map");
         match self.netmap.apply(response, &own, (self.clock)()) {
             Ok(change) => {
                 // A key that was replaced makes the engine start afresh.

@@ -96,6 +96,12 @@ impl Netmap {
         self.first = true;
     }
 
+    /// Tells whether the next response is the first of a poll, and so a whole map.
+    #[must_use]
+    pub fn awaits_whole(&self) -> bool {
+        self.first
+    }
+
     /// Applies one response as one step. `own` is the registered node key.
     ///
     /// # Errors

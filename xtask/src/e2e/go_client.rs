@@ -15,6 +15,8 @@ pub(super) struct GoClient {
 
 impl GoClient {
     /// Starts it as node `name`: port 80 on the tailnet answers `page`, local port 8000 goes to `http://<target>`.
+    ///
+    /// Over UDP, port 443 speaks HTTP/3.
     pub(super) fn start(
         host: &Host,
         caddy: &Path,
@@ -28,6 +30,7 @@ impl GoClient {
         let text = format!(
             "{{\n admin off\n debug\n auto_https off\n tailscale {{\n  auth_key {key}\n  control_url {url}\n  state_dir ./{name}-go-state\n }}\n}}\n\
              http://:80 {{\n bind tailscale/{name}\n respond \"{page}\"\n}}\n\
+             https://{name}.test:443 {{\n bind tailscale/{name}\n tls internal\n respond \"{page}\"\n}}\n\
              http://127.0.0.1:8000 {{\n bind 127.0.0.1\n reverse_proxy http://{target} {{\n  transport tailscale {name}\n }}\n}}\n"
         );
         let file = host.dir().join(format!("{name}.Caddyfile"));
@@ -58,6 +61,11 @@ impl GoClient {
             (text == page).then_some(())
         })
         .with_context(|| format!("its log ends with:\n{}", last_lines(&self.process.log())))
+    }
+
+    /// Returns the end of its log.
+    pub(super) fn log_end(&self) -> String {
+        last_lines(&self.process.log())
     }
 
     /// Goes on fetching `page` until the log says that packets go directly to the address of `peer` on the switch.

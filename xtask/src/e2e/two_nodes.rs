@@ -93,11 +93,24 @@ pub(super) fn killed_server(context: &Context) -> Result<()> {
     let host = pair.alpha.host.clone();
     let to = beta4.clone();
     let echo = std::thread::spawn(move || host.run("ping").args("-n -q -i 0.05 -c 160").arg(&to).output());
+    let before = [&pair.alpha, &pair.beta].map(whole_maps);
     pair.server.kill_and_restart()?;
     let text = echo.join().map_err(|_| anyhow::anyhow!("the pinging thread failed"))??;
     ensure!(text.contains(" 0% packet loss"), "echoes were lost while the server was away: {text}");
     pair.wait_both_online()?;
-    transfer(&pair.alpha.host, &pair.beta.host, &beta4, 1_000_000).map(drop)
+    transfer(&pair.alpha.host, &pair.beta.host, &beta4, 1_000_000)?;
+    // One each: a second one would be a poll that was begun twice, or a difference that became a whole map.
+    for (node, before) in [&pair.alpha, &pair.beta].into_iter().zip(before) {
+        let whole = whole_maps(node) - before;
+        println!("        {}: {whole} whole map after the restart", node.host.name);
+        ensure!(whole == 1, "{} got {whole} whole maps after the restart", node.host.name);
+    }
+    Ok(())
+}
+
+/// Counts the whole maps that a node has got.
+fn whole_maps(node: &Node) -> usize {
+    node.process().log().matches("map whole=true").count()
 }
 
 /// SIGKILL of the server that is the only relay: the same sessions carry on as soon as the relay is back, and a
