@@ -2,7 +2,7 @@
 //!
 //! `cargo bench -p warren-filter`; as a test (`cargo test --benches`) it only checks that it runs. Instructions are
 //! counted by valgrind, if there is one, and do not depend on the machine's mood.
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program for developers")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::print_stdout, reason = "a program for developers")]
 
 use std::hint::black_box;
 use std::net::IpAddr;
