@@ -33,6 +33,7 @@ mod member;
 mod moment;
 mod numbers;
 mod prefixes;
+mod refresh;
 mod routes;
 mod rule_set;
 mod rules;

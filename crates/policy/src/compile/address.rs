@@ -12,16 +12,6 @@ const CGNAT: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
 const CHROME_OS: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 115, 92, 0), 23);
 const TAILNET_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0), 48);
 
-/// What is not the Internet, in IPv4.
-const NOT_INTERNET: [Ipv4Net; 5] = [
-    Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8),
-    CGNAT,
-    Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16),
-    Ipv4Net::new_assert(Ipv4Addr::new(172, 16, 0, 0), 12),
-    Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 0, 0), 16),
-];
-const INTERNET_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
-
 /// Returns the sources that `*` stands for, before the subnet routes: 100.64.0.0/10 without the range that ChromeOS
 /// gives its virtual machines (100.115.92.0/23), and the IPv6 range of tailnets.
 pub(super) fn wildcard_sources() -> [Source; 3] {
@@ -33,13 +23,6 @@ pub(super) fn wildcard_sources() -> [Source; 3] {
     ]
 }
 
-/// Returns the Internet as ranges.
-pub(super) fn internet() -> Vec<Range> {
-    let all = range_of(IpNet::V4(Ipv4Net::default()));
-    let v4 = subtract(vec![all], &NOT_INTERNET.map(|net| range_of(IpNet::V4(net))));
-    v4.into_iter().chain([range_of(IpNet::V6(INTERNET_V6))]).collect()
-}
-
 /// Tells whether `*` as a source covers an address of a node.
 pub(super) fn wildcard_covers(address: IpAddr) -> bool {
     match address {
@@ -49,24 +32,27 @@ pub(super) fn wildcard_covers(address: IpAddr) -> bool {
 }
 
 /// Takes the addresses of nodes away from ranges.
-pub(super) fn outside_tailnets(ranges: Vec<Range>) -> Vec<Range> {
-    subtract(ranges, &[range_of(IpNet::V4(CGNAT)), range_of(IpNet::V6(TAILNET_V6))])
+pub(super) fn outside_tailnets(ranges: impl IntoIterator<Item = Range>) -> Vec<Range> {
+    let mut set = AddressSet::default();
+    ranges.into_iter().for_each(|(first, last)| set.add(first, last));
+    for tailnet in [IpNet::V4(CGNAT), IpNet::V6(TAILNET_V6)] {
+        set.remove(tailnet.network(), tailnet.broadcast());
+    }
+    set.ranges().collect()
 }
 
 /// Tells whether a range lies wholly within the Internet.
-pub(super) fn within_internet((first, last): Range) -> bool {
-    match (first, last) {
-        (IpAddr::V4(first), IpAddr::V4(last)) => {
-            NOT_INTERNET.iter().all(|private| last < private.network() || private.broadcast() < first)
-        }
-        (IpAddr::V6(first), IpAddr::V6(last)) => INTERNET_V6.contains(&first) && INTERNET_V6.contains(&last),
-        (IpAddr::V4(_) | IpAddr::V6(_), _) => false,
-    }
+pub(super) fn within_internet(range: Range) -> bool {
+    holds_range(AddressSet::internet(), range)
 }
 
 /// Tells whether a set holds all of the Internet.
 pub(super) fn holds_internet(set: &AddressSet) -> bool {
-    internet().iter().all(|(first, last)| set.ranges().iter().any(|range| range.0 <= *first && *last <= range.1))
+    AddressSet::internet().ranges().all(|range| holds_range(set, range))
+}
+
+fn holds_range(set: &AddressSet, (first, last): Range) -> bool {
+    set.ranges().any(|range| range_holds(range, first) && range_holds(range, last))
 }
 
 pub(super) fn range_of(prefix: IpNet) -> Range {
@@ -74,11 +60,12 @@ pub(super) fn range_of(prefix: IpNet) -> Range {
 }
 
 pub(super) fn range_holds((first, last): Range, address: IpAddr) -> bool {
-    first <= address && address <= last && first.is_ipv4() == address.is_ipv4()
+    first <= address && address <= last
 }
 
 pub(super) fn range_overlaps(one: Range, two: Range) -> bool {
-    one.0 <= two.1 && two.0 <= one.1 && one.0.is_ipv4() == two.0.is_ipv4()
+    // All of IPv4 is before all of IPv6, so families do not mix.
+    one.0 <= two.1 && two.0 <= one.1
 }
 
 /// Tells whether two prefixes share an address.
@@ -103,65 +90,16 @@ pub(super) fn source_of(range: Range) -> Source {
     }
 }
 
-fn subtract(mut ranges: Vec<Range>, less: &[Range]) -> Vec<Range> {
-    for hole in less {
-        ranges = ranges
-            .into_iter()
-            .flat_map(|range| {
-                if !range_overlaps(range, *hole) {
-                    return [Some(range), None];
-                }
-                let before = previous(hole.0).filter(|last| range.0 < hole.0 && range.0 <= *last);
-                let after = following(hole.1).filter(|first| *first <= range.1);
-                [before.map(|last| (range.0, last)), after.map(|first| (first, range.1))]
-            })
-            .flatten()
-            .collect();
-    }
-    ranges
-}
-
-fn previous(address: IpAddr) -> Option<IpAddr> {
-    match address {
-        IpAddr::V4(address) => address.to_bits().checked_sub(1).map(|bits| Ipv4Addr::from_bits(bits).into()),
-        IpAddr::V6(address) => address.to_bits().checked_sub(1).map(|bits| Ipv6Addr::from_bits(bits).into()),
-    }
-}
-
-fn following(address: IpAddr) -> Option<IpAddr> {
-    match address {
-        IpAddr::V4(address) => address.to_bits().checked_add(1).map(|bits| Ipv4Addr::from_bits(bits).into()),
-        IpAddr::V6(address) => address.to_bits().checked_add(1).map(|bits| Ipv6Addr::from_bits(bits).into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn texts(ranges: Vec<Range>) -> Vec<String> {
-        ranges.into_iter().map(|range| source_of(range).to_string()).collect()
-    }
-
-    /// Policy reference, section 3.3.
-    #[test]
-    fn internet_is_what_is_not_private() {
-        let expected = [
-            "0.0.0.0-9.255.255.255",
-            "11.0.0.0-100.63.255.255",
-            "100.128.0.0-169.253.255.255",
-            "169.255.0.0-172.15.255.255",
-            "172.32.0.0-192.167.255.255",
-            "192.169.0.0-255.255.255.255",
-            "2000::-3fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
-        ];
-        let texts: Vec<String> = internet().iter().map(|range| Source::Range(range.0, range.1).to_string()).collect();
-        assert_eq!(texts, expected);
-    }
-
     #[test]
     fn addresses_of_nodes_are_taken_away() {
-        let outside = |prefix: &str| texts(outside_tailnets(vec![range_of(prefix.parse().unwrap())]));
+        let outside = |prefix: &str| -> Vec<String> {
+            let ranges = outside_tailnets([range_of(prefix.parse().unwrap())]);
+            ranges.into_iter().map(|range| source_of(range).to_string()).collect()
+        };
         assert_eq!(outside("10.0.0.0/8"), ["10.0.0.0/8"]);
         assert_eq!(outside("100.64.0.0/16"), [""; 0]);
         assert_eq!(outside("100.0.0.0/8"), ["100.0.0.0/10", "100.128.0.0/9"]);

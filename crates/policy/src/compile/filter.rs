@@ -1,11 +1,12 @@
 //! The packet filter of a node.
 
-use super::address::{internet, prefixes, range_holds, range_of, range_overlaps, source_of, within_internet};
+use super::address::{prefixes, range_holds, range_of, range_overlaps, source_of, within_internet};
 use super::member::Member;
 use super::rules::Rule;
 use super::target::Target;
 use super::{Compiled, Sources};
 use crate::Owner;
+use crate::addresses::AddressSet;
 use crate::sources::Source;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -103,7 +104,7 @@ impl Compiled {
             Target::Any => draft.subnet_routes.iter().copied().map(Source::from).collect(),
             Target::Everywhere => BTreeSet::new(),
             Target::Internet if draft.is_exit_node => {
-                internet().into_iter().map(|(first, last)| Source::Range(first, last)).collect()
+                AddressSet::internet().ranges().map(|(first, last)| Source::Range(first, last)).collect()
             }
             Target::Internet => BTreeSet::new(),
             target @ (Target::Prefix(_) | Target::Set(_)) => target

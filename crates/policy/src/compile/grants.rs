@@ -4,7 +4,7 @@ use super::rules::{ListKey, Rule};
 use super::target::Target;
 use crate::model::{Grant, Sections};
 use crate::posture::{Assertion, Test};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use warren_wire::control::RawJson;
 
@@ -66,7 +66,13 @@ impl Maker<'_> {
         if !others.is_empty() {
             let reversed = Arc::new(ListKey { targets: others, postures: Vec::new() });
             let needs = (!sources.postures.is_empty()).then(|| Arc::clone(&sources));
-            rules.extend(sources.targets.iter().map(|target| companion(&reversed, target, needs.clone())));
+            let target = |source: &Target| match source {
+                // As a destination, every address is every node.
+                Target::Everywhere => Target::Any,
+                source => source.clone(),
+            };
+            let targets: BTreeSet<Target> = sources.targets.iter().map(target).collect();
+            rules.extend(targets.iter().map(|target| companion(&reversed, target, needs.clone())));
         }
         rules
     }

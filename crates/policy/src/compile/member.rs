@@ -3,7 +3,7 @@
 use super::address::{overlap, range_holds, range_of, range_overlaps, wildcard_covers};
 use super::chunked::ChunkedMap;
 use super::rule_set::RuleSet;
-use super::rules::{List, Mentions, Rule, Rulebook};
+use super::rules::{List, Mentions, Rule};
 use super::target::{Target, selectors_of};
 use super::{Compiled, Sources};
 use crate::{Attributes, DirectoryNode, Owner};
@@ -145,6 +145,9 @@ impl Member {
     pub(super) fn new(compiled: &Compiled, id: NodeId, draft: Arc<Draft>, base: &Base) -> Self {
         let book = &*compiled.book;
         let failed = compiled.failed_lists(&draft.node.attributes);
+        // Whom the policy takes the only address away is nobody, but for the subnets behind.
+        let (via, nobody) = (&base.via, Base::default());
+        let base = if draft.addresses.is_empty() { &nobody } else { base };
         let mut lists = base.mentions.lists.clone();
         failed.iter().for_each(|list| lists.remove(list));
         let mut partly = RuleSet::default();
@@ -165,8 +168,10 @@ impl Member {
             kind.sources.extend(&book.any.sources);
             lists.extend(&passed(&book.any.lists));
         }
-        kind.sources.extend(&book.everywhere.sources);
-        lists.extend(&passed(&book.everywhere.lists));
+        if !draft.addresses.is_empty() {
+            kind.sources.extend(&book.everywhere.sources);
+            lists.extend(&passed(&book.everywhere.lists));
+        }
         book.rules_of(&lists.common(&book.posture_lists)).for_each(|rules| kind.sources.extend(rules));
         for mentions in draft.addresses.iter().flat_map(|address| book.literals.containing(IpNet::from(*address))) {
             kind.sources.extend(&mentions.sources);
@@ -200,7 +205,7 @@ impl Member {
                 kind.destinations.remove(*number);
             }
         }
-        for number in base.via.iter() {
+        for number in via.iter() {
             if book.rule(number).is_some_and(|rule| compiled.leads_via(rule, &draft)) {
                 kind.destinations.insert(number);
             }
@@ -295,7 +300,7 @@ impl Compiled {
             Target::Any | Target::Everywhere => true,
             Target::Internet | Target::OwnDevices => false,
             Target::Prefix(prefix) => overlap(*prefix, route),
-            Target::Set(set) => set.ranges().iter().any(|range| range_overlaps(*range, range_of(route))),
+            Target::Set(set) => set.overlaps(route),
             Target::Named(_) => self.nodes_within(route).any(|node| self.names(target, node)),
         }
     }
@@ -322,23 +327,4 @@ impl Compiled {
         let addresses = self.by_address.from(&(prefix.network(), NodeId(i64::MIN))).map(|(entry, ())| *entry);
         addresses.take_while(move |(address, _)| *address <= last)
     }
-}
-
-/// Tells whether a book's parts that concern all nodes are the same.
-pub(super) fn same_for_all(old: &Rulebook, new: &Rulebook) -> bool {
-    let keys = |book: &Rulebook| -> Vec<_> {
-        let lists = book.posture_lists.iter();
-        lists.filter_map(|number| Some((number, Arc::clone(&book.list(number)?.key)))).collect()
-    };
-    old.any.sources == new.any.sources
-        && old.any.lists == new.any.lists
-        && old.everywhere == new.everywhere
-        && old.posture_targets == new.posture_targets
-        && old.without_ipv4 == new.without_ipv4
-        && keys(old) == keys(new)
-        // The rules of lists with postures are not among those by word.
-        && keys(new).iter().all(|(number, _)| {
-            let rules = |book: &Rulebook| book.list(*number).map(|list| list.rules.clone());
-            rules(old) == rules(new)
-        })
 }

@@ -1,18 +1,19 @@
 //! From one version to the next: only what a change touches is made anew.
 
 use super::address::{outside_tailnets, range_of, source_of, wildcard_sources};
-use super::member::{Base, Draft, Kind, Member, NodeSet, OwnerEntry, same_for_all};
+use super::member::{Base, Draft, Kind, Member, NodeSet, OwnerEntry};
 use super::routes::{Route, Router};
-use super::rules::{List, Rulebook};
+use super::rules::List;
 use super::target::Target;
 use super::{Compiled, Sources};
+use crate::addresses::AddressSet;
 use crate::sources::Source;
-use crate::{DirectoryNode, DirectoryUser, Owner};
+use crate::{DirectoryNode, Owner};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use warren_wire::control::{NodeId, UserId};
+use warren_wire::control::NodeId;
 
 /// What a list of sources holds now.
 #[derive(Debug)]
@@ -280,9 +281,9 @@ impl Compiled {
                 &self.routes,
                 |_, _| true,
                 |prefix, _, after| {
-                    for (number, _) in self.book.lists().filter(|(_, list)| wild(list)) {
+                    for (number, list) in self.book.lists().filter(|(_, list)| wild(list)) {
                         let (more, less) = edits.entry(number).or_default();
-                        if after.is_some() { more } else { less }.insert(Source::from(prefix));
+                        if after.is_some() { more } else { less }.extend(sources_of_route(list, prefix));
                     }
                 },
             );
@@ -321,15 +322,25 @@ impl Compiled {
         if state.literals.contains(&source) {
             return true;
         }
+        if list.holds(&Target::Any) {
+            // With postures, different routes may have the same part outside of tailnets.
+            let is_route = match source {
+                Source::Prefix(prefix) if list.postures.is_empty() => self.routes.get(prefix).is_some(),
+                Source::Address(address) if list.postures.is_empty() => self.routes.get(address.into()).is_some(),
+                Source::Everywhere | Source::Range(..) | Source::Prefix(_) | Source::Address(_) => {
+                    self.routes.iter().any(|(prefix, _)| sources_of_route(list, prefix).contains(&source))
+                }
+            };
+            if is_route {
+                return true;
+            }
+        }
         let Source::Address(address) = source else { return false };
-        let prefix = IpNet::from(address);
-        let is_route = list.holds(&Target::Any) && self.routes.get(prefix).is_some();
-        is_route
-            || self.nodes_within(prefix).any(|node| {
-                // Members that change are not in their place yet.
-                let member = changes.get(&node).map_or_else(|| self.members.get(&node), Option::as_ref);
-                member.is_some_and(|member| member.sources_in(number, list).any(|other| other == address))
-            })
+        self.nodes_within(IpNet::from(address)).any(|node| {
+            // Members that change are not in their place yet.
+            let member = changes.get(&node).map_or_else(|| self.members.get(&node), Option::as_ref);
+            member.is_some_and(|member| member.sources_in(number, list).any(|other| other == address))
+        })
     }
 
     /// Returns a list before any node is in it.
@@ -344,11 +355,11 @@ impl Compiled {
                 }
                 // Devices without the posture would be among the wildcards: those that have it are named instead.
                 Target::Everywhere => {
-                    literals.extend(outside_tailnets(all().collect()).into_iter().map(source_of));
+                    literals.extend(outside_tailnets(all()).into_iter().map(source_of));
                 }
                 Target::Any if list.postures.is_empty() => literals.extend(wildcard_sources()),
                 Target::Any | Target::OwnDevices | Target::Named(_) => {}
-                Target::Internet => literals.extend(super::address::internet().into_iter().map(source_of)),
+                Target::Internet => literals.extend(AddressSet::internet().ranges().map(source_of)),
                 Target::Prefix(_) | Target::Set(_) if list.postures.is_empty() => {
                     literals.extend(target.literal().into_iter().map(source_of));
                 }
@@ -357,63 +368,17 @@ impl Compiled {
                 }
             }
         }
-        let routes = self.routes.iter().filter(|_| wild).map(|(prefix, _)| Source::from(prefix));
+        let routes = self.routes.iter().filter(|_| wild).flat_map(|(prefix, _)| sources_of_route(list, prefix));
         let sources = Arc::new(Sources::new(literals.iter().copied().chain(routes)));
         ListState { literals, sources }
     }
+}
 
-    /// Returns the version with another policy, before nodes are looked at, and the nodes to look at.
-    pub(super) fn with_book(&self, book: Rulebook) -> (Self, BTreeSet<NodeId>) {
-        let mut next = Self { book: Arc::new(book), ..self.clone() };
-        let mut touched = next.refresh_owners(None);
-        let (old, new) = (&*self.book, &*next.book);
-        if !same_for_all(old, new) {
-            touched.extend(self.members.keys());
-            return (next, touched);
-        }
-        if old.internet != new.internet || old.exit_filter != new.exit_filter {
-            touched.extend(self.exits.keys());
-        }
-        super::prefixes::PrefixMap::differences(
-            &old.literals,
-            &new.literals,
-            |one, two| one == two,
-            |prefix, _, _| {
-                touched.extend(self.nodes_within(prefix));
-                let routers = self.routes.overlapping(prefix).flat_map(|route| &route.routers);
-                touched.extend(routers.map(|router| router.node));
-            },
-        );
-        (next, touched)
+/// Returns what `*` in a list makes of a subnet. Nodes whose addresses lie in it are devices all the same: where postures
+/// are demanded, they are named one by one.
+fn sources_of_route(list: &List, prefix: IpNet) -> Vec<Source> {
+    if list.postures.is_empty() {
+        return vec![Source::from(prefix)];
     }
-
-    /// Returns the version with other users, before nodes are looked at, and the nodes to look at.
-    pub(super) fn with_directory_users(&self, users: BTreeMap<UserId, DirectoryUser>) -> (Self, BTreeSet<NodeId>) {
-        let changed: BTreeSet<UserId> =
-            self.users.keys().chain(users.keys()).filter(|id| self.users.get(id) != users.get(id)).copied().collect();
-        let mut next = Self { users: Arc::new(users), ..self.clone() };
-        let touched = next.refresh_owners(Some(&changed));
-        (next, touched)
-    }
-
-    /// Looks again at what the policy says of owners, or of some users; returns the nodes of those that changed.
-    fn refresh_owners(&mut self, users: Option<&BTreeSet<UserId>>) -> BTreeSet<NodeId> {
-        let mut touched = BTreeSet::new();
-        let mut changes = BTreeMap::new();
-        let some = users.map(|users| users.iter().map(|user| Owner::User(*user)).collect::<Vec<_>>());
-        let entries: Vec<(&Owner, &Arc<OwnerEntry>)> = match &some {
-            Some(owners) => owners.iter().filter_map(|owner| Some((owner, self.owners.get(owner)?))).collect(),
-            None => self.owners.iter().collect(),
-        };
-        for (owner, entry) in entries {
-            let base = Base::new(self, owner);
-            if base != *entry.base {
-                touched.extend(entry.nodes.keys());
-                let (nodes, devices) = (entry.nodes.clone(), Arc::clone(&entry.devices));
-                changes.insert(owner.clone(), Some(Arc::new(OwnerEntry { base: Arc::new(base), nodes, devices })));
-            }
-        }
-        self.owners = self.owners.with(changes);
-        touched
-    }
+    outside_tailnets([range_of(prefix)]).into_iter().map(source_of).collect()
 }

@@ -191,6 +191,8 @@ impl World {
         rule.destinations.contains(&Word::OwnDevices)
             && matches!(from.owner, Owner::User(_))
             && from.owner == to.owner
+            && !self.addresses(from).is_empty()
+            && !self.addresses(to).is_empty()
             && persons()
             && self.passes(rule, from)
     }
@@ -285,9 +287,9 @@ impl World {
             if !rule.via.is_empty() {
                 return self.has_via_tag(rule, node) && (behind || *word == Word::Internet && is_exit_node(node));
             }
-            *word == Word::Any
+            let named = *word == Word::Any || self.names(*word, &node.owner);
+            named && !self.addresses(node).is_empty()
                 || word.literal().iter().any(|range| self.addresses(node).iter().any(|own| within(*range, *own)))
-                || self.names(*word, &node.owner)
                 || behind
                 || is_exit_node(node) && Self::is_for_exit_nodes(*word)
         })

@@ -23,11 +23,11 @@ pub(crate) fn packet(source: IpAddr, destination: IpAddr, load: Load, flags: u8)
 /// Makes a packet in two pieces.
 pub(crate) fn fragments(source: IpAddr, destination: IpAddr, load: Load) -> Option<[Vec<u8>; 2]> {
     let (protocol, mut payload) = payload(source, load, SYN);
-    payload.resize(64, 0);
-    let (first, rest) = payload.split_at(32);
-    // In IPv4: more fragments follow; the second is 4 units of 8 bytes on.
+    payload.resize(128, 0);
+    let (first, rest) = payload.split_at(96);
+    // In IPv4: more fragments follow; the second is 12 units of 8 bytes on.
     source.is_ipv4().then(|| {
-        [(0x2000, first), (4, rest)].map(|(place, piece)| with_head(source, destination, protocol, place, piece))
+        [(0x2000, first), (12, rest)].map(|(place, piece)| with_head(source, destination, protocol, place, piece))
     })
 }
 
