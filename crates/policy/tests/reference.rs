@@ -18,9 +18,8 @@ use world::naive::Load;
 use world::packet::{ACK, FIN_ACK, Judge, SYN, fragments, packet};
 use world::{STRANGERS, any_world, ip};
 
-const LOADS: [Load; 8] = [
-    Load::Tcp(22), Load::Tcp(80), Load::Tcp(31), Load::Udp(22), Load::Udp(81), Load::Sctp(22), Load::Ping, Load::Gre,
-];
+const LOADS: [Load; 8] =
+    [Load::Tcp(22), Load::Tcp(80), Load::Tcp(31), Load::Udp(22), Load::Udp(81), Load::Sctp(22), Load::Ping, Load::Gre];
 
 type Choice = (prop::sample::Index, prop::sample::Index, prop::sample::Index);
 

@@ -35,9 +35,8 @@ enum Change {
 }
 
 fn any_change() -> impl Strategy<Value = Change> {
-    let node = (1..=6_u8).prop_flat_map(|number| {
-        proptest::option::weighted(0.8, any_node(number)).prop_map(move |node| (number, node))
-    });
+    let node = (1..=6_u8)
+        .prop_flat_map(|number| proptest::option::weighted(0.8, any_node(number)).prop_map(move |node| (number, node)));
     prop_oneof![
         4 => prop::collection::vec(node, 1..3).prop_map(Change::Nodes),
         2 => (1..=6_u8).prop_map(Change::Online),
@@ -126,7 +125,10 @@ fn meaning(compiled: &Compiled, node: NodeId) -> BTreeSet<String> {
         .flat_map(|rule| {
             let to = rule.destinations.iter().map(|to| format!("{:?} {to:?}", rule.protocols));
             let grants = rule.grants.iter().flat_map(|grant| {
-                grant.dsts.iter().flat_map(move |to| grant.cap_map.0.iter().map(move |capability| format!("{to} {capability:?}")))
+                grant
+                    .dsts
+                    .iter()
+                    .flat_map(move |to| grant.cap_map.0.iter().map(move |capability| format!("{to} {capability:?}")))
             });
             let all: Vec<String> = to.chain(grants).map(|to| format!("{to} {:?}", rule.until)).collect();
             let texts: Vec<String> = rule.sources.texts().collect();
@@ -150,7 +152,14 @@ fn check(world: &World, compiled: &Compiled, steps: &str) -> Result<(), TestCase
         prop_assert_eq!(compiled.own_routes(one).primary, ways, "{} {}", one, told());
         for (two, peer) in world.nodes().filter(|(two, _)| one != *two) {
             prop_assert_eq!(compiled.visible(one, two), fresh.visible(one, two));
-            prop_assert_eq!(compiled.routes(one, two), world.routes(node, (two, peer)), "{} of {} {}", two, one, told());
+            prop_assert_eq!(
+                compiled.routes(one, two),
+                world.routes(node, (two, peer)),
+                "{} of {} {}",
+                two,
+                one,
+                told()
+            );
         }
     }
     for gone in (1..=6).map(NodeId).filter(|id| !world.directory.nodes.contains_key(id)) {

@@ -117,12 +117,10 @@ impl Compiled {
                 })
                 .map(source_of)
                 .collect(),
-            Target::OwnDevices => own().chain(self.behind(member, |owner, _| *owner == draft.node.owner)).collect(),
-            target @ Target::Named(_) => {
+            Target::OwnDevices => own().chain(self.behind(member, |owner| *owner == draft.node.owner)).collect(),
+            Target::Named(_) => {
                 let named = self.names_by_base(number, &draft.node.owner);
-                let behind = self.behind(member, |owner, node| {
-                    if through_any { self.names_by_base(number, owner) } else { self.names(target, node) }
-                });
+                let behind = self.behind(member, |owner| self.names_by_base(number, owner));
                 own().filter(|_| named).chain(behind).collect()
             }
         }
@@ -153,22 +151,25 @@ impl Compiled {
         }
     }
 
-    /// Tells whether the destination of a rule through any router names an owner's nodes.
+    /// Tells whether the destination of a rule names an owner's nodes.
     fn names_by_base(&self, number: usize, owner: &Owner) -> bool {
-        self.owners.get(owner).is_some_and(|entry| entry.base.mentions.destinations.contains(number))
+        self.owners.get(owner).is_some_and(|entry| {
+            let mentions = &entry.base.mentions;
+            mentions.destinations.contains(number) || mentions.via.contains(number)
+        })
     }
 
     /// Returns the addresses of matching nodes that lie within a node's subnet routes, without its own.
     fn behind<'a>(
         &'a self,
         member: &'a Member,
-        matching: impl Fn(&Owner, NodeId) -> bool + 'a,
+        matching: impl Fn(&Owner) -> bool + 'a,
     ) -> impl Iterator<Item = Source> + 'a {
         let routes = member.draft.subnet_routes.iter().filter(|_| member.covers_others);
         routes
             .flat_map(|route| self.addresses_within(*route))
             .filter(|(address, _)| !member.draft.addresses.contains(address))
-            .filter(move |(_, node)| self.drafts.get(node).is_some_and(|draft| matching(&draft.node.owner, *node)))
+            .filter(move |(_, node)| self.drafts.get(node).is_some_and(|draft| matching(&draft.node.owner)))
             .map(|(address, _)| Source::Address(address))
     }
 }

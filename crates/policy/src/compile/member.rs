@@ -3,7 +3,7 @@
 use super::address::{overlap, range_holds, range_of, range_overlaps, wildcard_covers};
 use super::chunked::ChunkedMap;
 use super::rule_set::RuleSet;
-use super::rules::{List, Mentions, Rule};
+use super::rules::{List, Mentions};
 use super::target::{Target, selectors_of};
 use super::{Compiled, Sources};
 use crate::{Attributes, DirectoryNode, Owner};
@@ -189,7 +189,7 @@ impl Member {
             kind.destinations.extend(&behind.destinations);
         }
         if draft.is_exit_node {
-            kind.destinations.extend(&book.internet);
+            kind.destinations.extend(&book.exit_use);
         }
         kind.own_sources = kind.own.clone();
         for number in kind.own.iter().collect::<Vec<_>>() {
@@ -206,7 +206,7 @@ impl Member {
             }
         }
         for number in via.iter() {
-            if book.rule(number).is_some_and(|rule| compiled.leads_via(rule, &draft)) {
+            if compiled.leads_via(number, &draft) {
                 kind.destinations.insert(number);
             }
         }
@@ -286,34 +286,21 @@ impl Compiled {
     }
 
     /// Tells whether a rule that goes through certain routers goes through one with these routes.
-    pub(super) fn leads_via(&self, rule: &Rule, draft: &Draft) -> bool {
-        match &rule.target {
-            Target::Internet => draft.is_exit_node,
-            Target::Any => !draft.subnet_routes.is_empty(),
-            target => draft.subnet_routes.iter().any(|route| self.target_overlaps(target, *route)),
-        }
+    fn leads_via(&self, number: usize, draft: &Draft) -> bool {
+        let internet = self.book.rule(number).is_some_and(|rule| rule.target == Target::Internet);
+        internet && draft.is_exit_node || draft.subnet_routes.iter().any(|route| self.via_overlaps(number, *route))
     }
 
-    /// Tells whether a target holds a host behind a route.
-    pub(super) fn target_overlaps(&self, target: &Target, route: IpNet) -> bool {
-        match target {
-            Target::Any | Target::Everywhere => true,
-            Target::Internet | Target::OwnDevices => false,
-            Target::Prefix(prefix) => overlap(*prefix, route),
-            Target::Set(set) => set.overlaps(route),
-            Target::Named(_) => self.nodes_within(route).any(|node| self.names(target, node)),
-        }
-    }
-
-    /// Tells whether a target names a node, other than by address.
-    pub(super) fn names(&self, target: &Target, node: NodeId) -> bool {
-        match target {
-            Target::Any | Target::Everywhere => true,
-            Target::Named(selector) => self.node_and_base(node).is_some_and(|(node, _)| {
-                let groups = &self.book.groups_by_login;
-                selectors_of(&node.owner, &self.users, &self.domains, groups).contains(selector)
-            }),
-            Target::Internet | Target::Prefix(_) | Target::Set(_) | Target::OwnDevices => false,
+    /// Tells whether a rule that goes through certain routers leads to a host behind a route.
+    pub(super) fn via_overlaps(&self, number: usize, route: IpNet) -> bool {
+        match self.book.rule(number).map(|rule| &rule.target) {
+            Some(Target::Any | Target::Everywhere) => true,
+            Some(Target::Internet | Target::OwnDevices) | None => false,
+            Some(Target::Prefix(prefix)) => overlap(*prefix, route),
+            Some(Target::Set(set)) => set.overlaps(route),
+            Some(Target::Named(_)) => self
+                .nodes_within(route)
+                .any(|node| self.node_and_base(node).is_some_and(|(_, base)| base.mentions.via.contains(number))),
         }
     }
 

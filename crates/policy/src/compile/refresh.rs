@@ -25,14 +25,19 @@ impl Compiled {
             touched.extend(self.members.keys());
             return (next, touched);
         }
-        if old.internet != new.internet || old.exit_filter != new.exit_filter {
+        if old.exit_use != new.exit_use || old.exit_filter != new.exit_filter {
             touched.extend(self.exits.keys());
         }
-        PrefixMap::differences(&old.literals, &new.literals, |one, two| one == two, |prefix, _, _| {
-            touched.extend(self.nodes_within(prefix));
-            let routers = self.routes.overlapping(prefix).flat_map(|route| &route.routers);
-            touched.extend(routers.map(|router| router.node));
-        });
+        PrefixMap::differences(
+            &old.literals,
+            &new.literals,
+            |one, two| one == two,
+            |prefix, _, _| {
+                touched.extend(self.nodes_within(prefix));
+                let routers = self.routes.overlapping(prefix).flat_map(|route| &route.routers);
+                touched.extend(routers.map(|router| router.node));
+            },
+        );
         (next, touched)
     }
 

@@ -3,6 +3,7 @@
 use super::chunked::ChunkedMap;
 use super::member::Member;
 use super::rule_set::RuleSet;
+use super::target::Target;
 use super::{Compiled, PeerRoutes};
 use crate::Owner;
 use ipnet::IpNet;
@@ -52,7 +53,7 @@ impl Route {
         let mentions = compiled.route_mentions(prefix, only);
         let mut via = RuleSet::default();
         for number in compiled.book.via.iter() {
-            if compiled.book.rule(number).is_some_and(|rule| compiled.target_overlaps(&rule.target, prefix)) {
+            if compiled.via_overlaps(number, prefix) {
                 via.insert(number);
             }
         }
@@ -134,7 +135,7 @@ impl Compiled {
             return true;
         }
         let via = viewer.kind.sources.common(&self.book.via).common(active);
-        let leads_out = |number: usize| self.book.rule(number).is_some_and(|rule| rule.target.is_internet());
+        let leads_out = |number: usize| self.book.rule(number).is_some_and(|rule| rule.target == Target::Internet);
         peer.kind.destinations.common(&via).iter().any(leads_out)
     }
 

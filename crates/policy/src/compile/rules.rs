@@ -76,7 +76,10 @@ pub(super) struct Mentions {
     pub(super) sources: RuleSet,
     /// Rules to own devices of those lists, with or without postures.
     pub(super) own: RuleSet,
+    /// Rules to it through any router.
     pub(super) destinations: RuleSet,
+    /// Rules to it through certain routers.
+    pub(super) via: RuleSet,
 }
 
 impl Mentions {
@@ -85,6 +88,7 @@ impl Mentions {
         self.sources.extend(&other.sources);
         self.own.extend(&other.own);
         self.destinations.extend(&other.destinations);
+        self.via.extend(&other.via);
     }
 }
 
@@ -112,13 +116,11 @@ pub(super) struct Rulebook {
     pub(super) posture_lists: RuleSet,
     /// Companions whose destinations need postures, with the lists that say which.
     pub(super) posture_targets: BTreeMap<usize, usize>,
-    /// Rules that make an exit node a destination.
-    pub(super) internet: RuleSet,
-    /// Rules that let their sources use any exit node.
+    /// Rules that let their sources use any exit node, which makes it a destination.
     pub(super) exit_use: RuleSet,
     /// Rules that are in the filter of an exit node besides.
     pub(super) exit_filter: RuleSet,
-    /// Rules to certain routers only; they are in none of the sets above but as sources.
+    /// Rules to certain routers only.
     pub(super) via: RuleSet,
     pub(super) via_by_tag: BTreeMap<String, RuleSet>,
     /// Rules that do not hold always.
@@ -228,21 +230,21 @@ impl Rulebook {
             if rule.validity != Validity::default() {
                 self.timed.insert(number);
             }
-            if rule.via.is_empty() {
-                self.mention(&rule.target, &mut literals, |mentions| mentions.destinations.insert(number));
-                if rule.target.is_internet() {
-                    self.internet.insert(number);
+            let through_any = rule.via.is_empty();
+            self.mention(&rule.target, &mut literals, |mentions| {
+                if through_any { &mut mentions.destinations } else { &mut mentions.via }.insert(number);
+            });
+            if !through_any {
+                self.via.insert(number);
+                for tag in &rule.via {
+                    self.via_by_tag.entry(tag.clone()).or_default().insert(number);
                 }
+            } else if !rule.is_companion {
                 if rule.target.is_internet() || rule.target == Target::Any {
                     self.exit_use.insert(number);
                 }
                 if rule.target.concerns_exit_nodes() {
                     self.exit_filter.insert(number);
-                }
-            } else {
-                self.via.insert(number);
-                for tag in &rule.via {
-                    self.via_by_tag.entry(tag.clone()).or_default().insert(number);
                 }
             }
         }

@@ -13,7 +13,9 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use warren_policy::{AttributeValue, Attributes, Compiled, Directory, DirectoryNode, DirectoryUser, Owner, Policy, Role};
+use warren_policy::{
+    AttributeValue, Attributes, Compiled, Directory, DirectoryNode, DirectoryUser, Owner, Policy, Role,
+};
 use warren_wire::control::{NodeId, UserId};
 
 /// Logins; the last one of the policy has no account.
@@ -58,7 +60,15 @@ pub(crate) const ROUTES: [&str; 8] = [
 ];
 /// Addresses that are no node's.
 pub(crate) const STRANGERS: [&str; 9] = [
-    "10.1.0.9", "10.1.7.7", "10.1.200.1", "192.168.7.1", "fd00:1::5", "8.8.8.8", "2001:db8::1", "100.64.9.9", "100.115.92.5",
+    "10.1.0.9",
+    "10.1.7.7",
+    "10.1.200.1",
+    "192.168.7.1",
+    "fd00:1::5",
+    "8.8.8.8",
+    "2001:db8::1",
+    "100.64.9.9",
+    "100.115.92.5",
 ];
 /// Capabilities; the second has a companion.
 pub(crate) const CAPABILITIES: [&str; 2] = ["example.com/cap/x", "tailscale.com/cap/drive"];
@@ -227,8 +237,7 @@ impl Rule {
 impl Laws {
     pub(crate) fn text(&self) -> String {
         let rules = |is_acl| {
-            let texts: Vec<String> =
-                self.rules.iter().filter(|rule| rule.is_acl == is_acl).map(Rule::text).collect();
+            let texts: Vec<String> = self.rules.iter().filter(|rule| rule.is_acl == is_acl).map(Rule::text).collect();
             texts.join(",\n  ")
         };
         let groups = GROUPS.iter().zip(&self.groups);
@@ -236,7 +245,8 @@ impl Laws {
             .map(|(name, members)| format!("\"{name}\": {}", list(members.iter().map(|number| LOGINS[*number]))))
             .collect();
         let hosts: Vec<String> = HOSTS.iter().map(|(name, address)| format!("\"{name}\": \"{address}\"")).collect();
-        let sets: Vec<String> = IP_SETS.iter().map(|(name, parts, _)| format!("\"{name}\": {}", list(*parts))).collect();
+        let sets: Vec<String> =
+            IP_SETS.iter().map(|(name, parts, _)| format!("\"{name}\": {}", list(*parts))).collect();
         let tags: Vec<String> = TAGS.iter().map(|tag| format!("\"{tag}\": []")).collect();
         let attributes = self.without_ipv4.map(|word| {
             format!(", \"nodeAttrs\": [{{\"target\": [\"{}\"], \"attr\": [\"disable-ipv4\"]}}]", word.text())
@@ -305,7 +315,10 @@ fn any_service() -> impl Strategy<Value = Service> {
 }
 
 pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
-    let hours = (proptest::option::weighted(0.2, select(EDGES.to_vec())), proptest::option::weighted(0.2, select(EDGES.to_vec())));
+    let hours = (
+        proptest::option::weighted(0.2, select(EDGES.to_vec())),
+        proptest::option::weighted(0.2, select(EDGES.to_vec())),
+    );
     let more = (
         proptest::option::weighted(0.3, 0..CAPABILITIES.len()),
         prop_oneof![3 => Just(Vec::new()), 1 => vec(0..TAGS.len(), 1..3)],
@@ -314,7 +327,11 @@ pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
     );
     let lists = (vec(any_source(), 0..4), vec(any_destination(), 0..4), vec(any_service(), 1..3));
     (any::<bool>(), lists, more).prop_map(
-        |(is_acl, (mut sources, mut destinations, mut services), (mut capability, mut via, needs_posture, mut hours))| {
+        |(
+            is_acl,
+            (mut sources, mut destinations, mut services),
+            (mut capability, mut via, needs_posture, mut hours),
+        )| {
             if is_acl {
                 services.truncate(1);
                 (capability, via, hours) = (None, Vec::new(), (None, None));
@@ -326,7 +343,9 @@ pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
                 if destinations.contains(&Word::Internet) {
                     capability = None;
                 }
-                if let (Some(from), Some(until)) = hours && from >= until {
+                if let (Some(from), Some(until)) = hours
+                    && from >= until
+                {
                     hours.0 = None;
                 }
             }

@@ -149,7 +149,8 @@ impl World {
                     Word::Any => behind,
                     Word::Internet => is_exit_node(node) && is_internet((to, to)),
                     word => {
-                        word.literal().iter().any(|range| within(*range, to) && routed(range)) || behind && !here && named()
+                        word.literal().iter().any(|range| within(*range, to) && routed(range))
+                            || behind && !here && named()
                     }
                 };
         }
@@ -291,7 +292,7 @@ impl World {
             named && !self.addresses(node).is_empty()
                 || word.literal().iter().any(|range| self.addresses(node).iter().any(|own| within(*range, *own)))
                 || behind
-                || is_exit_node(node) && Self::is_for_exit_nodes(*word)
+                || is_exit_node(node) && (*word == Word::Any || Self::is_for_exit_nodes(*word))
         })
     }
 
