@@ -1,6 +1,6 @@
 //! Addresses with a meaning of their own, and arithmetic of ranges.
 
-use crate::addresses::AddressSet;
+use crate::addresses::{AddressSet, AddressSetBuilder};
 use crate::sources::Source;
 use ipnet::{IpNet, Ipv4Net, Ipv4Subnets, Ipv6Net, Ipv6Subnets};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -33,12 +33,12 @@ pub(super) fn wildcard_covers(address: IpAddr) -> bool {
 
 /// Takes the addresses of nodes away from ranges.
 pub(super) fn outside_tailnets(ranges: impl IntoIterator<Item = Range>) -> Vec<Range> {
-    let mut set = AddressSet::default();
+    let mut set = AddressSetBuilder::default();
     ranges.into_iter().for_each(|(first, last)| set.add(first, last));
     for tailnet in [IpNet::V4(CGNAT), IpNet::V6(TAILNET_V6)] {
         set.remove(tailnet.network(), tailnet.broadcast());
     }
-    set.ranges().collect()
+    set.finish().ranges().to_vec()
 }
 
 /// Tells whether a range lies wholly within the Internet.
@@ -48,11 +48,11 @@ pub(super) fn within_internet(range: Range) -> bool {
 
 /// Tells whether a set holds all of the Internet.
 pub(super) fn holds_internet(set: &AddressSet) -> bool {
-    AddressSet::internet().ranges().all(|range| holds_range(set, range))
+    AddressSet::internet().ranges().iter().all(|range| holds_range(set, *range))
 }
 
 fn holds_range(set: &AddressSet, (first, last): Range) -> bool {
-    set.ranges().any(|range| range_holds(range, first) && range_holds(range, last))
+    set.ranges().iter().any(|range| range_holds(*range, first) && range_holds(*range, last))
 }
 
 pub(super) fn range_of(prefix: IpNet) -> Range {

@@ -104,7 +104,7 @@ impl Compiled {
             Target::Any => draft.subnet_routes.iter().copied().map(Source::from).collect(),
             Target::Everywhere => BTreeSet::new(),
             Target::Internet if draft.is_exit_node => {
-                AddressSet::internet().ranges().map(|(first, last)| Source::Range(first, last)).collect()
+                AddressSet::internet().ranges().iter().map(|(first, last)| Source::Range(*first, *last)).collect()
             }
             Target::Internet => BTreeSet::new(),
             target @ (Target::Prefix(_) | Target::Set(_)) => target

@@ -56,7 +56,7 @@ impl Target {
     pub(super) fn literal(&self) -> Vec<Range> {
         match self {
             Self::Prefix(prefix) => vec![range_of(*prefix)],
-            Self::Set(set) => set.ranges().collect(),
+            Self::Set(set) => set.ranges().to_vec(),
             Self::Any | Self::Everywhere | Self::Internet | Self::OwnDevices | Self::Named(_) => Vec::new(),
         }
     }

@@ -359,7 +359,7 @@ impl Compiled {
                 }
                 Target::Any if list.postures.is_empty() => literals.extend(wildcard_sources()),
                 Target::Any | Target::OwnDevices | Target::Named(_) => {}
-                Target::Internet => literals.extend(AddressSet::internet().ranges().map(source_of)),
+                Target::Internet => literals.extend(AddressSet::internet().ranges().iter().copied().map(source_of)),
                 Target::Prefix(_) | Target::Set(_) if list.postures.is_empty() => {
                     literals.extend(target.literal().into_iter().map(source_of));
                 }
