@@ -17,6 +17,7 @@ use crate::control::Control;
 use crate::model::Who;
 use crate::store::StoreError;
 use crate::tailnet::Tailnet;
+use crate::tailnet::filter::Ends;
 use crate::tailnet::registry::Registered;
 use crate::tailnet::report::Report;
 use crate::tailnet::work::Work;
@@ -65,22 +66,31 @@ pub(crate) fn too_old(found: u16) -> String {
     )
 }
 
+/// What a client is, as far as it decides what it is told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Client {
+    /// Its capability version.
+    pub(crate) cap: u16,
+    pub(crate) ends: Ends,
+    pub(crate) framing: Framing,
+}
+
 /// Begins a poll; an earlier one of the same node ends.
 pub(crate) async fn stream(control: &Control, machine: MachineKey, request: MapRequest) -> Result<MapStream, MapError> {
-    let (tailnet, known, framing) = asker(control, &machine, &request)?;
-    let (node, key, cap) = (known.node, request.node_key, request.version.0);
+    let (tailnet, known, client) = asker(control, &machine, &request)?;
+    let (node, key) = (known.node, request.node_key);
     let attached = tailnet.attach(node, key, Report::of(request)).await?.ok_or(MapError::UnknownNode)?;
-    let viewer = Viewer { node, key, cap, framing };
+    let viewer = Viewer { node, key, client };
     Ok(MapStream::new(viewer, control.clock(), tailnet.snapshots(), attached))
 }
 
 /// Makes one whole map; changes nothing.
 pub(crate) fn fetch(control: &Control, machine: MachineKey, request: &MapRequest) -> Result<Bytes, MapError> {
-    let (tailnet, known, framing) = asker(control, &machine, request)?;
+    let (tailnet, known, client) = asker(control, &machine, request)?;
     let snapshot = tailnet.snapshot();
     let node = snapshot.nodes.get(known.node).filter(|node| node.record.key == request.node_key);
     let node = node.ok_or(MapError::UnknownNode)?;
-    Ok(full::once(&snapshot, node, (request.version.0, control.clock().now()), framing))
+    Ok(full::once(&snapshot, node, (client, control.clock().now())))
 }
 
 /// Takes a report; a node whose name follows its host is renamed with it.
@@ -104,14 +114,15 @@ fn asker(
     control: &Control,
     machine: &MachineKey,
     request: &MapRequest,
-) -> Result<(Tailnet, Registered, Framing), MapError> {
+) -> Result<(Tailnet, Registered, Client), MapError> {
     if request.version.0 < LEAST_CAPABILITY {
         return Err(MapError::TooOld { found: request.version.0 });
     }
     let framing = Framing::of(&request.compress).ok_or(MapError::Compression)?;
     let known = control.registered(&request.node_key).filter(|(_, known)| known.machine == *machine);
     let (tailnet, known) = known.ok_or(MapError::UnknownNode)?;
-    Ok((tailnet, known, framing))
+    let ends = if request.ends_rules() { Ends::Told } else { Ends::Untold };
+    Ok((tailnet, known, Client { cap: request.version.0, ends, framing }))
 }
 
 #[cfg(test)]

@@ -3,12 +3,14 @@
 pub(crate) mod access;
 mod actor;
 pub(crate) mod bounds;
+mod compile;
 pub(crate) mod facts;
 pub(crate) mod filter;
 pub(crate) mod nodes;
 pub(crate) mod registry;
 pub(crate) mod report;
 pub(crate) mod snapshot;
+mod ssh;
 pub(crate) mod work;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -22,12 +22,12 @@ mod posture;
 mod problem;
 mod reach;
 mod read;
-mod relays;
 mod schedule;
 mod selector;
 mod service;
 mod sources;
 mod ssh;
+mod switches;
 mod trials;
 
 pub use compile::{Compiled, NodeRule, PeerRoutes, RouteView};

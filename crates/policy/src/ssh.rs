@@ -66,6 +66,12 @@ impl<'a> SshRules<'a> {
         Self { reach, rules }
     }
 
+    /// Tells whether all nodes of one owner have the same rules; not so where login names come from those of sources.
+    #[must_use]
+    pub fn are_by_owner(&self) -> bool {
+        !self.rules.iter().any(Prepared::has_local_parts)
+    }
+
     /// Returns the rules of a node's SSH server; none lets nobody in.
     #[must_use]
     pub fn policy(&self, node: NodeId) -> SshPolicy {

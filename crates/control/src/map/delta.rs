@@ -5,45 +5,52 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use warren_wire::control::{CapabilityVersion, ExpiryChange, MapResponse, NodeId, PeerChange, UserId};
+use warren_policy::{Compiled, PeerRoutes};
+use warren_wire::control::{CapabilityVersion, ExpiryChange, MapResponse, NodeId, PeerChange, SshPolicy, UserId};
 
-use super::frame::{Framing, Parts, message, split};
-use super::{MESSAGE_BYTES, view};
+use super::frame::{Parts, Shown, message, split};
+use super::{Client, MESSAGE_BYTES, view};
 use crate::model::NodeState;
 use crate::tailnet::filter::{Filter, Outline};
 use crate::tailnet::nodes::{Node, Nodes, Pair, Visit};
-use crate::tailnet::snapshot::{MessageKey, Snapshot};
+use crate::tailnet::snapshot::{MessageKey, NodeStep, Snapshot};
 
 /// How long after a snapshot streams still share messages that state its time.
 const SHARED_FOR: SignedDuration = SignedDuration::from_secs(2);
 
-/// Writes the messages that lead a client from `old` to `new`; none if it sees no difference.
-///
-/// The viewer must be a node of both.
-pub(super) fn messages(
-    old: &Snapshot,
-    new: &Snapshot,
-    (before, viewer): (&Node, &Node),
-    (cap, framing, now): (u16, Framing, Timestamp),
-) -> Vec<Bytes> {
-    let delta = Delta::between(old, new, (before, viewer));
+/// What a client knows, and what it shall know. The viewer is a node of both.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Step<'a> {
+    pub(super) old: &'a Snapshot,
+    pub(super) new: &'a Snapshot,
+    /// The viewer in the old one.
+    pub(super) before: &'a Node,
+    /// The viewer in the new one.
+    pub(super) viewer: &'a Node,
+    /// The rules that the client has.
+    pub(super) rules: &'a Outline,
+}
+
+/// Writes the messages that lead a client from the old snapshot to the new one, none if it sees no difference, and tells
+/// which rules it has then, if others.
+pub(super) fn messages(step: Step<'_>, client: Client, now: Timestamp) -> (Vec<Bytes>, Option<Outline>) {
+    let (delta, new) = (Delta::between(step, client), step.new);
     if delta.is_empty() {
-        return Vec::new();
+        return (Vec::new(), None);
     }
+    let frame = |json: &Vec<u8>| client.framing.frame(json);
     // Clients set their clocks by what they get, so that a message shared with others must not be old.
     let is_fresh = now.duration_since(new.at) <= SHARED_FOR;
-    let alone = || delta.write(new, viewer, (cap, now)).iter().map(|json| framing.frame(json)).collect();
-    let Some(key) = delta.key(framing).filter(|_| is_fresh) else { return alone() };
     // A long list does not fit one message, and is rare.
-    let peers: Vec<_> = delta.changed.iter().map(|node| &***node).collect();
-    if split(new, &peers, MESSAGE_BYTES).len() > 1 {
-        return alone();
-    }
-    let make = || {
-        let json = delta.write(new, viewer, (cap, new.at)).into_iter().next().unwrap_or_default();
-        framing.frame(&json)
+    let key = delta.key(client, step.rules).filter(|_| is_fresh && split(new, &delta.changed, MESSAGE_BYTES).len() <= 1);
+    let messages = match key {
+        None => delta.write(step, client, now).iter().map(frame).collect(),
+        Some(key) => {
+            let make = || frame(&delta.write(step, client, new.at).into_iter().next().unwrap_or_default());
+            vec![new.messages.get_or_make(key, make)]
+        }
     };
-    vec![new.messages.get_or_make(key, make)]
+    (messages, delta.filter.map(Filter::into_outline))
 }
 
 /// Tells whether peers of a node can see that it changed.
@@ -59,20 +66,25 @@ pub(crate) fn differs_for_itself(old: &Node, new: &Node) -> bool {
             .as_ref()
             .map(|info| (info.os.clone(), info.hostname.clone(), info.routable_ips.clone(), info.request_tags.clone()))
     };
-    old.expired != new.expired || old.record != new.record || reported(&old.state) != reported(&new.state)
+    old.expired != new.expired
+        || old.record != new.record
+        || old.facts != new.facts
+        || reported(&old.state) != reported(&new.state)
 }
 
 /// What a viewer is told.
 #[derive(Debug, Default)]
 struct Delta<'a> {
     itself: bool,
-    removed: Vec<&'a Arc<Node>>,
-    /// Nodes sent whole, with the revision that the viewer knows (0 = none).
-    changed: Vec<&'a Arc<Node>>,
-    patches: Vec<(PeerChange, (NodeId, u64, u64))>,
-    key: Vec<(NodeId, u64, u64)>,
-    /// The new rules, and what the viewer has.
-    filter: Option<(Filter, Arc<Outline>)>,
+    removed: Vec<NodeId>,
+    /// Nodes sent whole.
+    changed: Vec<Shown<'a>>,
+    patches: Vec<PeerChange>,
+    key: Vec<NodeStep>,
+    /// The new rules.
+    filter: Option<Filter>,
+    /// What its SSH server is told.
+    ssh: Option<Arc<SshPolicy>>,
     relays: bool,
     profiles: BTreeSet<UserId>,
     /// Whether a user's own record changed, which the key does not tell.
@@ -80,55 +92,59 @@ struct Delta<'a> {
 }
 
 impl<'a> Delta<'a> {
-    fn between(old: &'a Snapshot, new: &'a Snapshot, (before, viewer): (&Node, &Node)) -> Self {
+    fn between(step: Step<'a>, client: Client) -> Self {
+        let Step { old, new, before, viewer, .. } = step;
+        let (was, is) = (&old.access.compiled, &new.access.compiled);
         let mut delta = Self {
             itself: differs_for_itself(before, viewer),
             relays: !Arc::ptr_eq(&old.derp, &new.derp) && old.derp != new.derp,
-            filter: changed_filter(old, new, viewer),
+            filter: changed_filter(step, client),
+            ssh: changed_ssh(step),
             ..Self::default()
         };
-        // Who sees whom depends on the two nodes and on the policy, so that only nodes that changed need a look if
-        // the viewer and the policy stayed the same.
-        let same = Arc::ptr_eq(&old.policy, &new.policy)
-            && before.takes_part() == viewer.takes_part()
-            && before.record.owner == viewer.record.owner
-            && before.record.tags == viewer.record.tags;
+        // Nodes that may look different, whatever the reason, have a new version. All others look the same, unless it is
+        // the viewer whom other rules concern now.
+        let same = Arc::ptr_eq(&old.access, &new.access) || Compiled::same_view(was, is, viewer.id());
         let which = if same { Visit::Changed } else { Visit::All };
         Nodes::compare(&old.nodes, &new.nodes, which, |(was, is): Pair<'a>| {
-            let was = was.filter(|peer| old.access.sees(before.id(), peer.id()));
-            let is = is.filter(|peer| new.access.sees(viewer.id(), peer.id()));
-            delta.add(was, is);
+            let seen = |snapshot: &Snapshot, peer: &Arc<Node>| snapshot.access.sees(viewer.id(), peer.id());
+            delta.add(step, was.filter(|peer| seen(old, peer)), is.filter(|peer| seen(new, peer)));
         });
         delta.add_users(old, new, viewer);
         delta
     }
 
-    fn add(&mut self, was: Option<&'a Arc<Node>>, is: Option<&'a Arc<Node>>) {
+    fn add(&mut self, step: Step<'a>, was: Option<&'a Arc<Node>>, is: Option<&'a Arc<Node>>) {
+        let viewer = step.viewer.id();
         match (was, is) {
             (None, None) => {}
             (Some(was), None) => {
-                self.key.push((was.id(), was.revision, 0));
-                self.removed.push(was);
+                let (node, before) = (was.id(), was.revision);
+                self.key.push(NodeStep { node, before, after: 0, routes: PeerRoutes::default() });
+                self.removed.push(was.id());
             }
             (None, Some(is)) => {
-                self.key.push((is.id(), 0, is.revision));
-                self.changed.push(is);
+                let routes = step.new.access.routes(viewer, is);
+                self.key.push(NodeStep { node: is.id(), before: 0, after: is.revision, routes: routes.clone() });
                 self.profiles.insert(view::owner(is.record.owner));
+                self.changed.push(Shown { node: is, routes });
             }
             (Some(was), Some(is)) => {
-                let key = (is.id(), was.revision, is.revision);
-                match compare(was, is) {
-                    Change::None => {}
-                    Change::Patch(patch) => {
-                        self.key.push(key);
-                        self.patches.push((*patch, key));
-                    }
+                let routes = step.new.access.routes(viewer, is);
+                let change =
+                    if step.old.access.routes(viewer, was) == routes { compare(was, is) } else { Change::Whole };
+                let whole = matches!(change, Change::Whole);
+                let shown = if whole { routes.clone() } else { PeerRoutes::default() };
+                let key = NodeStep { node: is.id(), before: was.revision, after: is.revision, routes: shown };
+                match change {
+                    Change::None => return,
+                    Change::Patch(patch) => self.patches.push(*patch),
                     Change::Whole => {
-                        self.key.push(key);
-                        self.changed.push(is);
                         self.profiles.insert(view::owner(is.record.owner));
+                        self.changed.push(Shown { node: is, routes });
                     }
                 }
+                self.key.push(key);
             }
         }
     }
@@ -158,37 +174,36 @@ impl<'a> Delta<'a> {
     }
 
     fn is_empty(&self) -> bool {
-        !self.itself && self.key.is_empty() && self.filter.is_none() && !self.relays && !self.users
+        let parts = self.itself || self.relays || self.users || self.filter.is_some() || self.ssh.is_some();
+        !parts && self.key.is_empty()
     }
 
     /// Returns what other streams must have in common with this one to send the same; `None` if it is for one alone.
-    fn key(&self, framing: Framing) -> Option<MessageKey> {
-        (!self.itself && !self.relays && !self.users).then(|| MessageKey {
+    fn key(&self, client: Client, rules: &Outline) -> Option<MessageKey> {
+        (!self.itself && !self.relays && !self.users && self.ssh.is_none()).then(|| MessageKey {
             nodes: self.key.clone(),
-            filter: self.filter.as_ref().map_or(0, |(filter, old)| old.step_to(filter.outline())),
-            compressed: framing.compresses(),
+            filter: self.filter.as_ref().map_or(0, |filter| rules.step_to(filter.outline())),
+            compressed: client.framing.compresses(),
         })
     }
 
-    fn write(&self, new: &Snapshot, viewer: &Node, (cap, now): (u16, Timestamp)) -> Vec<Vec<u8>> {
+    fn write(&self, step: Step<'_>, client: Client, now: Timestamp) -> Vec<Vec<u8>> {
+        let Step { new, viewer, rules, .. } = step;
         let time = view::time(now);
         let head = MapResponse {
             node: self.itself.then(|| Box::new(view::own(new, viewer))),
-            derp_map: self.relays.then(|| view::relays(&new.derp, cap)),
-            peers_removed: self.removed.iter().map(|node| node.id()).collect(),
-            peers_changed_patch: self.patches.iter().map(|(patch, _)| patch.clone()).collect(),
+            derp_map: self.relays.then(|| view::relays(&new.derp, client.cap)),
+            peers_removed: self.removed.clone(),
+            peers_changed_patch: self.patches.clone(),
             user_profiles: self.profiles.iter().map(|id| view::profile(new, *id)).collect(),
+            ssh_policy: self.ssh.as_ref().map(|policy| SshPolicy::clone(policy)),
             control_time: time,
             ..MapResponse::default()
         };
-        let peers: Vec<_> = self.changed.iter().map(|node| &***node).collect();
         let mut written = Vec::new();
-        for (at, nodes) in split(new, &peers, MESSAGE_BYTES).into_iter().enumerate() {
-            let parts = Parts {
-                field: "PeersChanged",
-                nodes,
-                filter: self.filter.as_ref().filter(|_| at == 0).map(|(filter, old)| (filter, Some(&**old))),
-            };
+        for (at, nodes) in split(new, &self.changed, MESSAGE_BYTES).into_iter().enumerate() {
+            let filter = self.filter.as_ref().filter(|_| at == 0).map(|filter| (filter, Some(rules)));
+            let parts = Parts { field: "PeersChanged", nodes, filter };
             let more = MapResponse { control_time: time, ..MapResponse::default() };
             written.push(message(new, if at == 0 { &head } else { &more }, &parts));
         }
@@ -197,13 +212,22 @@ impl<'a> Delta<'a> {
 }
 
 /// Returns the viewer's rules if they are not as before.
-fn changed_filter(old: &Snapshot, new: &Snapshot, viewer: &Node) -> Option<(Filter, Arc<Outline>)> {
-    if Arc::ptr_eq(&old.access, &new.access) {
+fn changed_filter(step: Step<'_>, client: Client) -> Option<Filter> {
+    let (was, is) = (&step.old.access, &step.new.access);
+    if Arc::ptr_eq(was, is) || Compiled::same_filter(&was.compiled, &is.compiled, step.viewer.id()) {
         return None;
     }
-    let is = new.access.filter(viewer.id());
-    let was = old.access.outline(viewer.id());
-    (*was != *is.outline()).then_some((is, was))
+    let filter = is.filter(step.viewer.id(), client.ends);
+    (filter.outline() != step.rules).then_some(filter)
+}
+
+/// Returns what the viewer's SSH server is told if that is not as before.
+fn changed_ssh(step: Step<'_>) -> Option<Arc<SshPolicy>> {
+    if Arc::ptr_eq(&step.old.ssh, &step.new.ssh) {
+        return None;
+    }
+    let (was, is) = (step.old.ssh(step.viewer.id()), step.new.ssh(step.viewer.id()));
+    (!Arc::ptr_eq(&was, &is) && was != is).then_some(is)
 }
 
 /// How a node differs from an older version of itself, for its peers.
@@ -222,7 +246,9 @@ fn compare(old: &Node, new: &Node) -> Change {
     let whole = was.name != is.name
         || was.owner != is.owner
         || was.tags != is.tags
-        || was.ipv4 != is.ipv4
+        || (!Arc::ptr_eq(&old.facts, &new.facts)
+            && (old.facts.addresses != new.facts.addresses
+                || old.facts.peer_capabilities != new.facts.peer_capabilities))
         || was.created != is.created
         || was.approved != is.approved
         || old.expired != new.expired

@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 
 use bytes::Bytes;
+use ipnet::IpNet;
+use warren_policy::PeerRoutes;
 use warren_wire::control::{MapResponse, NodeId, to_json};
 use warren_wire::mapframe::{Compression, Encoder};
 
@@ -58,9 +60,17 @@ pub(crate) struct Parts<'a> {
     /// Name of the field with the nodes: `Peers` or `PeersChanged`.
     pub(crate) field: &'static str,
     /// The nodes.
-    pub(crate) nodes: &'a [&'a Node],
+    pub(crate) nodes: &'a [Shown<'a>],
     /// The rules that replace those before, and what the client has of those.
     pub(crate) filter: Option<(&'a Filter, Option<&'a Outline>)>,
+}
+
+/// A node as one viewer sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct Shown<'a> {
+    pub(crate) node: &'a Node,
+    /// Which of its routes the viewer may use.
+    pub(crate) routes: PeerRoutes,
 }
 
 /// Writes a message: `head`, which must say something, and `parts`.
@@ -72,13 +82,13 @@ pub(crate) fn message(snapshot: &Snapshot, head: &MapResponse, parts: &Parts<'_>
         json.extend_from_slice(b",\"PacketFilters\":");
         filter.write(known, &mut json);
     }
-    for (at, node) in parts.nodes.iter().enumerate() {
+    for (at, shown) in parts.nodes.iter().enumerate() {
         if at == 0 {
             json.extend_from_slice(format!(",\"{}\":[", parts.field).as_bytes());
         } else {
             json.push(b',');
         }
-        json.extend_from_slice(peer_json(snapshot, node));
+        write_peer(snapshot, shown, &mut json);
     }
     if !parts.nodes.is_empty() {
         json.push(b']');
@@ -87,17 +97,49 @@ pub(crate) fn message(snapshot: &Snapshot, head: &MapResponse, parts: &Parts<'_>
     json
 }
 
-/// Returns a node as JSON for its peers, which is made once.
+/// Writes a node for a viewer: what all viewers see alike, then its addresses and routes.
+fn write_peer(snapshot: &Snapshot, shown: &Shown<'_>, to: &mut Vec<u8>) {
+    to.extend_from_slice(peer_json(snapshot, shown.node));
+    let list = |name: &str, prefixes: &mut dyn Iterator<Item = &IpNet>, to: &mut Vec<u8>| {
+        to.extend_from_slice(format!(",\"{name}\":[").as_bytes());
+        for (at, prefix) in prefixes.enumerate() {
+            let comma = if at == 0 { "" } else { "," };
+            to.extend_from_slice(format!("{comma}\"{prefix}\"").as_bytes());
+        }
+        to.push(b']');
+    };
+    let PeerRoutes { allowed, primary } = &shown.routes;
+    list("AllowedIPs", &mut shown.node.facts.addresses.iter().chain(allowed), to);
+    // Some clients refuse null, and an empty list says no more than none.
+    if !primary.is_empty() {
+        list("PrimaryRoutes", &mut primary.iter(), to);
+    }
+    to.push(b'}');
+}
+
+/// Returns the part of a node as JSON that all viewers see alike, which is made once; without the closing brace.
 fn peer_json<'a>(snapshot: &Snapshot, node: &'a Node) -> &'a [u8] {
-    node.peer_json.get_or_init(|| encode(&view::peer(snapshot, node)).into())
+    node.peer_json.get_or_init(|| {
+        let mut json = encode(&view::peer(snapshot, node));
+        json.pop();
+        json.into()
+    })
+}
+
+/// Returns about how many bytes a node takes.
+fn size(snapshot: &Snapshot, shown: &Shown<'_>) -> usize {
+    /// A prefix in quotes with a comma.
+    const PREFIX: usize = 46;
+    let prefixes = shown.node.facts.addresses.len() + shown.routes.allowed.len() + shown.routes.primary.len();
+    peer_json(snapshot, shown.node).len() + prefixes * PREFIX
 }
 
 /// Splits a sorted list of nodes so that each part fills one message.
-pub(super) fn split<'a>(snapshot: &Snapshot, nodes: &'a [&'a Node], limit: usize) -> Vec<&'a [&'a Node]> {
+pub(super) fn split<'a>(snapshot: &Snapshot, nodes: &'a [Shown<'a>], limit: usize) -> Vec<&'a [Shown<'a>]> {
     let mut parts = Vec::new();
     let (mut start, mut bytes) = (0, 0);
-    for (at, node) in nodes.iter().enumerate() {
-        let more = peer_json(snapshot, node).len();
+    for (at, shown) in nodes.iter().enumerate() {
+        let more = size(snapshot, shown);
         if bytes > 0 && bytes + more > limit {
             parts.extend(nodes.get(start..at));
             (start, bytes) = (at, 0);
@@ -108,21 +150,22 @@ pub(super) fn split<'a>(snapshot: &Snapshot, nodes: &'a [&'a Node], limit: usize
     parts
 }
 
-/// Returns how many of the nodes after `cursor` fill one message, and whether more are left.
+/// Returns how many of the peers after `cursor` fill one message, and whether more are left.
 pub(super) fn take<'a>(
-    snapshot: &Snapshot,
-    nodes: impl Iterator<Item = &'a Node>,
+    snapshot: &'a Snapshot,
+    viewer: &'a Node,
     cursor: Option<NodeId>,
     limit: usize,
-) -> (Vec<&'a Node>, bool) {
+) -> (Vec<Shown<'a>>, bool) {
     let mut taken = Vec::new();
     let mut bytes = 0;
-    for node in nodes.filter(|node| Some(node.id()) > cursor) {
-        bytes += peer_json(snapshot, node).len();
+    for node in snapshot.peers(viewer).filter(|node| Some(node.id()) > cursor) {
+        let shown = Shown { node, routes: snapshot.access.routes(viewer.id(), node) };
+        bytes += size(snapshot, &shown);
         if bytes > limit && !taken.is_empty() {
             return (taken, true);
         }
-        taken.push(node);
+        taken.push(shown);
     }
     (taken, false)
 }

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 use warren_wire::control::{MapResponse, NodeId, to_json};
 use warren_wire::key::NodeKey;
 
-use super::frame::Framing;
-use super::{MESSAGE_BYTES, delta, full, view};
+use super::{Client, MESSAGE_BYTES, delta, full, view};
 use crate::clock::Clock;
+use crate::tailnet::filter::Outline;
 use crate::tailnet::nodes::Node;
 use crate::tailnet::snapshot::Snapshot;
 use crate::tailnet::{Attached, PollGuard};
@@ -31,6 +31,8 @@ pub struct MapStream {
     replaced: oneshot::Receiver<()>,
     /// The snapshot that the client knows; up to `cursor` if that is given.
     known: Option<Arc<Snapshot>>,
+    /// The rules that it has.
+    rules: Outline,
     cursor: Option<NodeId>,
     waiting: VecDeque<Bytes>,
     keepalive_every: Duration,
@@ -44,8 +46,7 @@ pub struct MapStream {
 pub(crate) struct Viewer {
     pub(crate) node: NodeId,
     pub(crate) key: NodeKey,
-    pub(crate) cap: u16,
-    pub(crate) framing: Framing,
+    pub(crate) client: Client,
 }
 
 impl MapStream {
@@ -62,6 +63,7 @@ impl MapStream {
             snapshots,
             replaced: attached.replaced,
             known: None,
+            rules: Outline::default(),
             cursor: None,
             waiting: VecDeque::new(),
             keepalive_every,
@@ -115,9 +117,10 @@ impl MapStream {
         let viewer = self.viewer;
         match snapshot.nodes.get(viewer.node).filter(|node| node.record.key == viewer.key) {
             Some(node) => {
-                let (json, cursor) = full::first(&snapshot, node, (viewer.cap, self.clock.now()), MESSAGE_BYTES);
-                self.waiting.push_back(viewer.framing.frame(&json));
-                self.cursor = cursor;
+                let first = full::first(&snapshot, node, (viewer.client, self.clock.now()), MESSAGE_BYTES);
+                self.waiting.push_back(viewer.client.framing.frame(&first.json));
+                self.cursor = first.cursor;
+                self.rules = first.outline;
                 self.known = Some(snapshot);
             }
             None => self.ended = true,
@@ -129,7 +132,7 @@ impl MapStream {
         self.cursor = None;
         if let Some(node) = snapshot.nodes.get(self.viewer.node) {
             let (json, cursor) = full::rest(snapshot, node, (cursor, self.clock.now()), MESSAGE_BYTES);
-            self.waiting.push_back(self.viewer.framing.frame(&json));
+            self.waiting.push_back(self.viewer.client.framing.frame(&json));
             self.cursor = cursor;
         }
     }
@@ -147,8 +150,10 @@ impl MapStream {
             // The client polls anew with its new key.
             Some(node) if node.record.key != viewer.key => self.ended = true,
             Some(node) => {
-                let client = (viewer.cap, viewer.framing, self.clock.now());
-                self.waiting.extend(delta::messages(&old, &new, (before, node), client));
+                let step = delta::Step { old: &old, new: &new, before, viewer: node, rules: &self.rules };
+                let (messages, rules) = delta::messages(step, viewer.client, self.clock.now());
+                self.waiting.extend(messages);
+                self.rules = rules.unwrap_or(std::mem::take(&mut self.rules));
             }
         }
         self.known = Some(new);
@@ -174,7 +179,7 @@ impl MapStream {
 
     fn encode(&self, response: &MapResponse) -> Bytes {
         let json = to_json(response).unwrap_or_default();
-        self.viewer.framing.frame(&json)
+        self.viewer.client.framing.frame(&json)
     }
 }
 

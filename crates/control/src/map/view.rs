@@ -1,14 +1,11 @@
 //! How records look on the wire.
 
-use std::net::IpAddr;
-
-use ipnet::IpNet;
 use jiff::Timestamp;
 use warren_wire::control::{
     CapMap, CapabilityVersion, DerpMap, DnsConfig, Hostinfo, Node as WireNode, RawJson, Time, UserId, UserProfile,
 };
 
-use crate::model::{NodeRecord, Owner, UserRecord};
+use crate::model::{Owner, UserRecord};
 use crate::tailnet::nodes::Node;
 use crate::tailnet::snapshot::Snapshot;
 
@@ -22,7 +19,7 @@ pub(crate) const TAGGED_NAME: &str = "Tagged Devices";
 /// From this capability version on clients know `DERPRegion.NoMeasureNoHome`; before, `Avoid` says nearly the same.
 const NO_MEASURE_NO_HOME: u16 = 115;
 
-/// Returns a node as its peers see it.
+/// Returns a node as its peers see it, but for the routes, of which each may see others.
 pub(crate) fn peer(snapshot: &Snapshot, node: &Node) -> WireNode {
     let state = &node.state;
     let hostinfo = state.hostinfo.as_ref().map(|full| Hostinfo {
@@ -40,6 +37,7 @@ pub(crate) fn peer(snapshot: &Snapshot, node: &Node) -> WireNode {
         cap: CapabilityVersion(state.cap),
         online: Some(node.online),
         last_seen: if node.online { None } else { state.last_seen.and_then(time) },
+        cap_map: node.facts.peer_capabilities.clone(),
         ..common(snapshot, node)
     }
 }
@@ -54,17 +52,21 @@ pub(crate) fn own(snapshot: &Snapshot, node: &Node) -> WireNode {
         request_tags: full.map(|full| full.request_tags.clone()).unwrap_or_default(),
         ..Hostinfo::default()
     };
+    let mut cap_map = own_capabilities(&snapshot.tailnet.name);
+    cap_map.0.extend(node.facts.own_capabilities.0.clone());
+    let routes = &node.facts.routes;
     WireNode {
         machine: Some(node.record.machine),
         hostinfo: Some(hostinfo),
-        cap_map: own_capabilities(&snapshot.tailnet.name),
+        cap_map,
+        allowed_ips: Some(node.facts.addresses.iter().chain(&routes.allowed).copied().collect()),
+        primary_routes: routes.primary.clone(),
         ..common(snapshot, node)
     }
 }
 
 fn common(snapshot: &Snapshot, node: &Node) -> WireNode {
     let record = &node.record;
-    let addresses = addresses(record);
     WireNode {
         id: record.id,
         stable_id: record.stable_id(),
@@ -72,19 +74,13 @@ fn common(snapshot: &Snapshot, node: &Node) -> WireNode {
         user: owner(record.owner),
         key: record.key,
         key_expiry: record.key_expiry.and_then(time),
-        allowed_ips: Some(addresses.clone()),
-        addresses,
+        addresses: node.facts.addresses.clone(),
         created: time(record.created),
         tags: record.tags.clone(),
         machine_authorized: record.approved,
         expired: node.expired,
         ..WireNode::default()
     }
-}
-
-/// Returns the two host prefixes of a node; some clients want exactly these, IPv4 first.
-pub(crate) fn addresses(record: &NodeRecord) -> Vec<IpNet> {
-    vec![IpNet::from(IpAddr::V4(record.ipv4)), IpNet::from(IpAddr::V6(record.ipv6()))]
 }
 
 /// Returns the number of an owner.

@@ -1,15 +1,15 @@
 //! Who sees whom and which packets pass: the policy applied to the members of a tailnet.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use warren_policy::{Compiled, Directory, DirectoryNode, DirectoryUser, Policy, PolicyErrors, Reach, TESTS_FAILED};
+use warren_policy::{PeerRoutes, Compiled, Directory, DirectoryNode, DirectoryUser, Policy, PolicyErrors, Reach, TESTS_FAILED};
 use warren_wire::control::{DerpMap, NodeId, UserId};
 
 use super::facts;
-use super::filter::{Filter, Outline};
+use super::filter::{Ends, Filter};
 use super::nodes::{Node, Nodes};
 use crate::model::{NodeRecord, Owner, UserRecord};
 
@@ -33,6 +33,11 @@ impl PolicyInForce {
     /// Keeps a text that cannot be read, for its author to mend.
     pub(crate) fn nothing_allowed(text: &str) -> Self {
         Self { text: text.into(), rules: None }
+    }
+
+    /// Returns what it says; `None` if it cannot be read and allows nothing.
+    pub(crate) fn rules(&self) -> Option<&Policy> {
+        self.rules.as_ref()
     }
 
     /// Returns the text, as it was set.
@@ -86,46 +91,38 @@ impl PolicyInForce {
     }
 }
 
-/// The policy compiled over the members; snapshots share it until a member or the policy changes.
-///
-/// Whether two nodes see each other depends on what these two are and on the policy alone, since no route stands in for
-/// a third node's addresses; map streams count on that.
+/// The policy compiled over the members; snapshots share it until something changes that it looks at.
 #[derive(Debug)]
 pub(crate) struct Access {
-    compiled: Option<Compiled>,
-    /// What was asked for before; the rules themselves can be long.
-    outlines: Mutex<HashMap<NodeId, Arc<Outline>>>,
+    /// Nothing if the policy cannot be read.
+    pub(crate) compiled: Compiled,
+    /// Whether nothing was compiled yet, or the policy could not be read.
+    pub(crate) is_void: bool,
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        Self { compiled: Compiled::default(), is_void: true }
+    }
 }
 
 impl Access {
-    /// Compiles the policy for those of `members` that take part.
-    pub(crate) fn compile(
-        policy: &PolicyInForce,
-        users: &BTreeMap<UserId, Arc<UserRecord>>,
-        members: &Nodes,
-    ) -> Arc<Self> {
-        let compiled = policy.rules.as_ref().map(|rules| rules.compile(&directory(users, members), 0));
-        Arc::new(Self { compiled, outlines: Mutex::default() })
+    /// Tells whether two nodes may know of each other. No node sees itself.
+    pub(crate) fn sees(&self, one: NodeId, two: NodeId) -> bool {
+        self.compiled.visible(one, two)
     }
 
-    /// Tells whether one of two nodes may reach the other, so that both may know of each other. No node sees itself.
-    pub(crate) fn sees(&self, one: NodeId, two: NodeId) -> bool {
-        self.compiled.as_ref().is_some_and(|compiled| compiled.visible(one, two))
+    /// Returns which of a peer's routes a viewer may use.
+    pub(crate) fn routes(&self, viewer: NodeId, peer: &Node) -> PeerRoutes {
+        if peer.facts.routes.allowed.is_empty() {
+            return PeerRoutes::default();
+        }
+        self.compiled.routes(viewer, peer.id())
     }
 
     /// Returns the rules of a node.
-    pub(crate) fn filter(&self, node: NodeId) -> Filter {
-        let rules = self.compiled.iter().flat_map(|compiled| compiled.filter(node));
-        let filter = Filter::new(rules.map(|rule| rule.to_wire()).collect());
-        let outline = Arc::new(filter.outline().clone());
-        self.outlines.lock().unwrap_or_else(PoisonError::into_inner).insert(node, outline);
-        filter
-    }
-
-    /// Returns what a client has that got the rules of a node.
-    pub(crate) fn outline(&self, node: NodeId) -> Arc<Outline> {
-        let known = self.outlines.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned();
-        known.unwrap_or_else(|| Arc::new(self.filter(node).outline().clone()))
+    pub(crate) fn filter(&self, node: NodeId, ends: Ends) -> Filter {
+        Filter::new(self.compiled.filter(node), ends)
     }
 }
 
@@ -180,4 +177,13 @@ pub(crate) fn entry(node: &Node) -> Option<DirectoryNode> {
         approved_routes,
         attributes: facts::attributes(node),
     })
+}
+
+/// Tells whether two versions of a node look the same to policies.
+pub(crate) fn is_same_entry(one: &Node, two: &Node) -> bool {
+    let unchanged = Arc::ptr_eq(&one.record, &two.record)
+        && one.expired == two.expired
+        && one.state.hostinfo == two.state.hostinfo
+        && (one.online == two.online || one.record.approved_routes.is_empty());
+    unchanged || entry(one) == entry(two)
 }

@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use warren_wire::control::NodeId;
 use warren_wire::key::NodeKey;
 
-use super::access::{self, Access};
+use super::access;
+use super::compile::Pending;
 use super::nodes::{Node, Nodes};
 use super::report::Report;
 use super::snapshot::{Messages, Snapshot};
@@ -106,10 +107,10 @@ impl Actor {
         }
         let suffix: Arc<str> = format!("{}.{}", loaded.record.name, shared.base_domain).into();
         let users = Arc::new(loaded.users);
-        let access = Access::compile(&loaded.policy, &users, &nodes);
         let own_derp = derp;
         let derp = loaded.policy.relays(&own_derp);
-        let state = State {
+        let pending = Pending::everything(nodes.iter().map(|node| node.id()));
+        let mut state = State {
             next_address: loaded.next_address,
             tailnet: Arc::new(loaded.record),
             users,
@@ -118,9 +119,12 @@ impl Actor {
             policy: loaded.policy,
             own_derp,
             derp,
-            access,
+            access: Arc::default(),
+            pending,
+            domains: Arc::default(),
             reserved: Arc::new(loaded.reserved),
         };
+        state.compile(now);
         let published = Arc::new(snapshot(&state, &suffix, now));
         shared.registry.follow(state.tailnet.id, &Nodes::default(), &state.nodes);
         let (snapshots, receiver) = watch::channel(Arc::clone(&published));
@@ -247,7 +251,6 @@ impl Actor {
     fn run_changes(&mut self, changes: &mut [Box<dyn Change>]) -> (Vec<Entry>, Outcome) {
         let now = self.shared.clock.now();
         let (mut entries, mut outcome) = (Vec::new(), Outcome::default());
-        let mut recompile = false;
         for change in changes {
             let saved = self.state.clone();
             let mut work = Work::new(&mut self.state, &self.shared.store, now);
@@ -255,20 +258,12 @@ impl Actor {
                 entries.append(&mut work.entries);
                 outcome.touched.append(&mut work.touched);
                 outcome.fresh.append(&mut work.fresh);
-                recompile |= work.recompile;
             } else {
                 self.state = saved;
             }
         }
-        if recompile {
-            self.compile();
-        }
         outcome.visible = !entries.is_empty();
         (entries, outcome)
-    }
-
-    fn compile(&mut self) {
-        self.state.access = Access::compile(&self.state.policy, &self.state.users, &self.state.nodes);
     }
 
     async fn store(&self, entries: Vec<Entry>) -> Result<(), StoreError> {
@@ -344,11 +339,11 @@ impl Actor {
         }
         let after = node.with_state(state, online);
         let visible = delta::differs_for_peers(node, &after) || delta::differs_for_itself(node, &after);
-        let matters = access::entry(&after) != access::entry(node);
-        self.state.nodes.put(after);
+        let matters = !access::is_same_entry(node, &after);
         if matters {
-            self.compile();
+            self.state.pending.nodes.insert(after.id());
         }
+        self.state.nodes.put(after);
         if visible || matters {
             self.plan_publish();
         }
@@ -368,7 +363,14 @@ impl Actor {
 
     /// Shows the state to all readers.
     fn publish(&mut self) {
-        let next = Arc::new(snapshot(&self.state, &self.suffix, self.shared.clock.now()));
+        let now = self.shared.clock.now();
+        self.state.compile(now);
+        self.due.clock_stale |= !Arc::ptr_eq(&self.state.access, &self.published.access);
+        let mut next = snapshot(&self.state, &self.suffix, now);
+        if Arc::ptr_eq(&next.access, &self.published.access) {
+            next.ssh = Arc::clone(&self.published.ssh);
+        }
+        let next = Arc::new(next);
         let tailnet = self.state.tailnet.id;
         self.shared.registry.follow(tailnet, &self.published.nodes, &next.nodes);
         self.snapshots.send_replace(Arc::clone(&next));
@@ -446,6 +448,7 @@ fn snapshot(state: &State, suffix: &Arc<str>, now: Timestamp) -> Snapshot {
         access: Arc::clone(&state.access),
         policy: Arc::clone(&state.policy),
         derp: Arc::clone(&state.derp),
+        ssh: Arc::default(),
         messages: Messages::default(),
     }
 }

@@ -1,10 +1,34 @@
-//! What a policy looks at of a node beyond its owner: attributes and routes.
+//! What a policy looks at of a node beyond its owner, attributes and routes, and what follows from the policy for it.
+
+use std::net::IpAddr;
 
 use ipnet::IpNet;
-use warren_policy::{AttributeValue, Attributes};
-use warren_wire::control::Hostinfo;
+use warren_policy::{AttributeValue, Attributes, PeerRoutes};
+use warren_wire::control::{CapMap, Hostinfo};
 
 use super::nodes::Node;
+use crate::model::NodeRecord;
+
+/// What follows for a node from the policy and from other nodes, the same for all who look at it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Facts {
+    /// Its addresses, IPv4 first; without IPv4 where the policy says so.
+    pub(crate) addresses: Vec<IpNet>,
+    /// Routes that it carries, and those of them for which it is the way.
+    pub(crate) routes: PeerRoutes,
+    /// What the policy lets its client do.
+    pub(crate) own_capabilities: CapMap,
+    /// What others see of that.
+    pub(crate) peer_capabilities: CapMap,
+}
+
+impl Facts {
+    /// Returns what is true of a node that takes no part.
+    pub(crate) fn alone(record: &NodeRecord) -> Self {
+        let addresses = [IpAddr::V4(record.ipv4), IpAddr::V6(record.ipv6())].map(IpNet::from).to_vec();
+        Self { addresses, ..Self::default() }
+    }
+}
 
 /// Returns all attributes of a node: those that it reports (`node:…`) and those that administrators gave it.
 pub(crate) fn attributes(node: &Node) -> Attributes {

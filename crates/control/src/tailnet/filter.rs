@@ -1,20 +1,17 @@
 //! The packet filter of a node in chunks, so that one more source does not resend thousands.
 //!
 //! Clients replace chunks of the filter by name. Rules with few sources are the chunk `base`. A rule with many becomes
-//! several chunks with some of its sources each, cut where the sources themselves say so and named by what they hold:
-//! a source that comes or goes changes the chunk around it, and all others keep their names.
+//! several chunks with some of its sources each, as the compiler cut them ([`warren_policy::Sources`]), named by what
+//! they hold: a source that comes or goes changes the chunk around it, and all others keep their names.
 
-use std::ops::Range;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use warren_wire::control::{FilterRule, to_json};
+use warren_policy::{NodeRule, SourceChunk};
+use warren_wire::control::{FilterRule, Time, to_json};
 
 /// How many sources a rule may have to stay in one piece. (Tests have fewer nodes.)
 const WHOLE_MAX: usize = if cfg!(test) { 4 } else { 128 };
-/// How many sources a chunk has, on average.
-const AVERAGE: u64 = if cfg!(test) { 2 } else { 64 };
-/// How many a chunk has at most, whatever the sources say.
-const CHUNK_MAX: usize = 512;
 
 /// Name of the chunk of rules in one piece.
 const BASE: &str = "base";
@@ -22,15 +19,24 @@ const BASE: &str = "base";
 /// Says what a chunk holds; equal for equal rules only.
 type Id = u128;
 
+/// Whether a client ends rules by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ends {
+    /// It is told when: it keeps to it even while the server is away.
+    Told,
+    /// It is not; the server takes the rule back in time.
+    Untold,
+}
+
 /// The rules of a node, ready to be written.
 #[derive(Debug)]
 pub(crate) struct Filter {
     /// Rules with few sources.
     base: Vec<FilterRule>,
-    /// Rules with many, as they are.
+    /// Rules with many, without them.
     long: Vec<FilterRule>,
     /// Which sources of which long rule each further chunk holds; sorted by ID.
-    pieces: Vec<(Id, usize, Range<usize>)>,
+    pieces: Vec<(Id, usize, Arc<SourceChunk>)>,
     outline: Outline,
 }
 
@@ -57,25 +63,27 @@ impl Outline {
 
 impl Filter {
     /// Cuts rules into chunks.
-    pub(crate) fn new(rules: Vec<FilterRule>) -> Self {
-        let (long, base): (Vec<_>, Vec<_>) = rules.into_iter().partition(|rule| rule.src_ips.len() > WHOLE_MAX);
-        let mut pieces = Vec::new();
-        for (number, rule) in long.iter().enumerate() {
-            let bare = FilterRule {
-                src_ips: Vec::new(),
-                dst_ports: rule.dst_ports.clone(),
-                ip_proto: rule.ip_proto.clone(),
+    pub(crate) fn new(rules: Vec<NodeRule>, ends: Ends) -> Self {
+        let (mut base, mut long, mut pieces) = (Vec::new(), Vec::new(), Vec::new());
+        for rule in rules {
+            let mut bare = FilterRule {
+                dst_ports: rule.destinations,
+                ip_proto: rule.protocols,
+                cap_grant: rule.grants,
+                until: rule.until.filter(|_| ends == Ends::Told).and_then(|until| Time::from_unix(until, 0)),
                 ..FilterRule::default()
             };
-            let bare = Sha256::digest(json(&bare));
-            for range in cuts(&rule.src_ips) {
-                let mut hash = Sha256::new_with_prefix(bare);
-                for source in rule.src_ips.get(range.clone()).unwrap_or_default() {
-                    hash.update((source.len() as u64).to_be_bytes());
-                    hash.update(source);
-                }
-                pieces.push((id_of(hash), number, range));
+            if rule.sources.len() <= WHOLE_MAX {
+                bare.src_ips = rule.sources.texts().collect();
+                base.push(bare);
+                continue;
             }
+            let hash = Sha256::new_with_prefix(json(&bare));
+            for chunk in rule.sources.chunks() {
+                let id = id_of(hash.clone().chain_update(chunk.id().to_be_bytes()));
+                pieces.push((id, long.len(), Arc::clone(chunk)));
+            }
+            long.push(bare);
         }
         pieces.sort_by_key(|(id, _, _)| *id);
         // A rule that is there twice says nothing more than once.
@@ -90,6 +98,11 @@ impl Filter {
     /// Returns what a client has that got all of it.
     pub(crate) fn outline(&self) -> &Outline {
         &self.outline
+    }
+
+    /// Returns the same as [`Self::outline`], for keeping.
+    pub(crate) fn into_outline(self) -> Outline {
+        self.outline
     }
 
     /// Writes the JSON object of chunks that leads a client there from `old`; from nothing if that is `None`.
@@ -111,43 +124,14 @@ impl Filter {
             name(&piece_name(*gone), to);
             to.extend_from_slice(b"null");
         }
-        for (id, number, range) in self.pieces.iter().filter(|(id, _, _)| known.binary_search(id).is_err()) {
+        for (id, number, chunk) in self.pieces.iter().filter(|(id, _, _)| known.binary_search(id).is_err()) {
             let Some(rule) = self.long.get(*number) else { continue };
-            let sources = rule.src_ips.get(range.clone()).unwrap_or_default().to_vec();
-            let piece = FilterRule {
-                src_ips: sources,
-                dst_ports: rule.dst_ports.clone(),
-                ip_proto: rule.ip_proto.clone(),
-                ..FilterRule::default()
-            };
+            let piece = FilterRule { src_ips: chunk.texts().collect(), ..rule.clone() };
             name(&piece_name(*id), to);
             to.extend_from_slice(&json(&[piece]));
         }
         to.push(b'}');
     }
-}
-
-/// Cuts a list behind every element that says so by its hash.
-fn cuts(sources: &[String]) -> Vec<Range<usize>> {
-    let mut ranges = Vec::new();
-    let mut start = 0;
-    for (at, source) in sources.iter().enumerate() {
-        let end = at + 1;
-        if fnv(source.as_bytes()).is_multiple_of(AVERAGE) || end - start >= CHUNK_MAX || end == sources.len() {
-            ranges.push(start..end);
-            start = end;
-        }
-    }
-    ranges
-}
-
-/// Returns the FNV-1a hash: only where lists are cut depends on it.
-fn fnv(bytes: &[u8]) -> u64 {
-    let hash = bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
-    // The low bits alone are poor.
-    hash ^ (hash >> 32)
 }
 
 fn piece_name(id: Id) -> String {
@@ -168,104 +152,4 @@ fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-
-    use proptest::prelude::*;
-    use warren_wire::control::{MapResponse, NetPortRange, PortRange, from_json};
-
-    use super::*;
-
-    fn rule(sources: &[u16], to: &str) -> FilterRule {
-        let mut dst_ports = vec![NetPortRange { ip: to.to_owned(), bits: None, ports: PortRange::ALL }];
-        dst_ports[0].ports = PortRange::single(22);
-        FilterRule {
-            src_ips: sources.iter().map(|number| format!("100.64.{}.{}", number / 256, number % 256)).collect(),
-            dst_ports,
-            ip_proto: vec![6],
-            ..FilterRule::default()
-        }
-    }
-
-    type Chunks = BTreeMap<String, Vec<FilterRule>>;
-
-    /// Does what a client does; returns how many chunks came or went.
-    fn apply(chunks: &mut Chunks, filter: &Filter, old: Option<&Outline>) -> usize {
-        let mut text = b"{\"PacketFilters\":".to_vec();
-        filter.write(old, &mut text);
-        text.push(b'}');
-        let message: MapResponse = from_json(&text).unwrap();
-        let count = message.packet_filters.len();
-        for (name, rules) in message.packet_filters {
-            match rules {
-                Some(rules) => drop(chunks.insert(name, rules)),
-                None => assert!(chunks.remove(&name).is_some(), "{name} was not there"),
-            }
-        }
-        count
-    }
-
-    /// What a filter means: which source may send where.
-    fn meaning(rules: impl IntoIterator<Item = FilterRule>) -> BTreeSet<(String, String, Vec<i64>)> {
-        rules
-            .into_iter()
-            .flat_map(|rule| {
-                let to = format!("{:?}", rule.dst_ports);
-                rule.src_ips.into_iter().map(move |source| (source, to.clone(), rule.ip_proto.clone()))
-            })
-            .collect()
-    }
-
-    #[test]
-    fn short_rules_are_the_base_alone() {
-        let rules = vec![rule(&[1, 2, 3], "*"), rule(&[4], "100.64.0.1")];
-        let mut chunks = Chunks::new();
-        apply(&mut chunks, &Filter::new(rules.clone()), None);
-        assert_eq!(chunks, Chunks::from([("base".to_owned(), rules)]));
-        apply(&mut chunks, &Filter::new(Vec::new()), None);
-        assert_eq!(chunks["base"], [], "nothing allowed is said, not left out");
-    }
-
-    #[test]
-    fn one_more_source_changes_little() {
-        let mut sources: Vec<u16> = (0..1000).map(|number| number * 3).collect();
-        let mut chunks = Chunks::new();
-        let mut filter = Filter::new(vec![rule(&sources, "100.64.0.1")]);
-        assert!(apply(&mut chunks, &filter, None) > 100);
-        for new in [1, 1500, 2999] {
-            sources.push(new);
-            sources.sort_unstable();
-            let next = Filter::new(vec![rule(&sources, "100.64.0.1")]);
-            let changed = apply(&mut chunks, &next, Some(filter.outline()));
-            assert!((1..=3).contains(&changed), "{changed}");
-            filter = next;
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn steps_lead_where_the_whole_leads(
-            versions in prop::collection::vec(
-                prop::collection::vec((prop::collection::btree_set(0..40_u16, 0..30), 0..3_u8), 0..4),
-                1..6,
-            )
-        ) {
-            let mut chunks = Chunks::new();
-            let mut old: Option<Outline> = None;
-            for version in versions {
-                let rules: Vec<FilterRule> = version
-                    .into_iter()
-                    .map(|(sources, to)| rule(&sources.into_iter().collect::<Vec<_>>(), &format!("100.64.0.{to}")))
-                    .collect();
-                let filter = Filter::new(rules.clone());
-                let changed = apply(&mut chunks, &filter, old.as_ref());
-                prop_assert_eq!(changed == 0, old.as_ref() == Some(filter.outline()));
-                let mut whole = Chunks::new();
-                apply(&mut whole, &filter, None);
-                prop_assert_eq!(&chunks, &whole);
-                prop_assert_eq!(meaning(chunks.values().flatten().cloned()), meaning(rules));
-                old = Some(filter.outline().clone());
-            }
-        }
-    }
-}
+mod tests;

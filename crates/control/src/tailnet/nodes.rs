@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use warren_wire::control::NodeId;
 
+use super::facts::Facts;
 use crate::model::{NodeRecord, NodeState};
 
 /// How many consecutive IDs share a chunk, as a power of two.
@@ -25,34 +26,51 @@ pub(crate) struct Node {
     pub(crate) online: bool,
     /// Whether its key's time is over.
     pub(crate) expired: bool,
+    /// What follows for it from the policy and from others.
+    pub(crate) facts: Arc<Facts>,
     /// Unlike that of any other version of any node.
     pub(crate) revision: u64,
-    /// The node as JSON for its peers, made when the first of them needs it.
-    pub(crate) peer_json: OnceLock<Box<[u8]>>,
+    /// The beginning of the node as JSON for its peers, without its routes, made when the first of them needs it.
+    pub(crate) peer_json: Arc<OnceLock<Box<[u8]>>>,
 }
 
 impl Node {
-    /// Makes a new version.
+    /// Makes a node that nothing is known of but what it is.
     pub(crate) fn new(record: Arc<NodeRecord>, state: Arc<NodeState>, online: bool, expired: bool) -> Arc<Self> {
-        static REVISIONS: AtomicU64 = AtomicU64::new(1);
-        Arc::new(Self {
-            record,
-            state,
-            online,
-            expired,
-            revision: REVISIONS.fetch_add(1, atomic::Ordering::Relaxed),
-            peer_json: OnceLock::new(),
-        })
+        let facts = Arc::new(Facts::alone(&record));
+        Arc::new(Self { record, state, online, expired, facts, revision: revision(), peer_json: Arc::default() })
     }
 
     /// Makes a version with another record.
     pub(crate) fn with_record(&self, record: Arc<NodeRecord>, expired: bool) -> Arc<Self> {
-        Self::new(record, Arc::clone(&self.state), self.online, expired)
+        Arc::new(Self { record, expired, ..self.next() })
     }
 
     /// Makes a version with another state.
     pub(crate) fn with_state(&self, state: NodeState, online: bool) -> Arc<Self> {
-        Self::new(Arc::clone(&self.record), Arc::new(state), online, self.expired)
+        Arc::new(Self { state: Arc::new(state), online, ..self.next() })
+    }
+
+    /// Makes a version with other facts.
+    pub(crate) fn with_facts(&self, facts: Facts) -> Arc<Self> {
+        Arc::new(Self { facts: Arc::new(facts), ..self.next() })
+    }
+
+    /// Makes a version that says the same, for readers to look at once more: to others it may have changed.
+    pub(crate) fn touched(&self) -> Arc<Self> {
+        Arc::new(Self { peer_json: Arc::clone(&self.peer_json), ..self.next() })
+    }
+
+    fn next(&self) -> Self {
+        Self {
+            record: Arc::clone(&self.record),
+            state: Arc::clone(&self.state),
+            online: self.online,
+            expired: self.expired,
+            facts: Arc::clone(&self.facts),
+            revision: revision(),
+            peer_json: Arc::default(),
+        }
     }
 
     /// Returns the number.
@@ -64,6 +82,11 @@ impl Node {
     pub(crate) fn takes_part(&self) -> bool {
         self.record.approved && !self.expired
     }
+}
+
+fn revision() -> u64 {
+    static REVISIONS: AtomicU64 = AtomicU64::new(1);
+    REVISIONS.fetch_add(1, atomic::Ordering::Relaxed)
 }
 
 /// A node before and after; `None` where it is not there.

@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use warren_wire::control::{DerpMap, NodeId, UserId};
+use warren_policy::PeerRoutes;
+use warren_wire::control::{DerpMap, NodeId, SshPolicy, UserId};
 
 use super::access::{Access, PolicyInForce};
 use super::nodes::{Node, Nodes};
+use super::ssh::SshTable;
 use crate::model::{TailnetRecord, UserRecord};
 
 /// Everything that readers of a tailnet need.
@@ -30,6 +32,8 @@ pub(crate) struct Snapshot {
     pub(crate) policy: Arc<PolicyInForce>,
     /// The relays.
     pub(crate) derp: Arc<DerpMap>,
+    /// What SSH servers are told; worked out when the first stream asks.
+    pub(crate) ssh: Arc<SshTable>,
     /// Messages that several streams send to get here.
     pub(crate) messages: Messages,
 }
@@ -42,15 +46,32 @@ impl Snapshot {
 
     /// Returns the nodes that `viewer` may know of, in the order of their IDs.
     pub(crate) fn peers<'a>(&'a self, viewer: &'a Node) -> impl Iterator<Item = &'a Arc<Node>> {
-        self.nodes.iter().filter(move |peer| self.access.sees(viewer.id(), peer.id()))
+        self.access.compiled.peers(viewer.id()).filter_map(|peer| self.nodes.get(peer))
     }
+
+    /// Returns what the SSH server of a node is told.
+    pub(crate) fn ssh(&self, node: NodeId) -> Arc<SshPolicy> {
+        self.ssh.of(self, node)
+    }
+}
+
+/// How a peer changed for a viewer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct NodeStep {
+    pub(crate) node: NodeId,
+    /// Revision that the viewer knows; 0 if none.
+    pub(crate) before: u64,
+    /// Revision that it knows afterwards; 0 if none.
+    pub(crate) after: u64,
+    /// Which of its routes the viewer may use afterwards.
+    pub(crate) routes: PeerRoutes,
 }
 
 /// What a message says, without its bytes: two streams with the same key send the same message.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct MessageKey {
-    /// Nodes that the message is about: ID, revision before (0 = not there), revision after (0 = not there).
-    pub(crate) nodes: Vec<(NodeId, u64, u64)>,
+    /// Nodes that the message is about.
+    pub(crate) nodes: Vec<NodeStep>,
     /// The step of the filter that it brings (0 = none).
     pub(crate) filter: u128,
     /// Whether it is compressed.

@@ -1,6 +1,6 @@
 //! The state that a tailnet's actor works on, and changes to it that are also stored.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use warren_wire::control::{DerpMap, NodeId, UserId};
 
 use super::access::{self, Access, PolicyInForce};
+use super::compile::Pending;
 use super::nodes::{Node, Nodes};
 use crate::auth_key::Shown;
 use crate::model::{AuthKeyRecord, NodeRecord, NodeState, ROUTES_MAX, TailnetRecord, Unconfirmed, UserRecord, Who};
@@ -29,6 +30,10 @@ pub(crate) struct State {
     /// The relays that nodes are told of: the server's own with what the policy says of them.
     pub(crate) derp: Arc<DerpMap>,
     pub(crate) access: Arc<Access>,
+    /// What [`Self::access`] does not know yet.
+    pub(crate) pending: Pending,
+    /// Domains of the users' logins that are the tailnet's own.
+    pub(crate) domains: Arc<BTreeSet<String>>,
     /// Names and addresses of nodes that could not be read.
     pub(crate) reserved: Arc<Vec<(String, Option<Ipv4Addr>)>>,
 }
@@ -44,8 +49,6 @@ pub(crate) struct Work<'a> {
     pub(crate) store: &'a Store,
     /// What must be stored.
     pub(crate) entries: Vec<Entry>,
-    /// Whether the policy must be compiled again.
-    pub(crate) recompile: bool,
     /// Nodes whose state must be stored.
     pub(crate) touched: Vec<NodeId>,
     /// Nodes that registered, and whose next poll therefore counts as a report.
@@ -55,7 +58,7 @@ pub(crate) struct Work<'a> {
 impl<'a> Work<'a> {
     /// Begins a change.
     pub(crate) fn new(state: &'a mut State, store: &'a Store, now: Timestamp) -> Self {
-        Self { state, now, store, entries: Vec::new(), recompile: false, touched: Vec::new(), fresh: Vec::new() }
+        Self { state, now, store, entries: Vec::new(), touched: Vec::new(), fresh: Vec::new() }
     }
 
     fn record(&mut self, who: &Who, what: &'static str, change: Change) {
@@ -71,14 +74,14 @@ impl<'a> Work<'a> {
     /// Makes or changes a user.
     pub(crate) fn put_user(&mut self, who: &Who, what: &'static str, record: UserRecord) {
         Arc::make_mut(&mut self.state.users).insert(record.id, Arc::new(record.clone()));
-        self.recompile = true;
+        self.state.pending.users = true;
         self.record(who, what, Change::PutUser(record));
     }
 
     /// Removes a user, who must own nothing any more.
     pub(crate) fn remove_user(&mut self, who: &Who, id: UserId) {
         Arc::make_mut(&mut self.state.users).remove(&id);
-        self.recompile = true;
+        self.state.pending.users = true;
         self.record(who, "user.remove", Change::RemoveUser(id));
     }
 
@@ -88,7 +91,7 @@ impl<'a> Work<'a> {
         let expired = record.expired_at(self.now);
         let node = Node::new(Arc::clone(&record), Arc::new(state), false, expired);
         self.state.nodes.put(Arc::clone(&node));
-        self.recompile = true;
+        self.state.pending.nodes.insert(record.id);
         self.touched.push(record.id);
         let next_address = self.state.next_address;
         let id = record.id;
@@ -101,7 +104,7 @@ impl<'a> Work<'a> {
     /// Changes what a node reported before it reports itself.
     pub(crate) fn put_state(&mut self, before: &Node, state: NodeState) -> Arc<Node> {
         let node = before.with_state(state, before.online);
-        self.recompile |= access::entry(&node) != access::entry(before);
+        self.note_difference(before, &node);
         let offered = newly_offered(before, &node.state);
         self.state.nodes.put(Arc::clone(&node));
         self.touched.push(node.id());
@@ -113,7 +116,7 @@ impl<'a> Work<'a> {
     pub(crate) fn put_node(&mut self, who: &Who, what: &'static str, before: &Node, record: NodeRecord) -> Arc<Node> {
         let record = Arc::new(record);
         let node = before.with_record(Arc::clone(&record), record.expired_at(self.now));
-        self.recompile |= node.takes_part() != before.takes_part() || access::entry(&node) != access::entry(before);
+        self.note_difference(before, &node);
         let other_owner = record.owner != before.record.owner || record.tags != before.record.tags;
         self.state.nodes.put(Arc::clone(&node));
         self.record(who, what, Change::PutNode(Arc::clone(&record)));
@@ -137,7 +140,7 @@ impl<'a> Work<'a> {
     /// Removes a node; if `lease` is given, the store checks that the lease was over then.
     pub(crate) fn remove_node(&mut self, who: &Who, what: &'static str, id: NodeId, lease: Option<Timestamp>) {
         self.state.nodes.remove(id);
-        self.recompile = true;
+        self.state.pending.nodes.insert(id);
         self.record(who, what, Change::RemoveNode { id, lease });
     }
 
@@ -175,10 +178,16 @@ impl<'a> Work<'a> {
         let text = Arc::clone(policy.text());
         let before = std::mem::replace(&mut self.state.policy, policy);
         self.state.derp = self.state.policy.relays(&self.state.own_derp);
-        self.recompile = true;
+        self.state.pending.policy = true;
         self.put_tailnet(who, "tailnet.policy", record);
         self.record(who, what, Change::PutPolicy { version, text, reason });
         self.approve_what_is_new(&before);
+    }
+
+    fn note_difference(&mut self, before: &Node, after: &Node) {
+        if !access::is_same_entry(before, after) {
+            self.state.pending.nodes.insert(after.id());
+        }
     }
 
     fn approve_what_is_new(&mut self, before: &PolicyInForce) {

@@ -37,11 +37,12 @@ impl Actor {
     /// Returns when to look at the time of day next.
     fn next_by_clock(&self) -> Option<Instant> {
         let of_nodes = self.state.nodes.iter().filter_map(|node| self.next_end(node)).min();
+        let edge = self.state.access.compiled.next_edge().and_then(|edge| Timestamp::from_second(edge).ok());
         let of_policy = self.state.tailnet.unconfirmed.as_ref().map(|open| open.until);
         let soon = self.shared.clock.instant() + LOOK_AT_CLOCK;
         let at = |next: Timestamp| self.shared.clock.instant_of(next).min(soon);
         let of_policy = of_policy.map(at).max(self.due.undo_again);
-        of_nodes.map(at).into_iter().chain(of_policy).min()
+        of_nodes.into_iter().chain(edge).map(at).chain(of_policy).min()
     }
 
     /// Returns when the node's key or lease ends, whichever is first.
@@ -61,6 +62,7 @@ impl Actor {
         if self.due.clock.is_some_and(|due| due <= now) {
             self.due.clock_stale = true;
             self.end_keys();
+            self.follow_schedule();
             self.end_leases().await;
             self.undo_policy().await;
         }
@@ -109,10 +111,18 @@ impl Actor {
         }
         for node in over {
             tracing::info!(node = %node.record.name, "a node key expired");
+            self.state.pending.nodes.insert(node.id());
             self.state.nodes.put(node.with_record(Arc::clone(&node.record), true));
         }
-        self.compile();
         self.publish();
+    }
+
+    /// Rules begin and end to hold by the time of day.
+    fn follow_schedule(&mut self) {
+        let now = self.shared.clock.now().as_second();
+        if self.state.access.compiled.next_edge().is_some_and(|edge| edge <= now) {
+            self.publish();
+        }
     }
 
     /// Ephemeral nodes that stayed away are removed; the store checks the lease once more.

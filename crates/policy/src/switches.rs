@@ -1,9 +1,25 @@
-//! The relays that a policy adds, replaces or takes away.
+//! What a policy says to all nodes alike: switches, and relays that it adds, replaces or takes away.
 
 use crate::Policy;
 use warren_wire::control::DerpMap;
 
 impl Policy {
+    /// Tells whether nodes may get capabilities of their own, so that [`crate::Reach::own_capabilities`] is worth asking.
+    #[must_use]
+    pub fn has_capabilities(&self) -> bool {
+        self.sections.randomize_client_port || !self.sections.node_attributes.is_empty()
+    }
+
+    /// Tells whether macOS shall route 100.64.0.0/10 as a whole (`OneCGNATRoute`); `None` leaves it to the client.
+    #[must_use]
+    pub fn one_cgnat_route(&self) -> Option<bool> {
+        match self.sections.one_cgnat_route.as_str() {
+            "mac-always" => Some(true),
+            "mac-never" => Some(false),
+            _ => None,
+        }
+    }
+
     /// Returns the server's relays with what the policy says of them.
     #[must_use]
     pub fn relays(&self, of_server: &DerpMap) -> DerpMap {
