@@ -1,5 +1,6 @@
 //! Maps: what streams say, when they say it, and that changes lead where a whole map leads.
 
+mod policy;
 mod property;
 
 use std::time::Duration;

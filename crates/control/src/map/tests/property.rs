@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use warren_wire::control::{MapRequest, NetInfo, RegionId, Service};
 
 use crate::admin::{Expiry, NewAuthKey};
+use crate::tailnet::access;
 use crate::testing::*;
 
 /// How many node keys there are.
@@ -14,12 +15,51 @@ const KEYS: u8 = 6;
 
 const USERS: [&str; 3] = ["owner@default", "ann@example.com", "bob@example.com"];
 
-const POLICIES: [&str; 4] = [
+/// Routes that nodes offer and administrators approve.
+const ROUTES: [&[&str]; 4] = [
+    &[],
+    &["10.33.0.0/16"],
+    &["10.33.0.0/16", "0.0.0.0/0", "::/0"],
+    // Over the addresses of other nodes.
+    &["100.64.0.0/29", "10.33.1.0/24"],
+];
+
+const ROLES: [&str; 3] = ["member", "admin", "auditor"];
+
+const POLICIES: [&str; 8] = [
     r#"{"acls": [{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self:*"]}]}"#,
     r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}"#,
     r#"{"acls": [{"action": "accept", "src": ["ann@example.com"], "dst": ["tag:web:80", "bob@example.com:22"]}],
         "tagOwners": {"tag:web": []}}"#,
     r#"{"acls": []}"#,
+    r#"{"acls": [
+            {"action": "accept", "src": ["ann@example.com"], "dst": ["10.33.0.0/16:*", "tag:web:22"]},
+            {"action": "accept", "src": ["10.33.0.0/16"], "dst": ["owner@default:443"]},
+            {"action": "accept", "src": ["bob@example.com"], "dst": ["autogroup:internet:*"]}],
+        "autoApprovers": {"routes": {"10.33.0.0/16": ["tag:web", "ann@example.com"]}, "exitNode": ["autogroup:member"]},
+        "tagOwners": {"tag:web": []}}"#,
+    r#"{"acls": [
+            {"action": "accept", "src": ["autogroup:member"], "dst": ["tag:web:*"], "srcPosture": ["posture:gold"]},
+            {"action": "accept", "src": ["autogroup:admin"], "dst": ["autogroup:member:22"]}],
+        "postures": {"posture:gold": ["custom:tier == 'gold'"]},
+        "nodeAttrs": [
+            {"target": ["tag:web"], "attr": ["disable-ipv4"]},
+            {"target": ["autogroup:admin"], "attr": ["suggest-exit-node", "custom:x"]}],
+        "ssh": [
+            {"action": "check", "src": ["autogroup:member"], "dst": ["tag:web"], "users": ["localpart:*@example.com"]},
+            {"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self"], "users": ["autogroup:nonroot"]}],
+        "tagOwners": {"tag:web": []}, "OneCGNATRoute": "mac-never"}"#,
+    r#"{"grants": [
+            {"src": ["ann@example.com"], "dst": ["10.33.0.0/16"], "ip": ["*"], "via": ["tag:web"]},
+            {"src": ["bob@example.com"], "dst": ["100.64.0.0/29"], "ip": ["tcp:80"],
+                "from": "2026-11-22T12:01:00Z", "until": "2026-11-22T13:30:00Z"},
+            {"src": ["*"], "dst": ["tag:web"], "ip": ["udp:53"], "app": {"example.com/cap": [{"a": 1}]},
+                "until": "2026-11-22T12:15:00Z"}],
+        "tagOwners": {"tag:web": []}, "randomizeClientPort": true}"#,
+    r#"{"acls": [{"action": "accept", "src": ["owner@default"], "dst": ["100.64.0.3:*", "*:80"]}],
+        "derpMap": {"Regions": {"901": {"RegionID": 901, "RegionCode": "x", "RegionName": "X", "Nodes": [
+            {"Name": "901a", "RegionID": 901, "HostName": "relay.example.com"}]}}},
+        "ssh": [{"action": "accept", "src": ["bob@example.com"], "dst": ["bob@example.com"], "users": ["root"]}]}"#,
 ];
 
 /// Something that happens to a tailnet.
@@ -42,6 +82,11 @@ enum Step {
     Approve(u8),
     Remove(u8),
     Policy(usize),
+    Offer(u8, usize),
+    ApproveRoutes(u8, usize),
+    RevokeRoutes(u8, usize),
+    Attribute(u8, bool),
+    Role(usize, usize),
     Relays(u8),
     Wait(u64),
 }
@@ -65,7 +110,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any::<bool>().prop_map(Step::Approval),
         1 => key().prop_map(Step::Approve),
         1 => key().prop_map(Step::Remove),
-        2 => (0..POLICIES.len()).prop_map(Step::Policy),
+        4 => (0..POLICIES.len()).prop_map(Step::Policy),
+        3 => (key(), 0..ROUTES.len()).prop_map(|(key, routes)| Step::Offer(key, routes)),
+        2 => (key(), 0..ROUTES.len()).prop_map(|(key, routes)| Step::ApproveRoutes(key, routes)),
+        1 => (key(), 0..ROUTES.len()).prop_map(|(key, routes)| Step::RevokeRoutes(key, routes)),
+        1 => (key(), any::<bool>()).prop_map(|(key, gold)| Step::Attribute(key, gold)),
+        1 => (1..USERS.len(), 0..ROLES.len()).prop_map(|(user, role)| Step::Role(user, role)),
         1 => (0..2_u8).prop_map(Step::Relays),
         2 => prop_oneof![Just(0), Just(60), Just(12_000), Just(700_000), Just(3_600_000)].prop_map(Step::Wait),
     ];
@@ -164,6 +214,23 @@ impl Play {
             Step::Remove(key) if self.is_known(key) => {
                 admin.remove_node(None, &self.id(key)).await.unwrap();
             }
+            Step::Offer(key, number) => {
+                self.report(key, |request| request.hostinfo.as_mut().unwrap().routable_ips = routes(number)).await;
+            }
+            Step::ApproveRoutes(key, number) if self.is_known(key) => {
+                admin.approve_routes(None, &self.id(key), &routes(number)).await.unwrap();
+            }
+            Step::RevokeRoutes(key, number) if self.is_known(key) => {
+                admin.revoke_routes(None, &self.id(key), &routes(number)).await.unwrap();
+            }
+            Step::Attribute(key, gold) if self.is_known(key) => {
+                let tier = serde_json::json!(if gold { "gold" } else { "tin" });
+                admin.set_node_attribute(None, &self.id(key), "custom:tier", &tier).await.unwrap();
+            }
+            Step::Role(user, role) => {
+                admin.set_user_role("default", USERS[user], ROLES[role]).await.unwrap();
+            }
+            Step::ApproveRoutes(..) | Step::RevokeRoutes(..) | Step::Attribute(..) => {}
             Step::Rename(..) | Step::Tag(_) | Step::Expire(..) | Step::Approve(_) | Step::Remove(_) => {}
             Step::Approval(needed) => {
                 admin.set_machine_approval("default", needed).await.unwrap();
@@ -196,6 +263,7 @@ impl Play {
             // Users that nobody mentions any more stay known.
             assert_eq!(ClientMap { profiles: whole.profiles.clone(), ..followed }, whole, "node {key}");
         }
+        self.compare_with_fresh_compilation();
         for one in 1..=KEYS {
             for two in 1..=KEYS {
                 if self.is_known(one) && self.is_known(two) {
@@ -207,6 +275,32 @@ impl Play {
             }
         }
     }
+}
+
+impl Play {
+    /// Compares what was carried on from change to change with what comes out of the whole at once.
+    fn compare_with_fresh_compilation(&self) {
+        let tailnet = self.world.control.tailnets().remove(0);
+        let snapshot = tailnet.snapshot();
+        let now = self.world.control.clock().now().as_second();
+        let directory = access::directory(&snapshot.users, &snapshot.nodes);
+        let fresh = snapshot.policy.rules().unwrap().compile(&directory, now);
+        let carried = &snapshot.access.compiled;
+        assert_eq!(carried.next_edge(), fresh.next_edge());
+        for id in directory.nodes.keys() {
+            assert_eq!(carried.filter(*id), fresh.filter(*id), "{id}");
+            assert_eq!(carried.addresses(*id), fresh.addresses(*id), "{id}");
+            assert!(carried.peers(*id).eq(fresh.peers(*id)), "{id}");
+            assert_eq!(carried.own_routes(*id).allowed, fresh.own_routes(*id).allowed, "{id}");
+        }
+        for node in snapshot.nodes.iter() {
+            assert_eq!(node.takes_part(), directory.nodes.contains_key(&node.id()));
+        }
+    }
+}
+
+fn routes(number: usize) -> Vec<ipnet::IpNet> {
+    ROUTES[number].iter().map(|text| text.parse().unwrap()).collect()
 }
 
 proptest! {
