@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use warren_wire::control::{
     CapabilityVersion, DerpMap, DerpNode, DerpRegion, FilterRule, Hostinfo, MapRequest, MapResponse, Node, NodeId,
-    RegionId, RegisterAuth, RULES_END, RegisterRequest, RegisterResponse, SshPolicy, UserId, UserProfile, from_json,
+    RULES_END, RegionId, RegisterAuth, RegisterRequest, RegisterResponse, SshPolicy, UserId, UserProfile, from_json,
 };
 use warren_wire::key::{DiscoKey, MachineKey, NodeKey};
 use warren_wire::mapframe::{Compression, Decoder};

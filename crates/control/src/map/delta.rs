@@ -42,7 +42,8 @@ pub(super) fn messages(step: Step<'_>, client: Client, now: Timestamp) -> (Vec<B
     // Clients set their clocks by what they get, so that a message shared with others must not be old.
     let is_fresh = now.duration_since(new.at) <= SHARED_FOR;
     // A long list does not fit one message, and is rare.
-    let key = delta.key(client, step.rules).filter(|_| is_fresh && split(new, &delta.changed, MESSAGE_BYTES).len() <= 1);
+    let key =
+        delta.key(client, step.rules).filter(|_| is_fresh && split(new, &delta.changed, MESSAGE_BYTES).len() <= 1);
     let messages = match key {
         None => delta.write(step, client, now).iter().map(frame).collect(),
         Some(key) => {

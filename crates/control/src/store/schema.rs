@@ -61,7 +61,7 @@ pub(crate) fn check_ours(connection: &Connection) -> Result<i64, OpenError> {
         return Err(OpenError::Foreign);
     }
     let found = read("user_version")?;
-    if found > VERSION || found < 1 {
+    if !(1..=VERSION).contains(&found) {
         return Err(OpenError::Version { found, known: VERSION });
     }
     Ok(found)

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use warren_policy::{PeerRoutes, Compiled, Directory, DirectoryNode, DirectoryUser, Policy, PolicyErrors, Reach, TESTS_FAILED};
+use warren_policy::{
+    Compiled, Directory, DirectoryNode, DirectoryUser, PeerRoutes, Policy, PolicyErrors, Reach, TESTS_FAILED,
+};
 use warren_wire::control::{DerpMap, NodeId, UserId};
 
 use super::facts;

@@ -90,7 +90,8 @@ impl State {
             let entries: BTreeMap<_, _> = nodes().filter_map(|node| Some((node.id(), entry(node)?))).collect();
             Directory { nodes: entries, ..access::people(&self.users) }
         });
-        let reach = self.policy.rules().zip(directory.as_ref()).map(|(rules, directory)| Reach::new(rules, directory, 0));
+        let reach =
+            self.policy.rules().zip(directory.as_ref()).map(|(rules, directory)| Reach::new(rules, directory, 0));
         let renew = |node: &Arc<Node>| {
             let facts = self.facts(node, reach.as_ref());
             if facts != *node.facts {

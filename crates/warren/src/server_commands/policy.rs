@@ -80,7 +80,7 @@ struct Terms {
 }
 
 impl Terms {
-    fn to_wire(self) -> Option<PolicyTerms> {
+    fn into_wire(self) -> Option<PolicyTerms> {
         Some(PolicyTerms {
             reason: self.reason,
             if_match: self.if_match,
@@ -92,36 +92,32 @@ impl Terms {
 impl Arguments {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let Self { socket, json, tailnet, verb } = self;
-        let request = match verb {
-            Verb::Get { version } => AdminRequest::PolicyGet { tailnet, version },
+        let (request, shown): (_, fn(Value) -> Result<(), Failure>) = match verb {
+            Verb::Get { version } => (AdminRequest::PolicyGet { tailnet, version }, text),
             Verb::Set { file, terms } => {
-                AdminRequest::PolicySet { tailnet, text: read(&file)?, terms: terms.to_wire() }
+                (AdminRequest::PolicySet { tailnet, text: read(&file)?, terms: terms.into_wire() }, in_force)
             }
-            Verb::History { limit } => AdminRequest::PolicyHistory { tailnet, limit },
+            Verb::History { limit } => (AdminRequest::PolicyHistory { tailnet, limit }, history),
             Verb::Rollback { version, terms } => {
-                AdminRequest::PolicyRollback { tailnet, version, terms: terms.to_wire() }
+                (AdminRequest::PolicyRollback { tailnet, version, terms: terms.into_wire() }, in_force)
             }
-            Verb::Confirm => AdminRequest::PolicyConfirm { tailnet },
+            Verb::Confirm => (AdminRequest::PolicyConfirm { tailnet }, in_force),
         };
         let answer = socket.call(&request)?;
-        if json {
-            return output::json(&answer);
-        }
-        match request {
-            AdminRequest::PolicyGet { .. } => {
-                output::text(answer.get("text").and_then(Value::as_str).unwrap_or_default())
-            }
-            AdminRequest::PolicyHistory { .. } => history(&typed(answer)?),
-            _ => in_force(&typed(answer)?),
-        }
+        if json { output::json(&answer) } else { shown(answer) }
     }
+}
+
+fn text(answer: Value) -> Result<(), Failure> {
+    output::text(&typed::<PolicyView>(answer)?.text)
 }
 
 fn typed<T: serde::de::DeserializeOwned>(answer: Value) -> Result<T, Failure> {
     serde_json::from_value(answer).or_exit(Exit::General, "the server's answer cannot be read (is it another version?)")
 }
 
-fn in_force(policy: &PolicyView) -> Result<(), Failure> {
+fn in_force(answer: Value) -> Result<(), Failure> {
+    let policy: PolicyView = typed(answer)?;
     output::line(format_args!("policy version {} is in force", policy.version))?;
     let Some(open) = &policy.unconfirmed else { return Ok(()) };
     output::line(format_args!(
@@ -130,8 +126,8 @@ fn in_force(policy: &PolicyView) -> Result<(), Failure> {
     ))
 }
 
-fn history(versions: &Vec<PolicyVersionView>) -> Result<(), Failure> {
-    let rows: Vec<_> = versions
+fn history(answer: Value) -> Result<(), Failure> {
+    let rows: Vec<_> = typed::<Vec<PolicyVersionView>>(answer)?
         .iter()
         .map(|version| {
             [

@@ -33,11 +33,13 @@ impl Socket {
                 CallError::Refused { .. } => Exit::Refused,
                 CallError::Broken { .. } => Exit::General,
             };
-            match &error {
-                // Each fault of a policy has its line.
-                CallError::Refused { code, message } if code == "policy" => Failure::of_lines(exit, message),
-                _ => Failure::new(exit, error),
+            // Each fault of a policy has its line.
+            if let CallError::Refused { code, message } = &error
+                && code == "policy"
+            {
+                return Failure::of_lines(exit, message);
             }
+            Failure::new(exit, error)
         })
     }
 }

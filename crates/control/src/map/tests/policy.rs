@@ -212,7 +212,9 @@ async fn capabilities_come_with_policy_and_role() {
     assert!(seen.cap_map.0.is_empty(), "that is nobody else's business");
     world.admin().set_user_role("default", ANN, "admin").await.unwrap();
     ann.settle().await;
-    assert!(has(&ann.map, "https://tailscale.com/cap/is-admin") && !has(&ann.map, "https://tailscale.com/cap/is-owner"));
+    assert!(
+        has(&ann.map, "https://tailscale.com/cap/is-admin") && !has(&ann.map, "https://tailscale.com/cap/is-owner")
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -328,11 +330,7 @@ async fn a_change_that_concerns_others_wakes_nobody() {
 #[tokio::test(start_paused = true)]
 async fn a_policy_whose_own_tests_fail_is_refused() {
     let world = office(SUBNET).await;
-    let with_test = SUBNET.replacen(
-        '{',
-        r#"{"tests": [{"src": "bob@example.com", "accept": ["10.33.0.1:80"]}],"#,
-        1,
-    );
+    let with_test = SUBNET.replacen('{', r#"{"tests": [{"src": "bob@example.com", "accept": ["10.33.0.1:80"]}],"#, 1);
     let refused = world.admin().set_policy("default", with_test.as_str()).await;
     let Err(AdminError::Policy { reason }) = refused else { panic!("{refused:?}") };
     assert!(reason.contains("test(s) failed") && reason.contains("10.33.0.1"), "{reason}");
