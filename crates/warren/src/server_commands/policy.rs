@@ -92,7 +92,7 @@ impl Terms {
 impl Arguments {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let Self { socket, json, tailnet, verb } = self;
-        let (request, shown): (_, fn(Value) -> Result<(), Failure>) = match verb {
+        let (request, shown): (_, Show) = match verb {
             Verb::Get { version } => (AdminRequest::PolicyGet { tailnet, version }, text),
             Verb::Set { file, terms } => {
                 (AdminRequest::PolicySet { tailnet, text: read(&file)?, terms: terms.into_wire() }, in_force)
@@ -107,6 +107,9 @@ impl Arguments {
         if json { output::json(&answer) } else { shown(answer) }
     }
 }
+
+/// Prints an answer for people.
+type Show = fn(Value) -> Result<(), Failure>;
 
 fn text(answer: Value) -> Result<(), Failure> {
     output::text(&typed::<PolicyView>(answer)?.text)
