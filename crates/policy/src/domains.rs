@@ -16,20 +16,22 @@ impl Policy {
         let rules = sections.grants.iter().flat_map(|grant| grant.sources.iter().chain(&grant.destinations));
         let ssh = sections.ssh.iter().flat_map(|rule| rule.sources.iter().chain(&rule.destinations));
         let targets = sections.node_attributes.iter().flat_map(|entry| &entry.targets);
-        let named = rules.chain(ssh).chain(targets).filter_map(|selector| {
-            let Selector::UsersOfDomain(domain) = selector else { return None };
-            Some(("user:*@", domain))
-        });
+        let of_ssh = ssh.map(|selector| (selector, "[ssh] "));
+        let named =
+            rules.chain(targets).map(|selector| (selector, "")).chain(of_ssh).filter_map(|(selector, section)| {
+                let Selector::UsersOfDomain(domain) = selector else { return None };
+                Some((section, "user:*@", domain))
+            });
         let logins = sections.ssh.iter().flat_map(|rule| &rule.users).filter_map(|user| match user {
-            SshUser::LocalPart { domain } => Some(("localpart:*@", domain)),
+            SshUser::LocalPart { domain } => Some(("", "localpart:*@", domain)),
             SshUser::NonRoot | SshUser::Name(_) => None,
         });
         let mut errors = Errors::new(self.text());
         let mut seen = std::collections::BTreeSet::new();
-        for (form, domain) in named.chain(logins) {
+        for (section, form, domain) in named.chain(logins) {
             if !directory.domains.contains(domain) && seen.insert((form, domain)) {
                 let at = self.text().find(&format!("{form}{domain}")).unwrap_or_default();
-                errors.note(at, Problem::ForeignDomain { domain: domain.clone() });
+                errors.note(at, Problem::ForeignDomain { section, domain: domain.clone() });
             }
         }
         errors.finish(Some(()))

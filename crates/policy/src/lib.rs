@@ -14,6 +14,7 @@ mod compile;
 mod default;
 mod directory;
 mod domains;
+mod format;
 mod hujson;
 mod model;
 mod ownership;

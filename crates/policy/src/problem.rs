@@ -253,8 +253,8 @@ pub enum Problem {
     Zone { text: String },
     #[error("the attribute {name:?} of a test cannot be {found}")]
     TestAttribute { name: String, found: &'static str },
-    #[error("{domain} is not associated with this Tailnet and cannot be used in user:*@<domain> expressions")]
-    ForeignDomain { domain: String },
+    #[error("{section}{domain} is not associated with this Tailnet and cannot be used in user:*@<domain> expressions")]
+    ForeignDomain { section: &'static str, domain: String },
 }
 
 /// Gathers errors while a text is read.

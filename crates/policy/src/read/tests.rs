@@ -198,6 +198,8 @@ const PARTS: [&str; 40] = [
     "\"tcp\"",
 ];
 
+mod mutations;
+
 proptest! {
     #[test]
     fn no_text_panics(text in any::<String>()) {
