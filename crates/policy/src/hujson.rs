@@ -6,8 +6,8 @@ use jsonc_parser::common::Ranged as _;
 use jsonc_parser::{CollectOptions, CommentCollectionStrategy, ParseOptions, parse_to_ast};
 use std::collections::BTreeMap;
 
-/// Largest policy file, in bytes: some 10,000 rules fit.
-pub const POLICY_MAX_BYTES: usize = 2 << 20;
+/// Largest policy file, in bytes: more than 4,000 rules fit, and the file fits into a request to the server.
+pub const POLICY_MAX_BYTES: usize = 512 << 10;
 /// Deepest nesting of lists and objects in a policy file.
 pub const POLICY_MAX_DEPTH: usize = 32;
 

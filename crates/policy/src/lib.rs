@@ -2,7 +2,8 @@
 //!
 //! [`Policy::parse`] keeps the author's text byte for byte and reports every error with its place and what to write
 //! instead. [`Policy::compile`] turns it, with a [`Directory`] of users and nodes, into a [`Compiled`] value that
-//! answers per node. Anything that the language knows and this version does not is refused by name, never ignored.
+//! answers per node. What the language does not know is refused by name, never ignored. `docs/policy.md` says what a
+//! policy may hold.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-use crate::{DESTINATIONS_MAX, DirectoryUser, ERRORS_MAX, Policy, PolicyErrors, Problem};
+use crate::{DESTINATIONS_MAX, DirectoryUser, ERRORS_MAX, POLICY_MAX_BYTES, Policy, PolicyErrors, Problem};
 use proptest::prelude::*;
 
 const WHOLE: &str = r##"{
@@ -108,16 +108,17 @@ fn all_faults_are_gathered_in_the_order_of_the_text() {
     assert_eq!(lines, [1, 2, 3, 4]);
 }
 
+/// Destinations count as often as they have ports, since a short text can name many of both.
 #[test]
 fn number_of_destinations_is_limited() {
-    let policy = |count: usize| {
-        let rule = |count: usize| {
-            format!(r#"{{"action": "accept", "src": ["*"], "dst": [{}]}}"#, vec!["\"*:*\""; count].join(","))
-        };
-        format!("{{\"acls\": [{},\n{}]}}", rule(count - 1), rule(1))
+    let rule = |destinations: usize, ports: usize| {
+        let (destinations, ports) = (vec!["\"*\""; destinations].join(","), vec!["\"1\""; ports].join(","));
+        format!(r#"{{"src": ["*"], "dst": [{destinations}], "ip": [{ports}]}}"#)
     };
-    Policy::parse(&policy(DESTINATIONS_MAX)).unwrap();
-    let found = errors(&policy(DESTINATIONS_MAX + 1));
+    let policy =
+        |last: usize| format!("{{\"grants\": [{},\n{}]}}", rule(100, DESTINATIONS_MAX / 100 - 1), rule(last, 1));
+    Policy::parse(&policy(100)).unwrap();
+    let found = errors(&policy(101));
     assert_eq!(found.errors()[0].problem, Problem::TooManyDestinations { limit: DESTINATIONS_MAX });
     assert_eq!(found.errors()[0].position.line, 2);
 }
@@ -125,7 +126,7 @@ fn number_of_destinations_is_limited() {
 /// Each of these costs the square of its length if done without thought.
 #[test]
 fn many_faults_cost_no_more_than_the_first_hundred() {
-    let many = |part: &str| part.repeat((512 << 10) / part.len());
+    let many = |part: &str| part.repeat((POLICY_MAX_BYTES - 64) / part.len());
     for text in [
         format!("{{{}}}", many("\"a\":1,")),
         format!("{{\"acls\": [{}]}}", many("7,")),
@@ -155,7 +156,7 @@ fn tags_are_passed_on_by_their_owners() {
 }
 
 /// Words and signs of the language, to be put together at random.
-const PARTS: [&str; 40] = [
+const PARTS: [&str; 56] = [
     "{",
     "}",
     "[",
@@ -196,6 +197,22 @@ const PARTS: [&str; 40] = [
     "\u{0}",
     "\"ssh\":",
     "\"tcp\"",
+    "\"grants\":",
+    "\"ip\":",
+    "\"app\":",
+    "\"a.b/c\":",
+    "\"ipsets\":",
+    "\"ipset:a\"",
+    "\"add ipset:a\"",
+    "\"remove 10.0.0.0-::\"",
+    "\"postures\":",
+    "\"node:os IN ['a'\"",
+    "\"schedule\":",
+    "\"sun-mon\"",
+    "\"derpMap\":",
+    "\"Regions\":",
+    "\"checkPeriod\":",
+    "\"9999999h\"",
 ];
 
 mod meaning;
@@ -219,8 +236,9 @@ proptest! {
         at in any::<prop::sample::Index>(),
         length in 0_usize..12,
         part in proptest::sample::select(PARTS.to_vec()),
+        everything: bool,
     ) {
-        let mut text: Vec<char> = WHOLE.chars().collect();
+        let mut text: Vec<char> = if everything { meaning::EVERYTHING } else { WHOLE }.chars().collect();
         let at = at.index(text.len());
         let end = text.len().min(at + length);
         text.splice(at..end, part.chars());

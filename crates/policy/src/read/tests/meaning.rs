@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 use warren_wire::control::RegionId;
 
-const EVERYTHING: &str = include_str!("everything.hujson");
+pub(super) const EVERYTHING: &str = include_str!("everything.hujson");
 
 fn policy() -> Policy {
     Policy::parse(EVERYTHING).unwrap()

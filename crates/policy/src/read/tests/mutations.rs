@@ -1,13 +1,12 @@
 //! Valid policies, each with one thing wrong: every one is refused, at the place of what is wrong.
 
+use super::meaning::EVERYTHING;
 use crate::hujson::{self, Json, Kind, Member};
 use crate::problem::Errors;
 use crate::{Policy, Position};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
-
-const EVERYTHING: &str = include_str!("everything.hujson");
 
 /// Objects whose members are named by the author, by the way to them.
 const NAMED_BY_AUTHOR: [&str; 11] = [
