@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: what is measured, not tested. Prints figures and ratios; nothing here fails for being slow.
 
+mod gaps;
 mod join;
 mod streams;
 mod tunnel;
@@ -40,6 +41,12 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 3)]
         runs: u32,
     },
+    /// How long data stands still when the network changes under a connection.
+    Gaps {
+        /// How often each change happens.
+        #[arg(long, default_value_t = 5)]
+        runs: u32,
+    },
     /// The benchmarks beside the code (`cargo bench`).
     Code,
 }
@@ -50,11 +57,13 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
         Some(Bench::Join { runs }) => join::measure(*runs),
         Some(Bench::Streams { count, rounds, rest, hub }) => streams::measure(*count, *rounds, *rest, *hub),
         Some(Bench::Tunnel { runs }) => tunnel::measure(*runs),
+        Some(Bench::Gaps { runs }) => gaps::measure(*runs),
         Some(Bench::Code) => Run::cargo().args("bench --quiet --workspace --locked --benches").go(),
         None => {
             join::measure(20)?;
             streams::measure(1000, 50, 60, false)?;
             tunnel::measure(3)?;
+            gaps::measure(5)?;
             Run::cargo().args("bench --quiet --workspace --locked --benches").go()
         }
     }

@@ -9,7 +9,7 @@ use clap::Subcommand;
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What to run inside a host.
 #[derive(Subcommand)]
@@ -25,6 +25,20 @@ pub(crate) enum Traffic {
         to: String,
         /// How many bytes.
         bytes: u64,
+    },
+    /// Sends over one connection at an even speed.
+    Pace {
+        /// `address:port` of the receiver.
+        to: String,
+        /// Mbit/s.
+        speed: u64,
+        /// How long, in seconds.
+        seconds: u64,
+    },
+    /// Accepts one connection, reads it to its end, prints the longest time without data.
+    Gaps {
+        /// `address:port` to listen on.
+        listen: String,
     },
     /// Sends back every UDP datagram and everything on each TCP connection.
     Echo {
@@ -54,6 +68,8 @@ pub(crate) fn run(traffic: &Traffic) -> Result<()> {
     match traffic {
         Traffic::Receive { listen } => receive(listen),
         Traffic::Send { to, bytes } => send(to, *bytes),
+        Traffic::Pace { to, speed, seconds } => pace(to, *speed, *seconds),
+        Traffic::Gaps { listen } => gaps(listen),
         Traffic::Echo { listen } => echo(listen),
         Traffic::Http { listen, text } => http(listen, text),
         Traffic::Probe(probe) => probe::run(probe),
@@ -104,6 +120,38 @@ fn send(to: &str, bytes: u64) -> Result<()> {
     let rest = stream.read(&mut [0; 1])?;
     ensure!(rest == 0, "the receiver answered, which it never does");
     println!("sent {}", summary(bytes, &hash.finalize()));
+    Ok(())
+}
+
+fn pace(to: &str, speed: u64, seconds: u64) -> Result<()> {
+    /// Time between writes.
+    const TICK: Duration = Duration::from_millis(5);
+    let mut stream = TcpStream::connect(to).with_context(|| format!("cannot connect to {to}"))?;
+    let chunk = vec![7; usize::try_from(speed * 1_000_000 / 8 / 200)?];
+    let start = Instant::now();
+    let mut ticks = 0;
+    while start.elapsed() < Duration::from_secs(seconds) {
+        stream.write_all(&chunk)?;
+        ticks += 1;
+        std::thread::sleep((TICK * ticks).saturating_sub(start.elapsed()));
+    }
+    stream.shutdown(std::net::Shutdown::Write)?;
+    stream.read(&mut [0; 1]).map(drop)?;
+    Ok(())
+}
+
+fn gaps(listen: &str) -> Result<()> {
+    let listener = TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
+    println!("listening on {listen}");
+    let (mut stream, _) = listener.accept()?;
+    let mut buffer = vec![0; 256 * 1024];
+    let (mut last, mut longest) = (None::<Instant>, Duration::ZERO);
+    while stream.read(&mut buffer)? > 0 {
+        let now = Instant::now();
+        longest = longest.max(last.map_or(Duration::ZERO, |last| now - last));
+        last = Some(now);
+    }
+    println!("longest gap {:.1} ms", longest.as_secs_f64() * 1e3);
     Ok(())
 }
 

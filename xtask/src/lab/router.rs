@@ -1,7 +1,7 @@
 //! Routers of the lab: hosts on the switch that other hosts are behind, with a NAT and perhaps a port mapping service.
 
 use super::{Host, Lab, Process, ip};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::path::Path;
 
 /// How a router maps the UDP ports of those behind it, by RFC 4787. All filter by address and port.
@@ -78,6 +78,20 @@ impl Host {
         let file = self.dir.join(format!("{}.nft", self.name));
         std::fs::write(&file, rules)?;
         self.run("nft").arg("-f").arg(&file).output().map(drop)
+    }
+
+    /// Gives those behind this router another outside address, which it must have.
+    pub(crate) fn renumber(&self, outside: &str) -> Result<()> {
+        let rules = self.run("nft").args("-a list chain inet filter postrouting").output()?;
+        for line in rules.lines().filter(|line| line.contains(" snat ip to ")) {
+            let (rule, handle) = line.split_once(" # handle ").context("a rule without a handle")?;
+            let (head, tail) = rule.split_once(" snat ip to ").context("a rule without an address")?;
+            let random = if tail.contains("fully-random") { "fully-random" } else { "" };
+            self.run("nft").args(&format!("delete rule inet filter postrouting handle {handle}")).output()?;
+            let words = format!("add rule inet filter postrouting {} snat ip to {outside} {random}", head.trim());
+            self.run("nft").arg(words).output()?;
+        }
+        Ok(())
     }
 
     /// Starts miniupnpd on this router: NAT-PMP, PCP and UPnP for those behind it.
