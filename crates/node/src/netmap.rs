@@ -40,7 +40,8 @@ const LOCK_NOT_CHECKED: &str = "this tailnet is locked, but this version does no
 pub struct Netmap {
     local: Option<Arc<Node>>,
     peers: BTreeMap<NodeId, Arc<Peer>>,
-    by_address: HashMap<IpAddr, NodeId>,
+    /// A server may give an address twice; the lowest number has it then.
+    by_address: BTreeSet<(IpAddr, NodeId)>,
     /// One peer for each key: the engine knows peers by their keys alone.
     by_key: HashMap<NodeKey, NodeId>,
     /// Peers with a key expiry that has not been acted on, by time.
@@ -228,7 +229,8 @@ impl Netmap {
     /// Returns the peer that has `address` as its own.
     #[must_use]
     pub fn peer_at(&self, address: IpAddr) -> Option<&Arc<Peer>> {
-        self.peers.get(self.by_address.get(&address)?)
+        let (found, id) = self.by_address.range((address, NodeId(i64::MIN))..).next()?;
+        self.peers.get(id).filter(|_| *found == address)
     }
 
     /// Returns the relay map.
@@ -389,9 +391,7 @@ impl Netmap {
     fn take(&mut self, id: NodeId) -> Option<Arc<Peer>> {
         let peer = self.peers.remove(&id)?;
         for address in peer.addresses() {
-            if self.by_address.get(&address.addr()) == Some(&id) {
-                self.by_address.remove(&address.addr());
-            }
+            self.by_address.remove(&(address.addr(), id));
         }
         self.by_key.remove(&peer.key());
         if let Some(at) = peer.key_expiry() {
@@ -421,7 +421,7 @@ impl Netmap {
         }
         self.by_key.insert(peer.key(), id);
         for address in peer.addresses() {
-            self.by_address.insert(address.addr(), id);
+            self.by_address.insert((address.addr(), id));
         }
         if peer.marked_expired() {
             self.expired.insert(id);
