@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 /// Most destinations that all rules of a policy may have together, each as often as it has ranges of ports and
 /// capabilities.
-pub const DESTINATIONS_MAX: usize = 100_000;
+pub const DESTINATIONS_MAX: usize = 40_000;
 
 /// A valid policy, with its text.
 #[derive(Debug, Clone)]
