@@ -67,6 +67,28 @@ mod tests {
     use proptest::collection::btree_set;
     use proptest::prelude::*;
 
+    fn packed(members: impl Iterator<Item = u32>, rules: u32) -> RuleSet {
+        let mut set = RuleSet::default();
+        members.for_each(|rule| set.add(rule));
+        set.pack(rules as usize);
+        set
+    }
+
+    #[test]
+    fn one_rule_in_common_is_enough_whichever_it_is() {
+        for rules in [3, 64, 130] {
+            let even = || (0..rules).filter(|rule| rule % 2 == 0);
+            let odd = || (0..rules).filter(|rule| rule % 2 == 1);
+            assert!(!packed(even(), rules).meets(&packed(odd(), rules)));
+            for shared in 0..rules {
+                let [with_even, with_odd] =
+                    [0, 1].map(|rest| (0..rules).filter(move |rule| rule % 2 == rest || *rule == shared));
+                assert!(packed(with_even, rules).meets(&packed(with_odd, rules)), "{shared} of {rules}");
+                assert!(packed(std::iter::once(shared), rules).meets(&packed(0..rules, rules)));
+            }
+        }
+    }
+
     proptest! {
         /// In all forms, small and large.
         #[test]

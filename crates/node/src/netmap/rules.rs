@@ -23,8 +23,8 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// Applies the parts of a response that are about the filter, and tells whether they changed it. What comes first
-    /// replaces all.
+    /// Applies the parts of a response that are about the filter, and tells whether they may have changed it: that the
+    /// same pieces come again one by one is no change. What comes first replaces all.
     pub(super) fn apply(
         &mut self,
         first: bool,
@@ -34,31 +34,42 @@ impl Rules {
         if !first && base.is_none() && pieces.is_empty() {
             return false;
         }
-        let before = self.pieces.clone();
+        let mut changed = first;
         if first {
             self.pieces.clear();
         }
         if let Some(rules) = base {
-            self.pieces.insert("base".to_owned(), rules);
+            changed |= self.set("base".to_owned(), rules);
         }
         if pieces.get("*").is_some_and(Option::is_none) {
             pieces.remove("*");
+            changed |= !self.pieces.is_empty();
             self.pieces.clear();
         }
         for (name, rules) in pieces {
             match rules {
-                None => {
-                    self.pieces.remove(&name);
-                }
-                Some(rules) if self.pieces.len() < MAX_PIECES || self.pieces.contains_key(&name) => {
-                    self.pieces.insert(name, rules);
-                }
-                Some(_) => tracing::warn!("too many pieces of packet filter, one left out"),
+                None => changed |= self.pieces.remove(&name).is_some(),
+                Some(rules) => changed |= self.set(name, rules),
             }
         }
-        self.ends = self.pieces.values().flatten().filter_map(|rule| rule.until).collect();
-        self.grants = OnceLock::new();
-        first || self.pieces != before
+        if changed {
+            self.ends = self.pieces.values().flatten().filter_map(|rule| rule.until).collect();
+            self.grants = OnceLock::new();
+        }
+        changed
+    }
+
+    /// Sets a piece and tells whether it is another than before.
+    fn set(&mut self, name: String, rules: Vec<FilterRule>) -> bool {
+        if self.pieces.len() >= MAX_PIECES && !self.pieces.contains_key(&name) {
+            tracing::warn!("too many pieces of packet filter, one left out");
+            return false;
+        }
+        if self.pieces.get(&name) == Some(&rules) {
+            return false;
+        }
+        self.pieces.insert(name, rules);
+        true
     }
 
     /// Says what time it is by the server's clock, and returns whether other rules hold by that: some have ended, or
