@@ -134,6 +134,8 @@ pub(crate) struct Node {
     process: Process,
     socket: String,
     state: String,
+    /// How far its time of day is off, in the words of `faketime`; empty if not at all.
+    clock: String,
 }
 
 impl Node {
@@ -142,21 +144,34 @@ impl Node {
         Self::start_named(warren, host, &host.name)
     }
 
+    /// Starts the daemon on `host` with a time of day that is off by `clock`: `+1h` or `-90m` for instance.
+    pub(crate) fn start_with_clock(warren: &Path, host: &Host, clock: &str) -> Result<Self> {
+        Self::start_as(warren, host, &host.name, clock)
+    }
+
     /// Starts the daemon on `host` as the node `name`, with a state of its own.
     pub(crate) fn start_named(warren: &Path, host: &Host, name: &str) -> Result<Self> {
+        Self::start_as(warren, host, name, "")
+    }
+
+    fn start_as(warren: &Path, host: &Host, name: &str, clock: &str) -> Result<Self> {
         let socket = path_text(&host.dir().join(format!("{name}.sock")));
         let state = path_text(&host.dir().join(format!("{name}-state")));
-        let process = Self::daemon(warren, host, name, &state, &socket)?;
-        let (warren, name) = (warren.to_owned(), name.to_owned());
-        let node = Self { warren, name, host: host.clone(), process, socket, state };
+        let process = Self::daemon(warren, host, name, [&state, &socket, clock])?;
+        let (warren, name, clock) = (warren.to_owned(), name.to_owned(), clock.to_owned());
+        let node = Self { warren, name, host: host.clone(), process, socket, state, clock };
         node.wait_ready()?;
         Ok(node)
     }
 
-    fn daemon(warren: &Path, host: &Host, name: &str, state: &str, socket: &str) -> Result<Process> {
-        let words = ["node", "--state-dir", state, "--socket", socket];
+    fn daemon(warren: &Path, host: &Host, name: &str, [state, socket, clock]: [&str; 3]) -> Result<Process> {
+        let program = path_text(warren);
+        let words = ["-m", "-f", clock, &program, "node", "--state-dir", state, "--socket", socket];
+        let (program, words) =
+            if clock.is_empty() { (warren, &words[4..]) } else { (Path::new("faketime"), &words[..]) };
         // The decisions are worth having when a test fails, and no packet writes a line at this level.
-        host.spawn_env(&format!("node-{name}"), warren, &words, &[("WARREN_LOG", "info,warren_node=debug")])
+        let environment = [("WARREN_LOG", "info,warren_node=debug"), ("DONT_FAKE_MONOTONIC", "1")];
+        host.spawn_env(&format!("node-{name}"), program, words, &environment)
     }
 
     fn wait_ready(&self) -> Result<()> {
@@ -229,7 +244,7 @@ impl Node {
     pub(crate) fn kill_and_restart(&mut self) -> Result<()> {
         self.process.signal("KILL")?;
         self.process.wait_end(PATIENCE)?;
-        self.process = Self::daemon(&self.warren, &self.host, &self.name, &self.state, &self.socket)?;
+        self.process = Self::daemon(&self.warren, &self.host, &self.name, [&self.state, &self.socket, &self.clock])?;
         self.wait_ready()
     }
 

@@ -35,7 +35,8 @@ impl GoClient {
         );
         let file = host.dir().join(format!("{name}.Caddyfile"));
         std::fs::write(&file, text)?;
-        let home = host.dir().to_string_lossy().into_owned();
+        // Of its own: Caddy makes a certificate authority there.
+        let home = host.dir().join(format!("{name}-home")).to_string_lossy().into_owned();
         let config = file.to_string_lossy().into_owned();
         let process = host.spawn_env(
             "caddy",

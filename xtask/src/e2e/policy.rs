@@ -9,7 +9,8 @@ use crate::lab::{Host, Lab, Process, wait_for};
 use crate::packages;
 use crate::traffic::seconds;
 use anyhow::{Context as _, Result, ensure};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
+use warren_wire::control::Time;
 
 /// How long a change may take on a busy machine before it counts as without effect.
 const LATEST: f64 = 5.0;
@@ -206,12 +207,12 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(context: &Context, title: &str) -> Result<Self> {
+    fn new(context: &Context, title: &str, clock_of_beta: &str) -> Result<Self> {
         let lab = Lab::new(title, &["server", "alpha", "beta"])?;
         let server = Server::start(&context.warren, &lab.host("server"), &[])?;
         let invitation = server.invite(&["--reusable"])?;
         let alpha = Node::start(&context.warren, &lab.host("alpha"))?;
-        let beta = Node::start(&context.warren, &lab.host("beta"))?;
+        let beta = Node::start_with_clock(&context.warren, &lab.host("beta"), clock_of_beta)?;
         alpha.up(&invitation, &[])?;
         beta.up(&invitation, &[])?;
         let (from, to) = (alpha.addresses()?.0, beta.addresses()?.0);
@@ -250,7 +251,7 @@ const SINK: u16 = 7001;
 /// A transfer from node to node stops when its rule is removed, though both still see each other, and when the sender's
 /// key is revoked.
 pub(super) fn transfers(context: &Context) -> Result<()> {
-    let pair = Pair::new(context, "policy-transfers")?;
+    let pair = Pair::new(context, "policy-transfers", "")?;
     let open = acls(&[pair.visible.clone(), pair.open.clone()]);
     let sender = pair.begin(&open)?;
     let at = pair.set(&acls(std::slice::from_ref(&pair.visible)))?;
@@ -260,4 +261,30 @@ pub(super) fn transfers(context: &Context) -> Result<()> {
     let at = seconds();
     pair.server.admin(&["node", "expire", "alpha"])?;
     judge("a transfer", &[("key revoked", pair.sink.wait_shut(at)?)])
+}
+
+/// A transfer from node to node stops when the time of its rule is over; just as well when the server is away, and the
+/// receiver's clock is an hour wrong.
+pub(super) fn by_time(context: &Context) -> Result<()> {
+    for (case, clock) in [("time over", ""), ("time over, the server away, the clock wrong", "+1h")] {
+        let mut pair = Pair::new(context, "policy-time", clock)?;
+        let until = seconds().ceil() + 10.0;
+        let grant = grant(&pair.alpha.addresses()?.0, &pair.beta.addresses()?.0, until);
+        let _sender = pair.begin(&format!("{}, {grant}", acls(std::slice::from_ref(&pair.visible))))?;
+        if !clock.is_empty() {
+            pair.server.kill()?;
+        }
+        wait_for("the time to be over", PATIENCE, || (seconds() > until).then_some(()))?;
+        let after = pair.sink.wait_shut(until)?;
+        let last = pair.sink.passed().last().copied().unwrap_or_default();
+        ensure!(last > until - 1.5, "the transfer stopped {:.1} s before its time was over", until - last);
+        judge("a transfer", &[(case, after)])?;
+    }
+    Ok(())
+}
+
+/// Returns a section with a grant by addresses for the sink's port that ends at `until`, in whole seconds since 1970.
+fn grant(from: &str, to: &str, until: f64) -> String {
+    let until = Time::from(UNIX_EPOCH + Duration::from_secs_f64(until));
+    format!(r#""grants": [{{"src": ["{from}"], "dst": ["{to}"], "ip": ["tcp:{SINK}"], "until": "{until}"}}]"#)
 }
