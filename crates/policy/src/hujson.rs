@@ -175,7 +175,13 @@ fn convert(text: &str, value: Value<'_>, errors: &mut Errors<'_>) -> Json {
     let kind = match value {
         Value::NullKeyword(_) => Kind::Null,
         Value::BooleanLit(literal) => Kind::Bool(literal.value),
-        Value::NumberLit(literal) => Kind::Number(literal.value.to_owned()),
+        Value::NumberLit(literal) => {
+            // Readers of arguments hold numbers as Go and JavaScript do.
+            if !literal.value.parse().is_ok_and(f64::is_finite) {
+                errors.note(at, Problem::Value { what: "a number out of range".to_owned() });
+            }
+            Kind::Number(literal.value.to_owned())
+        }
         Value::StringLit(literal) => Kind::Text(string(text, literal, errors)),
         Value::Array(list) => {
             Kind::List(list.elements.into_iter().map(|element| convert(text, element, errors)).collect())

@@ -113,7 +113,9 @@ pub enum Problem {
     DefinitionName { what: &'static str, prefix: &'static str, name: String },
     #[error("{name:?} is a group of the identity provider, which says who is in it")]
     SyncedGroup { name: String },
-    #[error("{name:?}: tag names must start with a letter, after 'tag:', and go on with letters, digits and hyphens")]
+    #[error(
+        "tagOwners[{name:?}]: tag names must start with a letter, after 'tag:', and go on with letters, digits and hyphens"
+    )]
     TagName { name: String },
     #[error("groups[{group:?}]: {member:?}: group members cannot be recursive")]
     NestedGroup { group: String, member: String },

@@ -57,12 +57,35 @@ impl Validity {
 
     /// Returns the next moment after `now` from which it is otherwise than at `now`; `None` if it stays so.
     pub(crate) fn next_edge(&self, now: i64) -> Option<i64> {
-        let begin = self.from.map_or(now, |from| from.max(now));
-        let edges = self.schedule.iter().flat_map(|time| time.around(begin)).flat_map(|(start, end)| [start, end]);
-        let mut edges: Vec<i64> = edges.chain(self.from).chain(self.until).filter(|edge| *edge > now).collect();
-        edges.sort_unstable();
-        let here = self.holds(now);
-        edges.into_iter().find(|edge| self.holds(*edge) != here)
+        let (from, until) = (self.from.unwrap_or(i64::MIN), self.until.unwrap_or(i64::MAX));
+        if from >= until || now >= until {
+            return None;
+        }
+        if self.schedule.is_empty() {
+            return if now < from { self.from } else { self.until };
+        }
+        let begin = now.max(from);
+        let times = self.schedule.iter().flat_map(|time| time.around(begin));
+        let mut times: Vec<(i64, i64)> =
+            times.filter(|(start, end)| start < end && *end > begin && *start < until).collect();
+        times.sort_unstable();
+        let (start, mut end) = *times.first()?;
+        if start > now && start > from {
+            return Some(start);
+        }
+        if now < from {
+            return self.from;
+        }
+        // It holds now: until the first gap between the times.
+        for (next_start, next_end) in times {
+            if next_start > end {
+                break;
+            }
+            end = end.max(next_end);
+        }
+        // Times that cover all the days that were looked at cover all days.
+        let searched = begin.saturating_add(DAYS_AHEAD.saturating_sub(2).saturating_mul(86_400));
+        if end >= until.min(searched) { self.until } else { Some(end) }
     }
 }
 
@@ -233,12 +256,21 @@ mod tests {
             start in 0_u32..1440,
             end in 0_u32..=1440,
             zone in proptest::sample::select(vec!["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata"]),
+            all_days: bool,
+            from in proptest::option::of(-1_000_000_i64..3_000_000),
+            until in proptest::option::of(-1_000_000_i64..3_000_000),
         ) {
             let mut days = [false; 7];
             days[day] = true;
             days[(day + 3) % 7] = true;
+            days = if all_days { [true; 7] } else { days };
             let zone = parse_zone(zone).unwrap();
-            let validity = scheduled(vec![WeeklyTime { days, start, end: end_after(start, end), zone }]);
+            let half = WeeklyTime { days, start: end % 1_440, end: end_after(end % 1_440, start), zone: zone.clone() };
+            let mut validity = scheduled(vec![WeeklyTime { days, start, end: end_after(start, end), zone }]);
+            if step % 3 == 0 {
+                validity.schedule.push(half);
+            }
+            (validity.from, validity.until) = (from.map(|from| now + from), until.map(|until| now + until));
             let later = now + step;
             if validity.holds(now) != validity.holds(later) {
                 prop_assert!(validity.next_edge(now).is_some_and(|edge| edge <= later));

@@ -7,7 +7,7 @@ use super::json::{Fields, Shape, definitions, noted, texts};
 use super::scope::{Place, Scope};
 use crate::model::{AutoApprovers, NodeAttributes};
 use crate::problem::{Errors, Problem};
-use crate::selector::{Selector, check_tag_name, parse_prefix};
+use crate::selector::{Selector, parse_prefix};
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
 
@@ -104,10 +104,7 @@ pub(super) fn approvers(policy: &Fields<'_>, scope: &Scope<'_>, errors: &mut Err
 fn check_service(name: &str, scope: &Scope<'_>) -> Result<(), Problem> {
     match name.strip_prefix("svc:") {
         Some(rest) if is_name(rest) => Ok(()),
-        None if name.starts_with("tag:") => {
-            check_tag_name(name)?;
-            scope.selector(name, Place::Approver, "").map(drop)
-        }
+        None if name.starts_with("tag:") => scope.selector(name, Place::Approver, "").map(drop),
         Some(_) | None => Err(Problem::ServiceName { text: name.to_owned() }),
     }
 }

@@ -217,6 +217,7 @@ const PARTS: [&str; 56] = [
 
 mod meaning;
 mod mutations;
+mod wording;
 
 proptest! {
     #[test]
