@@ -276,10 +276,14 @@ impl Compiled {
         for other in self.nodes_within(route) {
             found.covers_nodes |= Some(other) != router;
             let Some((node, base)) = self.node_and_base(other) else { continue };
+            let failed = self.failed_lists(&node.attributes);
             found.sources.extend(&base.mentions.sources);
-            found.destinations.extend(&base.mentions.destinations);
+            let mut destinations = base.mentions.destinations.clone();
+            let unfit = book.posture_targets.iter().filter(|(_, list)| failed.contains(**list));
+            unfit.for_each(|(number, _)| destinations.remove(*number));
+            found.destinations.extend(&destinations);
             let mut lists = base.mentions.lists.common(&book.posture_lists);
-            self.failed_lists(&node.attributes).iter().for_each(|list| lists.remove(list));
+            failed.iter().for_each(|list| lists.remove(list));
             book.rules_of(&lists).for_each(|rules| found.sources.extend(rules));
         }
         found
