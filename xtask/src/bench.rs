@@ -47,7 +47,9 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 5)]
         runs: u32,
     },
-    /// The benchmarks beside the code (`cargo bench`).
+    /// What a policy costs: to compile for up to 100,000 nodes, and when one node, one tag or one group changes.
+    Policy,
+    /// The benchmarks beside the code (`cargo bench`), that one included.
     Code,
 }
 
@@ -58,6 +60,7 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
         Some(Bench::Streams { count, rounds, rest, hub }) => streams::measure(*count, *rounds, *rest, *hub),
         Some(Bench::Tunnel { runs }) => tunnel::measure(*runs),
         Some(Bench::Gaps { runs }) => gaps::measure(*runs),
+        Some(Bench::Policy) => Run::cargo().args("bench --quiet --locked --package warren-policy --bench compile").go(),
         Some(Bench::Code) => Run::cargo().args("bench --quiet --workspace --locked --benches").go(),
         None => {
             join::measure(20)?;

@@ -73,12 +73,12 @@ pub(super) fn overlap(one: IpNet, two: IpNet) -> bool {
     one.contains(&two) || two.contains(&one)
 }
 
-/// Returns the prefixes that make up a range.
+/// Returns the fewest prefixes that cover a range.
 pub(super) fn prefixes((first, last): Range) -> Vec<IpNet> {
     match (first, last) {
         (IpAddr::V4(first), IpAddr::V4(last)) => Ipv4Subnets::new(first, last, 0).map(IpNet::V4).collect(),
         (IpAddr::V6(first), IpAddr::V6(last)) => Ipv6Subnets::new(first, last, 0).map(IpNet::V6).collect(),
-        (IpAddr::V4(_) | IpAddr::V6(_), _) => Vec::new(),
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => Vec::new(),
     }
 }
 

@@ -111,7 +111,7 @@ impl<K: Ord + Clone, V: Clone> ChunkedMap<K, V> {
             // What comes before the first chunk belongs to it; what comes after one, before the next, too.
             let next = chunks.peek().and_then(|next| next.first()).map(|(key, _)| key);
             let mut edits = changes.range((start, next.map_or(Bound::Unbounded, Bound::Excluded))).peekable();
-            start = next.map_or(Bound::Unbounded, |next| Bound::Included(next));
+            start = next.map_or(Bound::Unbounded, Bound::Included);
             if edits.peek().is_none() {
                 builder.chunk(chunk);
                 continue;

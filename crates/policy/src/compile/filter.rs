@@ -174,12 +174,15 @@ impl Compiled {
     }
 }
 
+/// The number of a grant, and when it ends.
+type Grant = (usize, Option<i64>);
+
 /// Puts rules together, joining those with equal sources, protocols and ends in the place of the first.
 #[derive(Default)]
 struct FilterBuilder {
     rules: Vec<NodeRule>,
     networks: BTreeMap<(u128, Option<u8>, Option<i64>), usize>,
-    applications: BTreeMap<(u128, (usize, Option<i64>), bool), usize>,
+    applications: BTreeMap<(u128, Grant, bool), usize>,
 }
 
 impl FilterBuilder {
@@ -206,7 +209,7 @@ impl FilterBuilder {
         }
     }
 
-    fn application(&mut self, sources: &Arc<Sources>, rule: &Rule, holders: Vec<IpNet>, grant: (usize, Option<i64>)) {
+    fn application(&mut self, sources: &Arc<Sources>, rule: &Rule, holders: Vec<IpNet>, grant: Grant) {
         if holders.is_empty() {
             return;
         }

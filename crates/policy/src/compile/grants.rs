@@ -66,10 +66,10 @@ impl Maker<'_> {
         if !others.is_empty() {
             let reversed = Arc::new(ListKey { targets: others, postures: Vec::new() });
             let needs = (!sources.postures.is_empty()).then(|| Arc::clone(&sources));
-            let target = |source: &Target| match source {
-                // As a destination, every address is every node.
-                Target::Everywhere => Target::Any,
-                source => source.clone(),
+            // As a destination, every address is every node.
+            let target = |source: &Target| match source == &Target::Everywhere {
+                true => Target::Any,
+                false => source.clone(),
             };
             let targets: BTreeSet<Target> = sources.targets.iter().map(target).collect();
             rules.extend(targets.iter().map(|target| companion(&reversed, target, needs.clone())));

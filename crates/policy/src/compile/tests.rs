@@ -222,3 +222,148 @@ fn long_lists_of_sources_and_destinations_take_no_more_room_than_their_text() {
     let rules = compiled.filter(NodeId(1));
     assert_eq!((rules.len(), rules[0].sources.len(), rules[0].destinations.len()), (1, 4, DESTINATIONS_MAX));
 }
+
+/// Compiles grants, with what [`compile_acls`] defines and a posture that node 1 alone has.
+fn compile_grants(grants: &str, more: &str) -> Compiled {
+    let text = format!(
+        r#"{{"grants": [{grants}], "postures": {{"posture:gold": ["custom:tier == 'gold'"]}},
+        "tagOwners": {{"tag:web": [], "tag:router": [], "tag:exit": []}} {more}}}"#
+    );
+    let mut directory = directory();
+    let gold = ("custom:tier".to_owned(), crate::AttributeValue::Text("gold".to_owned()));
+    directory.nodes.get_mut(&NodeId(1)).unwrap().attributes.extend([gold]);
+    Policy::parse(&text).unwrap_or_else(|errors| panic!("{errors}")).compile(&directory, NOW)
+}
+
+const NOW: i64 = 1_800_000_000;
+
+#[test]
+fn posture_names_devices_instead_of_the_tailnet_and_leaves_subnets() {
+    let grant = |source: &str| {
+        format!(r#"{{"src": ["{source}"], "dst": ["tag:exit"], "ip": ["22"], "srcPosture": ["posture:gold"]}}"#)
+    };
+    let sources = |source: &str| {
+        let rules = compile_grants(&grant(source), "").filter(NodeId(6));
+        rules.iter().flat_map(|rule| rule.sources.texts().collect::<Vec<_>>()).collect::<Vec<_>>().join(",")
+    };
+    assert_eq!(sources("autogroup:member"), "100.64.0.1,fd7a:115c:a1e0::1");
+    assert_eq!(sources("*"), "10.1.0.0/16,100.64.0.1,fd7a:115c:a1e0::1");
+    assert_eq!(sources("100.64.0.0/16"), "100.64.0.1");
+    assert_eq!(sources("10.0.0.0/8"), "10.0.0.0/8");
+    assert_eq!(sources("bob@example.com"), "");
+    let all = "0.0.0.0-100.63.255.255,100.128.0.0-255.255.255.255";
+    assert!(sources("autogroup:danger-all").starts_with(all), "{}", sources("autogroup:danger-all"));
+    // The device without the posture does not see the destination, either.
+    assert_eq!(peers(&compile_grants(&grant("autogroup:member"), ""), 6), [1]);
+}
+
+#[test]
+fn companion_of_a_rule_with_posture_is_for_those_devices() {
+    let compiled = compile_grants(
+        r#"{"src": ["autogroup:member"], "dst": ["tag:web"], "app": {"tailscale.com/cap/drive": [{"access": "rw"}]},
+            "srcPosture": ["posture:gold"]}"#,
+        "",
+    );
+    let capabilities = |node: i64| -> Vec<String> {
+        let rules = compiled.filter(NodeId(node));
+        rules.iter().flat_map(|rule| &rule.grants).flat_map(|grant| grant.cap_map.0.keys().cloned()).collect()
+    };
+    assert_eq!(capabilities(5), ["tailscale.com/cap/drive"]);
+    assert_eq!(capabilities(1), ["tailscale.com/cap/drive-sharer"]);
+    assert_eq!(capabilities(2), [""; 0]);
+}
+
+#[test]
+fn router_of_a_via_rule_lets_through_what_lies_behind_it_and_is_the_way() {
+    let compiled = compile_grants(
+        r#"{"src": ["ann@example.com"], "dst": ["10.0.0.0/8", "192.168.0.0/16"], "ip": ["*"], "via": ["tag:router"]},
+           {"src": ["bob@example.com"], "dst": ["10.0.0.0/8"], "ip": ["*"], "via": ["tag:exit"]}"#,
+        "",
+    );
+    let ann = "100.64.0.1,100.64.0.2,fd7a:115c:a1e0::1,fd7a:115c:a1e0::2";
+    assert_eq!(filter(&compiled, 5), [format!("{ann} > 10.0.0.0/8 *")]);
+    assert_eq!(filter(&compiled, 6), [""; 0]);
+    assert_eq!(peers(&compiled, 5), [1, 2]);
+    let route: IpNet = "10.1.0.0/16".parse().unwrap();
+    assert_eq!(compiled.routes(NodeId(1), NodeId(5)).primary, [route]);
+    assert_eq!(compiled.routes(NodeId(3), NodeId(5)), PeerRoutes::default());
+}
+
+#[test]
+fn way_to_a_subnet_stays_as_long_as_it_is_there() {
+    let compiled = compile_acls(r#"{"action": "accept", "src": ["*"], "dst": ["*:*"]}"#);
+    let mut second = directory().nodes[&NodeId(4)].clone();
+    second.approved_routes = vec!["10.1.0.0/16".parse().unwrap()];
+    let is_way = |compiled: &Compiled, node: i64| !compiled.own_routes(NodeId(node)).primary.is_empty();
+    let compiled = compiled.with_nodes([(NodeId(4), Some(second))]);
+    assert!(is_way(&compiled, 5) && !is_way(&compiled, 4), "a lower number alone changes nothing");
+    let mut first = directory().nodes[&NodeId(5)].clone();
+    first.online = false;
+    let failed = compiled.with_nodes([(NodeId(5), Some(first.clone()))]);
+    assert!(is_way(&failed, 4) && !is_way(&failed, 5));
+    assert_eq!(Compiled::changed_nodes(&compiled, &failed), [NodeId(4), NodeId(5)]);
+    first.online = true;
+    let back = failed.with_nodes([(NodeId(5), Some(first))]);
+    assert!(is_way(&back, 4) && !is_way(&back, 5));
+}
+
+#[test]
+fn rule_with_hours_ends_by_itself_and_costs_nothing_until_then() {
+    let compiled = compile_grants(
+        r#"{"src": ["ann@example.com"], "dst": ["tag:exit"], "ip": ["22"], "from": "2027-01-15T08:00:00Z",
+            "until": "2027-01-15T09:00:00Z"}"#,
+        "",
+    );
+    assert_eq!((compiled.next_edge(), peers(&compiled, 6)), (Some(NOW + 3_600), vec![1, 2]));
+    assert_eq!(compiled.filter(NodeId(6))[0].until, Some(NOW + 3_600));
+    let before = compiled.at(NOW - 1);
+    assert_eq!((before.next_edge(), peers(&before, 6), filter(&before, 6)), (Some(NOW), vec![], vec![]));
+    let after = compiled.at(NOW + 3_600);
+    assert_eq!((after.next_edge(), peers(&after, 6), filter(&after, 6)), (None, vec![], vec![]));
+    assert_eq!(Compiled::changed_nodes(&compiled, &after), [NodeId(1), NodeId(2), NodeId(6)]);
+    assert!(Compiled::same_view(&compiled, &after, NodeId(3)) && !Compiled::same_view(&compiled, &after, NodeId(1)));
+}
+
+#[test]
+fn node_without_ipv4_has_none_as_a_source_either() {
+    let compiled = compile_grants(
+        r#"{"src": ["ann@example.com"], "dst": ["tag:web"], "ip": ["22"]}"#,
+        r#", "nodeAttrs": [{"target": ["100.64.0.1", "tag:web"], "attr": ["disable-ipv4"]}]"#,
+    );
+    let own: IpNet = "fd7a:115c:a1e0::1/128".parse().unwrap();
+    assert_eq!(compiled.addresses(NodeId(1)), [own]);
+    assert_eq!(filter(&compiled, 5), ["100.64.0.2,fd7a:115c:a1e0::1,fd7a:115c:a1e0::2 > fd7a:115c:a1e0::5 22-22"]);
+    assert_eq!(compiled.own_routes(NodeId(5)).primary.len(), 1, "its subnets stay");
+}
+
+/// One more node in a list of many changes one chunk of it, and nobody who is not in that list's rules.
+#[test]
+fn joining_touches_only_the_lists_with_the_node() {
+    let mut directory = directory();
+    for number in 100..5_100_u16 {
+        let model = &directory.nodes[&NodeId(if number % 2 == 0 { 1 } else { 3 })];
+        let [high, low] = number.to_be_bytes();
+        let node = DirectoryNode { addresses: vec![IpAddr::from([100, 65, high, low])], ..model.clone() };
+        directory.nodes.insert(NodeId(number.into()), node);
+    }
+    let policy = r#"{"tagOwners": {"tag:web": [], "tag:router": [], "tag:exit": []}, "acls": [
+        {"action": "accept", "src": ["ann@example.com"], "dst": ["tag:web:22"]},
+        {"action": "accept", "src": ["bob@example.com"], "dst": ["tag:exit:22"]}]}"#;
+    let compiled = Policy::parse(policy).unwrap().compile(&directory, 0);
+    let joining =
+        DirectoryNode { addresses: vec![IpAddr::from([100, 66, 0, 1])], ..directory.nodes[&NodeId(1)].clone() };
+    let next = compiled.with_nodes([(NodeId(9_000), Some(joining))]);
+    assert_eq!(Compiled::changed_nodes(&compiled, &next), [NodeId(9_000)]);
+    let others: Vec<i64> = directory
+        .nodes
+        .keys()
+        .filter(|node| !Compiled::same_filter(&compiled, &next, **node))
+        .map(|node| node.0)
+        .collect();
+    assert_eq!(others, [5]);
+    assert!(directory.nodes.keys().all(|node| Compiled::same_view(&compiled, &next, *node)));
+    let chunks = |compiled: &Compiled| compiled.filter(NodeId(5))[0].sources.chunks().to_vec();
+    let (old, new) = (chunks(&compiled), chunks(&next));
+    let kept = new.iter().filter(|chunk| old.iter().any(|old| Arc::ptr_eq(old, chunk))).count();
+    assert!(old.len() > 20 && kept + 2 >= new.len(), "{kept} of {}", new.len());
+}
