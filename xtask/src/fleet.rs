@@ -101,6 +101,12 @@ impl Server {
         self.command("policy", words)
     }
 
+    /// Returns the line that runs `warren policy …` beside the server.
+    pub(crate) fn policy_line(&self, words: &[&str]) -> Vec<String> {
+        let line = [&*self.warren.to_string_lossy(), "policy", "--socket", &self.socket];
+        line.iter().chain(words).map(|&word| word.to_owned()).collect()
+    }
+
     /// The server's process.
     pub(crate) fn process(&self) -> &Process {
         &self.process

@@ -1,8 +1,11 @@
 //! Many nodes in one process against one server: the real control protocol, without packets.
 //!
 //! `cargo xtask bench streams` starts it beside a server and measures that. Conversation on standard input and output,
-//! one line each: it prints `joined …` when every node has its first map, then obeys `change ROUNDS` (endpoint changes of
-//! one node, timed until all others know; prints `changed …`) until its input ends.
+//! one line each: it prints `joined …` when every node has its first map, then obeys until its input ends:
+//!
+//! - `change ROUNDS`: endpoint changes of one node, timed until all others know; prints `changed …`.
+//! - `edit ROUNDS FILE COMMAND…`: writes FILE with another port in the place of `PORT` and runs COMMAND, which makes it the
+//!   policy; timed from there until all nodes have the port in their filters; prints `edited …`.
 
 #![expect(clippy::print_stdout, reason = "its output is its purpose")]
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
@@ -28,6 +31,8 @@ const JOINING: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(900);
 /// How long a node may be deaf before it counts as lost.
 const ARRIVAL: Duration = Duration::from_secs(60);
+/// Ports of edited policies begin here, above the rounds of changes.
+const FIRST_PORT: u16 = 10_000;
 /// The address whose port tells the round; reserved for documentation by RFC 5737.
 const MARK: [u8; 4] = [198, 51, 100, 1];
 
@@ -88,31 +93,60 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Blocks this thread alone: the nodes run on the runtime's workers.
     for line in std::io::stdin().lines() {
         let line = line?;
-        let Some(rounds) = line.strip_prefix("change ").and_then(|rounds| rounds.trim().parse::<u16>().ok()) else {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let Some(rounds) = words.get(1).and_then(|rounds| rounds.parse::<u16>().ok()) else {
             return Err(format!("unknown command {line:?}").into());
         };
-        let mut all = Vec::new();
-        let mut last = Vec::new();
-        for round in 1..=rounds {
-            let changer = usize::from(round) * 7919 % count;
-            let Some(report) = reports.get(changer) else { continue };
-            common.round.store(round, Ordering::SeqCst);
-            let start = Instant::now();
-            report.send_modify(|report| report.endpoints = vec![mark(round)]);
-            let mut times = Vec::with_capacity(count);
-            while times.len() + 1 < count {
-                let at = tokio::time::timeout(ARRIVAL, arrivals.recv()).await;
-                let at = at.map_err(|_| {
-                    format!("round {round}: only {} of {} nodes heard of the change", times.len(), count - 1)
-                })?;
-                times.extend(at.map(|at| at - start));
+        let (mut all, mut last) = (Vec::new(), Vec::new());
+        match words.as_slice() {
+            ["change", _] => {
+                for round in 1..=rounds {
+                    let changer = usize::from(round) * 7919 % count;
+                    let Some(report) = reports.get(changer) else { continue };
+                    common.round.store(round, Ordering::SeqCst);
+                    let start = Instant::now();
+                    report.send_modify(|report| report.endpoints = vec![mark(round)]);
+                    let mut times = gather(&mut arrivals, start, count - 1).await?;
+                    last.extend(times.iter().max());
+                    all.append(&mut times);
+                }
+                print!("changed");
             }
-            last.extend(times.iter().max());
-            all.append(&mut times);
+            ["edit", _, file, program, arguments @ ..] => {
+                let template = std::fs::read_to_string(file)?;
+                for round in (1..=rounds).map(|round| FIRST_PORT + round) {
+                    std::fs::write(file, template.replace("PORT", &round.to_string()))?;
+                    common.round.store(round, Ordering::SeqCst);
+                    let start = Instant::now();
+                    let mut command = std::process::Command::new(program);
+                    let mut child = command.args(arguments).stdout(std::process::Stdio::null()).spawn()?;
+                    let mut times = gather(&mut arrivals, start, count).await?;
+                    last.extend(times.iter().max());
+                    all.append(&mut times);
+                    child.wait()?;
+                }
+                print!("edited");
+            }
+            _ => return Err(format!("unknown command {line:?}").into()),
         }
-        println!("changed {rounds} times; one node {}; the last node {}", quantiles(&mut all), quantiles(&mut last));
+        println!(" {rounds} times; one node {}; the last node {}", quantiles(&mut all), quantiles(&mut last));
     }
     Ok(())
+}
+
+/// Waits until so many nodes have heard of a change and returns after how long each did.
+async fn gather(
+    arrivals: &mut mpsc::Receiver<Instant>,
+    start: Instant,
+    count: usize,
+) -> Result<Vec<Duration>, Box<dyn std::error::Error>> {
+    let mut times = Vec::with_capacity(count);
+    while times.len() < count {
+        let at = tokio::time::timeout(ARRIVAL, arrivals.recv()).await;
+        let at = at.map_err(|_| format!("only {} of {count} nodes heard of the change", times.len()))?;
+        times.extend(at.map(|at| at - start));
+    }
+    Ok(times)
 }
 
 fn mark(round: u16) -> Endpoint {
@@ -169,9 +203,13 @@ async fn live(common: Arc<Common>, report: watch::Receiver<Report>) {
     }
 }
 
-/// Tells whether a map brings the endpoint of this round.
+/// Tells whether a map brings the endpoint or the port of this round.
 fn tells(map: &MapResponse, round: u16) -> bool {
     let wanted = mark(round).address;
+    let rules = map.packet_filters.values().flatten().flatten();
+    if rules.flat_map(|rule| &rule.dst_ports).any(|to| to.ports.first == round) {
+        return true;
+    }
     map.peers_changed_patch.iter().filter_map(|patch| patch.endpoints.as_ref()).any(|list| list.contains(&wanted))
         || map.peers_changed.iter().chain(&map.peers).any(|peer| peer.endpoints.contains(&wanted))
 }

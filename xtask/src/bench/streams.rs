@@ -55,6 +55,14 @@ pub(super) fn measure(count: u32, rounds: u16, rest: u64, hub: bool) -> Result<(
         println!("{}", next()?);
         let cpu = server.process().cpu_seconds()? - cpu_joined;
         println!("server: {:.1} ms of CPU time for each change", cpu * 1000.0 / f64::from(rounds.max(1)));
+        let file = host.dir().join("edited.hujson");
+        std::fs::write(&file, EDITED)?;
+        let (file, before) = (file.to_string_lossy(), server.process().cpu_seconds()?);
+        let set = server.policy_line(&["set", &file]).join(" ");
+        writeln!(orders, "edit {EDITS} {file} {set}")?;
+        println!("{}", next()?);
+        let cpu = server.process().cpu_seconds()? - before;
+        println!("server: {:.1} ms of CPU time for each edit of the policy", cpu * 1000.0 / f64::from(EDITS));
     }
     drop(orders);
     child.wait()?;
@@ -73,6 +81,18 @@ fn at_rest(server: &Process, seconds: u64) -> Result<(f64, f64)> {
     let used = server.cpu_seconds()? - start;
     Ok((used / seconds.max(1) as f64, median(&mut memory)))
 }
+
+/// How often the policy is edited.
+const EDITS: u16 = 20;
+
+/// A policy of which one rule is edited, which concerns every node.
+const EDITED: &str = r#"{
+    "acls": [
+        { "action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self:*"] },
+        { "action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:member:PORT"] },
+    ],
+}
+"#;
 
 /// Spokes that reach only the hub.
 const HUB: &str = r#"{
