@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
+
 /// First address of 100.64.0.0/10 (RFC 6598).
 const FIRST: u32 = 0x6440_0000;
 /// Number of addresses in it.
@@ -35,6 +37,21 @@ pub(crate) fn next(cursor: u32, taken: &HashSet<Ipv4Addr>) -> Option<(Ipv4Addr, 
         offset = following;
     }
     None
+}
+
+/// Finds the first free address within these prefixes. `None` if all are taken, or no prefix lies in the range.
+pub(crate) fn within(pools: &[Ipv4Net], taken: &HashSet<Ipv4Addr>) -> Option<Ipv4Addr> {
+    let usable = |number: &u32| {
+        number.wrapping_sub(FIRST) < COUNT
+            && !SKIPPED.iter().any(|(first, last)| (*first..=*last).contains(number))
+            && !taken.contains(&Ipv4Addr::from_bits(*number))
+    };
+    let clip = |pool: &Ipv4Net| {
+        let (first, last) = (pool.network().to_bits(), pool.broadcast().to_bits());
+        // The first address names the range itself.
+        first.max(FIRST + 1)..=last.min(FIRST + COUNT - 1)
+    };
+    pools.iter().flat_map(clip).find(usable).map(Ipv4Addr::from_bits)
 }
 
 #[cfg(test)]
@@ -74,6 +91,24 @@ mod tests {
         let (address, cursor) = next(offset(100, 64, 0, 255), &HashSet::new()).unwrap();
         assert_eq!(address, Ipv4Addr::new(100, 64, 0, 255));
         assert_eq!(next(cursor, &HashSet::new()).unwrap().0, Ipv4Addr::new(100, 64, 1, 0));
+    }
+
+    #[test]
+    fn pools_are_kept_to() {
+        let pools = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+        let first = |texts: &[&str], taken: &[[u8; 4]]| {
+            within(&pools(texts), &taken.iter().copied().map(Ipv4Addr::from).collect())
+        };
+        assert_eq!(first(&["100.80.0.0/30"], &[]), Some([100, 80, 0, 0].into()));
+        assert_eq!(
+            first(&["100.80.0.0/31", "100.90.0.0/31"], &[[100, 80, 0, 0], [100, 80, 0, 1]]),
+            Some([100, 90, 0, 0].into())
+        );
+        assert_eq!(first(&["100.64.0.0/10"], &[]), Some([100, 64, 0, 1].into()));
+        assert_eq!(first(&["100.100.0.0/23"], &[]), Some([100, 100, 1, 0].into()));
+        for none in [&["100.80.0.0/32"][..], &["10.0.0.0/8"], &["100.100.100.0/24"], &[]] {
+            assert_eq!(first(none, &[[100, 80, 0, 0]]), None, "{none:?}");
+        }
     }
 
     #[test]

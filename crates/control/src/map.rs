@@ -81,7 +81,7 @@ pub(crate) async fn stream(control: &Control, machine: MachineKey, request: MapR
     let (node, key) = (known.node, request.node_key);
     let attached = tailnet.attach(node, key, Report::of(request)).await?.ok_or(MapError::UnknownNode)?;
     let viewer = Viewer { node, key, client };
-    Ok(MapStream::new(viewer, control.clock(), tailnet.snapshots(), attached))
+    Ok(MapStream::new(viewer, control.clock(), (tailnet.snapshot(), tailnet.snapshots()), attached))
 }
 
 /// Makes one whole map; changes nothing.

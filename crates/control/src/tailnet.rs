@@ -50,7 +50,17 @@ pub(crate) struct Tailnet {
     pub(crate) id: TailnetId,
     pub(crate) name: Arc<str>,
     commands: mpsc::Sender<Command>,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
+    snapshots: Snapshots,
+}
+
+/// Where a tailnet's task shows its state.
+#[derive(Debug, Clone)]
+struct Snapshots {
+    /// Each, as soon as it is there.
+    all: watch::Receiver<Arc<Snapshot>>,
+    /// The newest, but not more often than map streams need: what is told to a thousand nodes at once is told to them
+    /// together, and made once where they see the same.
+    paced: watch::Receiver<Arc<Snapshot>>,
 }
 
 /// Something for the task to do.
@@ -96,12 +106,12 @@ impl Tailnet {
 
     /// Returns the newest snapshot.
     pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.snapshots.borrow())
+        Arc::clone(&self.snapshots.all.borrow())
     }
 
-    /// Returns the snapshots as they come.
+    /// Returns the snapshots as they come, in the pace of map streams.
     pub(crate) fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
-        self.snapshots.clone()
+        self.snapshots.paced.clone()
     }
 
     /// Makes a change: `ask` checks it against the state and carries it out there, or refuses before it touched

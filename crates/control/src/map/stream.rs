@@ -28,6 +28,8 @@ pub struct MapStream {
     viewer: Viewer,
     clock: Clock,
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// The snapshot to begin with.
+    first: Option<Arc<Snapshot>>,
     replaced: oneshot::Receiver<()>,
     /// The snapshot that the client knows; up to `cursor` if that is given.
     known: Option<Arc<Snapshot>>,
@@ -53,7 +55,7 @@ impl MapStream {
     pub(crate) fn new(
         viewer: Viewer,
         clock: Clock,
-        snapshots: watch::Receiver<Arc<Snapshot>>,
+        (newest, snapshots): (Arc<Snapshot>, watch::Receiver<Arc<Snapshot>>),
         attached: Attached,
     ) -> Self {
         let keepalive_every = KEEPALIVE_LEAST + KEEPALIVE_SPREAD.mul_f64(spread(viewer.node));
@@ -61,6 +63,7 @@ impl MapStream {
             viewer,
             clock,
             snapshots,
+            first: Some(newest),
             replaced: attached.replaced,
             known: None,
             rules: Outline::default(),
@@ -85,8 +88,7 @@ impl MapStream {
             if self.ended {
                 return None;
             }
-            if self.known.is_none() {
-                let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+            if let Some(snapshot) = self.first.take() {
                 self.begin(snapshot);
                 continue;
             }
@@ -138,7 +140,8 @@ impl MapStream {
     }
 
     fn follow(&mut self, new: Arc<Snapshot>) {
-        let Some(old) = self.known.take() else { return };
+        // The first snapshot may be newer than what streams are shown.
+        let Some(old) = self.known.take_if(|known| known.number < new.number) else { return };
         let viewer = self.viewer;
         let Some(before) = old.nodes.get(viewer.node) else { return };
         match new.nodes.get(viewer.node) {

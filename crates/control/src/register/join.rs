@@ -177,7 +177,7 @@ impl Join {
     }
 
     fn create(&self, work: &mut Work<'_>, terms: &Terms) -> Result<Arc<Node>, Refusal> {
-        let ipv4 = work.take_address().ok_or(Refusal::Addresses)?;
+        let ipv4 = work.take_address(terms.owner, &terms.tags).ok_or(Refusal::Addresses)?;
         let host = self.hostinfo.as_ref().map(|info| info.hostname.as_str()).unwrap_or_default();
         let record = NodeRecord {
             id: work.store.next_node(),

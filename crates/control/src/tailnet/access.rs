@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use warren_policy::{
     Compiled, Directory, DirectoryNode, DirectoryUser, PeerRoutes, Policy, PolicyErrors, Reach, TESTS_FAILED,
 };
@@ -13,7 +13,7 @@ use warren_wire::control::{DerpMap, NodeId, UserId};
 use super::facts;
 use super::filter::{Ends, Filter};
 use super::nodes::{Node, Nodes};
-use crate::model::{NodeRecord, Owner, UserRecord};
+use crate::model::{Owner, UserRecord};
 
 /// How many failing tests are told.
 const FAILURES_SHOWN: usize = 100;
@@ -77,6 +77,12 @@ impl PolicyInForce {
         let Some(rules) = &self.rules else { return Vec::new() };
         let reach = Reach::new(rules, people, 0);
         routes.iter().copied().filter(|route| reach.auto_approves(owner, *route)).collect()
+    }
+
+    /// Returns from where a new node of that owner gets its IPv4 address; from anywhere if that is empty.
+    pub(crate) fn pools(&self, owner: &warren_policy::Owner, people: impl FnOnce() -> Directory) -> Vec<Ipv4Net> {
+        let Some(rules) = self.rules.as_ref().filter(|rules| rules.has_capabilities()) else { return Vec::new() };
+        Reach::new(rules, &people(), 0).ip_pool_for(owner)
     }
 
     /// Returns the server's relays with what the policy says of them; the server's alone if none were left, since
@@ -160,10 +166,10 @@ pub(crate) fn directory_user(user: &UserRecord) -> DirectoryUser {
 }
 
 /// Returns whose a node is, as policies see it.
-pub(crate) fn owner(record: &NodeRecord) -> warren_policy::Owner {
-    match record.owner {
+pub(crate) fn owner(owner: Owner, tags: &[String]) -> warren_policy::Owner {
+    match owner {
         Owner::User(user) => warren_policy::Owner::User(user),
-        Owner::Tagged => warren_policy::Owner::Tags(record.tags.iter().cloned().collect()),
+        Owner::Tagged => warren_policy::Owner::Tags(tags.iter().cloned().collect()),
     }
 }
 
@@ -172,7 +178,7 @@ pub(crate) fn entry(node: &Node) -> Option<DirectoryNode> {
     let record = &node.record;
     let approved_routes = facts::routes(node);
     node.takes_part().then(|| DirectoryNode {
-        owner: owner(record),
+        owner: owner(record.owner, &record.tags),
         addresses: vec![IpAddr::V4(record.ipv4), IpAddr::V6(record.ipv6())],
         // Nobody asks it of a node that carries no routes, and those come and go all the time.
         online: node.online || approved_routes.is_empty(),

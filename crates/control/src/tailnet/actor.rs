@@ -19,7 +19,7 @@ use super::nodes::{Node, Nodes};
 use super::report::Report;
 use super::snapshot::{Messages, Snapshot};
 use super::work::{State, Work, newly_offered};
-use super::{Attached, Change, Closed, Command, PollGuard, Shared, Updated};
+use super::{Attached, Change, Closed, Command, PollGuard, Shared, Snapshots, Updated};
 use crate::map::delta;
 use crate::model::NodeState;
 use crate::store::{Entry, LoadedTailnet, StoreError};
@@ -28,7 +28,7 @@ use crate::store::{Entry, LoadedTailnet, StoreError};
 pub(crate) const EPHEMERAL_LEASE: Duration = Duration::from_secs(10 * 60);
 /// How long a node without a poll still counts as connected: reconnecting takes that long.
 const OFFLINE_GRACE: Duration = Duration::from_secs(10);
-/// Least time between two snapshots that differ only in what nodes report.
+/// Least time between two snapshots that differ only in what nodes report, and between two of any kind for map streams.
 const PUBLISH_EVERY: Duration = Duration::from_millis(50);
 /// How long reports wait to be stored together.
 const FLUSH_AFTER: Duration = Duration::from_millis(500);
@@ -46,6 +46,8 @@ pub(super) struct Actor {
     state: State,
     published: Arc<Snapshot>,
     snapshots: watch::Sender<Arc<Snapshot>>,
+    /// The same for map streams, see [`super::Snapshots`].
+    paced: watch::Sender<Arc<Snapshot>>,
     closed: Arc<Closed>,
     polls: Polls,
     /// Nodes whose reports are not stored yet.
@@ -75,6 +77,9 @@ struct Poll {
 struct Due {
     publish: Option<Instant>,
     published: Instant,
+    /// When map streams get the newest snapshot, if they did not yet.
+    pace: Option<Instant>,
+    paced: Instant,
     flush: Option<Instant>,
     /// When something ends by the time of day; looked up again when `clock_stale`.
     clock: Option<Instant>,
@@ -89,7 +94,7 @@ impl Actor {
         loaded: LoadedTailnet,
         derp: Arc<warren_wire::control::DerpMap>,
         closed: Arc<Closed>,
-    ) -> (Self, watch::Receiver<Arc<Snapshot>>) {
+    ) -> (Self, Snapshots) {
         let now = shared.clock.now();
         let mut dirty = BTreeSet::new();
         let mut nodes = Nodes::default();
@@ -125,13 +130,16 @@ impl Actor {
             reserved: Arc::new(loaded.reserved),
         };
         state.compile(now);
-        let published = Arc::new(snapshot(&state, &suffix, now));
+        let published = Arc::new(snapshot(&state, &suffix, (0, now)));
         shared.registry.follow(state.tailnet.id, &Nodes::default(), &state.nodes);
-        let (snapshots, receiver) = watch::channel(Arc::clone(&published));
+        let (snapshots, all) = watch::channel(Arc::clone(&published));
+        let (paced, paced_receiver) = watch::channel(Arc::clone(&published));
         let instant = shared.clock.instant();
         let due = Due {
             publish: None,
             published: instant,
+            pace: None,
+            paced: instant,
             flush: (!dirty.is_empty()).then_some(instant + FLUSH_AFTER),
             clock: None,
             clock_stale: true,
@@ -143,13 +151,14 @@ impl Actor {
             state,
             published,
             snapshots,
+            paced,
             closed,
             polls: Polls::default(),
             dirty,
             offered: Vec::new(),
             due,
         };
-        (actor, receiver)
+        (actor, Snapshots { all, paced: paced_receiver })
     }
 
     /// Works until nobody holds a handle any more.
@@ -366,7 +375,7 @@ impl Actor {
         let now = self.shared.clock.now();
         self.state.compile(now);
         self.due.clock_stale |= !Arc::ptr_eq(&self.state.access, &self.published.access);
-        let mut next = snapshot(&self.state, &self.suffix, now);
+        let mut next = snapshot(&self.state, &self.suffix, (self.published.number + 1, now));
         if Arc::ptr_eq(&next.access, &self.published.access) {
             next.ssh = Arc::clone(&self.published.ssh);
         }
@@ -375,8 +384,20 @@ impl Actor {
         self.shared.registry.follow(tailnet, &self.published.nodes, &next.nodes);
         self.snapshots.send_replace(Arc::clone(&next));
         self.published = next;
+        let instant = self.shared.clock.instant();
         self.due.publish = None;
-        self.due.published = self.shared.clock.instant();
+        self.due.published = instant;
+        self.due.pace.get_or_insert((self.due.paced + PUBLISH_EVERY).max(instant));
+        self.pace(instant);
+    }
+
+    /// Shows the newest snapshot to map streams when it is time.
+    fn pace(&mut self, now: Instant) {
+        if self.due.pace.is_some_and(|due| due <= now) {
+            self.due.pace = None;
+            self.due.paced = now;
+            self.paced.send_replace(Arc::clone(&self.published));
+        }
     }
 
     /// Notes that all who are connected are so now.
@@ -438,8 +459,9 @@ impl Change for ApproveByPolicy {
     }
 }
 
-fn snapshot(state: &State, suffix: &Arc<str>, now: Timestamp) -> Snapshot {
+fn snapshot(state: &State, suffix: &Arc<str>, (number, now): (u64, Timestamp)) -> Snapshot {
     Snapshot {
+        number,
         at: now,
         tailnet: Arc::clone(&state.tailnet),
         suffix: Arc::clone(suffix),

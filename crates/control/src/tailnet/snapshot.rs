@@ -16,6 +16,8 @@ use crate::model::{TailnetRecord, UserRecord};
 /// Everything that readers of a tailnet need.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
+    /// Counts the snapshots of a tailnet since the server started.
+    pub(crate) number: u64,
     /// When it was published.
     pub(crate) at: Timestamp,
     /// The tailnet.

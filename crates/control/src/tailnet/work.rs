@@ -12,7 +12,9 @@ use super::access::{self, Access, PolicyInForce};
 use super::compile::Pending;
 use super::nodes::{Node, Nodes};
 use crate::auth_key::Shown;
-use crate::model::{AuthKeyRecord, NodeRecord, NodeState, ROUTES_MAX, TailnetRecord, Unconfirmed, UserRecord, Who};
+use crate::model::{
+    AuthKeyRecord, NodeRecord, NodeState, Owner, ROUTES_MAX, TailnetRecord, Unconfirmed, UserRecord, Who,
+};
 use crate::store::{Change, Entry, Store};
 
 /// The tailnet as of the last change; a clone is cheap and independent.
@@ -198,7 +200,7 @@ impl<'a> Work<'a> {
             if offered.is_empty() {
                 continue;
             }
-            let owner = access::owner(&node.record);
+            let owner = access::owner(node.record.owner, &node.record.tags);
             let was = before.approved_by_itself(&owner, &users, &offered);
             let mut is = self.state.policy.approved_by_itself(&owner, &users, &offered);
             is.retain(|route| !was.contains(route));
@@ -213,7 +215,8 @@ impl<'a> Work<'a> {
     pub(crate) fn approve_by_policy(&mut self, id: NodeId, routes: &[IpNet]) {
         let Some(node) = self.state.nodes.get(id).filter(|_| !routes.is_empty()) else { return };
         let users = access::people(&self.state.users);
-        let approved = self.state.policy.approved_by_itself(&access::owner(&node.record), &users, routes);
+        let approved =
+            self.state.policy.approved_by_itself(&access::owner(node.record.owner, &node.record.tags), &users, routes);
         self.add_approved(id, approved);
     }
 
@@ -241,10 +244,17 @@ impl<'a> Work<'a> {
         user.is_some_and(|user| self.state.policy.may_tag(&access::directory_user(user), tag))
     }
 
-    /// Takes a free address for a new node.
-    pub(crate) fn take_address(&mut self) -> Option<Ipv4Addr> {
+    /// Takes a free address for a new node of this owner: from where the policy says, as long as there is one.
+    pub(crate) fn take_address(&mut self, owner: Owner, tags: &[String]) -> Option<Ipv4Addr> {
         let mut taken: HashSet<_> = self.state.nodes.iter().map(|node| node.record.ipv4).collect();
         taken.extend(self.state.reserved.iter().filter_map(|(_, address)| *address));
+        let pools = self.state.policy.pools(&access::owner(owner, tags), || access::people(&self.state.users));
+        if let Some(address) = crate::address::within(&pools, &taken) {
+            return Some(address);
+        }
+        if !pools.is_empty() {
+            tracing::warn!(tailnet = %self.state.tailnet.id, "an ipPool of the policy is used up; any address is given");
+        }
         let (address, next) = crate::address::next(self.state.next_address, &taken)?;
         self.state.next_address = next;
         Some(address)

@@ -218,6 +218,23 @@ async fn capabilities_come_with_policy_and_role() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn new_nodes_get_addresses_from_their_pool() {
+    let world = office(
+        r#"{"tagOwners": {"tag:router": []}, "acls": [],
+            "nodeAttrs": [{"target": ["tag:router"], "ipPool": ["100.80.0.8/31"]}]}"#,
+    )
+    .await;
+    world.join(5, tagged("tag:router")).await;
+    let address = |number: u8| world.admin().node(None, &format!("host{number}")).unwrap().addresses[0].to_string();
+    assert_eq!([3, 4].map(address), ["100.80.0.8", "100.80.0.9"]);
+    assert_eq!(
+        [1, 2, 5].map(address),
+        ["100.64.0.1", "100.64.0.2", "100.64.0.3"],
+        "and a used up pool keeps nobody out"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn ssh_rules_follow_the_members() {
     let world = office(
         r#"{"tagOwners": {"tag:router": []}, "acls": [], "ssh": [

@@ -31,7 +31,7 @@ impl Actor {
             self.due.clock = self.next_by_clock();
         }
         let grace = self.polls.grace.values().map(|(until, _)| *until).min();
-        [self.due.publish, self.due.flush, self.due.clock, grace].into_iter().flatten().min()
+        [self.due.publish, self.due.pace, self.due.flush, self.due.clock, grace].into_iter().flatten().min()
     }
 
     /// Returns when to look at the time of day next.
@@ -69,6 +69,7 @@ impl Actor {
         if self.due.publish.is_some_and(|due| due <= now) {
             self.publish();
         }
+        self.pace(now);
         if self.due.flush.is_some_and(|due| due <= now) {
             self.flush().await;
         }
