@@ -16,7 +16,7 @@ use warren_wire::key::NodeKey;
 use crate::input::Input;
 
 /// Reads each line of `data` as a map response and applies it. Whatever the server says, peers are found by the keys and
-/// addresses that they have, and the filter can be used.
+/// addresses that they have, and the filter can be used and has no rule that has ended.
 pub fn netmap(data: &[u8]) {
     let own = NodeKey::from_bytes([1; 32]);
     let wall = Time::from_unix(1_795_000_000, 0).expect("a time of today");
@@ -49,7 +49,11 @@ pub fn netmap(data: &[u8]) {
         let input = FilterInput { rules: &rules, local: &[], shields: Shields::Down, holders: &|_| Vec::new() };
         let _ = Filter::compile(&input);
         let _ = netmap.grants();
-        let _ = netmap.handle_timeout(now);
+        let later = Moment { steady: now.steady + Duration::from_secs(60), wall };
+        let _ = netmap.handle_timeout(later);
+        let server_time = netmap.clock().server_time(later);
+        let ended = |end: Option<Time>| end.is_some_and(|end| end <= server_time);
+        assert!(netmap.filter().iter().all(|rule| !ended(rule.until)), "a rule outlives its end");
     }
 }
 
