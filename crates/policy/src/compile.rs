@@ -29,6 +29,7 @@ mod chunked;
 mod difference;
 mod filter;
 mod grants;
+mod groups;
 mod member;
 mod moment;
 mod numbers;

@@ -95,7 +95,7 @@ impl Base {
     pub(super) fn new(compiled: &Compiled, owner: &Owner) -> Self {
         let book = &compiled.book;
         let mut base = Self::default();
-        let selectors = selectors_of(owner, &compiled.users, &compiled.domains, &book.groups_by_login);
+        let selectors = selectors_of(owner, &compiled.users, &compiled.domains, &book.groups);
         for mentions in selectors.iter().filter_map(|selector| book.by_selector.get(selector)) {
             base.mentions.extend(mentions);
         }

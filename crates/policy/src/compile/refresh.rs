@@ -2,6 +2,7 @@
 
 use super::Compiled;
 use super::chunked::ChunkedMap;
+use super::groups::Groups;
 use super::member::{Base, OwnerEntry};
 use super::prefixes::PrefixMap;
 use super::rules::Rulebook;
@@ -79,10 +80,10 @@ impl Compiled {
         };
         changed.selectors.contains(&Selector::Members)
             || user.is_some_and(|user| {
-                let declared = self.book.groups_by_login.get(&user.login).into_iter().flatten();
+                let mut groups = self.book.groups.of(&user.login).chain(&user.groups);
                 changed.all_users
                     || changed.logins.contains(user.login.as_str())
-                    || declared.chain(&user.groups).any(|group| changed.groups.contains(group.as_str()))
+                    || groups.any(|group| changed.groups.contains(group.as_str()))
             })
     }
 }
@@ -108,7 +109,7 @@ impl<'a> Changed<'a> {
             selectors: differing(&old.by_selector, &new.by_selector),
             tags: differing(&old.via_by_tag, &new.via_by_tag).into_iter().map(String::as_str).collect(),
             groups: BTreeSet::new(),
-            logins: differing(&old.groups_by_login, &new.groups_by_login).into_iter().map(String::as_str).collect(),
+            logins: Groups::changed(&old.groups, &new.groups),
             all_users: false,
         };
         for selector in &changed.selectors {

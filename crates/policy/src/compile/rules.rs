@@ -4,10 +4,11 @@
 //! next as long as it stays the same; a number is not given to another in the very next version.
 
 use super::grants::Maker;
+use super::groups::Groups;
 use super::numbers::Numbers;
 use super::prefixes::PrefixMap;
 use super::rule_set::RuleSet;
-use super::target::{Target, groups_by_login};
+use super::target::Target;
 use crate::Policy;
 use crate::posture::Assertion;
 use crate::schedule::Validity;
@@ -126,7 +127,7 @@ pub(super) struct Rulebook {
     /// Rules that do not hold always.
     pub(super) timed: RuleSet,
 
-    pub(super) groups_by_login: BTreeMap<String, Vec<String>>,
+    pub(super) groups: Groups,
     /// Whose nodes have no IPv4 address.
     pub(super) without_ipv4: Vec<Target>,
 }
@@ -135,7 +136,7 @@ impl Rulebook {
     /// Numbers a policy's rules, by those of the version before.
     pub(super) fn new(policy: &Policy, old: &Self) -> Self {
         let sections = &policy.sections;
-        let mut book = Self { groups_by_login: groups_by_login(sections), ..Self::default() };
+        let mut book = Self { groups: Groups::new(&sections.groups, &old.groups), ..Self::default() };
         let mut numbers = Numbers::new(old);
         let mut maker = Maker { sections, known: BTreeMap::new(), postures: BTreeMap::new() };
         let mut position: usize = 0;

@@ -1,6 +1,7 @@
 //! What a selector stands for, as far as the policy alone says.
 
 use super::address::{Range, holds_internet, range_of, within_internet};
+use super::groups::Groups;
 use crate::DirectoryUser;
 use crate::addresses::AddressSet;
 use crate::model::Sections;
@@ -77,23 +78,12 @@ impl Target {
     }
 }
 
-/// Who is in which groups, by login: the groups that the policy itself defines.
-pub(super) fn groups_by_login(sections: &Sections) -> BTreeMap<String, Vec<String>> {
-    let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (group, members) in &sections.groups {
-        for login in members {
-            groups.entry(login.clone()).or_default().push(group.clone());
-        }
-    }
-    groups
-}
-
 /// Returns all selectors that name the nodes of an owner.
 pub(super) fn selectors_of(
     owner: &Owner,
     users: &BTreeMap<UserId, DirectoryUser>,
     domains: &BTreeSet<String>,
-    groups: &BTreeMap<String, Vec<String>>,
+    groups: &Groups,
 ) -> BTreeSet<Selector> {
     match owner {
         Owner::Tags(tags) => tags.iter().cloned().map(Selector::Tag).chain([Selector::Tagged]).collect(),
@@ -107,8 +97,7 @@ pub(super) fn selectors_of(
             if let Some((_, domain)) = user.login.rsplit_once('@').filter(|(_, domain)| domains.contains(*domain)) {
                 selectors.insert(Selector::UsersOfDomain(domain.to_owned()));
             }
-            let declared = groups.get(&user.login).into_iter().flatten();
-            selectors.extend(declared.chain(&user.groups).cloned().map(Selector::Group));
+            selectors.extend(groups.of(&user.login).chain(&user.groups).cloned().map(Selector::Group));
             selectors
         }
     }
