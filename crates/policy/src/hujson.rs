@@ -317,6 +317,8 @@ mod tests {
         read_one(&longest).unwrap();
         let (_, problem) = only_error(&format!("{longest} "));
         assert_eq!(problem, Problem::TooLarge { size: POLICY_MAX_BYTES + 1, limit: POLICY_MAX_BYTES });
+        let (_, problem) = only_error(&"[".repeat(16 << 20));
+        assert_eq!(problem, Problem::TooLarge { size: 16 << 20, limit: POLICY_MAX_BYTES });
     }
 
     proptest! {
