@@ -59,7 +59,8 @@ use crate::sources::Sources;
 
 pub use filter::NodeRule;
 
-/// A policy compiled for one directory. Immutable and cheap to clone; versions share what did not change.
+/// A policy compiled for one directory. Immutable and cheap to clone; versions share what did not change. The default is
+/// of no rules, users and nodes: nobody sees anybody.
 #[derive(Debug, Clone, Default)]
 pub struct Compiled {
     book: Arc<Rulebook>,

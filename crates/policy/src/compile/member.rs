@@ -6,6 +6,7 @@ use super::rule_set::RuleSet;
 use super::rules::{List, Mentions};
 use super::target::{Target, selectors_of};
 use super::{Compiled, Sources};
+use crate::posture::Assertion;
 use crate::{Attributes, DirectoryNode, Owner};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
@@ -249,12 +250,10 @@ impl Compiled {
     /// Returns the lists whose postures a device with these attributes does not have.
     fn failed_lists(&self, attributes: &Attributes) -> RuleSet {
         let mut failed = RuleSet::default();
-        for number in self.book.posture_lists.iter() {
-            let has = |list: &Arc<List>| {
-                list.postures.iter().any(|assertions| assertions.iter().all(|assertion| assertion.holds(attributes)))
-            };
-            if !self.book.list(number).is_some_and(has) {
-                failed.insert(number);
+        for (list, lists) in &self.book.by_postures {
+            let has = |assertions: &Vec<Assertion>| assertions.iter().all(|assertion| assertion.holds(attributes));
+            if !list.postures.iter().any(has) {
+                failed.extend(lists);
             }
         }
         failed

@@ -115,6 +115,8 @@ pub(super) struct Rulebook {
     pub(super) everywhere: Mentions,
     /// Lists that need postures.
     pub(super) posture_lists: RuleSet,
+    /// The same by the postures, of which a node must have one of a list.
+    pub(super) by_postures: Vec<(Arc<List>, RuleSet)>,
     /// Companions whose destinations need postures, with the lists that say which.
     pub(super) posture_targets: BTreeMap<usize, usize>,
     /// Rules that let their sources use any exit node, which makes it a destination.
@@ -204,9 +206,12 @@ impl Rulebook {
     fn index(&mut self) {
         let mut literals: BTreeMap<IpNet, Mentions> = BTreeMap::new();
         let lists: Vec<(usize, Arc<List>)> = self.lists().map(|(number, list)| (number, Arc::clone(list))).collect();
+        let mut by_postures: BTreeMap<Vec<String>, (Arc<List>, RuleSet)> = BTreeMap::new();
         for (number, list) in lists {
             if !list.postures.is_empty() {
                 self.posture_lists.insert(number);
+                let postures = list.key.postures.clone();
+                by_postures.entry(postures).or_insert_with(|| (Arc::clone(&list), RuleSet::default())).1.insert(number);
             }
             for target in &list.key.targets {
                 self.mention(target, &mut literals, |mentions| {
@@ -218,6 +223,7 @@ impl Rulebook {
                 });
             }
         }
+        self.by_postures = by_postures.into_values().collect();
         let list_numbers: BTreeMap<&ListKey, usize> =
             self.lists.iter().enumerate().filter_map(|(number, list)| Some((&*list.as_ref()?.key, number))).collect();
         let rules: Vec<(usize, Arc<Rule>)> = self.rules().map(|(number, rule)| (number, Arc::clone(rule))).collect();
