@@ -4,6 +4,7 @@ mod attributes;
 mod auth_keys;
 mod nodes;
 mod policy;
+mod questions;
 mod records;
 mod routes;
 mod views;

@@ -17,6 +17,9 @@ pub struct Directory {
     pub nodes: BTreeMap<NodeId, DirectoryNode>,
 }
 
+/// Names of nodes, for questions and answers of people.
+pub type NodeNames = BTreeMap<NodeId, String>;
+
 /// What a policy needs to know of a user.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DirectoryUser {

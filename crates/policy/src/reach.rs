@@ -4,6 +4,7 @@
 //! policy, explanations and comparisons stand on these answers, and the compiler is checked against them.
 
 mod cover;
+mod line;
 mod named;
 
 use crate::model::Grant;
@@ -12,8 +13,10 @@ use crate::selector::Selector;
 use crate::service::Service;
 use crate::{Attributes, Directory, DirectoryNode, Owner};
 use cover::Names;
-pub(crate) use cover::{is_internet, is_tailnet};
+pub(crate) use cover::{is_internet, is_tailnet, lies_within_internet};
 use ipnet::IpNet;
+pub use line::RuleLine;
+pub(crate) use line::node_name;
 pub(crate) use named::Named;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -138,10 +141,16 @@ impl<'a> Reach<'a> {
         }
     }
 
-    /// Returns a device at each of its addresses.
-    pub(crate) fn parties_of(&self, node: NodeId) -> impl Iterator<Item = Party<'a>> {
-        let addresses = self.directory.nodes.get(&node).map(|entry| entry.addresses.as_slice()).unwrap_or_default();
-        addresses.iter().map(|address| self.party(*address))
+    /// Returns a device at each of its addresses; one without addresses as it is.
+    pub(crate) fn parties_of(&self, node: NodeId) -> impl Iterator<Item = Party<'a>> + use<'a> {
+        let entry = self.directory.nodes.get(&node);
+        let party = move |address: Option<IpAddr>| {
+            let entry = entry?;
+            Some(Party { address, node: Some(node), owner: Some(&entry.owner), attributes: Some(&entry.attributes) })
+        };
+        let addresses = entry.map(|entry| entry.addresses.as_slice()).unwrap_or_default();
+        let bare = addresses.is_empty().then_some(None);
+        addresses.iter().map(|address| Some(*address)).chain(bare).filter_map(party)
     }
 
     /// Returns all rules with their numbers.
@@ -231,6 +240,17 @@ impl<'a> Reach<'a> {
             || matches!(owner, Some(Owner::Tags(tags)) if grant.via.iter().any(|tag| tags.contains(tag)))
     }
 
+    /// Tells whether any node has an address.
+    pub(crate) fn has_addresses(&self) -> bool {
+        !self.by_address.is_empty()
+    }
+
+    /// Tells whether a rule that names a destination gets packets there. Where no node has an address, as in a directory
+    /// made of words, ways are not asked about.
+    pub(crate) fn has_way(&self, grant: &Grant, destination: Party<'_>) -> bool {
+        destination.address.is_none() || !self.has_addresses() || !self.ways(grant, destination).is_empty()
+    }
+
     /// Returns the nodes through which a rule that names it reaches a destination, its own device first.
     pub(crate) fn ways(&self, grant: &Grant, destination: Party<'_>) -> Vec<NodeId> {
         let Some(address) = destination.address else { return destination.node.into_iter().collect() };
@@ -250,6 +270,11 @@ impl<'a> Reach<'a> {
             .filter_map(|prefix| self.subnets.get(&prefix.trunc()))
             .flatten()
             .copied()
+    }
+
+    /// Returns the approved subnet routes.
+    pub(crate) fn subnets(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.subnets.keys().copied()
     }
 
     /// Returns the nodes that can reach the Internet for others.
@@ -285,9 +310,6 @@ pub(crate) fn leads_to_own_devices(grant: &Grant) -> bool {
 }
 
 impl Traffic {
-    /// Any traffic at all.
-    pub(crate) const ANY: Self = Self { protocols: Vec::new(), port: None };
-
     /// Tells whether a service lets some of the traffic through.
     pub(crate) fn is_in(&self, service: &Service) -> bool {
         let protocol = self.protocols.is_empty()

@@ -2,6 +2,7 @@
 
 mod admin;
 mod policy;
+mod policy_files;
 mod server;
 mod socket;
 mod times;
@@ -21,7 +22,7 @@ pub(crate) enum Command {
     Server(Box<server::Arguments>),
     /// Administer a running server: networks, users, auth keys, nodes, logins.
     Admin(admin::Arguments),
-    /// Read or replace the policy: who may reach what.
+    /// Read, check, explain or replace the policy: who may reach what.
     Policy(policy::Arguments),
 }
 

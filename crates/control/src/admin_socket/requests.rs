@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use warren_policy::PolicyQuestion;
 
 /// One call. `tailnet` is a name; lists take all tailnets without one, other calls the server's only one, or "default".
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +45,7 @@ pub enum Request {
     PolicySet { tailnet: Option<String>, text: String, terms: Option<PolicyTerms> },
     PolicyRollback { tailnet: Option<String>, version: u64, terms: Option<PolicyTerms> },
     PolicyConfirm { tailnet: Option<String> },
+    PolicyAsk { tailnet: Option<String>, policy: Option<String>, question: PolicyQuestion },
     Audit { tailnet: Option<String>, before: Option<i64>, limit: u32 },
     AuditVerify,
 }

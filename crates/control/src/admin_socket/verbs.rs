@@ -157,6 +157,9 @@ pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Resul
             let new = new_policy(PolicySource::Version(version), terms);
             shown(&admin.set_policy(&some(tailnet)?, new).await?)
         }
+        Request::PolicyAsk { tailnet, policy, question } => {
+            shown(&admin.ask_policy(&some(tailnet)?, policy.as_deref(), &question)?)
+        }
         Request::PolicyConfirm { tailnet } => shown(&admin.confirm_policy(&some(tailnet)?).await?),
         Request::Audit { tailnet, before, limit } => {
             shown(&admin.audit(tailnet.as_deref(), before, limit.min(MAX_AUDIT_ENTRIES)).await?)

@@ -1,6 +1,6 @@
 //! Reading a case.
 
-use crate::{AttributeValue, Attributes, Directory, DirectoryNode, DirectoryUser, Owner, Role};
+use crate::{AttributeValue, Attributes, Directory, DirectoryNode, DirectoryUser, NodeNames, Owner, Role};
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,7 +60,7 @@ pub struct Case {
     /// Users and nodes.
     pub directory: Directory,
     /// Names of the nodes.
-    pub names: BTreeMap<NodeId, String>,
+    pub names: NodeNames,
     /// Routes that nodes offer, approved or not.
     pub offered: BTreeMap<NodeId, BTreeSet<IpNet>>,
     /// Name of the tailnet: the login of its owner.

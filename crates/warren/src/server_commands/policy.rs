@@ -9,6 +9,7 @@ use serde_json::Value;
 use warren_control::admin::{PolicyVersionView, PolicyView};
 use warren_control::admin_socket::{AdminRequest, PolicyTerms};
 
+use super::policy_files;
 use super::socket::Socket;
 use super::times;
 use crate::exit::{Exit, Failure, OrExit};
@@ -63,6 +64,8 @@ enum Verb {
     },
     /// Keep a policy that was set with --commit-confirm.
     Confirm,
+    #[command(flatten)]
+    Files(policy_files::Command),
 }
 
 /// How a policy shall be put in force.
@@ -102,6 +105,11 @@ impl Arguments {
                 (AdminRequest::PolicyRollback { tailnet, version, terms: terms.into_wire() }, in_force)
             }
             Verb::Confirm => (AdminRequest::PolicyConfirm { tailnet }, in_force),
+            Verb::Files(command) => {
+                return command.run(json, &|policy, question| {
+                    typed(socket.call(&AdminRequest::PolicyAsk { tailnet: tailnet.clone(), policy, question })?)
+                });
+            }
         };
         let answer = socket.call(&request)?;
         if json { output::json(&answer) } else { shown(answer) }

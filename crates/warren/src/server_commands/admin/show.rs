@@ -72,6 +72,7 @@ pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failur
         AdminRequest::ServerShow
         | AdminRequest::AuditVerify
         | AdminRequest::Backup { .. }
+        | AdminRequest::PolicyAsk { .. }
         | AdminRequest::PolicyGet { .. }
         | AdminRequest::PolicyHistory { .. }
         | AdminRequest::PolicySet { .. }
