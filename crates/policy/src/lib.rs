@@ -27,7 +27,6 @@ mod posture;
 mod problem;
 mod reach;
 mod read;
-mod relays;
 mod rights;
 mod schedule;
 mod selector;

@@ -22,11 +22,14 @@ impl Admin {
         let directory = access::directory(&snapshot.users, &snapshot.nodes);
         let names: NodeNames = snapshot.nodes.iter().map(|node| (node.id(), node.record.name.to_string())).collect();
         let now = self.control.clock().now().as_second();
-        question.answer(&policy, &directory, &names, now).map_err(|error| match error {
-            AskError::Policy(errors) => refused(errors),
-            AskError::Question(QuestionError::Unknown(name)) => not_found("node, user, group, tag or host", &name),
-            AskError::Question(error) => invalid("question that has an answer", &error.to_string()),
-            _ => invalid("question that has an answer", &error.to_string()),
+        question.answer(&policy, &directory, &names, now).map_err(|error| {
+            if let AskError::Question(QuestionError::Unknown(name)) = &error {
+                not_found("node, user, group, tag or host", name)
+            } else if let AskError::Policy(errors) = error {
+                refused(errors)
+            } else {
+                invalid("question that has an answer", &error.to_string())
+            }
         })
     }
 }

@@ -5,8 +5,9 @@ use crate::reach::lies_within_internet;
 use crate::rights::Rights;
 use crate::selector::Selector;
 use crate::{Owner, Reach};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use warren_wire::control::NodeId;
 
 /// A source or a destination.
@@ -168,8 +169,8 @@ fn literals(sections: &Sections, selector: &Selector) -> Vec<Target> {
         Selector::Prefix(prefix) => vec![Target::Net(*prefix)],
         Selector::Host(host) => sections.hosts.get(host).copied().map(Target::Net).into_iter().collect(),
         Selector::IpSet(name) => {
-            let set = sections.ip_sets.get(name);
-            set.into_iter().flat_map(|set| set.prefixes()).map(Target::Net).collect()
+            let ranges = sections.ip_sets.get(name).map(|set| set.ranges()).unwrap_or_default();
+            ranges.iter().flat_map(|range| prefixes(*range)).map(Target::Net).collect()
         }
         Selector::Internet => vec![Target::Internet],
         Selector::Any
@@ -184,5 +185,14 @@ fn literals(sections: &Sections, selector: &Selector) -> Vec<Target> {
         | Selector::Shared
         | Selector::Everywhere
         | Selector::OwnDevices => Vec::new(),
+    }
+}
+
+/// Returns the prefixes that make up a range.
+fn prefixes(range: (IpAddr, IpAddr)) -> Vec<IpNet> {
+    match range {
+        (IpAddr::V4(first), IpAddr::V4(last)) => Ipv4Subnets::new(first, last, 0).map(IpNet::V4).collect(),
+        (IpAddr::V6(first), IpAddr::V6(last)) => Ipv6Subnets::new(first, last, 0).map(IpNet::V6).collect(),
+        (IpAddr::V4(_) | IpAddr::V6(_), _) => Vec::new(),
     }
 }

@@ -11,7 +11,8 @@ use jiff::Timestamp;
 use serde_json::json;
 use warren_policy::case::{self, CASE_MAX_BYTES, Case};
 use warren_policy::{
-    Directory, NodeNames, POLICY_MAX_BYTES, Policy, PolicyAnswer, PolicyErrors, PolicyQuestion};
+    AskError, Directory, NodeNames, POLICY_MAX_BYTES, Policy, PolicyAnswer, PolicyErrors, PolicyQuestion, QuestionError,
+};
 
 use crate::exit::{Exit, Failure, OrExit};
 use crate::output;
@@ -171,10 +172,8 @@ fn ask(
     };
     let policies: Vec<&Policy> = new.iter().chain([&policy]).collect();
     let (directory, names) = people.directory(&policies)?;
-    let exit = |error: &warren_policy::AskError| match error {
-        warren_policy::AskError::Question(warren_policy::QuestionError::Unknown(_)) => Exit::NotFound,
-        _ => Exit::Usage,
-    };
+    let is_unknown = |error: &AskError| matches!(error, AskError::Question(QuestionError::Unknown(_)));
+    let exit = |error: &AskError| if is_unknown(error) { Exit::NotFound } else { Exit::Usage };
     let answer = question.answer(&policy, &directory, &names, now());
     answer.map_err(|error| Failure::new(exit(&error), error))
 }
