@@ -57,6 +57,9 @@ pub(crate) enum Traffic {
     Probe(probe::Probe),
 }
 
+/// How long a connection may stand still before it counts as lost.
+const STALLED: Duration = Duration::from_secs(20);
+
 /// What an end has seen: equal on both ends when nothing was lost or changed.
 pub(crate) fn summary(bytes: u64, hash: &[u8]) -> String {
     let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -127,6 +130,8 @@ fn pace(to: &str, speed: u64, seconds: u64) -> Result<()> {
     /// Time between writes.
     const TICK: Duration = Duration::from_millis(5);
     let mut stream = TcpStream::connect(to).with_context(|| format!("cannot connect to {to}"))?;
+    stream.set_read_timeout(Some(STALLED))?;
+    stream.set_write_timeout(Some(STALLED))?;
     let chunk = vec![7; usize::try_from(speed * 1_000_000 / 8 / 200)?];
     let start = Instant::now();
     let mut ticks = 0;
@@ -144,6 +149,7 @@ fn gaps(listen: &str) -> Result<()> {
     let listener = TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
     println!("listening on {listen}");
     let (mut stream, _) = listener.accept()?;
+    stream.set_read_timeout(Some(STALLED))?;
     let mut buffer = vec![0; 256 * 1024];
     let (mut last, mut longest) = (None::<Instant>, Duration::ZERO);
     while stream.read(&mut buffer)? > 0 {

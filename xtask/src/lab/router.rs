@@ -46,7 +46,8 @@ impl Lab {
         ] {
             ip(&words)?;
         }
-        router.run("sysctl").args("-q -w net.ipv4.ip_forward=1").output()?;
+        // Taking away one of two addresses of a subnet leaves the other.
+        router.run("sysctl").args("-q -w net.ipv4.ip_forward=1 net.ipv4.conf.all.promote_secondaries=1").output()?;
         router.route_with(nat, &inside)?;
         Ok(host)
     }
