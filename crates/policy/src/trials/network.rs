@@ -112,6 +112,9 @@ pub(super) fn named(reach: &Reach<'_>, text: &str) -> Result<Named, String> {
     }
     match Named::of(reach, &selector) {
         None => Err(format!("{text:?} must be a single host, not a CIDR range")),
+        Some(Named::Owners(owners)) if owners.is_empty() && matches!(selector, Selector::User(_)) => {
+            Err(format!("user not found: {text:?}"))
+        }
         Some(Named::Owners(owners)) if owners.is_empty() => Err(format!("{text:?} names nobody")),
         Some(named) => Ok(named),
     }
