@@ -323,6 +323,48 @@ async fn an_attribute_opens_and_closes() {
     assert_eq!(seen, [(0, 0), (2, 2), (0, 0)]);
 }
 
+/// Neither the viewer nor the node's own record changes: only what others may do with the node.
+#[tokio::test(start_paused = true)]
+async fn a_role_opens_and_closes() {
+    let world = office(
+        r#"{"tagOwners": {"tag:router": []},
+            "acls": [{"action": "accept", "src": ["bob@example.com"], "dst": ["autogroup:auditor:22"]}]}"#,
+    )
+    .await;
+    let mut bob = world.poll(2).await;
+    let mut seen = Vec::new();
+    for role in ["member", "auditor", "member"] {
+        world.admin().set_user_role("default", ANN, role).await.unwrap();
+        bob.settle().await;
+        seen.push(bob.map.names().len());
+    }
+    assert_eq!(seen, [0, 1, 0]);
+}
+
+/// For those whom a rule sends through certain routers, the way may change though the subnet's own way does not.
+#[tokio::test(start_paused = true)]
+async fn a_way_through_certain_routers_follows_those_that_are_there() {
+    let world = office(
+        r#"{"tagOwners": {"tag:router": [], "tag:first": []}, "grants": [
+            {"src": ["ann@example.com"], "dst": ["10.33.0.0/16"], "ip": ["*"], "via": ["tag:router"]},
+            {"src": ["bob@example.com"], "dst": ["10.33.0.0/16"], "ip": ["*"]}]}"#,
+    )
+    .await;
+    world.admin().tag_node(None, "host2", &["tag:first".to_owned()]).await.unwrap();
+    for number in 2..=4 {
+        offer(&world, number, &["10.33.0.0/16"]).await;
+        approve(&world, number, &["10.33.0.0/16"]).await;
+    }
+    let mut ann = world.poll(1).await;
+    let (_first, third, _fourth) = (world.poll(2).await, world.poll(3).await, world.poll(4).await);
+    ann.settle().await;
+    assert_eq!((routes(&ann.map, "host3"), routes(&ann.map, "host4")), (route("10.33.0.0/16"), NOTHING));
+    drop(third);
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    ann.settle().await;
+    assert_eq!((routes(&ann.map, "host3"), routes(&ann.map, "host4")), (NOTHING, route("10.33.0.0/16")));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_change_that_concerns_others_wakes_nobody() {
     let rules = |ports: &str| {

@@ -40,7 +40,8 @@ const POLICIES: [&str; 8] = [
         "tagOwners": {"tag:web": []}}"#,
     r#"{"acls": [
             {"action": "accept", "src": ["autogroup:member"], "dst": ["tag:web:*"], "srcPosture": ["posture:gold"]},
-            {"action": "accept", "src": ["autogroup:admin"], "dst": ["autogroup:member:22"]}],
+            {"action": "accept", "src": ["autogroup:admin"], "dst": ["autogroup:member:22"]},
+            {"action": "accept", "src": ["bob@example.com"], "dst": ["autogroup:auditor:22"]}],
         "postures": {"posture:gold": ["custom:tier == 'gold'"]},
         "nodeAttrs": [
             {"target": ["tag:web"], "attr": ["disable-ipv4"]},
