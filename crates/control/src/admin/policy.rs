@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::{Admin, AdminError, PolicyVersionView, PolicyView, invalid, not_found};
@@ -17,6 +16,8 @@ use crate::tailnet::work::{NewVersion, Work};
 
 /// Name of the text that a tailnet begins with, in place of its hash. Source: logs-and-api.md, section on the policy.
 const NEVER_EDITED: &str = "ts-default";
+/// Up to how many nodes two policies are compared: what each of them may do is looked at.
+const COMPARED_MAX: usize = 10_000;
 /// Longest reason, in bytes.
 const REASON_MAX: usize = 1000;
 /// Least and longest time to confirm a policy.
@@ -101,10 +102,13 @@ impl Admin {
         if let Some(within) = new.confirm_within.filter(|within| !CONFIRM_WITHIN.contains(within)) {
             return Err(invalid("time to confirm: one second to seven days", &format!("{}s", within.as_secs())));
         }
+        let snapshot = tailnet.snapshot();
+        let directory = access::directory(&snapshot.users, &snapshot.nodes);
         let (what, reason, policy) = match new.source {
             PolicySource::Text(text) => {
                 let policy = parse(&text)?;
-                check_tests(&policy, &tailnet.snapshot(), self.control.clock().now())?;
+                let now = self.control.clock().now().as_second();
+                policy.check(&directory, now).map_err(|reason| AdminError::Policy { reason })?;
                 ("policy.set", reason, policy)
             }
             PolicySource::Version(number) => {
@@ -113,6 +117,10 @@ impl Admin {
                 ("policy.rollback", format!("back to version {number}{because}"), parse(&stored.text)?)
             }
         };
+        let difference = (directory.nodes.len() <= COMPARED_MAX).then(|| {
+            let names = snapshot.nodes.iter().map(|node| (node.id(), node.record.name.clone())).collect();
+            snapshot.policy.difference(&policy, &directory, &names)
+        });
         let (who, policy) = (self.who.clone(), Arc::new(policy));
         let (if_match, confirm_within) = (new.if_match, new.confirm_within);
         let changed = move |work: &mut Work<'_>| {
@@ -143,7 +151,7 @@ impl Admin {
         tailnet.change(changed).await?;
         let snapshot = tailnet.snapshot();
         let stored = self.stored(&tailnet, snapshot.tailnet.policy_version).await?;
-        Ok(view(&snapshot, stored))
+        Ok(PolicyView { difference: difference.flatten(), ..view(&snapshot, stored) })
     }
 
     /// Keeps the policy in force, which would be undone otherwise.
@@ -180,12 +188,6 @@ fn parse(text: &str) -> Result<PolicyInForce, AdminError> {
     PolicyInForce::parse(text).map_err(|errors| AdminError::Policy { reason: errors.to_string() })
 }
 
-/// Checks what a policy says against the tailnet as it is: whose domains it names, and the tests that it brings along.
-fn check_tests(policy: &PolicyInForce, snapshot: &Snapshot, now: Timestamp) -> Result<(), AdminError> {
-    let directory = access::directory(&snapshot.users, &snapshot.nodes);
-    policy.check(&directory, now.as_second()).map_err(|reason| AdminError::Policy { reason })
-}
-
 /// Returns the tag by which changes say what they build on: the SHA-256 of the text in hex.
 fn etag(version: u64, text: &str) -> String {
     if version <= 1 { NEVER_EDITED.to_owned() } else { hex(&Sha256::digest(text)) }
@@ -209,6 +211,7 @@ fn view(snapshot: &Snapshot, stored: StoredPolicy) -> PolicyView {
         reason: stored.reason,
         in_force,
         unconfirmed: record.unconfirmed.clone().filter(|_| in_force),
+        difference: None,
         text: stored.text,
     }
 }

@@ -208,6 +208,9 @@ pub struct PolicyView {
     pub in_force: bool,
     /// When it is undone by itself; absent if it stays.
     pub unconfirmed: Option<Unconfirmed>,
+    /// Who gains and who loses what against the policy before, one line each; only in the answer to a change, and not in
+    /// very large tailnets.
+    pub difference: Option<Vec<String>>,
     /// Text, as it was set.
     pub text: String,
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 use warren_policy::{
-    Compiled, Directory, DirectoryNode, DirectoryUser, PeerRoutes, Policy, PolicyErrors, Reach, TESTS_FAILED,
+    Compiled, Directory, DirectoryNode, DirectoryUser, NodeNames, PolicyDiff, PeerRoutes, Policy, PolicyErrors, Reach, TESTS_FAILED,
 };
 use warren_wire::control::{DerpMap, NodeId, UserId};
 
@@ -60,6 +60,12 @@ impl PolicyInForce {
         let more = failures.len().saturating_sub(FAILURES_SHOWN);
         let rest = if more > 0 { format!("\nand {more} more") } else { String::new() };
         Err(format!("{TESTS_FAILED}\n{}{rest}", lines.join("\n")))
+    }
+
+    /// Tells in lines who gains and who loses what with a new policy; `None` if one of the two cannot be read.
+    pub(crate) fn difference(&self, new: &Self, directory: &Directory, names: &NodeNames) -> Option<Vec<String>> {
+        let (old, new) = self.rules.as_ref().zip(new.rules.as_ref())?;
+        Some(PolicyDiff::of(old, new, directory, names).lines())
     }
 
     /// Tells whether a user may give a tag to a node.

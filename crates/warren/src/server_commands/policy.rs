@@ -129,6 +129,9 @@ fn typed<T: serde::de::DeserializeOwned>(answer: Value) -> Result<T, Failure> {
 
 fn in_force(answer: Value) -> Result<(), Failure> {
     let policy: PolicyView = typed(answer)?;
+    for line in policy.difference.iter().flatten() {
+        output::line(line)?;
+    }
     output::line(format_args!("policy version {} is in force", policy.version))?;
     let Some(open) = &policy.unconfirmed else { return Ok(()) };
     output::line(format_args!(

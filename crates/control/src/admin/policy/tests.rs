@@ -43,7 +43,7 @@ async fn versions_keep_their_text_author_and_reason() {
     assert_eq!(second.etag, "1b8c553ce101d752c20b3b3ae6e74a3fd56276c663be94385c671c86185ac3bb", "the hash of the text");
     admin.set_policy("default", ALL).await.unwrap();
     let again = admin.policy("default", Some(2)).await.unwrap();
-    assert_eq!(again, PolicyView { in_force: false, ..second });
+    assert_eq!(again, PolicyView { in_force: false, difference: None, ..second });
     let history = admin.policy_history("default", 2).await.unwrap();
     let shown: Vec<_> = history.iter().map(|version| (version.version, version.in_force, version.bytes)).collect();
     assert_eq!(shown, [(3, true, ALL.len()), (2, false, NONE.len())]);
@@ -201,4 +201,21 @@ async fn a_server_that_starts_again_remembers_what_to_undo() {
     let world = world.restart(Duration::from_secs(31 * 60)).await;
     minutes(31).await;
     assert_eq!(in_force(&world).await, (7, NONE.to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_is_answered_by_who_gains_and_who_loses() {
+    let world = World::new().await;
+    world.join(1, NewAuthKey::default()).await;
+    world.join(2, NewAuthKey { tags: vec!["tag:web".to_owned()], ..NewAuthKey::default() }).await;
+    world.admin().set_policy("default", TAGS).await.unwrap();
+    let rule = r#"{"tagOwners": {"tag:web": []}, "acls": [
+        {"action": "accept", "src": ["autogroup:member"], "dst": ["tag:web:443"], "proto": "tcp"}]}"#;
+    let set = world.admin().set_policy("default", rule).await.unwrap();
+    let lines = set.difference.unwrap();
+    assert!(lines.len() == 1 && lines[0].starts_with("+ host1 -> host2: "), "{lines:?}");
+    let back = NewPolicy { source: PolicySource::Version(2), ..new("") };
+    let lines = world.admin().set_policy("default", back).await.unwrap().difference.unwrap();
+    assert!(lines.len() == 1 && lines[0].starts_with("- host1 -> host2: "), "{lines:?}");
+    assert_eq!(world.admin().policy("default", None).await.unwrap().difference, None);
 }
