@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 use warren_policy::{
-    Compiled, Directory, DirectoryNode, DirectoryUser, NodeNames, PolicyDiff, PeerRoutes, Policy, PolicyErrors, Reach, TESTS_FAILED,
+    Compiled, Directory, DirectoryNode, DirectoryUser, NodeNames, PeerRoutes, Policy, PolicyDiff, PolicyErrors, Reach,
+    TESTS_FAILED,
 };
 use warren_wire::control::{DerpMap, NodeId, UserId};
 
