@@ -2,6 +2,7 @@
 
 use http_body_util::{BodyExt, Full};
 use serde_json::Value;
+use warren_policy::PolicyAnswer;
 
 use super::*;
 use crate::admin::{
@@ -174,6 +175,13 @@ async fn every_verb_answers_what_the_command_line_reads() {
     done::<LoginView>(&world, json!({"verb": "login-reject", "id": third.id})).await;
     done::<NodeView>(&world, json!({"verb": "node-remove", "node": "host2"})).await;
 
+    // What the default policy lets through, and what another one would change; neither changes anything.
+    let asked = |ask: Value| json!({"verb": "policy-ask", "question": ask});
+    let answer: PolicyAnswer = done(&world, asked(json!({"ask": "diff", "new": "{\"acls\": []}"}))).await;
+    assert!(answer.good && !answer.lines.is_empty(), "{answer:?}");
+    let answer: PolicyAnswer = done(&world, asked(json!({"ask": "test"}))).await;
+    assert_eq!((answer.good, answer.details["tests"].as_u64()), (true, Some(0)));
+
     let policy: PolicyView = done(&world, json!({"verb": "policy-get"})).await;
     assert_eq!((policy.version, policy.text.as_str()), (1, warren_policy::DEFAULT_POLICY));
     let set: PolicyView = done(&world, json!({"verb": "policy-set", "text": "{\"acls\": []}"})).await;
@@ -231,6 +239,9 @@ async fn refusals_have_stable_words() {
         (json!({"verb": "policy-get", "version": 7}), "not-found"),
         (json!({"verb": "policy-rollback", "version": 7}), "not-found"),
         (json!({"verb": "policy-confirm"}), "nothing-to-confirm"),
+        (json!({"verb": "policy-ask", "policy": "{", "question": {"ask": "test"}}), "policy"),
+        (json!({"verb": "policy-ask", "question": {"ask": "who-can-reach", "to": "nobody"}}), "not-found"),
+        (json!({"verb": "policy-ask", "question": {"ask": "who-can-reach", "to": "*"}}), "invalid"),
     ] {
         assert_eq!(refused_as(&world, call.clone()).await, code, "{call}");
     }
