@@ -28,30 +28,6 @@ const PUBLIC_DOMAINS: [&str; 14] = [
     "passkey",
 ];
 
-/// Machines of the recorded tailnets in the order in which they joined, which decides who is the way to a subnet that
-/// several offer. The records leave the numbers of nodes out; some have addresses that were given in this order. All
-/// other nodes come after them by name.
-const RECORDED_ORDER: [&str; 18] = [
-    "pidgey",
-    "pidgeotto",
-    "charmander",
-    "rattata",
-    "raticate",
-    "wartortle",
-    "caterpie",
-    "blastoise",
-    "metapod",
-    "butterfree",
-    "spearow",
-    "fearow",
-    "squirtle",
-    "weedle",
-    "kakuna",
-    "beedrill",
-    "ivysaur",
-    "venusaur",
-];
-
 /// A case, read.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Case {
@@ -189,11 +165,9 @@ impl Case {
             Some(Value::Object(nodes)) => nodes,
             Some(_) => return Err(kind("nodes", "an object of nodes by name")),
         };
+        // Numbers decide who is the way to a subnet that several offer; without them, names do.
         let mut order: Vec<(&String, &Value)> = nodes.iter().collect();
-        order.sort_by_key(|(name, _)| {
-            let recorded = RECORDED_ORDER.iter().position(|recorded| recorded == name);
-            (recorded.unwrap_or(RECORDED_ORDER.len()), *name)
-        });
+        order.sort_by_key(|(name, _)| *name);
         let mut addresses = BTreeSet::new();
         for (position, (name, entry)) in (1_i64..).zip(order) {
             let place = format!("node {name:?}");
