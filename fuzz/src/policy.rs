@@ -42,7 +42,6 @@ static DIRECTORY: LazyLock<Directory> = LazyLock::new(|| {
         domains: ["x".to_owned()].into(),
         users: [(UserId(1), user("a@x", Role::Owner)), (UserId(2), user("b@x", Role::Member))].into(),
         nodes: nodes.collect(),
-        ..Directory::default()
     }
 });
 
