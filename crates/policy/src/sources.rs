@@ -61,6 +61,16 @@ impl Source {
         bytes
     }
 
+    /// Tells whether both are addresses, this one the next after `other`.
+    fn follows(&self, other: &Self) -> bool {
+        match (other, self) {
+            (Self::Address(one), Self::Address(next)) => {
+                one.is_ipv4() == next.is_ipv4() && bits(*one).checked_add(1) == Some(bits(*next))
+            }
+            _ => false,
+        }
+    }
+
     /// Tells whether a chunk ends here.
     fn ends_chunk(&self) -> bool {
         // FNV-1a; its low bits alone are poor.
@@ -132,7 +142,8 @@ impl Sources {
         self.chunks.is_empty()
     }
 
-    /// Writes the sources as the wire names them: an address, a prefix, a range `a-b`, or `*`.
+    /// Writes the sources as the wire names them: an address, a prefix, a range `a-b`, or `*`. Fewer texts than sources
+    /// may say the same.
     pub fn texts(&self) -> impl Iterator<Item = String> + '_ {
         self.chunks.iter().flat_map(|chunk| chunk.texts())
     }
@@ -189,9 +200,13 @@ impl SourceChunk {
         self.sources.len()
     }
 
-    /// Writes the sources, as [`Sources::texts`] does.
+    /// Writes the sources, as [`Sources::texts`] does; addresses that follow each other as one range, since a tailnet
+    /// gives them in order and thousands of them go to every node.
     pub fn texts(&self) -> impl Iterator<Item = String> + '_ {
-        self.sources.iter().map(Source::to_string)
+        self.sources.chunk_by(|one, next| next.follows(one)).filter_map(|run| match run {
+            [Source::Address(first), .., Source::Address(last)] => Some(Source::Range(*first, *last).to_string()),
+            run => run.first().map(Source::to_string),
+        })
     }
 }
 
@@ -267,8 +282,15 @@ mod tests {
                 prop_assert_eq!(edited.is_none(), before == numbers);
                 list = edited.unwrap_or(list);
                 prop_assert_eq!(&list, &Sources::new(numbers.iter().copied().map(address)));
-                let texts: Vec<String> = numbers.iter().map(|number| address(*number).to_string()).collect();
-                prop_assert_eq!(list.texts().collect::<Vec<_>>(), texts);
+                let number = |text: &str| u32::from(text.parse::<std::net::Ipv4Addr>().unwrap());
+                let named: Vec<u32> = list
+                    .texts()
+                    .flat_map(|text| {
+                        let (first, last) = text.split_once('-').unwrap_or((&text, &text));
+                        number(first)..=number(last)
+                    })
+                    .collect();
+                prop_assert_eq!(named, numbers.iter().copied().collect::<Vec<_>>());
             }
         }
     }

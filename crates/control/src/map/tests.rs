@@ -58,7 +58,7 @@ async fn the_first_message_has_all_that_a_client_needs() {
     assert_eq!(peer.endpoints, ["192.0.2.2:41641".parse().unwrap()]);
     assert_eq!(peer.hostinfo.as_ref().unwrap().os, "linux");
     let filter = first.packet_filters["base"].as_deref().unwrap();
-    assert!(filter.iter().any(|rule| rule.src_ips.contains(&"100.64.0.2".to_owned())), "{filter:?}");
+    assert!(filter.iter().any(|rule| rule.src_ips.contains(&"100.64.0.1-100.64.0.2".to_owned())), "{filter:?}");
     assert!(filter.iter().all(|rule| rule.src_bits.is_empty() && rule.dst_ports.iter().all(|to| to.bits.is_none())));
 }
 

@@ -79,7 +79,7 @@ fn default_lets_own_devices_reach_each_other_and_nothing_else() {
     assert_eq!((peers(&compiled, 5), peers(&compiled, 6)), (vec![], vec![]));
     assert_eq!(
         filter(&compiled, 2),
-        ["100.64.0.1,100.64.0.2,fd7a:115c:a1e0::1,fd7a:115c:a1e0::2 > 100.64.0.2 *,fd7a:115c:a1e0::2 *"]
+        ["100.64.0.1-100.64.0.2,fd7a:115c:a1e0::1-fd7a:115c:a1e0::2 > 100.64.0.2 *,fd7a:115c:a1e0::2 *"]
     );
     assert_eq!(filter(&compiled, 5), [""; 0]);
 }
@@ -142,7 +142,7 @@ fn tag_does_not_stand_for_the_subnet_behind_it() {
     let compiled = compile_acls(r#"{"action": "accept", "src": ["ann@example.com"], "dst": ["tag:router:*"]}"#);
     assert_eq!(
         filter(&compiled, 5),
-        ["100.64.0.1,100.64.0.2,fd7a:115c:a1e0::1,fd7a:115c:a1e0::2 > 100.64.0.5 *,fd7a:115c:a1e0::5 *"]
+        ["100.64.0.1-100.64.0.2,fd7a:115c:a1e0::1-fd7a:115c:a1e0::2 > 100.64.0.5 *,fd7a:115c:a1e0::5 *"]
     );
 }
 
@@ -165,7 +165,7 @@ fn rules_with_equal_sources_and_protocols_are_one() {
            {"action": "accept", "src": ["ann@example.com", "group:ann"], "dst": ["tag:web:443"]},
            {"action": "accept", "src": ["group:ann"], "dst": ["tag:web:53"], "proto": "udp"}"#,
     );
-    let ann = "100.64.0.1,100.64.0.2,fd7a:115c:a1e0::1,fd7a:115c:a1e0::2";
+    let ann = "100.64.0.1-100.64.0.2,fd7a:115c:a1e0::1-fd7a:115c:a1e0::2";
     let web = |ports: &str| format!("100.64.0.5 {ports},fd7a:115c:a1e0::5 {ports}");
     assert_eq!(
         filter(&compiled, 5),
@@ -280,7 +280,7 @@ fn router_of_a_via_rule_lets_through_what_lies_behind_it_and_is_the_way() {
            {"src": ["bob@example.com"], "dst": ["10.0.0.0/8"], "ip": ["*"], "via": ["tag:exit"]}"#,
         "",
     );
-    let ann = "100.64.0.1,100.64.0.2,fd7a:115c:a1e0::1,fd7a:115c:a1e0::2";
+    let ann = "100.64.0.1-100.64.0.2,fd7a:115c:a1e0::1-fd7a:115c:a1e0::2";
     assert_eq!(filter(&compiled, 5), [format!("{ann} > 10.0.0.0/8 *")]);
     assert_eq!(filter(&compiled, 6), [""; 0]);
     assert_eq!(peers(&compiled, 5), [1, 2]);
@@ -332,7 +332,7 @@ fn node_without_ipv4_has_none_as_a_source_either() {
     );
     let own: IpNet = "fd7a:115c:a1e0::1/128".parse().unwrap();
     assert_eq!(compiled.addresses(NodeId(1)), [own]);
-    assert_eq!(filter(&compiled, 5), ["100.64.0.2,fd7a:115c:a1e0::1,fd7a:115c:a1e0::2 > fd7a:115c:a1e0::5 22-22"]);
+    assert_eq!(filter(&compiled, 5), ["100.64.0.2,fd7a:115c:a1e0::1-fd7a:115c:a1e0::2 > fd7a:115c:a1e0::5 22-22"]);
     assert_eq!(compiled.own_routes(NodeId(5)).primary.len(), 1, "its subnets stay");
 }
 

@@ -61,9 +61,16 @@ fn meaning(rules: impl IntoIterator<Item = FilterRule>) -> BTreeSet<(String, Str
     let pairs = |rule: FilterRule| {
         let to: Vec<_> = rule.dst_ports.iter().map(|port| port.ip.clone()).collect();
         let of = |source: String| to.clone().into_iter().map(move |to| (source.clone(), to)).collect::<Vec<_>>();
-        rule.src_ips.into_iter().flat_map(of).collect::<Vec<_>>()
+        rule.src_ips.into_iter().flat_map(|source| each(&source)).flat_map(of).collect::<Vec<_>>()
     };
     rules.into_iter().flat_map(pairs).collect()
+}
+
+/// Takes a range of IPv4 addresses apart.
+fn each(source: &str) -> Vec<String> {
+    let Some((first, last)) = source.split_once('-') else { return vec![source.to_owned()] };
+    let number = |text: &str| u32::from(text.parse::<std::net::Ipv4Addr>().unwrap());
+    (number(first)..=number(last)).map(|bits| std::net::Ipv4Addr::from(bits).to_string()).collect()
 }
 
 #[test]
