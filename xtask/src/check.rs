@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("warren-relay", &["warren-wire"]),
     ("warren-control", &["warren-wire", "warren-policy", "warren-relay"]),
     ("warren-node", &["warren-wire", "warren-wg", "warren-filter", "warren-path", "warren-os", "warren-relay"]),
-    ("warren", &["warren-wire", "warren-os", "warren-relay", "warren-control", "warren-node"]),
+    ("warren", &["warren-wire", "warren-os", "warren-policy", "warren-relay", "warren-control", "warren-node"]),
     (
         "warren-fuzz",
         &[
