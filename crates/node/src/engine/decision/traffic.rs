@@ -365,7 +365,8 @@ impl Tailnet {
         }
     }
 
-    /// Sends a message by the peer's path, without any back to where the message came from that it answers.
+    /// Sends a message by the peer's path. An answer goes back to where it was asked for, too, unless that is the path:
+    /// whoever asked us straight may have lost the relay by which we would answer, and the next attempt is seconds away.
     fn send_to_peer(&mut self, key: NodeKey, origin: Option<Origin>, bytes: Vec<u8>, now: Instant) {
         let Some(known) = self.peers.get_mut(&key) else { return };
         if let Some(Origin::Udp(address)) = origin {
@@ -379,13 +380,20 @@ impl Tailnet {
                 return;
             }
         }
+        if let Some(Origin::Udp(address)) = origin
+            && path.direct.is_none_or(|direct| direct.address != address)
+        {
+            let _ = self.shared.sockets.load().send(address, &bytes);
+        }
         match self.relays.way_to(&key, home) {
             Some(region) => {
                 let is_data = MessageType::of(&bytes) == Some(MessageType::Transport);
                 let kind = if is_data { Kind::Data } else { Kind::Urgent };
                 self.relays.send(region, kind, key, bytes, now);
             }
-            None if path.direct.is_none() => self.send_back(origin, bytes, now),
+            None if path.direct.is_none() => {
+                self.send_back(origin.filter(|origin| matches!(origin, Origin::Relay { .. })), bytes, now);
+            }
             None => {}
         }
     }

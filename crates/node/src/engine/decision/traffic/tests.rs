@@ -147,3 +147,14 @@ async fn a_relay_takes_the_packet_as_soon_as_one_is_known() {
     bench.tailnet.remove_peer(&peer_key(), bench.now);
     assert!(bench.relay().is_empty());
 }
+
+#[tokio::test]
+async fn a_handshake_that_came_straight_is_answered_straight() {
+    let mut bench = Bench::new();
+    bench.tell_of_relay();
+    bench.tell_of_peer(REGION);
+    bench.shake_hands(2);
+    // The relay has no address: without the answer to the sender there would be none.
+    let answers: Vec<_> = bench.received().iter().map(|bytes| MessageType::of(bytes)).collect();
+    assert_eq!(answers, [Some(MessageType::Response)]);
+}
