@@ -184,7 +184,7 @@ impl Control {
     /// Fails when the store fails.
     pub async fn stored_secret(
         &self,
-        name: &'static str,
+        name: String,
         make: impl FnOnce() -> Vec<u8> + Send + 'static,
     ) -> Result<Vec<u8>, StoreError> {
         self.store().secret_or_insert(name, make).await

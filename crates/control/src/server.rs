@@ -196,7 +196,7 @@ impl Server {
             derp_map: map(None),
         })
         .await?;
-        let tls = Arc::new(Tls::open(&control, options.certificate.as_ref()).await?);
+        let tls = Arc::new(Tls::open(&control, &url.host, options.certificate.as_ref()).await?);
         control.set_derp_map(map(tls.pin.as_deref())).await?;
 
         let admin_listener = admin_socket::bind(&options.socket).map_err(|error| StartError::Listen {

@@ -123,15 +123,15 @@ impl Store {
     /// Returns the secret of that name, storing what `make` returns if there is none.
     pub(crate) async fn secret_or_insert(
         &self,
-        name: &'static str,
+        name: String,
         make: impl FnOnce() -> Vec<u8> + Send + 'static,
     ) -> Result<Vec<u8>, StoreError> {
         self.read(move |connection| {
-            if let Some(value) = schema::secret(connection, name)? {
+            if let Some(value) = schema::secret(connection, &name)? {
                 return Ok(value);
             }
             let value = make();
-            schema::put_secret(connection, name, &value)?;
+            schema::put_secret(connection, &name, &value)?;
             Ok(value)
         })
         .await

@@ -71,13 +71,16 @@ impl std::fmt::Debug for SelfMade {
 }
 
 impl SelfMade {
-    /// Makes a self-signed certificate for a relay; clients find it by its hash, so that the name does not matter.
+    /// Makes a self-signed certificate for a relay that clients know as `host`, a name or an address. They find it by its
+    /// hash, but official ones check the name besides.
+    ///
+    /// Source: Tailscale `net/tlsdial`, `SetConfigExpectedCertHash`.
     ///
     /// # Errors
-    /// [`CertificateError::Make`].
-    pub fn generate() -> Result<Self, CertificateError> {
+    /// [`CertificateError::Make`], for instance if `host` cannot stand in a certificate.
+    pub fn generate(host: &str) -> Result<Self, CertificateError> {
         let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(vec!["warren-relay".to_owned()])?;
+        let mut params = CertificateParams::new(vec![host.to_owned()])?;
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, "warren-relay");
         params.not_before = rcgen::date_time_ymd(2020, 1, 1);
@@ -158,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_self_made_certificate_survives_storage_with_its_pin() {
-        let made = SelfMade::generate().unwrap();
+        let made = SelfMade::generate("relay.test").unwrap();
         let one = Certificate::from_pem(&made.certificate_pem, &made.key_pem).unwrap();
         let two = Certificate::from_pem(&made.certificate_pem, &made.key_pem).unwrap();
         assert_eq!(one.pin(), two.pin());
@@ -170,14 +173,14 @@ mod tests {
 
     #[test]
     fn a_file_without_a_certificate_is_refused() {
-        let made = SelfMade::generate().unwrap();
+        let made = SelfMade::generate("relay.test").unwrap();
         assert!(matches!(Certificate::from_pem("", &made.key_pem), Err(CertificateError::Empty)));
         assert!(Certificate::from_pem(&made.certificate_pem, "").is_err());
     }
 
     #[test]
     fn key_of_another_certificate_is_refused() {
-        let (one, two) = (SelfMade::generate().unwrap(), SelfMade::generate().unwrap());
+        let (one, two) = (SelfMade::generate("relay.test").unwrap(), SelfMade::generate("relay.test").unwrap());
         let mixed = Certificate::from_pem(&one.certificate_pem, &two.key_pem).unwrap();
         let now = Time::from_unix(1_795_348_800, 0).unwrap();
         assert!(mixed.server_config(&NodeKey::from_bytes([7; 32]), now).is_err());

@@ -111,7 +111,7 @@ mod tests {
     }
 
     fn own() -> CertificateDer<'static> {
-        CertificateDer::from_pem_slice(SelfMade::generate().unwrap().certificate_pem.as_bytes()).unwrap()
+        CertificateDer::from_pem_slice(SelfMade::generate("relay.test").unwrap().certificate_pem.as_bytes()).unwrap()
     }
 
     fn verify(pin: &str, chain: &[CertificateDer<'_>]) -> bool {
@@ -157,6 +157,21 @@ mod tests {
             }
             bytes.truncate(length);
             let _ = meta_key(&[CertificateDer::from(bytes)]);
+        }
+    }
+
+    /// Official clients compare the name that they dialled, though they know the certificate by its hash.
+    #[test]
+    fn self_made_certificate_names_its_host() {
+        for host in ["relay.example.com", "192.0.2.7", "2001:db8::7"] {
+            let pem = SelfMade::generate(host).unwrap().certificate_pem;
+            let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+            let parsed = rustls::server::ParsedCertificate::try_from(&der).unwrap();
+            let names = |name: &'static str| {
+                rustls::client::verify_server_name(&parsed, &ServerName::try_from(name).unwrap()).is_ok()
+            };
+            assert!(names(host), "{host}");
+            assert!(!names("other.example.com"));
         }
     }
 }

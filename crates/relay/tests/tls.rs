@@ -34,7 +34,7 @@ fn now() -> Time {
 
 /// Starts a relay and returns how the map describes it.
 async fn relay(meta_of: &NodeKey) -> (Server, DerpNode) {
-    let made = SelfMade::generate().unwrap();
+    let made = SelfMade::generate("relay.test").unwrap();
     let certificate = Certificate::from_pem(&made.certificate_pem, &made.key_pem).unwrap();
     let server = Server::new(secret(100), NotNine);
     let config = certificate.server_config(meta_of, now()).unwrap();

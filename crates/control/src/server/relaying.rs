@@ -70,8 +70,8 @@ pub(crate) fn derp_map(
 /// have renewed the files.
 const TLS_REFRESH: Duration = Duration::from_secs(12 * 60 * 60);
 
-/// Name of the self-made certificate among the server's secrets.
-const CERTIFICATE_SECRET: &str = "relay_certificate";
+/// Beginning of the name of a self-made certificate among the server's secrets; the host that it is for follows.
+const CERTIFICATE_SECRET: &str = "relay_certificate ";
 
 /// What stands between the certificate and the key of a stored self-made certificate.
 const SEPARATOR: &str = "\n\n";
@@ -93,8 +93,12 @@ enum Source {
 }
 
 impl Tls {
-    /// Reads the operator's certificate, or the one that the server made itself on its first start.
-    pub(crate) async fn open(control: &Control, files: Option<&CertificateFiles>) -> Result<Self, StartError> {
+    /// Reads the operator's certificate, or the one that the server made itself when it first started as `host`.
+    pub(crate) async fn open(
+        control: &Control,
+        host: &str,
+        files: Option<&CertificateFiles>,
+    ) -> Result<Self, StartError> {
         let relay = control.relay_secret().public();
         let (source, config, pin) = match files {
             Some(files) => {
@@ -102,9 +106,9 @@ impl Tls {
                 (Source::Files(files.clone()), config, None)
             }
             None => {
-                let fresh = SelfMade::generate()?;
+                let fresh = SelfMade::generate(host)?;
                 let stored = control
-                    .stored_secret(CERTIFICATE_SECRET, move || {
+                    .stored_secret(format!("{CERTIFICATE_SECRET}{host}"), move || {
                         format!("{}{SEPARATOR}{}", fresh.certificate_pem, *fresh.key_pem).into_bytes()
                     })
                     .await?;

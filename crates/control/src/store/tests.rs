@@ -406,7 +406,7 @@ async fn a_backup_is_the_whole_server_in_one_file() {
     let folder = Folder::new();
     let store = filled(&folder).await;
     store.apply(vec![add(1)], start_of_time()).await.unwrap();
-    let secret = store.secret_or_insert("relay_certificate", || b"certificate".to_vec()).await.unwrap();
+    let secret = store.secret_or_insert("relay_certificate".into(), || b"certificate".to_vec()).await.unwrap();
     let file = folder.join("backup");
     store.backup(&file).await.unwrap();
     assert!(matches!(store.backup(&file).await, Err(StoreError::File { .. })), "nothing is overwritten");
@@ -422,7 +422,7 @@ async fn a_backup_is_the_whole_server_in_one_file() {
     assert_eq!(identity.noise.public(), key);
     assert_eq!(loaded.tailnets[0].nodes.len(), 1);
     assert!(matches!(verdict(&store).await, AuditVerdict::Intact { entries: 3, .. }));
-    assert_eq!(store.secret_or_insert("relay_certificate", || unreachable!()).await.unwrap(), secret);
+    assert_eq!(store.secret_or_insert("relay_certificate".into(), || unreachable!()).await.unwrap(), secret);
     drop(store);
 
     // The other way: a backup of a server that does not run, and over a state that is there.
