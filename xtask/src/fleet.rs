@@ -1,5 +1,9 @@
 //! The programs of a tailnet running in a [`Lab`](crate::lab::Lab): one server, nodes, official clients.
 
+mod go_client;
+
+pub(crate) use go_client::{GoClient, address_of, fetch, last_lines};
+
 use crate::lab::{Host, Process, wait_for};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -46,7 +50,12 @@ impl Server {
 
     /// Starts a server on `host` that listens on `address`, and waits until it serves.
     pub(crate) fn start_on(warren: &Path, host: &Host, address: &str, further: &[&str]) -> Result<Self> {
-        let url = format!("http://{address}:8080");
+        Self::start_at(warren, host, address, address, further)
+    }
+
+    /// Starts a server on `host` that listens on `address` and is known by a name, and waits until it serves.
+    pub(crate) fn start_at(warren: &Path, host: &Host, address: &str, name: &str, further: &[&str]) -> Result<Self> {
+        let url = format!("http://{name}:8080");
         let socket = path_text(&host.dir().join("server.sock"));
         let state = path_text(&host.dir().join("server-state"));
         let listen = format!("{address}:8080");
@@ -142,6 +151,8 @@ pub(crate) struct Node {
     state: String,
     /// How far its time of day is off, in the words of `faketime`; empty if not at all.
     clock: String,
+    /// Further environment variables of the daemon.
+    environment: Vec<(String, String)>,
 }
 
 impl Node {
@@ -152,31 +163,44 @@ impl Node {
 
     /// Starts the daemon on `host` with a time of day that is off by `clock`: `+1h` or `-90m` for instance.
     pub(crate) fn start_with_clock(warren: &Path, host: &Host, clock: &str) -> Result<Self> {
-        Self::start_as(warren, host, &host.name, clock)
+        Self::start_as(warren, host, &host.name, clock, &[])
     }
 
     /// Starts the daemon on `host` as the node `name`, with a state of its own.
     pub(crate) fn start_named(warren: &Path, host: &Host, name: &str) -> Result<Self> {
-        Self::start_as(warren, host, name, "")
+        Self::start_as(warren, host, name, "", &[])
     }
 
-    fn start_as(warren: &Path, host: &Host, name: &str, clock: &str) -> Result<Self> {
+    /// Starts the daemon on `host` with further environment variables.
+    pub(crate) fn start_with(warren: &Path, host: &Host, environment: &[(String, String)]) -> Result<Self> {
+        Self::start_as(warren, host, &host.name, "", environment)
+    }
+
+    fn start_as(warren: &Path, host: &Host, name: &str, clock: &str, environment: &[(String, String)]) -> Result<Self> {
         let socket = path_text(&host.dir().join(format!("{name}.sock")));
         let state = path_text(&host.dir().join(format!("{name}-state")));
-        let process = Self::daemon(warren, host, name, [&state, &socket, clock])?;
+        let process = Self::daemon(warren, host, name, [&state, &socket, clock], environment)?;
         let (warren, name, clock) = (warren.to_owned(), name.to_owned(), clock.to_owned());
-        let node = Self { warren, name, host: host.clone(), process, socket, state, clock };
+        let environment = environment.to_vec();
+        let node = Self { warren, name, host: host.clone(), process, socket, state, clock, environment };
         node.wait_ready()?;
         Ok(node)
     }
 
-    fn daemon(warren: &Path, host: &Host, name: &str, [state, socket, clock]: [&str; 3]) -> Result<Process> {
+    fn daemon(
+        warren: &Path,
+        host: &Host,
+        name: &str,
+        [state, socket, clock]: [&str; 3],
+        further: &[(String, String)],
+    ) -> Result<Process> {
         let program = path_text(warren);
         let words = ["-m", "-f", clock, &program, "node", "--state-dir", state, "--socket", socket];
         let (program, words) =
             if clock.is_empty() { (warren, &words[4..]) } else { (Path::new("faketime"), &words[..]) };
         // The decisions are worth having when a test fails, and no packet writes a line at this level.
-        let environment = [("WARREN_LOG", "info,warren_node=debug"), ("DONT_FAKE_MONOTONIC", "1")];
+        let mut environment = vec![("WARREN_LOG", "info,warren_node=debug"), ("DONT_FAKE_MONOTONIC", "1")];
+        environment.extend(further.iter().map(|(name, value)| (&**name, &**value)));
         host.spawn_env(&format!("node-{name}"), program, words, &environment)
     }
 
@@ -221,13 +245,12 @@ impl Node {
 
     /// Returns the direct address that packets to the peer with host name `name` take; none if relayed or unknown.
     pub(crate) fn direct_path(&self, name: &str) -> Result<Option<String>> {
-        let status = self.status()?;
-        let peers = status.get("Peer").and_then(Value::as_object).cloned().unwrap_or_default();
-        let peer = peers.values().find(|peer| {
-            peer.get("HostName").and_then(Value::as_str).is_some_and(|host| host.eq_ignore_ascii_case(name))
-        });
-        let address = peer.and_then(|peer| peer.get("CurAddr")).and_then(Value::as_str).unwrap_or_default();
-        Ok((!address.is_empty()).then(|| address.to_owned()))
+        Ok(peer_text(&self.status()?, name, "CurAddr"))
+    }
+
+    /// Returns a field of the peer with host name `name` in `warren status --json`, if it is a text that says something.
+    pub(crate) fn peer_field(&self, name: &str, field: &str) -> Option<String> {
+        peer_text(&self.status().ok()?, name, field)
     }
 
     /// Returns how many bytes went to the peer with host name `name`.
@@ -250,7 +273,8 @@ impl Node {
     pub(crate) fn kill_and_restart(&mut self) -> Result<()> {
         self.process.signal("KILL")?;
         self.process.wait_end(PATIENCE)?;
-        self.process = Self::daemon(&self.warren, &self.host, &self.name, [&self.state, &self.socket, &self.clock])?;
+        let words: [&str; 3] = [&self.state, &self.socket, &self.clock];
+        self.process = Self::daemon(&self.warren, &self.host, &self.name, words, &self.environment)?;
         self.wait_ready()
     }
 
@@ -264,6 +288,15 @@ impl Node {
     pub(crate) fn process(&self) -> &Process {
         &self.process
     }
+}
+
+fn peer_text(status: &Value, name: &str, field: &str) -> Option<String> {
+    let peers = status.get("Peer")?.as_object()?;
+    let is_it = |peer: &&Value| {
+        peer.get("HostName").and_then(Value::as_str).is_some_and(|host| host.eq_ignore_ascii_case(name))
+    };
+    let text = peers.values().find(is_it)?.get(field)?.as_str()?;
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 /// Sends `count` echo requests from `host` to `to` and fails unless at least one answer came.

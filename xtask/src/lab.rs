@@ -4,9 +4,11 @@
 //! machine's own network is never touched. Dropping a [`Lab`] ends its processes and deletes its namespaces;
 //! starting one sweeps those of runs that were killed.
 
+mod place;
 mod process;
 mod router;
 
+pub(crate) use place::{Place, Placed};
 pub(crate) use process::Process;
 pub(crate) use router::Nat;
 
@@ -20,7 +22,12 @@ pub(crate) struct Lab {
     prefix: String,
     dir: PathBuf,
     hosts: Vec<Host>,
+    /// How many hosts are on the switch.
+    on_switch: usize,
 }
+
+/// Names that hosts know: that of the first host, which is the server where names matter.
+const HOSTS: &str = "127.0.0.1 localhost\n::1 localhost\n10.91.0.2 server.lab\nfd91::2 server.lab\n";
 
 /// One host: a namespace with an address on the switch in each family.
 #[derive(Clone)]
@@ -35,7 +42,8 @@ pub(crate) struct Host {
 }
 
 impl Lab {
-    /// Makes a switch and the `names` hosts on it: 10.91.0.2, 10.91.0.3 … and fd91::2, fd91::3 ….
+    /// Makes a switch and the `names` hosts on it: 10.91.0.2, 10.91.0.3 … and fd91::2, fd91::3 …. All know each
+    /// other's names.
     pub(crate) fn new(title: &str, names: &[&str]) -> Result<Self> {
         sweep()?;
         let prefix = format!("wrn-{}-", std::process::id());
@@ -44,7 +52,7 @@ impl Lab {
             std::fs::remove_dir_all(&dir).with_context(|| format!("cannot empty {}", dir.display()))?;
         }
         std::fs::create_dir_all(&dir)?;
-        let mut lab = Self { prefix, dir, hosts: Vec::new() };
+        let mut lab = Self { prefix, dir, hosts: Vec::new(), on_switch: 0 };
         let switch = lab.namespace("sw");
         ip(&format!("netns add {switch}"))?;
         for words in [
@@ -56,22 +64,18 @@ impl Lab {
         ] {
             ip(&format!("-n {switch} {words}"))?;
         }
-        for (index, name) in names.iter().enumerate() {
-            lab.add_host(name, index + 2)?;
+        for name in names {
+            lab.add(name)?;
         }
         Ok(lab)
     }
 
-    fn add_host(&mut self, name: &str, number: usize) -> Result<()> {
-        let namespace = self.namespace(name);
-        let switch = self.namespace("sw");
-        ip(&format!("netns add {namespace}"))?;
-        self.hosts.push(Host {
-            namespace: namespace.clone(),
-            name: name.to_owned(),
-            address: format!("10.91.0.{number}"),
-            dir: self.dir.clone(),
-        });
+    /// Makes one more host on the switch.
+    pub(crate) fn add(&mut self, name: &str) -> Result<Host> {
+        let number = self.on_switch + 2;
+        self.on_switch += 1;
+        let host = self.make(name, format!("10.91.0.{number}"))?;
+        let (namespace, switch) = (&host.namespace, self.namespace("sw"));
         ip(&format!("-n {switch} link add p{number} type veth peer name eth0 netns {namespace}"))?;
         ip(&format!("-n {switch} link set p{number} master br0 up"))?;
         for words in [
@@ -81,10 +85,24 @@ impl Lab {
             "link set eth0 up".to_owned(),
             "route add default via 10.91.0.1".to_owned(),
             "route add default via fd91::1".to_owned(),
+            // Outside addresses of routers.
+            "route add 9.91.0.0/24 dev eth0".to_owned(),
         ] {
             ip(&format!("-n {namespace} {words}"))?;
         }
-        Ok(())
+        Ok(host)
+    }
+
+    /// Makes a host without any link, which knows the server's name.
+    fn make(&mut self, name: &str, address: String) -> Result<Host> {
+        let namespace = self.namespace(name);
+        ip(&format!("netns add {namespace}"))?;
+        let host = Host { namespace, name: name.to_owned(), address, dir: self.dir.clone() };
+        self.hosts.push(host.clone());
+        let etc = host.etc();
+        std::fs::create_dir_all(&etc)?;
+        std::fs::write(etc.join("hosts"), HOSTS)?;
+        Ok(host)
     }
 
     /// Returns a host by its name.
@@ -135,6 +153,18 @@ impl Host {
         Process::start(self, title, program, args, env)
     }
 
+    /// Where `ip netns exec` finds this host's own files of /etc.
+    fn etc(&self) -> PathBuf {
+        Path::new("/etc/netns").join(&self.namespace)
+    }
+
+    /// Loads nftables rules.
+    fn rules(&self, rules: &str) -> Result<()> {
+        let file = self.dir.join(format!("{}.nft", self.name));
+        std::fs::write(&file, rules)?;
+        self.run("nft").arg("-f").arg(&file).output().map(drop)
+    }
+
     /// Drops all UDP of this host except on loopback and inside tunnels, or lets it pass again.
     pub(crate) fn block_udp(&self, block: bool) -> Result<()> {
         let rules = if block {
@@ -143,9 +173,7 @@ impl Host {
         } else {
             "delete table inet lab\n"
         };
-        let file = self.dir.join(format!("{}.nft", self.name));
-        std::fs::write(&file, rules)?;
-        self.run("nft").arg("-f").arg(&file).output().map(drop)
+        self.rules(rules)
     }
 
     /// The directory of the lab this host is in.
@@ -198,4 +226,6 @@ fn remove(namespace: &str) {
     if let Err(error) = ip(&format!("netns del {namespace}")) {
         eprintln!("cannot delete the namespace {namespace}: {error:#}");
     }
+    // Not all have such a folder.
+    drop(std::fs::remove_dir_all(Path::new("/etc/netns").join(namespace)));
 }

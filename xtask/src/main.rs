@@ -15,6 +15,7 @@ mod demo;
 mod e2e;
 mod fleet;
 mod fuzz;
+mod grid;
 mod lab;
 mod packages;
 mod run;
@@ -57,6 +58,18 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
+    /// Puts two machines in every pair of places, behind NATs for instance, and prints how they reach each other.
+    Grid {
+        /// Only with this at the other end.
+        #[arg(long)]
+        peer: Option<grid::Peer>,
+        /// Prints one JSON object a cell.
+        #[arg(long)]
+        json: bool,
+        /// Only pairs with this place in them, or with these two.
+        #[arg(num_args = 0..=2)]
+        places: Vec<String>,
+    },
     /// Measures and prints figures and ratios: one thing, or all.
     Bench {
         #[command(subcommand)]
@@ -82,6 +95,7 @@ fn main() -> ExitCode {
         Command::Test { long: true } => test::long(),
         Command::Demo { keep } => demo::show(keep),
         Command::E2e { name, list } => e2e::command(name.as_deref(), list),
+        Command::Grid { peer, json, places } => grid::command(peer, &places, json),
         Command::Bench { what } => bench::command(what.as_ref()),
         Command::Traffic(traffic) => traffic::run(&traffic),
         Command::Fuzz { seconds, name } => fuzz::search(seconds, name.as_deref()),

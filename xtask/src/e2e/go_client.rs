@@ -1,110 +1,10 @@
 //! The official Go client, as Caddy with its plugin.
 
 use super::Context;
-use crate::fleet::{Node, PATIENCE, Server, icmp};
-use crate::lab::{Host, Lab, Process, wait_for};
+use crate::fleet::{GoClient, Node, PATIENCE, Server, address_of, fetch, icmp, last_lines};
+use crate::lab::{Lab, Process, wait_for};
 use crate::packages;
 use anyhow::{Context as _, Result, ensure};
-use std::path::Path;
-
-/// One Go client on a host: serves a page on its tailnet address and proxies 127.0.0.1:8000 into the tailnet.
-pub(super) struct GoClient {
-    host: Host,
-    process: Process,
-}
-
-impl GoClient {
-    /// Starts it as node `name`: port 80 on the tailnet answers `page`, local port 8000 goes to `http://<target>`.
-    ///
-    /// Over UDP, port 443 speaks HTTP/3.
-    pub(super) fn start(
-        host: &Host,
-        caddy: &Path,
-        server: &Server,
-        key: &str,
-        page: &str,
-        target: &str,
-    ) -> Result<Self> {
-        let name = &host.name;
-        let url = &server.url;
-        let text = format!(
-            "{{\n admin off\n debug\n auto_https off\n tailscale {{\n  auth_key {key}\n  control_url {url}\n  state_dir ./{name}-go-state\n }}\n}}\n\
-             http://:80 {{\n bind tailscale/{name}\n respond \"{page}\"\n}}\n\
-             https://{name}.test:443 {{\n bind tailscale/{name}\n tls internal\n respond \"{page}\"\n}}\n\
-             http://127.0.0.1:8000 {{\n bind 127.0.0.1\n reverse_proxy http://{target} {{\n  transport tailscale {name}\n }}\n}}\n"
-        );
-        let file = host.dir().join(format!("{name}.Caddyfile"));
-        std::fs::write(&file, text)?;
-        // Of its own: Caddy makes a certificate authority there.
-        let home = host.dir().join(format!("{name}-home")).to_string_lossy().into_owned();
-        let config = file.to_string_lossy().into_owned();
-        let process = host.spawn_env(
-            "caddy",
-            caddy,
-            &["run", "--adapter", "caddyfile", "--config", &config],
-            &[
-                ("TS_NO_LOGS_NO_SUPPORT", "true"),
-                ("TS_LOGS_DIR", &home),
-                ("HOME", &home),
-                ("XDG_DATA_HOME", &home),
-                ("XDG_CONFIG_HOME", &home),
-                ("TS_PANIC_IF_HIT_MAIN_CONTROL", "1"),
-            ],
-        )?;
-        Ok(Self { host: host.clone(), process })
-    }
-
-    /// Fetches its local port 8000, which goes through the tailnet to the target, until `page` comes back.
-    pub(super) fn wait_page(&self, page: &str) -> Result<()> {
-        let what = format!("the page through the Go client on {}", self.host.name);
-        wait_for(&what, PATIENCE * 2, || {
-            let text = fetch(&self.host, "http://127.0.0.1:8000/").ok()?;
-            (text == page).then_some(())
-        })
-        .with_context(|| format!("its log ends with:\n{}", last_lines(&self.process.log())))
-    }
-
-    /// Returns the end of its log.
-    pub(super) fn log_end(&self) -> String {
-        last_lines(&self.process.log())
-    }
-
-    /// Goes on fetching `page` until the log says that packets go directly to the address of `peer` on the switch.
-    fn wait_direct(&self, page: &str, peer: &Host) -> Result<()> {
-        let sign = format!("{DIRECT}{}:", peer.address);
-        wait_for(&format!("a direct path from {} to {}", self.host.name, peer.name), PATIENCE, || {
-            self.wait_page(page).ok()?;
-            self.process.log().contains(&sign).then_some(())
-        })
-        .with_context(|| format!("its log ends with:\n{}", last_lines(&self.process.log())))
-    }
-}
-
-/// What the Go client logs before the address when packets to a peer begin to go directly.
-const DIRECT: &str = " now using ";
-
-fn fetch(host: &Host, url: &str) -> Result<String> {
-    host.run("curl").args("-sS -g --fail --max-time 5").arg(url).output()
-}
-
-fn last_lines(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().collect();
-    lines.get(lines.len().saturating_sub(40)..).unwrap_or_default().join("\n")
-}
-
-/// Returns the IPv4 address of the node with this host name, as the server lists it.
-pub(super) fn address_of(server: &Server, name: &str) -> Result<String> {
-    wait_for(&format!("{name} to be registered"), PATIENCE * 2, || {
-        let list = server.admin(&["--json", "node", "list"]).ok()?;
-        let nodes: serde_json::Value = serde_json::from_str(&list).ok()?;
-        let node = nodes.as_array()?.iter().find(|node| {
-            node.get("name")
-                .and_then(serde_json::Value::as_str)
-                .is_some_and(|full| full.split('.').next() == Some(name))
-        })?;
-        node.get("addresses")?.as_array()?.first()?.as_str().map(str::to_owned)
-    })
-}
 
 /// Starts two Go clients that fetch from each other.
 fn two(context: &Context, title: &str, udp: bool) -> Result<()> {
@@ -116,15 +16,15 @@ fn two(context: &Context, title: &str, udp: bool) -> Result<()> {
     }
     let server = Server::start(&context.warren, &lab.host("server"), &[])?;
     let key = server.invite(&["--reusable"])?.key;
-    let alpha = GoClient::start(&lab.host("alpha"), &caddy, &server, &key, "page of alpha", "beta")?;
-    let beta = GoClient::start(&lab.host("beta"), &caddy, &server, &key, "page of beta", "alpha")?;
+    let alpha = GoClient::start(&lab.host("alpha"), &caddy, &server.url, &key, "page of alpha", "beta")?;
+    let beta = GoClient::start(&lab.host("beta"), &caddy, &server.url, &key, "page of beta", "alpha")?;
     alpha.wait_page("page of beta")?;
     beta.wait_page("page of alpha")?;
     if udp {
         alpha.wait_direct("page of beta", &beta.host)?;
         return beta.wait_direct("page of alpha", &alpha.host);
     }
-    ensure!(!alpha.process.log().contains(DIRECT), "a direct path without UDP");
+    ensure!(!alpha.has_been_direct(), "a direct path without UDP");
     Ok(())
 }
 
@@ -163,7 +63,7 @@ fn mixed(context: &Context, title: &str, udp: bool) -> Result<Mixed> {
     let mut page = alpha.host.spawn("page", &me, &["traffic", "http", &format!("{alpha4}:80"), "page of alpha"])?;
     page.wait_log("listening", PATIENCE)?;
     let target = alpha4.clone();
-    let gopher = GoClient::start(&lab.host("gopher"), &caddy, &server, &invitation.key, "page of gopher", &target)?;
+    let gopher = GoClient::start(&lab.host("gopher"), &caddy, &server.url, &invitation.key, "page of gopher", &target)?;
     let gopher_address = address_of(&server, "gopher")?;
     let mixed = Mixed { server, gopher, alpha, gopher_address, _page: page, _lab: lab };
     mixed.both_ways()?;

@@ -3,7 +3,7 @@
 //! Times are printed and only bounded generously: they are for the reports, the effect is what is tested.
 
 use super::Context;
-use super::go_client::{GoClient, address_of};
+use crate::fleet::{GoClient, address_of};
 use crate::fleet::{Node, PATIENCE, Server};
 use crate::lab::{Host, Lab, Process, wait_for};
 use crate::packages;
@@ -123,7 +123,7 @@ fn mixed(context: &Context, title: &str) -> Result<Mixed> {
     let alpha = Node::start(&context.warren, &lab.host("alpha"))?;
     alpha.up(&invitation, &[])?;
     let (alpha_address, _) = alpha.addresses()?;
-    let gopher = GoClient::start(&lab.host("gopher"), &caddy, &server, &invitation.key, "page", &alpha_address)?;
+    let gopher = GoClient::start(&lab.host("gopher"), &caddy, &server.url, &invitation.key, "page", &alpha_address)?;
     let gopher_address = address_of(&server, "gopher")?;
     Ok(Mixed { server, alpha, gopher, alpha_address, gopher_address, lab })
 }

@@ -1,7 +1,7 @@
 //! The official Rust client, in a small program of its own workspace under `interop/rust-client`.
 
 use super::Context;
-use super::go_client::{GoClient, address_of};
+use crate::fleet::{GoClient, address_of};
 use crate::fleet::{Node, PATIENCE, Server};
 use crate::lab::{Lab, Process};
 use crate::packages;
@@ -26,7 +26,7 @@ fn server_and_go_client(context: &Context, lab: &Lab) -> Result<(Server, GoClien
     let caddy = packages::caddy()?;
     let server = Server::start(&context.warren, &lab.host("server"), &["--relay-insecure-for-tests"])?;
     let key = server.invite(&["--reusable"])?.key;
-    let gopher = GoClient::start(&lab.host("gopher"), &caddy, &server, &key, "page of gopher", "gopher")?;
+    let gopher = GoClient::start(&lab.host("gopher"), &caddy, &server.url, &key, "page of gopher", "gopher")?;
     let page = format!("page:{}:80=page of gopher", address_of(&server, "gopher")?);
     Ok((server, gopher, key, page))
 }

@@ -4,38 +4,29 @@ use super::{Host, Lab, Process, ip};
 use anyhow::{Context, Result};
 use std::path::Path;
 
-/// How a router maps the UDP ports of those behind it, by RFC 4787. All filter by address and port.
+/// How a router maps the UDP ports of those behind it, by RFC 4787. They filter by address and port, if not said
+/// otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Nat {
     /// One outside port for all destinations, usually that of the inside.
     Easy,
     /// Another outside port for every destination.
     Hard,
+    /// As easy, but whoever sends to a port that is in use comes in.
+    Cone,
 }
 
 impl Lab {
-    /// Makes a host behind `router`, which becomes a NAT. The router's outside address is `9.91.0.n` with the number of
-    /// its address on the switch: one that port mapping services take for a public one.
+    /// Makes a host behind `router`, which becomes a NAT. A router on the switch has the outside address `9.91.0.n` with
+    /// the number of its address there: one that port mapping services take for a public one.
     pub(crate) fn add_behind(&mut self, router: &Host, nat: Nat, name: &str) -> Result<Host> {
-        let number = router.address.rsplit('.').next().unwrap_or_default();
-        let outside = router.outside();
-        for host in &self.hosts {
-            let has_route = host.run("ip").args("route show 9.91.0.0/24").output()?;
-            if has_route.trim().is_empty() && host.address.starts_with("10.91.") {
-                ip(&format!("-n {} route add 9.91.0.0/24 dev eth0", host.namespace))?;
-            }
+        let inside = router.inside();
+        let host = self.make(name, format!("{inside}.2"))?;
+        let namespace = &host.namespace;
+        if router.outside() != router.address {
+            ip(&format!("-n {} address add {}/24 dev eth0", router.namespace, router.outside()))?;
         }
-        let (namespace, inside) = (self.namespace(name), format!("192.168.{number}"));
-        ip(&format!("netns add {namespace}"))?;
-        let host = Host {
-            namespace: namespace.clone(),
-            name: name.to_owned(),
-            address: format!("{inside}.2"),
-            dir: self.dir.clone(),
-        };
-        self.hosts.push(host.clone());
         for words in [
-            format!("-n {} address add {outside}/24 dev eth0", router.namespace),
             format!("-n {} link add lan0 type veth peer name eth0 netns {namespace}", router.namespace),
             format!("-n {} address add {inside}.1/24 dev lan0", router.namespace),
             format!("-n {} link set lan0 up", router.namespace),
@@ -59,26 +50,50 @@ impl Host {
         self.address.replacen("10.91.", "9.91.", 1)
     }
 
+    /// The first three numbers of the network behind this router.
+    fn inside(&self) -> String {
+        let number = |part: Option<&str>| part.unwrap_or_default().to_owned();
+        let mut parts = self.address.rsplit('.');
+        let (last, third) = (number(parts.next()), number(parts.next()));
+        // Behind a carrier: another network than the router's own.
+        if self.address.starts_with("192.168.") { format!("172.20.{third}") } else { format!("192.168.{last}") }
+    }
+
+    /// The address of the router that this host is behind.
+    pub(crate) fn gateway(&self) -> String {
+        let (network, _) = self.address.rsplit_once('.').unwrap_or_default();
+        format!("{network}.1")
+    }
+
     fn route_with(&self, nat: Nat, inside: &str) -> Result<()> {
         let random = if nat == Nat::Hard { " fully-random" } else { "" };
+        // Ports that were used, and by whom; conntrack keeps them, as there is nobody else behind the router.
+        let (map, learn, find) = if nat == Nat::Cone {
+            (
+                "map cone { type inet_service : ipv4_addr . inet_service; flags dynamic,timeout; timeout 60s; size 1000; }\n ",
+                "iifname \"lan0\" meta l4proto udp update @cone { udp sport : ip saddr . udp sport }; ",
+                "iifname \"eth0\" meta l4proto udp dnat ip to udp dport map @cone; ",
+            )
+        } else {
+            ("", "", "")
+        };
+        let accept = if nat == Nat::Cone { "ct status dnat accept; " } else { "" };
         // Unasked packets to the router itself are dropped, as by routers at home: one that accepts them spoils hole
         // punching. The empty chains are for the port mapping service.
         let rules = format!(
-            "table inet filter {{\n \
+            "table inet filter {{\n {map}\
              chain input {{ type filter hook input priority 0; iifname \"eth0\" ct state new meta l4proto udp drop; }}\n \
-             chain forward {{ type filter hook forward priority 0; policy drop; ct state established,related accept; \
+             chain forward {{ type filter hook forward priority 0; policy drop; {learn}ct state established,related accept; {accept}\
              iifname \"lan0\" accept; jump miniupnpd; }}\n \
              chain miniupnpd {{ }}\n \
-             chain prerouting {{ type nat hook prerouting priority -100; jump prerouting_miniupnpd; }}\n \
+             chain prerouting {{ type nat hook prerouting priority -100; {find}jump prerouting_miniupnpd; }}\n \
              chain prerouting_miniupnpd {{ }}\n \
              chain postrouting {{ type nat hook postrouting priority 100; jump postrouting_miniupnpd; \
              ip saddr {inside}.0/24 oifname \"eth0\" snat ip to {}{random}; }}\n \
              chain postrouting_miniupnpd {{ }}\n}}\n",
             self.outside()
         );
-        let file = self.dir.join(format!("{}.nft", self.name));
-        std::fs::write(&file, rules)?;
-        self.run("nft").arg("-f").arg(&file).output().map(drop)
+        self.rules(&rules)
     }
 
     /// Gives those behind this router another outside address, which it must have.
