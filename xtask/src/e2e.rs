@@ -31,6 +31,7 @@ const TESTS: &[Test] = &[
     Test { name: "killed_node_leaves_nothing_and_comes_back", body: two_nodes::killed_node },
     Test { name: "killed_server_drops_no_tunnel", body: two_nodes::killed_server },
     Test { name: "killed_relay_brings_its_sessions_back", body: two_nodes::killed_relay },
+    Test { name: "strangers_get_no_byte_back", body: two_nodes::strangers },
     Test { name: "easy_nats_are_punched_through", body: nat::easy_nats },
     Test { name: "port_mapping_leads_through_hard_nats", body: nat::port_mapping },
     Test { name: "failures_say_what_to_do", body: failures::messages },

@@ -168,7 +168,9 @@ impl Pair {
             Place::NoUdp | Place::Proxy => false,
             Place::Dual => true,
             Place::V6Only => family == 6,
-            _ => family == 4,
+            Place::Open | Place::Easy | Place::Hard | Place::Cone | Place::Double | Place::Firewall | Place::Mapped => {
+                family == 4
+            }
         };
         let shares = |family| has(self.a, family) && has(self.b, family);
         if shares(6) {

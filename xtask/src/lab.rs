@@ -14,6 +14,10 @@ pub(crate) use router::Nat;
 
 use crate::run::{Run, target};
 use anyhow::{Context, Result, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::fs::File;
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -174,6 +178,18 @@ impl Host {
             "delete table inet lab\n"
         };
         self.rules(rules)
+    }
+
+    /// Binds a UDP socket inside this host; it works from everywhere then.
+    pub(crate) fn bind(&self, address: &'static str) -> Result<UdpSocket> {
+        let path = format!("/run/netns/{}", self.namespace);
+        // A namespace is a matter of the thread, and this one ends with it.
+        let bound = std::thread::spawn(move || -> Result<UdpSocket> {
+            let namespace = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            UdpSocket::bind(address).with_context(|| format!("cannot bind {address}"))
+        });
+        bound.join().map_err(|_| anyhow::anyhow!("the thread that binds {address} panicked"))?
     }
 
     /// The directory of the lab this host is in.

@@ -3,7 +3,11 @@
 use super::Context;
 use crate::fleet::{Node, PATIENCE, Server, icmp, transfer};
 use crate::lab::{Lab, wait_for};
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+use warren_wg::Tunnels;
+use warren_wire::key::{NodeKey, NodeSecret};
 
 /// A server and the nodes alpha and beta, joined.
 struct Pair {
@@ -130,6 +134,48 @@ pub(super) fn killed_relay(context: &Context) -> Result<()> {
     ensure!(pair.alpha.direct_path("beta")?.is_none(), "a direct path without UDP");
     let after = sessions(&pair.alpha) + sessions(&pair.beta);
     ensure!(after <= before + 2, "{} handshakes for one interruption", after - before);
+    Ok(())
+}
+
+/// Whoever has no key that the network accepts gets no byte back from a node, though it knows address and key.
+pub(super) fn strangers(context: &Context) -> Result<()> {
+    let lab = Lab::new("strangers", &["server", "alpha", "beta", "stranger"])?;
+    let server = Server::start(&context.warren, &lab.host("server"), &[])?;
+    let invitation = server.invite(&["--reusable"])?;
+    let [alpha, beta] = ["alpha", "beta"].map(|name| Node::start(&context.warren, &lab.host(name)));
+    let (alpha, beta) = (alpha?, beta?);
+    alpha.up(&invitation, &[])?;
+    beta.up(&invitation, &[])?;
+    let port = beta.wait_direct("alpha")?.rsplit(':').next().unwrap_or_default().to_owned();
+    let status = alpha.status()?;
+    let own = status.get("Self").and_then(|own| own.get("PublicKey")).and_then(serde_json::Value::as_str);
+    let own: NodeKey = own.unwrap_or_default().parse().ok().context("the status shows no key of its own")?;
+
+    // A handshake as good as one can be without a key that alpha knows, disco of an unknown key, STUN, data, nonsense.
+    let mut tunnels = Tunnels::new(
+        NodeSecret::from_bytes([9; 32]),
+        Arc::default(),
+        [1; 32],
+        Instant::now(),
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?,
+    );
+    ensure!(tunnels.add_peer(own), "the tunnel takes the key");
+    tunnels.start_handshake(&own, Instant::now())?;
+    let initiation = tunnels.poll_transmit().context("the handshake begins with a message")?.bytes;
+    let mut disco = b"TS\xf0\x9f\x92\xac".to_vec();
+    disco.extend([7; 120]);
+    let stun = [&[0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42][..], &[3; 12]].concat();
+    let data = [&[4, 0, 0, 0][..], &[0; 60]].concat();
+    let socket = lab.host("stranger").bind("0.0.0.0:0")?;
+    for message in [&initiation, &disco, &stun, &data, &vec![0xff; 1200]] {
+        socket.send_to(message, format!("{}:{port}", alpha.host.address))?;
+    }
+    // Alpha takes what arrives in its order: when it has answered a friend, it has seen all that.
+    let (to_alpha, _) = alpha.addresses()?;
+    icmp(&beta.host, &to_alpha, 3)?;
+    socket.set_nonblocking(true)?;
+    let answer = socket.recv(&mut [0; 2048]);
+    ensure!(answer.is_err(), "a stranger got {answer:?} bytes");
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use crate::lab::{Host, Lab, Process, wait_for};
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use core::{Core, bind};
+use core::Core;
 use std::path::Path;
 use std::time::Duration;
 use warren_wire::key::NodeSecret;
@@ -35,7 +35,7 @@ pub(super) fn interop(_: &Context) -> Result<()> {
     let lab = Lab::new("wireguard_go", &["core", "go"])?;
     let (here, there) = (lab.host("core"), lab.host("go"));
     let mut go = WireguardGo::start(&there)?;
-    let socket = bind(&here, "0.0.0.0:0")?;
+    let socket = here.bind("0.0.0.0:0")?;
     go.introduce(&format!("{}:{}", here.address, socket.local_addr()?.port()))?;
     let mut core = Core::new(socket, format!("{}:{PORT}", there.address).parse()?)?;
 
@@ -64,7 +64,7 @@ pub(super) fn interop(_: &Context) -> Result<()> {
 
 /// Either side changes its address, and the other follows.
 fn roaming(here: &Host, go: &mut WireguardGo, core: &mut Core) -> Result<()> {
-    let socket = bind(here, "0.0.0.0:0")?;
+    let socket = here.bind("0.0.0.0:0")?;
     let endpoint = format!("{}:{}", here.address, socket.local_addr()?.port());
     core.move_to(socket);
     core.ping(100).context("from another port")?;
@@ -77,7 +77,7 @@ fn roaming(here: &Host, go: &mut WireguardGo, core: &mut Core) -> Result<()> {
     core.ping(100)?;
 
     // To another family: what we send first from there tells them.
-    core.move_to(bind(here, "[::]:0")?);
+    core.move_to(here.bind("[::]:0")?);
     core.send_to(format!("[fd91::3]:{OTHER_PORT}").parse()?);
     core.ping(100).context("over IPv6")?;
     ensure!(go.wg("endpoints")?.contains("[fd91::2]"), "wireguard-go follows: {}", go.wg("endpoints")?);
@@ -121,9 +121,9 @@ fn cookies(here: &Host, there: &Host, go: &mut WireguardGo, core: &mut Core) -> 
     go.ping(core, 10).context("with us under load")?;
     core.flooded = false;
 
-    core.move_to(bind(here, "0.0.0.0:0")?);
+    core.move_to(here.bind("0.0.0.0:0")?);
     core.send_to(format!("{}:{PORT}", there.address).parse()?);
-    let flood = core::Flood::new(bind(here, "0.0.0.0:0")?, core.endpoint)?;
+    let flood = core::Flood::new(here.bind("0.0.0.0:0")?, core.endpoint)?;
     core.forget();
     flood.until_loaded()?;
     core.begin()?;

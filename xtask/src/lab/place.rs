@@ -79,48 +79,56 @@ pub(crate) struct Placed {
 impl Lab {
     /// Makes a host called `name` in a place.
     pub(crate) fn place(&mut self, name: &str, place: Place) -> Result<Placed> {
-        let router = format!("r{name}");
         let (mut environment, mut daemon) = (Vec::new(), None);
         let host = match place {
-            Place::Open | Place::Dual | Place::V6Only | Place::Firewall | Place::NoUdp => {
+            Place::Dual => self.add(name)?,
+            Place::Open => self.without_family(name, "-6")?,
+            Place::V6Only => self.without_family(name, "-4")?,
+            Place::NoUdp => {
                 let host = self.add(name)?;
-                match place {
-                    Place::Open => host.without_family("-6")?,
-                    Place::V6Only => host.without_family("-4")?,
-                    Place::NoUdp => host.block_udp(true)?,
-                    Place::Firewall => {
-                        host.without_family("-6")?;
-                        host.rules(FIREWALL)?;
-                    }
-                    _ => {}
-                }
+                host.block_udp(true)?;
                 host
             }
-            Place::Easy | Place::Hard | Place::Cone | Place::Mapped | Place::Proxy => {
-                let router = self.add(&router)?;
-                let nat = match place {
-                    Place::Hard | Place::Mapped => Nat::Hard,
-                    Place::Cone => Nat::Cone,
-                    _ => Nat::Easy,
-                };
-                let host = self.add_behind(&router, nat, name)?;
-                if place == Place::Mapped {
-                    daemon = Some(router.map_ports()?);
-                }
-                if place == Place::Proxy {
-                    daemon = Some(router.proxy(&host)?);
-                    let url = format!("http://{}:8888", host.gateway());
-                    environment.extend(["HTTPS_PROXY", "HTTP_PROXY"].map(|name| (name.to_owned(), url.clone())));
-                }
+            Place::Firewall => {
+                let host = self.without_family(name, "-6")?;
+                host.rules(FIREWALL)?;
+                host
+            }
+            Place::Easy => self.behind(name, Nat::Easy)?.1,
+            Place::Hard => self.behind(name, Nat::Hard)?.1,
+            Place::Cone => self.behind(name, Nat::Cone)?.1,
+            Place::Mapped => {
+                let (router, host) = self.behind(name, Nat::Hard)?;
+                daemon = Some(router.map_ports()?);
+                host
+            }
+            Place::Proxy => {
+                let (router, host) = self.behind(name, Nat::Easy)?;
+                daemon = Some(router.proxy(&host)?);
+                let url = format!("http://{}:8888", host.gateway());
+                environment.extend(["HTTPS_PROXY", "HTTP_PROXY"].map(|name| (name.to_owned(), url.clone())));
                 host
             }
             Place::Double => {
-                let carrier = self.add(&format!("c{name}"))?;
-                let router = self.add_behind(&carrier, Nat::Easy, &router)?;
+                let (_, router) = self.behind(&format!("r{name}"), Nat::Easy)?;
                 self.add_behind(&router, Nat::Easy, name)?
             }
         };
         Ok(Placed { host, environment, _daemon: daemon })
+    }
+
+    /// Makes a host behind a new router on the switch; returns both.
+    fn behind(&mut self, name: &str, nat: Nat) -> Result<(Host, Host)> {
+        let router = self.add(&format!("r{name}"))?;
+        let host = self.add_behind(&router, nat, name)?;
+        Ok((router, host))
+    }
+
+    /// Makes a host on the switch without one family: without IPv4 with `-4`, without IPv6 with `-6`.
+    fn without_family(&mut self, name: &str, family: &str) -> Result<Host> {
+        let host = self.add(name)?;
+        ip(&format!("-n {} {family} address flush dev eth0", host.namespace))?;
+        Ok(host)
     }
 }
 
@@ -133,13 +141,8 @@ const FIREWALL: &str = "table inet lab {\n \
 const NO_FORWARDING: &str = "table inet lab {\n chain out { type filter hook forward priority 10; drop; }\n}\n";
 
 impl Host {
-    /// Takes one family away, `-4` or `-6`.
-    fn without_family(&self, family: &str) -> Result<()> {
-        ip(&format!("-n {} {family} address flush dev eth0", self.namespace))
-    }
-
     /// Starts an HTTP proxy on this router, the only way out for `inside`.
-    fn proxy(&self, inside: &Host) -> Result<Process> {
+    fn proxy(&self, inside: &Self) -> Result<Process> {
         packages::debian(&[("tinyproxy", "tinyproxy-bin")])?;
         self.rules(NO_FORWARDING)?;
         let config =

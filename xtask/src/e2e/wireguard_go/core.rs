@@ -2,14 +2,10 @@
 
 use super::icmp::{self, Ping};
 use super::{OURS, THEIRS, our_secret, their_secret};
-use crate::lab::Host;
 use anyhow::{Context, Result, bail, ensure};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
-use std::fs::File;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use warren_wg::{Event, HEADROOM, MessageType, Origin, Session, SessionTable, TAILROOM, Tunnels};
@@ -18,18 +14,6 @@ use warren_wire::key::{NodeKey, NodeSecret};
 const MTU: usize = 1420;
 /// Pings on their way at once.
 const WINDOW: usize = 20;
-
-/// Binds a socket inside a host; it works from everywhere then.
-pub(super) fn bind(host: &Host, address: &'static str) -> Result<UdpSocket> {
-    let path = format!("/run/netns/{}", host.namespace);
-    // A namespace is a matter of the thread, and this one ends with it.
-    let bound = std::thread::spawn(move || -> Result<UdpSocket> {
-        let namespace = File::open(&path).with_context(|| format!("cannot open {path}"))?;
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-        UdpSocket::bind(address).with_context(|| format!("cannot bind {address}"))
-    });
-    bound.join().map_err(|_| anyhow::anyhow!("the thread that binds {address} panicked"))?
-}
 
 /// Messages by kind.
 #[derive(Debug, Default)]
