@@ -32,6 +32,10 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 const ANSWER_MAX: usize = 4 << 10;
 /// Port of a relay whose port the map does not say.
 const DEFAULT_PORT: u16 = 443;
+/// Longest wait that a relay can ask for before we come back after its restart.
+const RECONNECT_IN_MAX: Duration = Duration::from_secs(60);
+/// Longest time for which a relay can ask us to try again soon.
+const TRY_FOR_MAX: Duration = Duration::from_secs(300);
 /// Text before the hash of a pinned certificate.
 const PIN_PREFIX: &str = "sha256-raw:";
 
@@ -107,6 +111,13 @@ pub enum Received {
     Ping([u8; 8]),
     /// Answers our ping.
     Pong([u8; 8]),
+    /// The relay is about to restart.
+    Restarting {
+        /// Wait at least this long before coming back; at most a minute.
+        reconnect_in: Duration,
+        /// Then keep trying for so long; at most five minutes.
+        try_for: Duration,
+    },
     /// A trouble with this connection in at most 200 printable letters; empty: it is over.
     Health(String),
     /// A sign of life, or something that needs no answer.
@@ -315,6 +326,10 @@ impl ClientReader {
             Frame::PeerGone { key, reason } => Received::PeerGone { key, reason },
             Frame::Ping(data) => Received::Ping(data),
             Frame::Pong(data) => Received::Pong(data),
+            Frame::Restarting { reconnect_in_millis, try_for_millis } => Received::Restarting {
+                reconnect_in: Duration::from_millis(reconnect_in_millis.into()).min(RECONNECT_IN_MAX),
+                try_for: Duration::from_millis(try_for_millis.into()).min(TRY_FOR_MAX),
+            },
             Frame::Health(text) => {
                 Received::Health(text.chars().filter(|letter| !letter.is_control()).take(200).collect())
             }

@@ -2,11 +2,12 @@
 //!
 //! Rules of Tailscale `derp/derpserver`: all connections of one key stay open; the one that wrote last gets the packets.
 //! Each connection has two bounded queues, one for disco, so that bulk traffic cannot starve the messages that lead
-//! away from the relay. A full queue drops its oldest packets.
+//! away from the relay.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -15,36 +16,15 @@ use warren_wire::derp::{Frame, GoneReason};
 use warren_wire::disco;
 use warren_wire::key::NodeKey;
 
-/// Packets that wait in each queue of a connection.
-const QUEUE_PACKETS: usize = 32;
-/// Bytes that wait in each queue of a connection: plenty for packets of common size, and no more than two of the
-/// largest, with which few senders could fill the memory of a relay otherwise.
-const QUEUE_BYTES: usize = 160 << 10;
+use crate::counters::{Counters, DropReason};
+use crate::queue::Queue;
+
 /// Connections that one key may have; one more ends the one that has been silent longest.
 const PER_KEY: usize = 8;
 /// Notices of absent peers that wait for a connection; older ones are dropped.
 const NOTICES: usize = 64;
 /// Peers that are told when a key leaves; a key that writes to more leaves the rest untold.
 const WATCHERS: usize = 1024;
-
-/// Counts what a relay does.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Connections open now.
-    pub connections: AtomicU64,
-    /// Connections admitted since the start.
-    pub admitted: AtomicU64,
-    /// Connections whose key was not admitted.
-    pub rejected: AtomicU64,
-    /// Packets put into a queue.
-    pub packets: AtomicU64,
-    /// Bytes of those packets.
-    pub bytes: AtomicU64,
-    /// Packets for a key that is not here.
-    pub dropped_unknown: AtomicU64,
-    /// Packets pushed out of a full queue.
-    pub dropped_queue: AtomicU64,
-}
 
 /// Everything that a relay knows.
 #[derive(Debug, Default)]
@@ -71,6 +51,17 @@ pub(crate) struct Connection {
     pub(crate) wake: Notify,
     /// Set when the connection must end.
     pub(crate) closed: CancellationToken,
+    /// What the client takes besides the frames that every client takes.
+    pub(crate) dialect: Dialect,
+}
+
+/// Which frames a client understands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// All, or it skips what it does not know: the Go client and ours.
+    Full,
+    /// Only what carries packets: the Rust client ends the connection at anything else. Source: paths.md §1.12.
+    Plain,
 }
 
 /// What waits for one connection.
@@ -78,20 +69,16 @@ pub(crate) struct Connection {
 struct Queues {
     notices: VecDeque<(NodeKey, GoneReason)>,
     pong: Option<[u8; 8]>,
+    /// When to come back, and how long to try.
+    restarting: Option<(Duration, Duration)>,
     disco: Queue,
     data: Queue,
-}
-
-/// Frames in order, bounded in number and bytes.
-#[derive(Debug, Default)]
-struct Queue {
-    frames: VecDeque<Bytes>,
-    bytes: usize,
+    ended: bool,
 }
 
 /// What a packet is to a relay, which cannot read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// Path discovery.
     Disco,
     /// Anything else.
@@ -99,6 +86,24 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    pub(crate) const ALL: [Self; 2] = [Self::Disco, Self::Data];
+
+    /// Returns the one of two values, of disco and of others, that is this kind's.
+    pub(crate) const fn of_two<T>(self, values: &[T; 2]) -> &T {
+        let [disco, data] = values;
+        match self {
+            Self::Disco => disco,
+            Self::Data => data,
+        }
+    }
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Disco => "disco",
+            Self::Data => "other",
+        }
+    }
+
     pub(crate) fn of(packet: &[u8]) -> Self {
         if disco::looks_like_disco(packet) { Self::Disco } else { Self::Data }
     }
@@ -120,8 +125,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Hub {
     /// Adds a connection of `key`, which becomes the active one.
-    pub(crate) fn join(&self, key: NodeKey, closed: CancellationToken) -> Arc<Connection> {
-        let connection = Arc::new(Connection { key, queues: Mutex::default(), wake: Notify::new(), closed });
+    pub(crate) fn join(&self, key: NodeKey, closed: CancellationToken, dialect: Dialect) -> Arc<Connection> {
+        let connection = Arc::new(Connection { key, queues: Mutex::default(), wake: Notify::new(), closed, dialect });
         let mut keys = locked(&self.keys);
         let connections = &mut keys.entry(key).or_default().connections;
         // Those that are ending count, too, until their tasks have ended.
@@ -143,6 +148,9 @@ impl Hub {
         entry.connections.retain(|other| !Arc::ptr_eq(other, connection));
         if entry.connections.len() < before {
             self.counters.connections.fetch_sub(1, Ordering::Relaxed);
+            for (kind, waiting) in connection.end() {
+                self.counters.drop(DropReason::Gone, kind, waiting);
+            }
         }
         if !entry.connections.is_empty() {
             return;
@@ -174,14 +182,20 @@ impl Hub {
         }
         drop(keys);
         let Some(active) = active else {
-            self.counters.dropped_unknown.fetch_add(1, Ordering::Relaxed);
+            self.counters.drop(DropReason::UnknownDestination, kind, 1);
             return Delivery::Absent;
         };
-        self.counters.packets.fetch_add(1, Ordering::Relaxed);
-        self.counters.bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
-        let dropped = active.push(frame, kind);
-        self.counters.dropped_queue.fetch_add(dropped, Ordering::Relaxed);
+        self.counters.pass(kind, frame.len());
+        match active.push(from.key, frame, kind) {
+            Some(dropped) => self.counters.drop(DropReason::QueueFull, kind, dropped),
+            None => self.counters.drop(DropReason::Gone, kind, 1),
+        }
         Delivery::Queued
+    }
+
+    /// Returns all connections that are open.
+    pub(crate) fn connections(&self) -> Vec<Arc<Connection>> {
+        locked(&self.keys).values().flat_map(|entry| entry.connections.iter().map(Arc::clone)).collect()
     }
 
     /// Ends all connections of a key.
@@ -213,43 +227,33 @@ impl Entry {
     }
 }
 
-impl Queue {
-    /// Adds a frame, which always has room, and returns how many older ones had to go.
-    fn push(&mut self, frame: Bytes) -> u64 {
-        let mut dropped = 0;
-        while !self.frames.is_empty()
-            && (self.frames.len() >= QUEUE_PACKETS || self.bytes.saturating_add(frame.len()) > QUEUE_BYTES)
-        {
-            self.pop();
-            dropped += 1;
-        }
-        self.bytes = self.bytes.saturating_add(frame.len());
-        self.frames.push_back(frame);
-        dropped
-    }
-
-    fn pop(&mut self) -> Option<Bytes> {
-        let frame = self.frames.pop_front()?;
-        self.bytes = self.bytes.saturating_sub(frame.len());
-        if self.frames.is_empty() {
-            // An idle connection holds no room for packets.
-            self.frames = VecDeque::new();
-        }
-        Some(frame)
-    }
-}
-
 impl Connection {
-    /// Queues a packet and returns how many older ones had to go.
-    fn push(&self, frame: Bytes, kind: Kind) -> u64 {
+    /// Queues a packet and returns how many older ones had to go; `None` if the connection has ended.
+    fn push(&self, from: NodeKey, frame: Bytes, kind: Kind) -> Option<u64> {
         let mut queues = locked(&self.queues);
+        if queues.ended {
+            return None;
+        }
         let dropped = match kind {
-            Kind::Disco => queues.disco.push(frame),
-            Kind::Data => queues.data.push(frame),
+            Kind::Disco => queues.disco.push(from, frame),
+            Kind::Data => queues.data.push(from, frame),
         };
         drop(queues);
         self.wake.notify_one();
-        dropped
+        Some(dropped)
+    }
+
+    /// Takes nothing more, and returns how many packets of each kind were waiting.
+    fn end(&self) -> [(Kind, u64); 2] {
+        let mut queues = locked(&self.queues);
+        let queues = std::mem::replace(&mut *queues, Queues { ended: true, ..Queues::default() });
+        [(Kind::Disco, queues.disco.len() as u64), (Kind::Data, queues.data.len() as u64)]
+    }
+
+    /// Queues the announcement that the relay restarts.
+    pub(crate) fn restarting(&self, reconnect_in: Duration, try_for: Duration) {
+        locked(&self.queues).restarting = Some((reconnect_in, try_for));
+        self.wake.notify_one();
     }
 
     /// Queues the notice that `key` is not here.
@@ -276,8 +280,14 @@ impl Connection {
         if let Some(data) = queues.pong.take() {
             Frame::Pong(data).encode(out);
         }
+        if let Some((reconnect_in, try_for)) = queues.restarting.take() {
+            let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+            let frame =
+                Frame::Restarting { reconnect_in_millis: millis(reconnect_in), try_for_millis: millis(try_for) };
+            frame.encode(out);
+        }
         while out.len() < limit {
-            // Disco first: it is rare, small, and leads away from the relay.
+            // Disco first: it is small, leads away from the relay, and is no more than its queue at a time.
             let Some(frame) = queues.disco.pop().or_else(|| queues.data.pop()) else { break };
             out.extend_from_slice(&frame);
         }

@@ -2,17 +2,21 @@
 
 #![forbid(unsafe_code)]
 
+mod bucket;
 mod certificate;
 mod client;
+mod counters;
 pub mod http;
 mod hub;
 pub mod noise_stream;
 mod pin;
+mod queue;
 mod server;
 mod stun;
 
 pub use certificate::{Certificate, CertificateError, SelfMade};
 pub use client::{ClientError, ClientReader, ClientWriter, ConnectError, Received, connect};
-pub use hub::Counters;
-pub use server::{Admission, ServeError, Server, Taken};
+pub use counters::{Counters, DropReason};
+pub use hub::Kind;
+pub use server::{Admission, RateLimit, ServeError, Server, Taken};
 pub use stun::serve_stun;

@@ -1,9 +1,12 @@
 //! The relay server: connections in, frames between them.
 
 use std::fmt;
+use std::future::{Future, ready};
 use std::io;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,8 +16,10 @@ use tokio_util::sync::CancellationToken;
 use warren_wire::derp::{self, ClientInfo, Frame, FrameError, GoneReason, Reader, ServerInfo};
 use warren_wire::key::{NodeKey, NodeSecret};
 
+use crate::bucket::{Bucket, Rate};
+use crate::counters::Counters;
 use crate::http::{self, HEAD_MAX, Request, Start};
-use crate::hub::{Connection, Counters, Delivery, Hub, Kind};
+use crate::hub::{Connection, Delivery, Dialect, Hub, Kind};
 
 /// Time for a request's head, and between requests of one connection.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
@@ -37,11 +42,33 @@ const READ_BYTES: usize = 4 << 10;
 const PACKET_OFFSET: usize = derp::HEADER_BYTES + 32;
 /// Types of frames for relays of one region among themselves, which this relay does not do: who sends them is wrong here.
 const MESH_ONLY: [u8; 3] = [0x0A, 0x10, 0x11];
-/// Notices that a peer is not here, for each sender: how many at once, and one more for each second.
-const NOTICE_BURST: u32 = 3;
+/// Notices that a peer is not here, for each sender.
+const NOTICES: Rate = Rate { rate: 1, burst: 3 };
+/// What one frame costs at most of a client's rate, and so the least burst: the largest frame's payload.
+const FRAME_COST_MAX: u64 = 32 + derp::PACKET_MAX as u64;
+/// Clients that are told of a restart are asked to come back within this time, each at a moment of its own.
+const RECONNECT_SPREAD: Duration = Duration::from_millis(510);
+/// How long clients are asked to try again soon after a restart.
+const TRY_FOR: Duration = Duration::from_secs(30);
+/// How often a relay that drains looks whether anybody is left.
+const DRAIN_STEP: Duration = Duration::from_millis(20);
+
+/// How much each client may send. Who sends more is read more slowly; nothing is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Bytes a second in the long run, at least 1.
+    pub bytes_per_second: u64,
+    /// Bytes at once; raised to the size of the largest frame.
+    pub burst: u64,
+}
 
 /// Decides who may use a relay.
 pub trait Admission: Send + Sync + 'static {
+    /// Is awaited before [`Self::admit`] is asked about a new connection: the place to ask others, with a deadline.
+    fn prepare<'a>(&'a self, _key: &'a NodeKey, _source: IpAddr) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        Box::pin(ready(()))
+    }
+
     /// Tells whether the holder of `key`, which it has proved to be, may connect from `source`.
     fn admit(&self, key: &NodeKey, source: IpAddr) -> bool;
 }
@@ -55,6 +82,10 @@ struct Inner {
     key: NodeKey,
     admission: Box<dyn Admission>,
     hub: Hub,
+    /// What each client may send: bytes a second, no limit if 0, and burst.
+    rate: [AtomicU64; 2],
+    /// Set when no new connections are taken.
+    draining: CancellationToken,
     stop: CancellationToken,
 }
 
@@ -106,6 +137,9 @@ pub enum ServeError {
     /// The key is not admitted.
     #[error("{0} is not admitted")]
     Refused(NodeKey),
+    /// The relay is about to stop.
+    #[error("the relay restarts")]
+    Draining,
     /// The system gives no randomness.
     #[error("no randomness: {0}")]
     Random(#[from] getrandom::Error),
@@ -116,8 +150,30 @@ impl Server {
     #[must_use]
     pub fn new(secret: NodeSecret, admission: impl Admission) -> Self {
         let key = secret.public();
-        let hub = Hub::default();
-        Self(Arc::new(Inner { secret, key, admission: Box::new(admission), hub, stop: CancellationToken::new() }))
+        Self(Arc::new(Inner {
+            secret,
+            key,
+            admission: Box::new(admission),
+            hub: Hub::default(),
+            rate: Default::default(),
+            draining: CancellationToken::new(),
+            stop: CancellationToken::new(),
+        }))
+    }
+
+    /// Limits what each client may send, also those that are connected; `None` lifts the limit.
+    pub fn set_rate_limit(&self, limit: Option<RateLimit>) {
+        let [rate, burst] = &self.0.rate;
+        burst.store(limit.map_or(0, |limit| limit.burst.max(FRAME_COST_MAX)), Ordering::Relaxed);
+        rate.store(limit.map_or(0, |limit| limit.bytes_per_second.max(1)), Ordering::Relaxed);
+    }
+
+    /// Returns what each client may send now.
+    fn rate(&self) -> Option<Rate> {
+        let [rate, burst] = &self.0.rate;
+        let rate =
+            Rate { rate: rate.load(Ordering::Relaxed), burst: burst.load(Ordering::Relaxed).max(FRAME_COST_MAX) };
+        (rate.rate > 0).then_some(rate)
     }
 
     /// Returns the relay's public key.
@@ -140,6 +196,36 @@ impl Server {
     /// Ends the connections of every key that may no longer be here.
     pub fn retain(&self, stays: impl FnMut(&NodeKey) -> bool) {
         self.0.hub.retain(stays);
+    }
+
+    /// Returns the keys that are connected, each once for every connection.
+    #[must_use]
+    pub fn keys(&self) -> Vec<NodeKey> {
+        self.0.hub.connections().iter().map(|connection| connection.key).collect()
+    }
+
+    /// Prepares the end: takes no new connections, tells the clients that understand it to come back soon, and serves
+    /// those that are here for `time` or until the last has left. [`Self::stop`] then ends what is left.
+    pub async fn drain(&self, time: Duration) {
+        self.0.draining.cancel();
+        let connections = self.0.hub.connections();
+        let mut random = vec![0; connections.len()];
+        if getrandom::fill(&mut random).is_err() {
+            tracing::warn!("no randomness: clients will come back all at once");
+        }
+        for (connection, byte) in connections.iter().zip(random) {
+            if connection.dialect == Dialect::Full {
+                connection.restarting(RECONNECT_SPREAD * u32::from(byte) / 255, TRY_FOR);
+            }
+        }
+        drop(connections);
+        let all_left = async {
+            while self.0.hub.counters.connections.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(DRAIN_STEP).await;
+            }
+        };
+        // Running out of time is the normal end.
+        let _ = timeout(time, all_left).await;
     }
 
     /// Ends all connections.
@@ -208,12 +294,18 @@ impl Server {
             return Err(ServeError::Unexpected);
         };
         let info: ClientInfo = derp::open_info(sealed, &self.0.secret, &key).ok_or(ServeError::Introduction)?;
+        if !key.is_zero() {
+            self.0.admission.prepare(&key, source).await;
+        }
         self.admit(&key, source)?;
+        if self.0.draining.is_cancelled() {
+            return Err(ServeError::Draining);
+        }
         tracing::debug!(key = %key.short(), ?info, "relay client connected");
 
         let mut random = [0; 32];
         getrandom::fill(&mut random)?;
-        let connection = self.0.hub.join(key, self.0.stop.child_token());
+        let connection = self.0.hub.join(key, self.0.stop.child_token(), dialect(&info));
         let _leave = Leave { hub: &self.0.hub, connection: &connection };
         // Once more, now that `disconnect` finds us: the node may have been removed in between.
         self.admit(&key, source)?;
@@ -242,7 +334,7 @@ impl Server {
         if !key.is_zero() && self.0.admission.admit(key, source) {
             return Ok(());
         }
-        self.0.hub.counters.rejected.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.0.hub.counters.rejected.fetch_add(1, Ordering::Relaxed);
         Err(ServeError::Refused(*key))
     }
 
@@ -254,9 +346,17 @@ impl Server {
         connection: &Arc<Connection>,
     ) -> Result<(), ServeError> {
         let hub = &self.0.hub;
-        let mut notices = NoticeBudget::new();
+        let mut notices = Bucket::new(now());
+        let mut sent = Bucket::new(now());
         loop {
             let (kind, len) = read_header(reader, Reader::Server).await?;
+            // Charged before the payload is read: what does not come in time stays with the sender.
+            while let Some(rate) = self.rate()
+                && let Err(wait) = sent.take(len as u64, rate, now())
+            {
+                // The limit may be changed or lifted meanwhile.
+                tokio::time::sleep(wait.min(Duration::from_secs(1))).await;
+            }
             if kind == derp::SEND_PACKET {
                 let len = len.checked_sub(32).ok_or(FrameError::Malformed { kind })?;
                 let mut to = [0; 32];
@@ -273,7 +373,7 @@ impl Server {
                 }
                 let kind = Kind::of(frame.get(PACKET_OFFSET..).unwrap_or_default());
                 let delivery = hub.deliver(connection, to, Bytes::from(frame), kind);
-                if delivery == Delivery::Absent && kind == Kind::Disco && notices.take() {
+                if delivery == Delivery::Absent && kind == Kind::Disco && notices.take(1, NOTICES, now()).is_ok() {
                     connection.notice(to, GoneReason::NotHere);
                 }
                 continue;
@@ -306,32 +406,14 @@ impl Drop for Leave<'_> {
     }
 }
 
-/// Limits the notices that one client can cause.
-struct NoticeBudget {
-    tokens: u32,
-    since: Instant,
+/// Tells what a client understands. The Rust client spells its ability to answer pings differently, so that only
+/// those that take every frame have it here.
+fn dialect(info: &ClientInfo) -> Dialect {
+    if info.can_ack_pings { Dialect::Full } else { Dialect::Plain }
 }
 
-impl NoticeBudget {
-    fn new() -> Self {
-        Self { tokens: NOTICE_BURST, since: now() }
-    }
-
-    fn take(&mut self) -> bool {
-        let now = now();
-        let whole = u32::try_from(now.duration_since(self.since).as_secs()).unwrap_or(u32::MAX);
-        if whole > 0 {
-            self.tokens = self.tokens.saturating_add(whole).min(NOTICE_BURST);
-            self.since = now;
-        }
-        let has = self.tokens > 0;
-        self.tokens = self.tokens.saturating_sub(1);
-        has
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the shell reads the clock here, for the notice budget alone")]
-fn now() -> Instant {
+#[expect(clippy::disallowed_methods, reason = "the shell reads the clock here, for the buckets alone")]
+pub(crate) fn now() -> Instant {
     Instant::now()
 }
 

@@ -267,14 +267,15 @@ fn put(out: &mut Vec<u8>, kind: u8, parts: &[&[u8]]) {
     parts.iter().for_each(|part| out.extend_from_slice(part));
 }
 
-/// What a client says of itself. Both official clients' spellings are read; nothing is required.
+/// What a client says of itself. Nothing is required.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ClientInfo {
     /// Version of the protocol.
     pub version: u32,
-    /// It answers pings.
-    #[serde(rename = "CanAckPings", alias = "can_ack_pings")]
+    /// It answers pings, and skips frames that it does not know. The official Rust client, which does not, says
+    /// `can_ack_pings` instead; that is not read.
+    #[serde(rename = "CanAckPings")]
     pub can_ack_pings: bool,
     /// It only probes the relay.
     #[serde(rename = "IsProber", alias = "is_prober", skip_serializing_if = "std::ops::Not::not")]
@@ -360,14 +361,14 @@ mod tests {
     #[test]
     fn introductions_of_both_official_clients_open() {
         let (client, server) = (NodeSecret::from_bytes([1; 32]), NodeSecret::from_bytes([2; 32]));
-        for json in [
-            r#"{"version":2,"CanAckPings":true}"#,
-            r#"{"mesh_key":"none","version":2,"can_ack_pings":true,"is_prober":false}"#,
+        for (can_ack_pings, json) in [
+            (true, r#"{"version":2,"CanAckPings":true}"#),
+            (false, r#"{"mesh_key":"none","version":2,"can_ack_pings":false,"is_prober":false}"#),
         ] {
             let value: serde_json::Value = serde_json::from_str(json).unwrap();
             let sealed = seal_info(&value, &client, &server.public(), [3; 24]).unwrap();
             let info: ClientInfo = open_info(&sealed, &server, &client.public()).unwrap();
-            assert_eq!(info, ClientInfo { version: 2, can_ack_pings: true, is_prober: false });
+            assert_eq!(info, ClientInfo { version: 2, can_ack_pings, is_prober: false });
             assert!(open_info::<ClientInfo>(&sealed, &server, &server.public()).is_none(), "another sender");
         }
         let info = ServerInfo { version: 2, ..ServerInfo::default() };

@@ -25,6 +25,9 @@ use super::shared::Arrival;
 use super::{CertificateFiles, StartError};
 use crate::Control;
 
+/// How long relay connections are still served when the server stops, so that clients hear of it.
+const DRAIN: Duration = Duration::from_millis(300);
+
 /// How long relay connections may take to end when the server stops.
 const GOODBYE: Duration = Duration::from_secs(3);
 
@@ -234,6 +237,7 @@ impl Relaying {
                 }
             }
         }
+        self.relay.drain(DRAIN).await;
         self.relay.stop();
     }
 }

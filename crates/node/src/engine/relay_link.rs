@@ -25,6 +25,8 @@ pub(super) use queue::Kind;
 const MAX_DELAY: Duration = Duration::from_secs(5);
 /// Age at which the end of a connection is no failure in a row.
 const STEADY: Duration = Duration::from_secs(10);
+/// Longest wait between two attempts while a relay restarts, as it said it would.
+const RESTART_DELAY: Duration = Duration::from_millis(400);
 /// How often a connection tells at most that it lives. Source: paths.md 2.3, point 6.
 const ALIVE_SPACING: Duration = Duration::from_secs(5);
 /// Peers that a connection remembers to have heard; beyond it, it may tell of one again.
@@ -88,6 +90,15 @@ pub(super) struct RelayLink {
 struct Outbox {
     queue: Mutex<Queue>,
     bell: Notify,
+    /// What the relay said of its restart; for the next attempts to connect.
+    restart: Mutex<Option<Restart>>,
+}
+
+/// A relay is about to restart: come back after a while, and try again soon until then.
+#[derive(Debug, Clone, Copy)]
+struct Restart {
+    reconnect_in: Duration,
+    until: Instant,
 }
 
 impl Outbox {
@@ -222,6 +233,16 @@ impl Runner {
 
     /// Returns how long to wait after one more failure: 0.1 s, doubled each time, times 0.5 to 1.5.
     fn delay(&mut self) -> Duration {
+        let mut restart = self.outbox.restart.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Restart { reconnect_in, until }) = *restart
+            && now() < until
+        {
+            // The first time as the relay asked, so that not all come at once; then soon, for it will be back soon.
+            self.failures = 0;
+            *restart = Some(Restart { reconnect_in: RESTART_DELAY.mul_f64(0.5 + rand::random::<f64>() / 2.0), until });
+            return reconnect_in;
+        }
+        drop(restart);
         let base = Duration::from_millis(100_u64 << self.failures.min(6)).min(MAX_DELAY);
         self.failures = self.failures.saturating_add(1);
         base.mul_f64(0.5 + rand::random::<f64>()).min(MAX_DELAY)
@@ -235,6 +256,7 @@ impl Runner {
     /// Moves packets until the connection ends.
     async fn serve(&self, reader: ClientReader, mut writer: ClientWriter) -> ClientError {
         self.outbox.edit(Queue::begin);
+        *self.outbox.restart.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let listener = Listener {
             id: self.id,
             region: self.region.region_id,
@@ -301,6 +323,10 @@ impl Listener {
                 Received::Ping(data) => self.outbox.edit(|queue| queue.pong(data)),
                 Received::Health(text) => self.tell(News::Health(text)).await,
                 Received::Pong(data) => self.tell(News::Pong(data)).await,
+                Received::Restarting { reconnect_in, try_for } => {
+                    let restart = Restart { reconnect_in, until: now + try_for };
+                    *self.outbox.restart.lock().unwrap_or_else(PoisonError::into_inner) = Some(restart);
+                }
                 Received::Nothing => {}
             }
         }

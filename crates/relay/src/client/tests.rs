@@ -166,7 +166,10 @@ async fn frames_become_what_they_mean() {
         (Frame::Pong([4; 8]), Received::Pong([4; 8])),
         (Frame::KeepAlive, Received::Nothing),
         (Frame::Unknown(0x77), Received::Nothing),
-        (Frame::Restarting { reconnect_in_millis: 1, try_for_millis: 2 }, Received::Nothing),
+        (
+            Frame::Restarting { reconnect_in_millis: 1, try_for_millis: u32::MAX },
+            Received::Restarting { reconnect_in: Duration::from_millis(1), try_for: Duration::from_secs(300) },
+        ),
     ] {
         relay.write(frame(frame_)).await;
         assert_eq!(reader.next().await.unwrap(), expected);

@@ -1,4 +1,5 @@
 use super::*;
+use crate::queue::QUEUE_BYTES;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use warren_wire::derp::PACKET_MAX;
@@ -8,7 +9,7 @@ fn key(byte: u8) -> NodeKey {
 }
 
 fn join(hub: &Hub, byte: u8) -> Arc<Connection> {
-    hub.join(key(byte), CancellationToken::new())
+    hub.join(key(byte), CancellationToken::new(), Dialect::Full)
 }
 
 fn drained(connection: &Connection) -> Vec<u8> {
@@ -44,7 +45,8 @@ fn full_queue_drops_its_oldest_and_never_disco_for_data() {
     }
     let expected = [b"disco", &(8..40).collect::<Vec<u8>>()[..]].concat();
     assert_eq!(drained(&b), expected);
-    assert_eq!(hub.counters.dropped_queue.load(Ordering::Relaxed), 8);
+    assert_eq!(hub.counters.dropped(DropReason::QueueFull, Kind::Data), 8);
+    assert_eq!(hub.counters.dropped(DropReason::QueueFull, Kind::Disco), 0);
 }
 
 #[test]
@@ -135,7 +137,7 @@ fn watchers_and_notices_are_bounded() {
         .map(|number| {
             let mut bytes = [1; 32];
             bytes[..2].copy_from_slice(&number.to_be_bytes());
-            hub.join(NodeKey::from_bytes(bytes), CancellationToken::new())
+            hub.join(NodeKey::from_bytes(bytes), CancellationToken::new(), Dialect::Full)
         })
         .collect();
     for peer in &everybody {
@@ -158,6 +160,21 @@ fn removed_key_is_disconnected() {
     assert!(a.closed.is_cancelled() && !b.closed.is_cancelled());
     hub.retain(|known| *known != key(2));
     assert!(b.closed.is_cancelled());
+}
+
+#[test]
+fn what_waits_for_a_connection_that_ends_is_counted() {
+    let hub = Hub::default();
+    let (a, b) = (join(&hub, 1), join(&hub, 2));
+    data(&hub, &a, 2, "x");
+    data(&hub, &a, 2, "y");
+    hub.deliver(&a, key(2), Bytes::from_static(b"disco"), Kind::Disco);
+    data(&hub, &a, 7, "nobody");
+    hub.leave(&b);
+    assert_eq!(hub.counters.dropped(DropReason::Gone, Kind::Data), 2);
+    assert_eq!(hub.counters.dropped(DropReason::Gone, Kind::Disco), 1);
+    assert_eq!(hub.counters.dropped(DropReason::UnknownDestination, Kind::Data), 1);
+    assert_eq!(b.push(key(1), Bytes::from_static(b"late"), Kind::Data), None, "nothing waits where nobody reads");
 }
 
 #[derive(Debug, Clone)]

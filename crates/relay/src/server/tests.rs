@@ -62,8 +62,11 @@ impl Peer {
 }
 
 fn introduction(server: &Server, byte: u8, out: &mut Vec<u8>) {
-    let info = ClientInfo { version: 2, can_ack_pings: true, is_prober: false };
-    let sealed = derp::seal_info(&info, &secret(byte), &server.key(), [5; 24]).unwrap();
+    introduction_of(&ClientInfo { version: 2, can_ack_pings: true, is_prober: false }, server, byte, out);
+}
+
+fn introduction_of(info: &ClientInfo, server: &Server, byte: u8, out: &mut Vec<u8>) {
+    let sealed = derp::seal_info(info, &secret(byte), &server.key(), [5; 24]).unwrap();
     Frame::ClientInfo { key: secret(byte).public(), sealed: &sealed }.encode(out);
 }
 
@@ -212,4 +215,79 @@ async fn slow_reader_is_cut_off_and_harms_nobody() {
     let from = secret(1).public();
     bob.expect(|frame| assert_eq!(frame, Frame::RecvPacket { from, packet: b"still here" })).await;
     assert!(matches!(slow.task.await.unwrap(), Err(ServeError::Deadline("write"))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn client_over_its_rate_is_read_more_slowly_and_loses_nothing() {
+    let server = server();
+    server.set_rate_limit(Some(RateLimit { bytes_per_second: 10_000, burst: 0 }));
+    let mut alice = Peer::connect(&server, 1).await;
+    let mut bob = Peer::connect(&server, 2).await;
+    let (from, to) = (secret(1).public(), secret(2).public());
+    let packet = vec![7; 60_000];
+    let start = now();
+    for _ in 0..3 {
+        alice.send(Frame::SendPacket { to, packet: &packet }).await;
+        bob.expect(|frame| assert_eq!(frame, Frame::RecvPacket { from, packet: &packet })).await;
+    }
+    let took = (now() - start).as_secs_f64();
+    // All but the burst, the largest frame, at 10,000 bytes a second.
+    let expected = (3.0 * 60_032.0 - FRAME_COST_MAX as f64) / 10_000.0;
+    assert!((expected..expected + 1.0).contains(&took), "{took} {expected}");
+    // A limit that is lifted is lifted for those who are here, too.
+    server.set_rate_limit(None);
+    let start = now();
+    for _ in 0..3 {
+        alice.send(Frame::SendPacket { to, packet: &packet }).await;
+        bob.expect(|frame| assert_eq!(frame, Frame::RecvPacket { from, packet: &packet })).await;
+    }
+    assert_eq!(now(), start);
+}
+
+/// Drains: clients that understand it are told when to come back, the others nothing; packets flow until the end.
+#[tokio::test(start_paused = true)]
+async fn restart_is_announced_and_packets_flow_until_the_end() {
+    let server = server();
+    let mut alice = Peer::connect(&server, 1).await;
+    let mut plain = Peer::open(&server);
+    let mut bytes = FAST_START.to_vec();
+    introduction_of(&ClientInfo { version: 2, ..ClientInfo::default() }, &server, 2, &mut bytes);
+    plain.stream.write_all(&bytes).await.unwrap();
+    plain.expect(|_| {}).await;
+    plain.expect(|frame| assert!(matches!(frame, Frame::ServerInfo { .. }))).await;
+
+    let draining = tokio::spawn({
+        let server = server.clone();
+        async move { server.drain(Duration::from_secs(1)).await }
+    });
+    alice
+        .expect(|frame| {
+            let Frame::Restarting { reconnect_in_millis, try_for_millis: 30_000 } = frame else { panic!("{frame:?}") };
+            assert!(reconnect_in_millis <= 510);
+        })
+        .await;
+    let from = secret(1).public();
+    alice.send(Frame::SendPacket { to: secret(2).public(), packet: b"still served" }).await;
+    plain.expect(|frame| assert_eq!(frame, Frame::RecvPacket { from, packet: b"still served" })).await;
+
+    let mut late = Peer::open(&server);
+    let mut bytes = FAST_START.to_vec();
+    introduction(&server, 3, &mut bytes);
+    late.stream.write_all(&bytes).await.unwrap();
+    assert!(matches!(late.task.await.unwrap(), Err(ServeError::Draining)));
+
+    draining.await.unwrap();
+    server.stop();
+    assert!(alice.task.await.unwrap().is_ok() && plain.task.await.unwrap().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn drain_ends_when_the_last_has_left() {
+    let server = server();
+    let peer = Peer::connect(&server, 1).await;
+    drop(peer.stream);
+    assert!(peer.task.await.unwrap().is_ok());
+    let start = now();
+    server.drain(Duration::from_secs(60)).await;
+    assert_eq!(now(), start);
 }
