@@ -16,6 +16,7 @@ pub mod admin;
 pub mod control;
 pub mod derp;
 pub mod filter;
+pub mod gateway;
 mod input;
 pub mod key;
 pub mod map_frames;
@@ -43,6 +44,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("filter_packet", filter::packet),
     ("filter_rules", filter::rules),
     ("firewall", filter::firewall),
+    ("gateway", gateway::gateway),
     ("keys", key::keys),
     ("local_api", node::local_api),
     ("map_frames", map_frames::map_frames),

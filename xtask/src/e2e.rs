@@ -34,6 +34,7 @@ const TESTS: &[Test] = &[
     Test { name: "strangers_get_no_byte_back", body: two_nodes::strangers },
     Test { name: "easy_nats_are_punched_through", body: nat::easy_nats },
     Test { name: "port_mapping_leads_through_hard_nats", body: nat::port_mapping },
+    Test { name: "port_mapping_by_upnp_leads_through_hard_nats", body: nat::upnp },
     Test { name: "failures_say_what_to_do", body: failures::messages },
     Test { name: "go_clients_mesh_directly", body: go_client::two_direct },
     Test { name: "go_clients_mesh_over_the_relay", body: go_client::two_relayed },

@@ -25,4 +25,4 @@ pub use paths::{
     CandidateStatus, Destination, Direct, Event, Origin, Path, PathStatus, Paths, PeerConfig, PingError, PingId,
     Reason, Transmit, Via,
 };
-pub use portmap::{MapServices, MapTarget, MapTransmit, PortMapper};
+pub use portmap::{MapRequest, MapServices, MapTarget, MapTransmit, PortMapper};

@@ -1,16 +1,17 @@
-//! Asking the gateway for a UDP port that everybody can reach: PCP, else NAT-PMP.
+//! Asking the gateway for a UDP port that everybody can reach: PCP, else NAT-PMP, else UPnP.
 //!
 //! One mapping is asked for and kept: that of the node's own UDP port. PCP goes first; if the gateway does not speak it, or
-//! says nothing for a moment, NAT-PMP is asked as well, and whoever answers first is stayed with. What does not answer
-//! at all is asked again after [`REST`] or when the network changes.
+//! says nothing for a moment, NAT-PMP and UPnP are asked as well, and whoever answers first is stayed with; a mapping by UPnP
+//! makes room for one by the others. What does not answer at all is asked again after [`REST`] or when the network changes.
 //!
 //! The gateway is a stranger: answers count only if they come from where the question went, are about our own port (in
 //! PCP with our nonce) and name a possible address, and all times in them are clamped.
 //!
-//! Sources: RFC 6886 (NAT-PMP), RFC 6887 (PCP); Tailscale `net/portmapper`.
+//! Sources: RFC 6886 (NAT-PMP), RFC 6887 (PCP), UPnP WANIPConnection; Tailscale `net/portmapper`.
 
 mod natpmp;
 mod pcp;
+mod upnp;
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -18,6 +19,9 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
+use upnp::Upnp;
+
+pub use upnp::MapRequest;
 
 /// Port of gateways for both protocols.
 const GATEWAY_PORT: u16 = 5351;
@@ -43,6 +47,8 @@ pub struct MapTarget {
     pub own: Ipv4Addr,
     /// UDP port of the node; not 0.
     pub port: u16,
+    /// Whether UPnP may be used.
+    pub upnp: bool,
 }
 
 /// Protocols that a gateway answered in.
@@ -52,6 +58,8 @@ pub struct MapServices {
     pub pcp: bool,
     /// NAT-PMP.
     pub nat_pmp: bool,
+    /// UPnP, with a service that maps ports.
+    pub upnp: bool,
 }
 
 /// A datagram for the gateway.
@@ -59,18 +67,19 @@ pub struct MapServices {
 pub struct MapTransmit {
     /// Where to.
     pub to: SocketAddrV4,
-    /// The whole datagram, at most 60 bytes.
+    /// The whole datagram, at most 200 bytes.
     pub bytes: Vec<u8>,
 }
 
-/// Keeps one mapping. After each call drain [`Self::poll_transmit`] and look at [`Self::mapping`] and
-/// [`Self::poll_timeout`].
+/// Keeps one mapping. After each call drain [`Self::poll_transmit`] and [`Self::poll_request`] and look at
+/// [`Self::mapping`] and [`Self::poll_timeout`].
 #[derive(Debug)]
 pub struct PortMapper {
     rng: StdRng,
     target: Option<MapTarget>,
     nonce: pcp::Nonce,
     state: State,
+    upnp: Upnp,
     services: MapServices,
     /// The last mapping's outside, to ask for again.
     suggested: (Ipv4Addr, u16),
@@ -116,6 +125,7 @@ impl PortMapper {
         let mut rng = StdRng::from_seed(seed);
         Self {
             nonce: rng.random(),
+            upnp: Upnp::new(rng.random()),
             rng,
             target: None,
             state: State::Off,
@@ -153,6 +163,9 @@ impl PortMapper {
         if matches!(self.state, State::Resting(_)) {
             self.ask(None, now);
         }
+        if let Some(target) = self.target.filter(|target| target.upnp) {
+            self.upnp.try_again(target, now);
+        }
     }
 
     /// Asks the gateway whether it is still the one that made the mapping: its clock begins anew with it.
@@ -166,7 +179,9 @@ impl PortMapper {
 
     /// Gives the mapping back, without waiting for an answer; the node ends.
     pub fn release(&mut self) {
-        let (Some(target), Some(mapping)) = (self.target, self.held()) else { return };
+        let Some(target) = self.target else { return };
+        self.upnp.stop(target);
+        let Some(mapping) = self.held() else { return };
         match mapping.by {
             Protocol::Pcp => self.send_pcp(target, 0),
             Protocol::NatPmp => self.send(target, &natpmp::map_request(target.port, 0, 0)),
@@ -177,34 +192,51 @@ impl PortMapper {
     /// Returns where the node's UDP port can be reached from outside.
     #[must_use]
     pub fn mapping(&self) -> Option<SocketAddrV4> {
-        let mapping = self.held()?;
-        Some(SocketAddrV4::new(mapping.address?, mapping.port))
+        let whole = |mapping: Mapping| Some(SocketAddrV4::new(mapping.address?, mapping.port));
+        self.held().and_then(whole).or_else(|| self.upnp.mapping())
     }
 
     /// Returns what the gateway answered in.
     #[must_use]
     pub fn services(&self) -> MapServices {
-        self.services
+        MapServices { upnp: self.upnp.is_there(), ..self.services }
     }
 
     /// Returns the next datagram to send.
     pub fn poll_transmit(&mut self) -> Option<MapTransmit> {
-        self.transmits.pop_front()
+        self.transmits.pop_front().or_else(|| self.upnp.transmits.pop_front())
+    }
+
+    /// Returns the next request to make over TCP, whose response goes to [`Self::handle_response`]. They are made one
+    /// after the other.
+    pub fn poll_request(&mut self) -> Option<MapRequest> {
+        self.upnp.requests.pop_front()
+    }
+
+    /// Takes in the whole response to the last request, of at most 64 KiB, or that there is none.
+    pub fn handle_response(&mut self, response: Option<&[u8]>, now: Instant) {
+        if let Some(target) = self.target {
+            self.upnp.handle_response(target, response, now);
+        }
     }
 
     /// Returns when to call [`Self::handle_timeout`] next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        match self.state {
+        let own = match self.state {
             State::Off => None,
             State::Asking { next, kept, .. } => Some(kept.map_or(next, |kept| next.min(kept.ends_at))),
             State::Mapped(mapping) => Some(mapping.renew_at),
             State::Resting(until) => Some(until),
-        }
+        };
+        own.into_iter().chain(self.upnp.poll_timeout()).min()
     }
 
     /// Acts on every deadline at or before `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
+        if let Some(target) = self.target {
+            self.upnp.handle_timeout(target, now);
+        }
         match self.state {
             State::Off => {}
             State::Resting(until) => {
@@ -224,8 +256,9 @@ impl PortMapper {
                         *held = kept;
                     }
                 } else if tries < TRIES {
-                    // Whoever does not answer at once may not know PCP.
+                    // Whoever does not answer at once may not know PCP, or none of both.
                     self.ask_in(pcp, true, tries, kept, now);
+                    self.ask_by_upnp(kept.is_some(), now);
                 } else if let Some(kept) = kept {
                     // It may only be away for a moment: asked again halfway to the end.
                     let left = kept.ends_at.saturating_duration_since(now);
@@ -239,11 +272,11 @@ impl PortMapper {
 
     /// Takes in a datagram that came to the socket with which the gateway is asked.
     pub fn handle_datagram(&mut self, from: SocketAddrV4, bytes: &[u8], now: Instant) {
-        let Some(target) = self.target else { return };
-        if from != SocketAddrV4::new(target.gateway, GATEWAY_PORT) {
-            return;
-        }
-        if let Some(epoch) = pcp::read_announcement(bytes) {
+        let Some(target) = self.target.filter(|target| target.gateway == *from.ip()) else { return };
+        if from.port() != GATEWAY_PORT {
+            // Answers to searches come from any port.
+            self.upnp.handle_datagram(target, bytes, now);
+        } else if let Some(epoch) = pcp::read_announcement(bytes) {
             self.note_epoch(epoch, now);
         } else if let Some(answer) = pcp::Answer::read(bytes) {
             self.handle_pcp(target, &answer, now);
@@ -345,6 +378,9 @@ impl PortMapper {
         let (least, most) = LIFETIME_RANGE;
         let lifetime = Duration::from_secs(lifetime.clamp(least, most).into());
         self.suggested = (address.unwrap_or(Ipv4Addr::UNSPECIFIED), port);
+        if let Some(target) = self.target {
+            self.upnp.stop(target);
+        }
         // RFC 6887, section 11.2.1: renewal begins at half of the lifetime.
         self.state =
             State::Mapped(Mapping { by, address, port, renew_at: now + lifetime / 2, ends_at: now + lifetime });
@@ -371,6 +407,14 @@ impl PortMapper {
 
     fn rest(&mut self, now: Instant) {
         self.state = State::Resting(now + REST);
+        self.ask_by_upnp(false, now);
+    }
+
+    /// Lets UPnP try, unless there is a mapping already.
+    fn ask_by_upnp(&mut self, has_mapping: bool, now: Instant) {
+        if let Some(target) = self.target.filter(|target| target.upnp && !has_mapping) {
+            self.upnp.start(target, now);
+        }
     }
 
     /// Compares the gateway's clock with the last time; a gateway that was restarted knows no mapping, and is asked anew.

@@ -26,11 +26,20 @@ pub(super) fn easy_nats(context: &Context) -> Result<()> {
 /// Two hard NATs: with a mapped port on one side the path is direct, and goes through that port; when the node leaves,
 /// the router has the port back.
 pub(super) fn port_mapping(context: &Context) -> Result<()> {
-    let mut lab = Lab::new("port-mapping", &["server", "ra", "rb"])?;
+    through_mapped_port(context, "port-mapping", true)
+}
+
+/// The same with a router that speaks UPnP alone.
+pub(super) fn upnp(context: &Context) -> Result<()> {
+    through_mapped_port(context, "upnp", false)
+}
+
+fn through_mapped_port(context: &Context, title: &str, pcp: bool) -> Result<()> {
+    let mut lab = Lab::new(title, &["server", "ra", "rb"])?;
     let (ra, rb) = (lab.host("ra"), lab.host("rb"));
     let alpha = lab.add_behind(&ra, Nat::Hard, "alpha")?;
     let beta = lab.add_behind(&rb, Nat::Hard, "beta")?;
-    let daemon = ra.map_ports()?;
+    let daemon = ra.map_ports(pcp)?;
     let server = Server::start(&context.warren, &lab.host("server"), &[])?;
     let invitation = server.invite(&["--reusable"])?;
     let mut alpha = Node::start(&context.warren, &alpha)?;

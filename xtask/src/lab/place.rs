@@ -99,7 +99,7 @@ impl Lab {
             Place::Cone => self.behind(name, Nat::Cone)?.1,
             Place::Mapped => {
                 let (router, host) = self.behind(name, Nat::Hard)?;
-                daemon = Some(router.map_ports()?);
+                daemon = Some(router.map_ports(true)?);
                 host
             }
             Place::Proxy => {

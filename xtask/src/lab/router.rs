@@ -110,10 +110,11 @@ impl Host {
         Ok(())
     }
 
-    /// Starts miniupnpd on this router: NAT-PMP, PCP and UPnP for those behind it.
-    pub(crate) fn map_ports(&self) -> Result<Process> {
+    /// Starts miniupnpd on this router: UPnP for those behind it, and with `pcp` NAT-PMP and PCP.
+    pub(crate) fn map_ports(&self, pcp: bool) -> Result<Process> {
+        let pcp_word = if pcp { "yes" } else { "no" };
         let config = format!(
-            "ext_ifname=eth0\next_ip={}\nlistening_ip=lan0\nenable_natpmp=yes\nenable_upnp=yes\nsecure_mode=yes\n\
+            "ext_ifname=eth0\next_ip={}\nlistening_ip=lan0\nenable_natpmp={pcp_word}\nenable_upnp=yes\nsecure_mode=yes\n\
              upnp_nat_table_name=filter\nuuid=00000000-0000-0000-0000-000000000001\n\
              lease_file={}\n\
              allow 1024-65535 192.168.0.0/16 1024-65535\ndeny 0-65535 0.0.0.0/0 0-65535\n",
@@ -123,7 +124,8 @@ impl Host {
         let file = self.dir.join(format!("{}-miniupnpd.conf", self.name));
         std::fs::write(&file, config)?;
         let mut daemon = self.spawn("miniupnpd", Path::new("miniupnpd"), &["-d", "-f", &file.to_string_lossy()])?;
-        daemon.wait_log("Listening for NAT-PMP/PCP", crate::fleet::PATIENCE)?;
+        let sign = if pcp { "Listening for NAT-PMP/PCP" } else { "HTTP listening on port" };
+        daemon.wait_log(sign, crate::fleet::PATIENCE)?;
         Ok(daemon)
     }
 }

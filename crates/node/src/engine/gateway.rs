@@ -1,15 +1,24 @@
 //! The task that asks the gateway to let the node's UDP port be reached from outside, on a socket of its own.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::time::Instant;
+use std::pin::Pin;
+use std::time::{Duration, Instant};
 
-use tokio::net::UdpSocket;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep_until;
-use warren_path::{MapServices, MapTarget, PortMapper};
+use tokio::time::{sleep_until, timeout};
+use warren_path::{MapRequest, MapServices, MapTarget, PortMapper};
 
-/// Longest message of either protocol (RFC 6887, section 7).
-const MESSAGE_MAX: usize = 1100;
+/// Longest datagram that is read: those of PCP have at most 1,100 bytes (RFC 6887, section 7), answers to a search one
+/// packet.
+const MESSAGE_MAX: usize = 1500;
+/// Longest HTTP response that is read.
+const RESPONSE_MAX: u64 = 64 * 1024;
+/// How long an HTTP request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the last one may take, when the node ends.
+const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What is known of a port mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -68,7 +77,11 @@ where
     let mut target = None;
     let mut told = PortMapping::default();
     let mut buffer = [0; MESSAGE_MAX];
+    let mut request: Option<Fetch> = None;
     loop {
+        if request.is_none() {
+            request = mapper.poll_request().map(|request| Box::pin(fetch(request, REQUEST_TIMEOUT)) as Fetch);
+        }
         send(&mut mapper, socket.as_ref()).await;
         let found = PortMapping { outside: mapper.mapping(), services: mapper.services() };
         if found != told {
@@ -95,6 +108,11 @@ where
                     // The old mapping goes back by the old socket.
                     mapper.set_target(None, now());
                     send(&mut mapper, socket.as_ref()).await;
+                    request = None;
+                    while let Some(last) = mapper.poll_request() {
+                        // Nobody waits for a gateway that may be out of reach by now.
+                        tokio::spawn(fetch(last, REQUEST_TIMEOUT));
+                    }
                     target = wish.target;
                     socket = match target {
                         Some(target) => open(target.own).await,
@@ -111,11 +129,44 @@ where
                     mapper.handle_datagram(from, bytes, now());
                 }
             }
+            response = respond(request.as_mut()) => {
+                request = None;
+                mapper.handle_response(response.as_deref(), now());
+            }
             () = timer => mapper.handle_timeout(now()),
         }
     }
     mapper.release();
     send(&mut mapper, socket.as_ref()).await;
+    while let Some(last) = mapper.poll_request() {
+        fetch(last, GOODBYE_TIMEOUT).await;
+    }
+}
+
+/// An HTTP request on its way.
+type Fetch = Pin<Box<dyn Future<Output = Option<Vec<u8>>> + Send>>;
+
+async fn respond(request: Option<&mut Fetch>) -> Option<Vec<u8>> {
+    match request {
+        Some(request) => request.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Makes a request and returns what came back until the gateway closed the connection, or had its time; `None` without
+/// a connection.
+async fn fetch(request: MapRequest, limit: Duration) -> Option<Vec<u8>> {
+    let mut response = Vec::new();
+    let exchange = async {
+        let mut stream = TcpStream::connect(request.to).await?;
+        stream.write_all(&request.bytes).await?;
+        stream.take(RESPONSE_MAX).read_to_end(&mut response).await
+    };
+    // Some gateways leave the connection open: what they said in their time counts.
+    if let Ok(Err(error)) = timeout(limit, exchange).await {
+        tracing::debug!(%error, to = %request.to, "the gateway was asked in vain");
+    }
+    (!response.is_empty()).then_some(response)
 }
 
 async fn open(own: Ipv4Addr) -> Option<UdpSocket> {

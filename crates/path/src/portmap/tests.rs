@@ -7,6 +7,7 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
 const OWN: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 20);
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 const PORT: u16 = 41_641;
+const TARGET: MapTarget = MapTarget { gateway: GATEWAY, own: OWN, port: PORT, upnp: false };
 
 const fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
@@ -52,7 +53,7 @@ impl Bench {
 
     fn start(speaks: Speaks) -> Self {
         let mut bench = Self::new(speaks);
-        bench.mapper.set_target(Some(MapTarget { gateway: GATEWAY, own: OWN, port: PORT }), bench.now);
+        bench.mapper.set_target(Some(TARGET), bench.now);
         bench.settle();
         bench
     }
@@ -129,7 +130,7 @@ fn a_gateway_with_pcp_maps_with_one_question() {
     let bench = Bench::start(Speaks::Pcp);
     assert_eq!(bench.mapper.mapping(), Some(SocketAddrV4::new(OUTSIDE, 55_000)));
     assert_eq!(bench.asked.len(), 1);
-    assert_eq!(bench.mapper.services(), MapServices { pcp: true, nat_pmp: false });
+    assert_eq!(bench.mapper.services(), MapServices { pcp: true, ..MapServices::default() });
 }
 
 /// Such a gateway says at once that it does not know version 2, in its own words.
@@ -137,7 +138,7 @@ fn a_gateway_with_pcp_maps_with_one_question() {
 fn a_gateway_with_nat_pmp_alone_maps_at_once() {
     let bench = Bench::start(Speaks::NatPmp);
     assert_eq!(bench.mapper.mapping(), Some(SocketAddrV4::new(OUTSIDE, 55_000)));
-    assert_eq!(bench.mapper.services(), MapServices { pcp: false, nat_pmp: true });
+    assert_eq!(bench.mapper.services(), MapServices { nat_pmp: true, ..MapServices::default() });
 }
 
 #[test]
@@ -185,7 +186,7 @@ fn lifetimes_are_clamped() {
     for (lifetime, least, most) in [(1, 29, 60), (u32::MAX, 43_000, 43_300)] {
         let mut bench = Bench::new(Speaks::Pcp);
         bench.lifetime = lifetime;
-        bench.mapper.set_target(Some(MapTarget { gateway: GATEWAY, own: OWN, port: PORT }), bench.now);
+        bench.mapper.set_target(Some(TARGET), bench.now);
         bench.settle();
         let renewal = bench.mapper.poll_timeout().unwrap() - bench.now;
         assert!((seconds(least)..=seconds(most)).contains(&renewal), "{renewal:?}");
@@ -225,7 +226,7 @@ fn a_refusal_rests() {
     for speaks in [Speaks::Pcp, Speaks::NatPmp] {
         let mut bench = Bench::new(speaks);
         bench.refuses = Some(2);
-        bench.mapper.set_target(Some(MapTarget { gateway: GATEWAY, own: OWN, port: PORT }), bench.now);
+        bench.mapper.set_target(Some(TARGET), bench.now);
         bench.settle();
         bench.run(seconds(300));
         assert_eq!(bench.mapper.mapping(), None);
@@ -240,7 +241,7 @@ fn a_refusal_rests() {
 #[test]
 fn public_gateways_are_not_asked() {
     let mut mapper = PortMapper::new([7; 32]);
-    let target = MapTarget { gateway: OUTSIDE, own: OWN, port: PORT };
+    let target = MapTarget { gateway: OUTSIDE, ..TARGET };
     mapper.set_target(Some(target), Instant::now());
     assert_eq!(mapper.poll_transmit(), None);
 }
@@ -248,7 +249,7 @@ fn public_gateways_are_not_asked() {
 #[test]
 fn answers_of_others_or_about_others_count_for_nothing() {
     let mut bench = Bench::new(Speaks::Pcp);
-    bench.mapper.set_target(Some(MapTarget { gateway: GATEWAY, own: OWN, port: PORT }), bench.now);
+    bench.mapper.set_target(Some(TARGET), bench.now);
     let asked = bench.mapper.poll_transmit().unwrap().bytes;
     let good = bench.answer(&asked).unwrap();
     let with = |at: usize, byte: u8| {
@@ -281,7 +282,7 @@ proptest! {
         answers in prop::collection::vec((0..4_u8, prop::collection::vec(any::<u8>(), 0..80), 0..9000_u64), 0..40)
     ) {
         let mut bench = Bench::new(Speaks::Nothing);
-        bench.mapper.set_target(Some(MapTarget { gateway: GATEWAY, own: OWN, port: PORT }), bench.now);
+        bench.mapper.set_target(Some(TARGET), bench.now);
         let mut allowed = 20;
         for (kind, mut bytes, wait) in answers {
             // Likely enough to be read.

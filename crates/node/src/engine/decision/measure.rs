@@ -59,6 +59,8 @@ pub(super) struct Measure {
     mapping: PortMapping,
     /// Where the gateway is, and our address on the way there.
     way_out: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// Whether the gateway may be asked by UPnP.
+    upnp: bool,
     /// Own addresses on other interfaces, as peers may use them.
     addresses: Vec<IpAddr>,
     families: Families,
@@ -80,6 +82,7 @@ impl Measure {
             gateway: Gateway::start(gateway, found.clone(), Found::Mapping),
             mapping: PortMapping::default(),
             way_out: None,
+            upnp: true,
             netcheck: Netcheck::new(netcheck),
             rng: StdRng::from_seed(own),
             names: Names::default(),
@@ -119,11 +122,16 @@ impl Measure {
         });
     }
 
+    /// Allows or forbids UPnP from the next [`Self::map_port`] on.
+    pub(super) fn allow_upnp(&mut self, allow: bool) {
+        self.upnp = allow;
+    }
+
     /// Asks the gateway to let the UDP port of these sockets be reached.
     pub(super) fn map_port(&self, sockets: &Sockets) {
         let port = sockets.port_of(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let target = self.way_out.filter(|_| port != 0);
-        self.gateway.set_target(target.map(|(gateway, own)| MapTarget { gateway, own, port }));
+        self.gateway.set_target(target.map(|(gateway, own)| MapTarget { gateway, own, port, upnp: self.upnp }));
     }
 
     /// Adds to the facts for the server what is known of the gateway.
@@ -132,6 +140,7 @@ impl Measure {
         info.have_port_map = outside.is_some();
         info.pcp = Some(services.pcp);
         info.pmp = Some(services.nat_pmp);
+        info.upnp = Some(services.upnp);
     }
 
     /// Measures as soon as nothing else runs.

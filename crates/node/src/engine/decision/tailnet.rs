@@ -106,7 +106,7 @@ impl Tailnet {
         let relays = Relays::new(links, Arc::clone(&local.secret));
         let secret = NodeSecret::from_bytes(*local.secret.expose_bytes());
         let disco = DiscoSecret::from_bytes(*disco.expose_bytes());
-        Self {
+        let mut tailnet = Self {
             peers: BTreeMap::new(),
             tunnels: Tunnels::new(secret, Arc::clone(&shared.table), rng.random(), now, wall),
             paths: Paths::new(disco, local.secret.public(), rng.random()),
@@ -122,7 +122,9 @@ impl Tailnet {
             rules: Arc::from([]),
             rule_trouble: None,
             dirty: Dirty { prefixes: true, filter: true, ports: true, routes: true },
-        }
+        };
+        tailnet.look_at_attributes();
+        tailnet
     }
 
     /// Returns who this node is.
@@ -146,7 +148,14 @@ impl Tailnet {
     /// Takes over settings and own record; the key must be the same.
     pub(super) fn set_local(&mut self, local: Local) {
         self.local = local;
+        self.look_at_attributes();
         self.dirty = Dirty { prefixes: true, filter: true, routes: true, ..Dirty::default() };
+    }
+
+    /// Acts on what the server says of this node besides rules. Source: paths.md, section 9.4.
+    fn look_at_attributes(&mut self) {
+        self.measure.allow_upnp(!self.local.node.cap_map.has("debug-disable-upnp"));
+        self.measure.map_port(&self.shared.sockets.load());
     }
 
     /// Takes over the relay map.

@@ -1,0 +1,4 @@
+//! Target `gateway`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| warren_fuzz::gateway::gateway(data));
