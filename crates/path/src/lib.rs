@@ -22,7 +22,7 @@ mod testing;
 
 pub use netcheck::{Families, Kind, Latencies, Netcheck, Probe, RelayAddress, Report};
 pub use paths::{
-    CandidateStatus, Destination, Direct, Event, Origin, Path, PathStatus, Paths, PeerConfig, PingError, PingId,
-    Reason, Transmit, Via,
+    CandidateStatus, Decision, Destination, Direct, Event, Origin, OwnNat, Path, PathStatus, Paths, PeerConfig,
+    PingError, PingId, Punched, Reason, SocketId, Transmit, Via,
 };
 pub use portmap::{MapRequest, MapServices, MapTarget, MapTransmit, PortMapper};

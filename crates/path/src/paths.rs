@@ -19,13 +19,16 @@ mod outbox;
 mod output;
 mod peer;
 mod pings;
+mod punch;
 mod receive;
 mod score;
 mod status;
+mod watch;
 
-pub use output::{Destination, Direct, Event, Path, PingId, Transmit, Via};
+pub use output::{Destination, Direct, Event, Path, PingId, SocketId, Transmit, Via};
 pub use peer::PeerConfig;
-pub use status::{CandidateStatus, Origin, PathStatus, Reason};
+pub use punch::{OwnNat, Punched};
+pub use status::{CandidateStatus, Decision, Origin, PathStatus, Reason};
 
 /// How often a peer in use is looked at.
 ///
@@ -64,10 +67,12 @@ pub enum PingError {
 /// relay to do likewise. For a peer at
 /// rest nothing is sent but answers.
 pub struct Paths {
-    peers: BTreeMap<NodeKey, Peer>,
+    /// Boxed, since trees have empty places.
+    peers: BTreeMap<NodeKey, Box<Peer>>,
     outbox: Outbox,
     own: OwnEndpoints,
     events: VecDeque<Event>,
+    punch: punch::Puncher,
 }
 
 /// This node's own addresses.
@@ -90,6 +95,7 @@ impl Paths {
             outbox: Outbox::new(disco, node, seed),
             own: OwnEndpoints::default(),
             events: VecDeque::new(),
+            punch: punch::Puncher::default(),
         }
     }
 
@@ -108,7 +114,7 @@ impl Paths {
             if let Some(old) = peer.disco {
                 self.outbox.keys.remove(&old, &key);
                 self.own.callees.remove(&key);
-                peer.forget();
+                peer.forget(now);
             }
             if let Some(new) = disco {
                 self.outbox.keys.insert(new, key);
@@ -121,7 +127,7 @@ impl Paths {
         }
         peer.home = home;
         peer.candidates.list(&config.endpoints, peer.best_address(), now);
-        peer.check_best();
+        peer.check_best(now);
         if peer.is_in_use(now) && peer.trusted(now).is_none() {
             // It may be in use since before its disco key was known.
             self.search(&key, now);
@@ -132,14 +138,18 @@ impl Paths {
 
     /// Removes a peer; no [`Event::Path`] follows.
     pub fn remove_peer(&mut self, key: &NodeKey) {
-        let Some(peer) = self.peers.remove(key) else { return };
+        let Some(mut peer) = self.peers.remove(key) else { return };
         if let Some(disco) = peer.disco {
             self.outbox.keys.remove(&disco, key);
         }
         if let Some(at) = peer.heartbeat {
             self.outbox.timers.remove(&(at, Timer::Heartbeat(*key)));
         }
+        if let Some(at) = peer.watch().timer {
+            self.outbox.timers.remove(&(at, Timer::Watch(*key)));
+        }
         self.own.callees.remove(key);
+        self.release_sockets();
     }
 
     /// Takes over this node's own addresses, best first, for call-me-maybe: the first 64 usable ones. `measured` is
@@ -162,9 +172,14 @@ impl Paths {
         }
     }
 
-    /// Tells that WireGuard packets were sent to a peer; workers do so at the first packet and at most once a second.
+    /// Tells that WireGuard packets were sent to a peer; workers do so at the first packet and at most ten
+    /// times a second. Not every packet of a tunnel is answered; see [`Self::handle_received`].
     pub fn handle_activity(&mut self, peer: &NodeKey, now: Instant) {
         self.use_peer(peer, now);
+        if let Some(peer) = self.peers.get_mut(peer).filter(|peer| peer.trusted(now).is_some()) {
+            peer.watch().note_sent(now);
+        }
+        self.settle(peer, now);
         if self.peers.get(peer).is_some_and(|peer| peer.trusted(now).is_none()) {
             self.search(peer, now);
         }
@@ -177,7 +192,7 @@ impl Paths {
         if peer.best_address() != Some(plain(to)) {
             return;
         }
-        peer.lose(Reason::Unreachable);
+        peer.lose(Reason::Unreachable, now);
         if let Some(candidate) = peer.candidates.get(plain(to)) {
             candidate.trace().latency = None;
         }
@@ -185,6 +200,7 @@ impl Paths {
             self.search(key, now);
             self.beat_soon(key, now);
         }
+        self.release_sockets();
         self.publish(key);
     }
 
@@ -192,10 +208,11 @@ impl Paths {
     pub fn handle_rebind(&mut self, now: Instant) {
         self.own.measured = None;
         let keys: Vec<NodeKey> = self.peers.keys().copied().collect();
+        self.end_punch();
         for key in keys {
             let Some(peer) = self.peers.get_mut(&key) else { continue };
             peer.candidates.forget_traces();
-            peer.lose(Reason::NetworkChanged);
+            peer.lose(Reason::NetworkChanged, now);
             peer.be_eager();
             if peer.is_in_use(now) {
                 self.search(&key, now);
@@ -203,6 +220,7 @@ impl Paths {
             }
             self.publish(&key);
         }
+        self.release_sockets();
     }
 
     /// Pings a peer for a user: on the direct path if it is trusted, else everywhere and over the relay. Exactly one
@@ -254,6 +272,8 @@ impl Paths {
             match timer {
                 Timer::Heartbeat(key) => self.heartbeat(&key, now),
                 Timer::Ping(id) => self.ping_timed_out(&id, now),
+                Timer::Watch(key) => self.watch(&key, now),
+                Timer::Punch => self.punch_on(now),
             }
         }
     }
@@ -283,7 +303,7 @@ impl Paths {
     /// Describes a peer's paths; `None` if there is no such peer.
     #[must_use]
     pub fn status(&self, peer: &NodeKey) -> Option<PathStatus> {
-        self.peers.get(peer).map(Peer::status)
+        self.peers.get(peer).map(|peer| peer.status())
     }
 
     /// Notes that the peer is in use, and starts its heartbeat.
@@ -317,16 +337,56 @@ impl Paths {
         let Some(peer) = self.peers.get_mut(key) else { return };
         peer.heartbeat = None;
         if !peer.is_in_use(now) {
-            peer.candidates.rest(now);
-            peer.check_best();
+            peer.rest(now);
+            peer.check_best(now);
             self.publish(key);
             return;
         }
         peer.ping_best(key, None, &mut self.outbox, now);
+        if peer.trusted(now).is_some() {
+            peer.keep_second(key, &mut self.outbox, now);
+        }
         if peer.wants_search(now) {
             self.search(key, now);
         }
+        if self.peers.get(key).is_some_and(|peer| peer.trusted(now).is_none()) {
+            self.maybe_punch(key, now);
+        }
         self.beat_soon(key, now);
+        self.settle(key, now);
+        self.publish(key);
+    }
+
+    /// Schedules the look at a direct path that may be dead.
+    fn settle(&mut self, key: &NodeKey, now: Instant) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(at) = peer.trusted_latency(now).and_then(|latency| peer.watch().due(latency)) else { return };
+        if peer.watch().timer.is_some_and(|scheduled| scheduled <= at) {
+            return;
+        }
+        if let Some(old) = peer.watch().timer.replace(at) {
+            self.outbox.timers.remove(&(old, Timer::Watch(*key)));
+        }
+        self.outbox.timers.insert((at, Timer::Watch(*key)));
+    }
+
+    /// Looks whether the direct path brought what it should have.
+    fn watch(&mut self, key: &NodeKey, now: Instant) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        peer.watch().timer = None;
+        let Some(latency) = peer.trusted_latency(now) else { return };
+        match peer.watch().act(latency, now) {
+            watch::Act::Nothing => {}
+            watch::Act::Ping => drop(peer.ping_best(key, None, &mut self.outbox, now)),
+            watch::Act::Doubt => {
+                peer.doubt(key, &mut self.outbox, now);
+                if peer.is_in_use(now) {
+                    self.search(key, now);
+                    self.beat_soon(key, now);
+                }
+            }
+        }
+        self.settle(key, now);
         self.publish(key);
     }
 
@@ -339,7 +399,9 @@ impl Paths {
         let Destination::Udp(address) = sent.to else { return };
         let Some(peer) = self.peers.get_mut(&sent.peer) else { return };
         if peer.best_address() == Some(address) && peer.trusted(now).is_none() {
-            peer.lose(Reason::Lost);
+            peer.lose(Reason::Lost, now);
+            self.release_sockets();
+            let Some(peer) = self.peers.get_mut(&sent.peer) else { return };
             if peer.is_in_use(now) {
                 self.beat_soon(&sent.peer, now);
             }
@@ -389,7 +451,7 @@ impl Paths {
     }
 
     fn publish(&mut self, key: &NodeKey) {
-        if let Some(path) = self.peers.get_mut(key).and_then(Peer::publish) {
+        if let Some(path) = self.peers.get_mut(key).and_then(|peer| peer.publish()) {
             self.events.push_back(Event::Path { peer: *key, path });
         }
     }

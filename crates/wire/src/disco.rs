@@ -54,7 +54,29 @@ pub enum Message {
         /// The endpoint.
         endpoint: RelayEndpoint,
     },
+    /// Over the relay alone, among warren nodes: let us open holes through NATs that give each peer its own port.
+    Punch(Punch),
 }
+
+/// Arranges that two nodes send to each other at the same time, from and to many ports.
+///
+/// Of type 0xF7, which no other implementation knows: they drop what they do not know in silence (paths.md 4.1). The body
+/// is 8 bytes `warren\0\x01` (so that another use of the type is not mistaken for this), a byte of flags (1: an answer,
+/// 2: [`Self::hard`]), and 18 bytes of address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Punch {
+    /// Whether this answers the peer's message; an answer is never answered.
+    pub answer: bool,
+    /// Whether the sender's NAT gives each destination its own port.
+    pub hard: bool,
+    /// Where the sender's packets will come from; port 0 if that cannot be said.
+    pub address: SocketAddr,
+}
+
+/// Type of [`Message::Punch`].
+const PUNCH: u8 = 0xF7;
+/// What a punch message begins with.
+const PUNCH_MAGIC: [u8; 8] = *b"warren\0\x01";
 
 /// Asks for a pong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -212,6 +234,12 @@ impl Message {
                 out.extend_from_slice(&generation.to_be_bytes());
                 endpoint.put(&mut out);
             }
+            Self::Punch(Punch { answer, hard, address }) => {
+                out.extend_from_slice(&[PUNCH, 0]);
+                out.extend_from_slice(&PUNCH_MAGIC);
+                out.push(u8::from(*answer) | u8::from(*hard) << 1);
+                put_address(&mut out, *address);
+            }
         }
         out
     }
@@ -246,6 +274,13 @@ impl Message {
                 generation: u32::from_be_bytes(body.take()?),
                 endpoint: RelayEndpoint::read(&mut body)?,
             },
+            PUNCH => {
+                if body.take()? != PUNCH_MAGIC {
+                    return Err(DiscoError::Type(PUNCH));
+                }
+                let [flags] = body.take()?;
+                Self::Punch(Punch { answer: flags & 1 != 0, hard: flags & 2 != 0, address: body.address()? })
+            }
             other => return Err(DiscoError::Type(other)),
         })
     }
@@ -415,6 +450,11 @@ mod tests {
             }),
             (any::<u32>(), endpoint())
                 .prop_map(|(generation, endpoint)| { Message::AllocateResponse { generation, endpoint } }),
+            (any::<bool>(), any::<bool>(), address()).prop_map(|(answer, hard, address)| Message::Punch(Punch {
+                answer,
+                hard,
+                address
+            })),
         ]
     }
 

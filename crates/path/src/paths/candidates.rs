@@ -1,10 +1,11 @@
 //! Addresses at which one peer may be.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use warren_wire::disco::TransactionId;
 
+use super::output::SocketId;
 use super::pings::Source;
 use super::status::{CandidateStatus, Origin};
 use crate::address::{is_usable, plain};
@@ -47,6 +48,8 @@ pub(super) struct Trace {
     pub(super) pinged: Option<Instant>,
     /// Time there and back of its last answer.
     pub(super) latency: Option<Duration>,
+    /// When it last answered a ping from the main socket.
+    answered: Option<Instant>,
 }
 
 /// What a ping from an address told.
@@ -136,6 +139,11 @@ impl Candidates {
         }
     }
 
+    /// Adds one that the peer named beside its list; false if there is no room.
+    pub(super) fn add_called(&mut self, address: SocketAddr, keep: Option<SocketAddr>) -> bool {
+        self.admit(address, keep).map(|candidate| candidate.called = true).is_some()
+    }
+
     /// Notes that a ping came from a usable address.
     pub(super) fn hear(
         &mut self,
@@ -156,12 +164,43 @@ impl Candidates {
     }
 
     /// Notes that a ping to an address was answered; false if it is no candidate any more.
-    pub(super) fn answered(&mut self, address: SocketAddr, latency: Duration, now: Instant) -> bool {
+    pub(super) fn answered(&mut self, address: SocketAddr, socket: SocketId, latency: Duration, now: Instant) -> bool {
         let Some(candidate) = self.get(address) else { return false };
         let trace = candidate.trace();
         trace.alive = Some(now);
+        if socket == 0 {
+            trace.answered = Some(now);
+        }
         trace.latency = Some(latency);
         true
+    }
+
+    /// Returns the candidate that is best kept warm beside `best`: one that answered within `time`, if there is one of the
+    /// other family, else the nearest. The present one stays.
+    pub(super) fn second(
+        &self,
+        best: SocketAddr,
+        present: Option<SocketAddr>,
+        time: Duration,
+        now: Instant,
+    ) -> Option<SocketAddr> {
+        let answered = |candidate: &Candidate| {
+            let trace = candidate.trace.as_ref()?;
+            (now.saturating_duration_since(trace.answered?) <= time).then_some((candidate.address, trace.latency?))
+        };
+        let others = self.0.iter().filter(|candidate| candidate.address != best).filter_map(answered);
+        let rank = |(address, latency): &(SocketAddr, Duration)| {
+            (Some(*address) != present, address.is_ipv4() == best.is_ipv4(), *latency)
+        };
+        others.min_by_key(rank).map(|(address, _)| address)
+    }
+
+    /// Returns the IPv4 addresses of the Internet among the candidates.
+    pub(super) fn public_v4(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.0.iter().filter_map(|candidate| match candidate.address.ip() {
+            IpAddr::V4(ip) => (!ip.is_private() && !ip.is_loopback() && !ip.is_link_local()).then_some(ip),
+            IpAddr::V6(_) => None,
+        })
     }
 
     /// Drops what nobody names and no traffic told of for 45 s.
@@ -175,7 +214,7 @@ impl Candidates {
             candidate.trace = None;
         }
         for trace in self.0.iter_mut().filter_map(|candidate| candidate.trace.as_mut()) {
-            (trace.pinged, trace.latency) = (None, None);
+            (trace.pinged, trace.latency, trace.answered) = (None, None, None);
         }
     }
 
@@ -295,7 +334,7 @@ mod tests {
         let start = epoch();
         let mut candidates = Candidates::default();
         candidates.list(&[address(1)], None, start);
-        assert!(candidates.answered(address(1), Duration::from_millis(1), start));
+        assert!(candidates.answered(address(1), 0, Duration::from_millis(1), start));
         candidates.list(&[address(2)], None, start + Duration::from_secs(1));
         assert!(candidates.contains(address(1)));
         candidates.expire(start + KEEP * 2);
@@ -336,7 +375,7 @@ mod tests {
                         }
                     }
                 }
-                candidates.answered(used, Duration::ZERO, now);
+                candidates.answered(used, 0, Duration::ZERO, now);
                 now += Duration::from_millis(100);
                 prop_assert!(candidates.0.len() <= MAX_CANDIDATES);
                 let mut seen: Vec<_> = candidates.0.iter().map(|candidate| candidate.address).collect();

@@ -9,7 +9,7 @@ use warren_wire::disco::{Message, Ping, TransactionId};
 use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey};
 
 use super::keys::DiscoKeys;
-use super::output::{Destination, PingId, Transmit};
+use super::output::{Destination, PingId, SocketId, Transmit};
 use super::pings::{Pings, Sent};
 
 /// How long a pong is waited for.
@@ -22,6 +22,10 @@ pub(super) enum Timer {
     Heartbeat(NodeKey),
     /// A pong is overdue.
     Ping(TransactionId),
+    /// The direct path of a peer is silent.
+    Watch(NodeKey),
+    /// The attempt at a hard NAT goes on.
+    Punch,
 }
 
 pub(super) struct Outbox {
@@ -47,9 +51,14 @@ impl Outbox {
 
     /// Sends a message to the holder of `disco`; false if nothing can be sealed for it.
     pub(super) fn send(&mut self, to: Destination, disco: &DiscoKey, message: &Message) -> bool {
+        self.send_from(0, to, disco, message)
+    }
+
+    /// The same, from a socket.
+    pub(super) fn send_from(&mut self, socket: SocketId, to: Destination, disco: &DiscoKey, message: &Message) -> bool {
         let nonce = self.rng.random();
         let Some(bytes) = self.keys.seal(disco, &nonce, message) else { return false };
-        self.transmits.push_back(Transmit { to, bytes });
+        self.transmits.push_back(Transmit { to, socket, bytes });
         true
     }
 
@@ -62,13 +71,28 @@ impl Outbox {
         user: Option<PingId>,
         now: Instant,
     ) -> bool {
+        self.ping_from(&Sent { peer: *peer, to, socket: 0, at: now, user }, disco)
+    }
+
+    /// The same, from a socket, and all else that is to be remembered of the ping.
+    pub(super) fn ping_from(&mut self, sent: &Sent, disco: &DiscoKey) -> bool {
         let id: TransactionId = self.rng.random();
         let ping = Message::Ping(Ping { id, node_key: Some(self.node), padding: 0 });
-        if !self.send(to, disco, &ping) {
+        if !self.send_from(sent.socket, sent.to, disco, &ping) {
             return false;
         }
-        self.pings.insert(id, Sent { peer: *peer, to, at: now, user });
-        self.timers.insert((now + PING_TIMEOUT, Timer::Ping(id)));
+        self.pings.insert(id, *sent);
+        self.timers.insert((sent.at + PING_TIMEOUT, Timer::Ping(id)));
         true
+    }
+
+    /// Returns this node's key.
+    pub(super) fn node(&self) -> &NodeKey {
+        &self.node
+    }
+
+    /// Draws a number.
+    pub(super) fn random(&mut self) -> u64 {
+        self.rng.random()
     }
 }

@@ -11,9 +11,15 @@ use warren_wire::key::NodeKey;
 pub struct Transmit {
     /// Where to.
     pub to: Destination,
+    /// From which UDP socket, if it goes straight.
+    pub socket: SocketId,
     /// The whole datagram.
     pub bytes: Vec<u8>,
 }
+
+/// Names a UDP socket: 0 is the main one of the destination's family, others are extra IPv4 sockets that
+/// [`Event::Sockets`] asked for.
+pub type SocketId = u16;
 
 /// Where a message goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,6 +57,13 @@ pub enum Event {
     /// Fresh own endpoints are wanted: measure, then call [`Paths::set_own_endpoints`](super::Paths::set_own_endpoints),
     /// also if nothing was found. Repeated every 10 s while it is not answered.
     EndpointsWanted,
+    /// Keep exactly these extra UDP sockets open, at most [`Paths::MAX_SOCKETS`](super::Paths::MAX_SOCKETS), each bound to
+    /// a free IPv4 port: open those that are not, close the others, then call
+    /// [`Paths::handle_sockets`](super::Paths::handle_sockets). One that cannot be opened is as good as one without luck.
+    Sockets {
+        /// Their names, none of them 0.
+        wanted: Vec<SocketId>,
+    },
     /// A ping of [`Paths::ping`](super::Paths::ping) was answered; this is its only event.
     Pong {
         /// Which.
@@ -68,12 +81,14 @@ pub enum Event {
     },
 }
 
-/// Where to send a peer's packets: [`Self::direct`] alone while it is trusted; afterwards `direct`, if any, and
-/// [`Self::relay`]; without a direct path the relay.
+/// Where to send a peer's packets: [`Self::direct`] alone while it is trusted; afterwards all that there is of `direct`,
+/// [`Self::second`] and [`Self::relay`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Path {
     /// The direct path, if one is known.
     pub direct: Option<Direct>,
+    /// Another address of the peer that answered lately, from the main socket.
+    pub second: Option<SocketAddr>,
     /// The relay region, if one is known.
     pub relay: Option<RegionId>,
 }
@@ -83,6 +98,8 @@ pub struct Path {
 pub struct Direct {
     /// The peer's address.
     pub address: SocketAddr,
+    /// The UDP socket to send from.
+    pub socket: SocketId,
     /// Last instant at which the path alone suffices.
     pub trusted_until: Instant,
 }

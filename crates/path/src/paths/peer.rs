@@ -7,12 +7,14 @@ use warren_wire::control::RegionId;
 use warren_wire::key::{DiscoKey, NodeKey};
 
 use super::HEARTBEAT;
-use super::candidates::Candidates;
+use super::candidates::{Candidate, Candidates};
 use super::outbox::Outbox;
-use super::output::{Destination, Direct, Path, PingId};
-use super::pings::Budget;
+use super::output::{Destination, Direct, Path, PingId, SocketId};
+use super::pings::{Budget, Sent};
+use super::punch::Punched;
 use super::score;
-use super::status::{PathStatus, Reason};
+use super::status::{Decision, History, PathStatus, Reason};
+use super::watch::Watch;
 
 /// How long a direct path is trusted after a pong.
 ///
@@ -46,6 +48,11 @@ const GOOD_ENOUGH: Duration = Duration::from_millis(5);
 /// Source: Tailscale `wgengine/magicsock`, `upgradeUDPDirectInterval`.
 const UPGRADE_INTERVAL: Duration = Duration::from_secs(60);
 
+/// How long after its last answer a second path counts as proved: NATs forget after 30 s.
+const WARM: Duration = Duration::from_secs(30);
+/// How often the second path is pinged.
+const WARM_INTERVAL: Duration = Duration::from_secs(10);
+
 /// What the server says of a peer's paths.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PeerConfig {
@@ -66,6 +73,12 @@ pub(super) struct Peer {
     pub(super) heard_region: Option<RegionId>,
     pub(super) candidates: Candidates,
     best: Option<Best>,
+    /// Absent while there was no direct path, or at rest.
+    watch: Option<Box<Watch>>,
+    /// When holes through a hard NAT were last tried, and what came of it.
+    pub(super) punched: Option<(Instant, Punched)>,
+    /// The last decisions, while in use.
+    history: History,
     /// Why there is no best, if there was one.
     lost: Option<Reason>,
     pub(super) last_sent: Option<Instant>,
@@ -84,8 +97,15 @@ pub(super) struct Peer {
 #[derive(Debug, Clone, Copy)]
 struct Best {
     address: SocketAddr,
+    socket: SocketId,
     latency: Duration,
     trusted_until: Instant,
+}
+
+impl Best {
+    fn is_trusted(&self, now: Instant) -> bool {
+        now <= self.trusted_until
+    }
 }
 
 /// Which candidates are pinged.
@@ -106,9 +126,40 @@ impl Peer {
         self.best.map(|best| best.address)
     }
 
+    /// Returns what was sent and heard on the direct path.
+    pub(super) fn watch(&mut self) -> &mut Watch {
+        self.watch.get_or_insert_default()
+    }
+
+    fn second(&self) -> Option<SocketAddr> {
+        self.watch.as_ref()?.second
+    }
+
+    /// Gives back memory when the peer comes to rest.
+    pub(super) fn rest(&mut self, now: Instant) {
+        self.candidates.rest(now);
+        self.watch.take_if(|watch| watch.timer.is_none());
+        self.history = History::default();
+    }
+
+    /// Returns the extra socket of the direct path, if it has one.
+    pub(super) fn extra_socket(&self) -> Option<SocketId> {
+        self.best.map(|best| best.socket).filter(|socket| *socket != 0)
+    }
+
+    /// Returns the latency of the direct path if it is trusted.
+    pub(super) fn trusted_latency(&self, now: Instant) -> Option<Duration> {
+        self.best.filter(|best| best.is_trusted(now)).map(|best| best.latency)
+    }
+
+    /// Tells whether the young search is over without a result.
+    pub(super) fn has_searched(&self) -> bool {
+        self.tries >= EAGER.len()
+    }
+
     /// Returns the direct address if it is trusted.
     pub(super) fn trusted(&self, now: Instant) -> Option<SocketAddr> {
-        self.best.filter(|best| now <= best.trusted_until).map(|best| best.address)
+        self.best.filter(|best| best.is_trusted(now)).map(|best| best.address)
     }
 
     pub(super) fn is_in_use(&self, now: Instant) -> bool {
@@ -117,25 +168,50 @@ impl Peer {
 
     /// Tells whether a heartbeat should look for a better path than the present one.
     pub(super) fn wants_search(&self, now: Instant) -> bool {
-        let Some(best) = self.best.filter(|best| now <= best.trusted_until) else { return true };
+        let Some(best) = self.best.filter(|best| best.is_trusted(now)) else { return true };
         let Some(last) = self.last_full_ping else { return true };
         best.latency > GOOD_ENOUGH && now.saturating_duration_since(last) >= UPGRADE_INTERVAL
     }
 
     /// Gives up the direct path.
-    pub(super) fn lose(&mut self, reason: Reason) {
+    pub(super) fn lose(&mut self, reason: Reason, now: Instant) {
         if self.best.take().is_some() {
+            self.watch().reset();
             self.lost = Some(reason);
             self.tries = 0;
+            self.history.note(Decision { at: now, address: None, reason });
         }
     }
 
     /// Lets the direct path prove itself again before it is trusted alone.
     pub(super) fn doubt(&mut self, key: &NodeKey, outbox: &mut Outbox, now: Instant) {
         if let Some(best) = self.best.as_mut().filter(|best| best.trusted_until > now) {
-            best.trusted_until = now;
+            // The last instant of trust is gone by.
+            best.trusted_until = now.checked_sub(Duration::from_nanos(1)).unwrap_or(now);
             self.tries = 0;
+            self.history.note(Decision { at: now, address: Some(best.address), reason: Reason::Doubted });
+            self.refresh_second(now);
             self.ping_best(key, None, outbox, now);
+            if let Some(second) = self.second() {
+                self.ping_back(key, second, 0, outbox, now);
+            }
+        }
+    }
+
+    /// Finds out which address is the second.
+    fn refresh_second(&mut self, now: Instant) {
+        let Some(best) = self.best else { return };
+        let second = self.candidates.second(best.address, self.second(), WARM, now);
+        self.watch().second = second;
+    }
+
+    /// Keeps the second path proved, while the best is in use.
+    pub(super) fn keep_second(&mut self, key: &NodeKey, outbox: &mut Outbox, now: Instant) {
+        self.refresh_second(now);
+        let Some(second) = self.second() else { return };
+        let is_due = |candidate: &mut Candidate| !candidate.pinged_within(WARM_INTERVAL, now);
+        if self.candidates.get(second).is_some_and(is_due) {
+            self.ping_back(key, second, 0, outbox, now);
         }
     }
 
@@ -160,34 +236,44 @@ impl Peer {
     }
 
     /// Gives up the direct path if its address is no candidate any more.
-    pub(super) fn check_best(&mut self) {
+    pub(super) fn check_best(&mut self, now: Instant) {
         if self.best_address().is_some_and(|address| !self.candidates.contains(address)) {
-            self.lose(Reason::Withdrawn);
+            self.lose(Reason::Withdrawn, now);
+        }
+        let second = self.second().filter(|address| self.candidates.contains(*address));
+        if let Some(watch) = &mut self.watch {
+            watch.second = second;
         }
     }
 
     /// Forgets all that was proved, because the peer has another disco key.
-    pub(super) fn forget(&mut self) {
+    pub(super) fn forget(&mut self, now: Instant) {
         self.candidates.forget_learned();
         self.last_full_ping = None;
-        self.lose(Reason::PeerRestarted);
+        self.punched = None;
+        self.lose(Reason::PeerRestarted, now);
     }
 
-    /// Notes that a ping to `address` was answered, and adopts it if it is now the best.
-    pub(super) fn answered(&mut self, address: SocketAddr, latency: Duration, now: Instant) {
-        if !self.candidates.answered(address, latency, now) {
+    /// Notes that a ping to `address` from `socket` was answered, and adopts it if it is now the best.
+    pub(super) fn answered(&mut self, address: SocketAddr, socket: SocketId, latency: Duration, now: Instant) {
+        if !self.candidates.answered(address, socket, latency, now) {
             return;
         }
-        let adopt = match self.best {
-            Some(best) if now <= best.trusted_until => {
-                best.address == address || score::is_better((address, latency), (best.address, best.latency))
-            }
-            Some(_) | None => true,
+        let adopt = match self.best.filter(|best| best.is_trusted(now)) {
+            Some(best) if best.address == address => best.socket == socket || socket == 0,
+            Some(best) => score::is_better((address, latency), (best.address, best.latency)),
+            None => true,
         };
         if adopt {
-            self.best = Some(Best { address, latency, trusted_until: now + TRUST });
+            let old = self.best.replace(Best { address, socket, latency, trusted_until: now + TRUST });
+            if old.is_none_or(|old| old.address != address || old.socket != socket) {
+                self.watch().reset();
+                self.history.note(Decision { at: now, address: Some(address), reason: Reason::Answered });
+            }
+            self.watch().note_pong(now);
             self.lost = None;
         }
+        self.refresh_second(now);
     }
 
     /// Pings candidates and returns how many.
@@ -195,7 +281,7 @@ impl Peer {
         let Some(disco) = self.disco else { return 0 };
         self.last_full_ping = Some(now);
         self.candidates.expire(now);
-        self.check_best();
+        self.check_best(now);
         let user = match which {
             Which::Due => self.asked,
             Which::All(id) => Some(id),
@@ -225,13 +311,23 @@ impl Peer {
         if let Some(candidate) = self.candidates.get(best.address) {
             candidate.trace().pinged = Some(now);
         }
-        outbox.ping(key, &disco, Destination::Udp(best.address), user, now)
+        self.watch().note_ping(now);
+        let to = Destination::Udp(best.address);
+        outbox.ping_from(&Sent { peer: *key, to, socket: best.socket, at: now, user }, &disco)
     }
 
-    /// Pings an address from which a ping of the peer just came.
-    pub(super) fn ping_back(&mut self, key: &NodeKey, address: SocketAddr, outbox: &mut Outbox, now: Instant) {
+    /// Pings an address from which a ping of the peer just came, from the socket to which it came.
+    pub(super) fn ping_back(
+        &mut self,
+        key: &NodeKey,
+        address: SocketAddr,
+        socket: SocketId,
+        outbox: &mut Outbox,
+        now: Instant,
+    ) {
         let (Some(disco), Some(candidate)) = (self.disco, self.candidates.get(address)) else { return };
-        if self.budget.take(candidate.source(), now) && outbox.ping(key, &disco, Destination::Udp(address), None, now) {
+        let sent = Sent { peer: *key, to: Destination::Udp(address), socket, at: now, user: None };
+        if self.budget.take(candidate.source(), now) && outbox.ping_from(&sent, &disco) {
             candidate.trace().pinged = Some(now);
         }
     }
@@ -243,8 +339,19 @@ impl Peer {
     }
 
     fn path(&self) -> Path {
-        let direct = |best: Best| Direct { address: best.address, trusted_until: best.trusted_until };
-        Path { direct: self.best.map(direct), relay: self.relay() }
+        let direct =
+            |best: Best| Direct { address: best.address, socket: best.socket, trusted_until: best.trusted_until };
+        Path { direct: self.best.map(direct), second: self.second(), relay: self.relay() }
+    }
+
+    #[cfg(test)]
+    pub(super) fn watch_timer(&self) -> Option<Instant> {
+        self.watch.as_ref()?.timer
+    }
+
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.candidates.bytes() + self.watch.as_ref().map_or(0, |_| size_of::<Watch>()) + self.history.bytes()
     }
 
     pub(super) fn status(&self) -> PathStatus {
@@ -261,6 +368,8 @@ impl Peer {
             in_use: self.heartbeat.is_some(),
             reason: if self.best.is_some() { Reason::Answered } else { relayed },
             candidates: self.candidates.status(),
+            punched: self.punched.map(|(_, punched)| punched),
+            history: self.history.list(),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use warren_wire::disco::TransactionId;
 use warren_wire::key::NodeKey;
 
-use super::output::{Destination, PingId};
+use super::output::{Destination, PingId, SocketId};
 
 /// Most pings of users that wait for their answers.
 const MAX_ASKED: usize = 64;
@@ -31,6 +31,8 @@ pub(super) struct Sent {
     pub(super) peer: NodeKey,
     /// Where to.
     pub(super) to: Destination,
+    /// From which socket.
+    pub(super) socket: SocketId,
     /// When.
     pub(super) at: Instant,
     /// The user's ping that it belongs to.

@@ -10,18 +10,23 @@ use warren_wire::key::{DiscoKey, NodeKey};
 use super::Paths;
 use super::candidates::Heard;
 use super::outbox::{PING_TIMEOUT, Timer};
-use super::output::{Destination, Event, Via};
+use super::output::{Destination, Event, SocketId, Via};
 use super::peer::Which;
 use crate::address::{RELAY_IP, is_answerable, is_usable, plain};
 
 impl Paths {
-    /// Handles a disco datagram that came straight from `from`.
+    /// Handles a disco datagram that came straight from `from` to the main socket.
     pub fn handle_udp(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) {
+        self.handle_udp_at(0, from, datagram, now);
+    }
+
+    /// The same, to any socket.
+    pub fn handle_udp_at(&mut self, socket: SocketId, from: SocketAddr, datagram: &[u8], now: Instant) {
         if !is_answerable(from) {
             return;
         }
         match self.outbox.keys.open(datagram) {
-            Some((sender, Message::Ping(ping))) => self.handle_ping(&sender, &ping, from, now),
+            Some((sender, Message::Ping(ping))) => self.handle_ping(&sender, &ping, from, socket, now),
             Some((sender, Message::Pong(pong))) => self.handle_pong(&sender, &pong, Via::Direct(from), now),
             // Everything else needs a relay that vouches for the sender, or belongs to peer relays.
             Some(_) | None => {}
@@ -35,7 +40,10 @@ impl Paths {
             return;
         }
         let Some((sender, message)) = self.outbox.keys.open(datagram) else { return };
-        self.handle_received(from, Via::Relay(region), now);
+        if let Some(peer) = self.peers.get_mut(from) {
+            peer.heard_region = region.known();
+            self.publish(from);
+        }
         match message {
             Message::Ping(ping) => {
                 let source = SocketAddr::new(IpAddr::V4(RELAY_IP), region.0);
@@ -44,6 +52,7 @@ impl Paths {
             }
             Message::Pong(pong) => self.handle_pong(&sender, &pong, Via::Relay(region), now),
             Message::CallMeMaybe(endpoints) => self.handle_call(from, &endpoints, now),
+            Message::Punch(punch) => self.handle_punch(from, punch, now),
             // What belongs to peer relays, and types that are not known yet.
             Message::BindEndpoint(_)
             | Message::BindChallenge(_)
@@ -55,16 +64,35 @@ impl Paths {
         }
     }
 
-    /// Tells that an authentic WireGuard packet of a peer came this way. Only a relay region is learned from it, for
-    /// peers without a known home; a direct path is proved by pings alone. At most once a second per peer is enough.
-    pub fn handle_received(&mut self, peer: &NodeKey, via: Via, _now: Instant) {
-        if let (Some(state), Via::Relay(region)) = (self.peers.get_mut(peer), via) {
-            state.heard_region = region.known();
-            self.publish(peer);
+    /// Tells that an authentic WireGuard packet of a peer came this way; workers do so at most ten times a second. From a
+    /// relay a peer's home is learned while it is not known. A direct path is proved by pings alone, but this shows
+    /// whether a proved one lives.
+    pub fn handle_received(&mut self, key: &NodeKey, via: Via, now: Instant) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        match via {
+            Via::Direct(_) => {
+                if peer.trusted(now).is_some() {
+                    peer.watch().note_data(now);
+                }
+            }
+            Via::Relay(region) => {
+                peer.heard_region = region.known();
+                self.heed_hint(key, now);
+                self.publish(key);
+            }
         }
     }
 
-    fn handle_ping(&mut self, sender: &DiscoKey, ping: &Ping, from: SocketAddr, now: Instant) {
+    /// Doubts a direct path that has been silent, since the peer seems to have given it up: it sends over the relay.
+    fn heed_hint(&mut self, key: &NodeKey, now: Instant) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        if peer.is_in_use(now) && peer.trusted(now).is_some() && peer.watch().heeds_hint(now) {
+            peer.doubt(key, &mut self.outbox, now);
+            self.beat_soon(key, now);
+        }
+    }
+
+    fn handle_ping(&mut self, sender: &DiscoKey, ping: &Ping, from: SocketAddr, socket: SocketId, now: Instant) {
         let address = plain(from);
         if let Some(key) = self.pinger(sender, ping)
             && let Some(peer) = self.peers.get_mut(&key)
@@ -81,14 +109,24 @@ impl Paths {
                         peer.doubt(&key, &mut self.outbox, now);
                     }
                     if has_moved || trusted.is_none() {
-                        peer.ping_back(&key, address, &mut self.outbox, now);
+                        peer.ping_back(&key, address, socket, &mut self.outbox, now);
                     }
                     self.publish(&key);
                 }
+                // It hit one of many sockets, of which each has its own hole.
+                Heard::Known if socket != 0 && peer.is_in_use(now) && peer.trusted(now).is_none() => {
+                    peer.ping_back(&key, address, socket, &mut self.outbox, now);
+                }
                 Heard::Awake | Heard::Known => {}
             }
+            self.settle(&key, now);
         }
-        self.outbox.send(Destination::Udp(from), sender, &Message::Pong(Pong { id: ping.id, source: address }));
+        self.outbox.send_from(
+            socket,
+            Destination::Udp(from),
+            sender,
+            &Message::Pong(Pong { id: ping.id, source: address }),
+        );
     }
 
     /// Tells which holder of a disco key sent a ping, if that is certain.
@@ -115,13 +153,15 @@ impl Paths {
         };
         let latency = now.saturating_duration_since(sent.at);
         if let Via::Direct(address) = pinged {
-            peer.answered(address, latency, now);
+            peer.answered(address, sent.socket, latency, now);
         }
         self.outbox.timers.remove(&(sent.at + PING_TIMEOUT, Timer::Ping(pong.id)));
         if let Some(id) = self.outbox.pings.answer(&pong.id) {
             self.events.push_back(Event::Pong { id, via: pinged, latency });
             self.forget_asked(&sent.peer, id);
         }
+        self.settle(&sent.peer, now);
+        self.release_sockets();
         self.publish(&sent.peer);
     }
 
@@ -133,9 +173,12 @@ impl Paths {
         if peer.best_address().is_some_and(|best| !endpoints.iter().any(|address| plain(*address) == best)) {
             peer.doubt(from, &mut self.outbox, now);
         }
+        self.heed_hint(from, now);
+        let Some(peer) = self.peers.get_mut(from) else { return };
         peer.candidates.call(endpoints, peer.best_address(), now);
-        peer.check_best();
+        peer.check_best(now);
         peer.ping_candidates(from, Which::Due, &mut self.outbox, now);
+        self.settle(from, now);
         self.publish(from);
     }
 }

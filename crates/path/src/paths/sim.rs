@@ -9,7 +9,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use warren_wire::control::RegionId;
 use warren_wire::key::{DiscoSecret, NodeKey, NodeSecret};
 
-use super::{Destination, Event, Path, Paths, PeerConfig};
+use super::{Destination, Event, OwnNat, Path, Paths, PeerConfig, SocketId, Via};
 use crate::testing::epoch;
 
 pub(super) const REGION: RegionId = RegionId(900);
@@ -25,8 +25,10 @@ pub(super) enum Nat {
     None,
     /// One public port; only what was opened from inside comes in.
     Easy,
-    /// Another public port for each destination.
+    /// Another public port for each destination: the next.
     Hard,
+    /// Another public port for each destination, at random.
+    Random,
 }
 
 pub(super) struct SimNode {
@@ -35,7 +37,9 @@ pub(super) struct SimNode {
     nat: Nat,
     number: u8,
     /// Ports of the NAT by destination and when they were last used.
-    mappings: BTreeMap<SocketAddr, (u16, Instant)>,
+    mappings: BTreeMap<(SocketId, SocketAddr), (u16, Instant)>,
+    /// Extra sockets.
+    pub(super) sockets: Vec<SocketId>,
     measure_at: Option<Instant>,
     /// The published paths.
     pub(super) slots: BTreeMap<NodeKey, Path>,
@@ -57,6 +61,8 @@ struct Packet {
     from: Option<SocketAddr>,
     sender: usize,
     receiver: usize,
+    /// Where it arrives.
+    socket: SocketId,
     payload: Payload,
 }
 
@@ -89,6 +95,7 @@ impl Internet {
                 nat,
                 number,
                 mappings: BTreeMap::new(),
+                sockets: Vec::new(),
                 measure_at: None,
                 slots: BTreeMap::new(),
                 events: Vec::new(),
@@ -154,7 +161,10 @@ impl Internet {
         self.data += 1;
         let (number, path) = (self.data, self.path(from));
         if let Some(direct) = path.direct {
-            self.send_udp(from, direct.address, Payload::Data(number));
+            self.send_udp(from, direct.socket, direct.address, Payload::Data(number));
+        }
+        if let Some(second) = path.second.filter(|_| !self.is_direct(from)) {
+            self.send_udp(from, 0, second, Payload::Data(number));
         }
         if path.relay.is_some() && !self.is_direct(from) {
             self.send_relayed(from, 1 - from, Payload::Data(number));
@@ -208,8 +218,13 @@ impl Internet {
         let (now, sender) = (self.now, self.nodes[packet.sender].key);
         let node = &mut self.nodes[packet.receiver];
         match (packet.payload, packet.from) {
-            (Payload::Data(number), _) => node.received.push(number),
-            (Payload::Disco(bytes), Some(from)) => node.paths.handle_udp(from, &bytes, now),
+            (Payload::Data(number), from) => {
+                if !node.received.contains(&number) {
+                    node.paths.handle_received(&sender, from.map_or(Via::Relay(REGION), Via::Direct), now);
+                }
+                node.received.push(number);
+            }
+            (Payload::Disco(bytes), Some(from)) => node.paths.handle_udp_at(packet.socket, from, &bytes, now),
             (Payload::Disco(bytes), None) => node.paths.handle_relayed(REGION, &sender, &bytes, now),
         }
         self.drain(packet.receiver);
@@ -220,7 +235,7 @@ impl Internet {
             match transmit.to {
                 Destination::Udp(to) => {
                     self.nodes[at].sent_udp += 1;
-                    self.send_udp(at, to, Payload::Disco(transmit.bytes));
+                    self.send_udp(at, transmit.socket, to, Payload::Disco(transmit.bytes));
                 }
                 Destination::Relay { region, peer } => {
                     assert_eq!(region, REGION);
@@ -235,9 +250,23 @@ impl Internet {
         while let Some(event) = node.paths.poll_event() {
             match event {
                 Event::Path { peer, path } => drop(node.slots.insert(peer, path)),
+                Event::Sockets { wanted } => {
+                    node.sockets = wanted;
+                    node.paths.handle_sockets(self.now);
+                }
                 Event::EndpointsWanted => node.measure_at = Some(self.now + MEASURING),
                 Event::Pong { .. } | Event::PingTimeout { .. } => node.events.push(event),
             }
+        }
+    }
+
+    /// Tells the nodes what they would find out of their NATs.
+    pub(super) fn tell_nats(&mut self) {
+        for node in &mut self.nodes {
+            let hard = matches!(node.nat, Nat::Hard | Nat::Random);
+            let counting = (node.nat == Nat::Hard).then_some((1000, 1));
+            let public = Some(node.public(if hard { 2 } else { 41641 }));
+            node.paths.set_own_nat(OwnNat { udp: Some(true), hard: Some(hard), public, counting, mapped: false });
         }
     }
 
@@ -251,18 +280,21 @@ impl Internet {
         if self.is_relay_cut {
             return;
         }
-        let packet = Packet { from: None, sender, receiver, payload };
+        let packet = Packet { from: None, sender, receiver, socket: 0, payload };
         self.fly(self.relay_latency, packet);
     }
 
-    fn send_udp(&mut self, sender: usize, to: SocketAddr, payload: Payload) {
+    fn send_udp(&mut self, sender: usize, socket: SocketId, to: SocketAddr, payload: Payload) {
         let now = self.now;
-        let from = self.nodes[sender].pass_out(to, now);
-        let Some(receiver) = self.nodes.iter().position(|node| node.lets_in(from, to, now)) else { return };
+        assert!(socket == 0 || self.nodes[sender].sockets.contains(&socket), "only open sockets send");
+        let random = self.rng.random_range(1024..=u16::MAX);
+        let from = self.nodes[sender].pass_out(socket, to, random, now);
+        let find = |(at, node): (usize, &SimNode)| Some((at, node.lets_in(from, to, now)?));
+        let Some((receiver, socket)) = self.nodes.iter().enumerate().find_map(find) else { return };
         if self.is_cut || self.rng.random_range(0..1000) < self.loss {
             return;
         }
-        self.fly(self.latency, Packet { from: Some(from), sender, receiver, payload });
+        self.fly(self.latency, Packet { from: Some(from), sender, receiver, socket, payload });
     }
 
     fn fly(&mut self, latency: Duration, packet: Packet) {
@@ -282,28 +314,33 @@ impl SimNode {
         match self.nat {
             Nat::None => vec![self.public(41641)],
             Nat::Easy => vec![self.public(41641), SocketAddr::from(([192, 168, self.number, 2], 41641))],
-            Nat::Hard => vec![self.public(2), SocketAddr::from(([192, 168, self.number, 2], 41641))],
+            Nat::Hard | Nat::Random => vec![self.public(2), SocketAddr::from(([192, 168, self.number, 2], 41641))],
         }
     }
 
     /// Sends through the NAT; returns the address that the world sees.
-    fn pass_out(&mut self, to: SocketAddr, now: Instant) -> SocketAddr {
-        let fresh = 1000 + u16::try_from(self.mappings.len()).unwrap();
-        let (port, used) = self.mappings.entry(to).or_insert((fresh, now));
+    fn pass_out(&mut self, socket: SocketId, to: SocketAddr, random: u16, now: Instant) -> SocketAddr {
+        let next = 1000 + u16::try_from(self.mappings.len()).unwrap();
+        let fresh = if self.nat == Nat::Random { random } else { next };
+        let (port, used) = self.mappings.entry((socket, to)).or_insert((fresh, now));
         if now - *used > NAT_TIMEOUT {
             *port = fresh;
         }
         *used = now;
-        let port = if self.nat == Nat::Hard { *port } else { 41641 };
+        let port = if matches!(self.nat, Nat::Hard | Nat::Random) { *port } else { 41641 };
         self.public(port)
     }
 
-    fn lets_in(&self, from: SocketAddr, to: SocketAddr, now: Instant) -> bool {
-        let is_open = self.mappings.get(&from).is_some_and(|(_, used)| now - *used <= NAT_TIMEOUT);
+    /// Returns the socket at which a packet arrives, if it does.
+    fn lets_in(&self, from: SocketAddr, to: SocketAddr, now: Instant) -> Option<SocketId> {
+        let open = self.mappings.iter().filter(|((_, to), (_, used))| *to == from && now - *used <= NAT_TIMEOUT);
+        let mut open = open.map(|((socket, _), (port, _))| (*socket, *port));
         match self.nat {
-            Nat::None => to == self.public(41641),
-            Nat::Easy => to == self.public(41641) && is_open,
-            Nat::Hard => is_open && self.mappings.get(&from).is_some_and(|(port, _)| to == self.public(*port)),
+            Nat::None => (to == self.public(41641)).then_some(0),
+            Nat::Easy => open.next().filter(|_| to == self.public(41641)).map(|(socket, _)| socket),
+            Nat::Hard | Nat::Random => open
+                .find(|(socket, port)| to == self.public(*port) && (*socket == 0 || self.sockets.contains(socket)))
+                .map(|(socket, _)| socket),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::output::Path;
+use super::punch::{OwnNat, Punched};
 
 /// A peer's paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +20,82 @@ pub struct PathStatus {
     pub reason: Reason,
     /// Addresses at which the peer may be.
     pub candidates: Vec<CandidateStatus>,
+    /// What came of the last attempt to get through NATs that give each peer its own port; `None` if there was none.
+    pub punched: Option<Punched>,
+    /// The last decisions while the peer is in use, oldest first, at most eight.
+    pub history: Vec<Decision>,
+}
+
+/// A change of a peer's direct path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decision {
+    /// When.
+    pub at: Instant,
+    /// The address that was adopted or doubted; `None` if the direct path was given up.
+    pub address: Option<SocketAddr>,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// The last decisions of a peer.
+#[derive(Debug, Default)]
+pub(super) struct History(Vec<Decision>);
+
+impl History {
+    const MAX: usize = 8;
+
+    pub(super) fn note(&mut self, decision: Decision) {
+        if self.0.len() >= Self::MAX {
+            self.0.remove(0);
+        }
+        self.0.push(decision);
+    }
+
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.0.capacity() * size_of::<Decision>()
+    }
+
+    pub(super) fn list(&self) -> Vec<Decision> {
+        self.0.clone()
+    }
+}
+
+impl PathStatus {
+    /// Says for people why packets go over the relay, what was tried, and what would help; `None` while there is a direct
+    /// path or nothing was tried yet. `own` is what is known of this node's network.
+    #[must_use]
+    pub fn advice(&self, own: &OwnNat) -> Option<String> {
+        let has_failed = matches!(
+            self.reason,
+            Reason::NoAnswer | Reason::Lost | Reason::NoAddress | Reason::Unreachable | Reason::Withdrawn
+        );
+        if self.path.direct.is_some() || !has_failed {
+            return None;
+        }
+        let tried = self.candidates.iter().filter(|candidate| candidate.pinged.is_some()).count();
+        let tried = match tried {
+            0 => String::new(),
+            1 => ", one address was tried".to_owned(),
+            many => format!(", {many} addresses were tried"),
+        };
+        let punched = self.punched.map_or(String::new(), |punched| format!("; {punched}"));
+        let help = match own {
+            OwnNat { udp: Some(false), .. } => "UDP is blocked in this network: let UDP out, or at least to port 41641",
+            OwnNat { hard: Some(true), mapped: false, .. } => {
+                "this machine's router gives each peer its own port and maps none: enable UPnP or NAT-PMP on it, or \
+                 forward UDP port 41641 to this machine"
+            }
+            OwnNat { mapped: true, .. } => {
+                "this machine's router maps a port, so it is the peer's firewall or router that blocks: let UDP in there"
+            }
+            OwnNat { .. } => {
+                "probably the peer's router gives each peer its own port or its firewall blocks UDP: enable UPnP or \
+                 NAT-PMP there, or forward UDP port 41641 to the peer"
+            }
+        };
+        Some(format!("{}{tried}{punched}; {help}", self.reason))
+    }
 }
 
 /// One address at which a peer may be.
@@ -69,6 +146,8 @@ pub enum Reason {
     NetworkChanged,
     /// Relayed: the peer restarted.
     PeerRestarted,
+    /// Over all ways at once: the direct path is silent although an answer is due.
+    Doubted,
 }
 
 impl fmt::Display for Reason {
@@ -84,6 +163,7 @@ impl fmt::Display for Reason {
             Self::Withdrawn => "the peer no longer has the address of the direct path",
             Self::NetworkChanged => "the network of this machine changed",
             Self::PeerRestarted => "the peer restarted",
+            Self::Doubted => "the direct path is silent",
         })
     }
 }

@@ -5,7 +5,7 @@ use super::sim::{Internet, Nat, REGION};
 use super::*;
 use crate::testing::epoch;
 use proptest::prelude::*;
-use warren_wire::disco::{self, Bind, Ping, Pong};
+use warren_wire::disco::{self, Bind, Ping, Pong, Punch};
 use warren_wire::key::NodeSecret;
 use warren_wire::nacl::SharedBox;
 
@@ -571,7 +571,7 @@ fn lost_route_and_changed_network_end_the_direct_path() {
     assert_eq!(bench.direct(PEER), Some(address(listed)));
     bench.events();
     bench.paths.handle_rebind(bench.now);
-    let path = Path { direct: None, relay: Some(REGION) };
+    let path = Path { relay: Some(REGION), ..Path::default() };
     assert!(bench.events().contains(&Event::Path { peer: node(PEER), path }));
     bench.answer(PEER, listed);
     assert_eq!(bench.direct(PEER), Some(address(listed)), "it was pinged at once");
@@ -668,8 +668,8 @@ fn peer_at_rest_takes_less_than_a_kibibyte() {
     internet.talk(10);
     internet.run(SECOND * 120);
     let state = &internet.nodes[0].paths.peers[&peer];
-    let in_trees = size_of::<NodeKey>() + size_of::<Peer>() + keys::DiscoKeys::BYTES_PER_KEY;
-    let bytes = in_trees * 3 / 2 + state.candidates.bytes() + size_of::<NodeKey>();
+    let in_trees = size_of::<NodeKey>() + size_of::<Box<Peer>>() + keys::DiscoKeys::BYTES_PER_KEY;
+    let bytes = in_trees * 3 / 2 + size_of::<Peer>() + state.bytes() + size_of::<NodeKey>();
     assert!(bytes < 1024, "{bytes} bytes");
 }
 
@@ -747,6 +747,8 @@ enum Step {
     },
     Remove(u8),
     Activity(u8),
+    Received(u8, Option<SocketAddr>),
+    Nat(OwnNat),
     Own(Vec<SocketAddr>, u16),
     Message {
         from: u8,
@@ -773,7 +775,16 @@ fn step() -> impl Strategy<Value = Step> {
         (any::<u8>(), proptest::option::of(peer())).prop_map(|(id, key)| ping(id, key.map(node))),
         any::<u8>().prop_map(|id| pong([id; 12])),
         addresses().prop_map(Message::CallMeMaybe),
+        (any::<bool>(), any::<bool>(), 2_u8..5, any::<u16>()).prop_map(|(answer, hard, host, port)| {
+            Message::Punch(Punch { answer, hard, address: SocketAddr::from(([203, 0, 113, host], port)) })
+        }),
     ];
+    let nat = (any::<Option<bool>>(), any::<Option<(u16, u16)>>()).prop_map(|(hard, counting)| OwnNat {
+        hard,
+        counting,
+        public: Some(address("198.51.100.1:7")),
+        ..OwnNat::default()
+    });
     prop_oneof![
         (peer(), 101_u8..106, 0_u16..3, addresses()).prop_map(|(peer, disco, home, endpoints)| Step::Set {
             peer,
@@ -784,6 +795,8 @@ fn step() -> impl Strategy<Value = Step> {
         peer().prop_map(Step::Remove),
         peer().prop_map(Step::Activity),
         peer().prop_map(Step::Activity),
+        (peer(), proptest::option::of(any_address())).prop_map(|(peer, at)| Step::Received(peer, at)),
+        nat.prop_map(Step::Nat),
         (addresses(), any::<u16>()).prop_map(|(addresses, age)| Step::Own(addresses, age)),
         (peer(), any_address(), any::<bool>(), message).prop_map(|(from, at, relayed, message)| Step::Message {
             from,
@@ -818,6 +831,11 @@ proptest! {
                     bench.paths.set_peer(node(peer), &PeerConfig { disco, home: Some(RegionId(home)), endpoints }, now);
                 }
                 Step::Remove(peer) => bench.paths.remove_peer(&node(peer)),
+                Step::Received(peer, at) => {
+                    let via = at.map_or(Via::Relay(REGION), Via::Direct);
+                    bench.paths.handle_received(&node(peer), via, now);
+                }
+                Step::Nat(nat) => bench.paths.set_own_nat(nat),
                 Step::Activity(peer) => bench.paths.handle_activity(&node(peer), now),
                 Step::Own(addresses, age) => {
                     let measured = now.checked_sub(Duration::from_millis(age.into())).unwrap_or(now);
@@ -845,9 +863,13 @@ proptest! {
                 match event {
                     Event::Pong { id, .. } | Event::PingTimeout { id } => prop_assert!(asked.remove(&id), "ends once"),
                     Event::Path { .. } | Event::EndpointsWanted => {}
+                    Event::Sockets { wanted } => {
+                        prop_assert!(wanted.len() <= Paths::MAX_SOCKETS && !wanted.contains(&0));
+                        bench.paths.handle_sockets(now);
+                    }
                 }
             }
-            while let Some(Transmit { to, bytes }) = bench.paths.poll_transmit() {
+            while let Some(Transmit { to, bytes, .. }) = bench.paths.poll_transmit() {
                 if let Destination::Udp(to) = to {
                     prop_assert!(crate::address::is_answerable(to), "{to}");
                 }
@@ -857,7 +879,10 @@ proptest! {
             }
             let Paths { peers, outbox, .. } = &bench.paths;
             let heartbeats = peers.values().filter(|peer| peer.heartbeat.is_some()).count();
-            prop_assert_eq!(outbox.timers.len(), outbox.pings.len() + heartbeats, "one timer for each purpose");
+            let watches = peers.values().filter(|peer| peer.watch_timer().is_some()).count();
+            let punches = usize::from(bench.paths.is_punching());
+            let timers = outbox.pings.len() + heartbeats + watches + punches;
+            prop_assert_eq!(outbox.timers.len(), timers, "one timer for each purpose");
             for (key, peer) in peers {
                 let status = peer.status();
                 prop_assert!(status.candidates.len() <= MAX_CANDIDATES);
@@ -882,4 +907,159 @@ proptest! {
         prop_assert_eq!(bench.paths.poll_timeout(), None);
         prop_assert!(asked.is_empty());
     }
+}
+
+/// Long enough for the second attempt.
+const TWO_ATTEMPTS: u64 = 90;
+
+fn punched(nats: [Nat; 2], seed: u8, seconds: u64) -> Internet {
+    let mut internet = Internet::pair(nats, seed);
+    internet.tell_nats();
+    internet.talk(seconds);
+    internet
+}
+
+#[test]
+fn hard_nat_meets_easy_nat_by_probing_ports_within_its_budget() {
+    let mut lucky = 0;
+    for seed in 0..20 {
+        let mut internet = punched([Nat::Random, Nat::Easy], seed, 15);
+        let sent = internet.nodes.iter().map(|node| node.sent_udp).max().unwrap();
+        assert!(sent <= 512 + 100, "{sent} messages");
+        lucky += usize::from(internet.is_direct(0) && internet.is_direct(1));
+        internet.talk(TWO_ATTEMPTS - 15);
+        let has_won = internet.is_direct(0) && internet.is_direct(1);
+        assert_eq!(internet.nodes[0].sockets.len(), usize::from(has_won), "only the winner is kept");
+    }
+    assert!((13..=20).contains(&lucky), "87 % were to be expected, not {lucky} of 20");
+}
+
+#[test]
+fn counting_hard_nats_meet_at_the_announced_ports() {
+    for seed in 0..5 {
+        let internet = punched([Nat::Hard, Nat::Hard], seed, 15);
+        assert!(internet.is_direct(0) && internet.is_direct(1));
+        assert_eq!(internet.nodes[0].sockets.len(), 1);
+    }
+}
+
+#[test]
+fn hopeless_pair_says_so_and_sends_nothing_more() {
+    let internet = punched([Nat::Random, Nat::Random], 1, TWO_ATTEMPTS);
+    let status = internet.nodes[0].paths.status(&internet.key(1)).unwrap();
+    assert_eq!(status.punched, Some(Punched::Unpredictable));
+    assert!(internet.nodes[0].sent_udp < 100);
+    let advice = status.advice(&internet.nodes[0].paths.own_nat()).unwrap();
+    assert!(advice.contains("at random") && advice.contains("enable UPnP"), "{advice}");
+}
+
+/// What a relay repeats or a peer invents makes us send to nobody whom the server does not list for that peer.
+#[test]
+fn punch_is_heeded_only_from_a_peer_in_use_for_its_own_host() {
+    let mut bench = Bench::new();
+    bench.paths.set_own_nat(OwnNat { hard: Some(false), public: Some(address("198.51.100.1:7")), ..OwnNat::default() });
+    let punch = |at: &str| Message::Punch(Punch { answer: false, hard: true, address: address(at) });
+    bench.relayed(PEER, &punch("203.0.113.2:0"));
+    bench.advance(SECOND * 10);
+    assert_eq!(bench.take_sent(), [], "not in use");
+    bench.paths.handle_activity(&node(PEER), bench.now);
+    bench.advance(SECOND * 10);
+    bench.take_sent();
+    bench.relayed(PEER, &punch("203.0.113.3:0"));
+    bench.udp(PEER, "203.0.113.2:9", &punch("203.0.113.2:0"));
+    assert_eq!(bench.take_sent(), [], "another peer's host, and not over the relay");
+    let sprayed = |bench: &mut Bench| {
+        for _ in 0..60 {
+            bench.advance(Duration::from_millis(100));
+        }
+        let sent = bench.take_sent();
+        let at_host = |to: &Destination| matches!(to, Destination::Udp(to) if to.ip() == address("203.0.113.2:1").ip());
+        let ports: BTreeSet<_> = sent.iter().filter(|(to, _)| at_host(to)).map(|(to, _)| format!("{to:?}")).collect();
+        ports.len()
+    };
+    bench.relayed(PEER, &punch("203.0.113.2:0"));
+    assert_eq!(sprayed(&mut bench), 512 + 1, "and the listed address");
+    for _ in 0..5 {
+        bench.relayed(PEER, &punch("203.0.113.2:0"));
+        assert_eq!(sprayed(&mut bench), 1, "once in 45 s");
+    }
+}
+
+/// A dead path costs an established flow no more than some hundred milliseconds, though it would be trusted for seconds.
+#[test]
+fn flow_on_a_path_that_is_cut_goes_on_over_the_relay_within_half_a_second() {
+    for (seed, warm) in (0..10).zip([4_u64, 15, 31, 62].into_iter().cycle()) {
+        let mut internet = Internet::pair([Nat::Easy, Nat::Easy], seed);
+        internet.talk(warm);
+        let tick = Duration::from_millis(10);
+        let flow = |internet: &mut Internet, ticks: u32| {
+            (0..ticks)
+                .map(|_| {
+                    let numbers = [internet.send_data(0), internet.send_data(1)];
+                    internet.run(tick);
+                    numbers
+                })
+                .collect::<Vec<_>>()
+        };
+        flow(&mut internet, 100);
+        internet.is_cut = true;
+        let sent = flow(&mut internet, 200);
+        internet.run(SECOND);
+        for node in [0, 1] {
+            let lost =
+                sent.iter().filter(|numbers| !internet.nodes[1 - node].received.contains(&numbers[node])).count();
+            assert!(lost < 50, "{lost} packets of 10 ms lost");
+        }
+        internet.is_cut = false;
+        internet.talk(10);
+        assert!(internet.is_direct(0) && internet.is_direct(1));
+    }
+}
+
+#[test]
+fn one_way_flow_is_watched_at_the_pace_of_the_heartbeat() {
+    let mut internet = Internet::pair([Nat::None, Nat::None], 1);
+    for _ in 0..300 {
+        internet.send_data(0);
+        internet.run(Duration::from_millis(100));
+    }
+    let before = internet.nodes[0].sent_udp;
+    for _ in 0..300 {
+        internet.send_data(0);
+        internet.run(Duration::from_millis(100));
+    }
+    assert!(internet.nodes[0].sent_udp - before < 25, "{}", internet.nodes[0].sent_udp - before);
+}
+
+/// The second address answers now and then, and takes over within a round trip when the best is silent.
+#[test]
+fn second_path_is_kept_warm_and_takes_over() {
+    let (near, far) = ("10.0.0.2:41641", "203.0.113.2:41641");
+    let mut bench = Bench::new();
+    let config = PeerConfig { endpoints: vec![address(near), address(far)], ..config(PEER) };
+    bench.paths.set_peer(node(PEER), &config, bench.now);
+    let mut far_pings = 0;
+    let mut near_lives = true;
+    let mut taken = None;
+    for tick in 0..800_u32 {
+        if tick == 600 {
+            near_lives = false;
+        }
+        bench.paths.handle_activity(&node(PEER), bench.now);
+        for (to, message) in bench.take_sent() {
+            let (Destination::Udp(to), Message::Ping(ping)) = (to, message) else { continue };
+            far_pings += usize::from(to == address(far) && near_lives);
+            if to == address(far) || near_lives {
+                bench.udp(PEER, &to.to_string(), &pong(ping.id));
+            }
+        }
+        if !near_lives && taken.is_none() && bench.direct(PEER) == Some(address(far)) {
+            taken = Some(tick - 600);
+        }
+        bench.advance(Duration::from_millis(100));
+    }
+    assert!((3..20).contains(&far_pings), "{far_pings}");
+    assert!(taken.is_some_and(|ticks| ticks <= 36), "one heartbeat and half a second, not {taken:?}");
+    let status = bench.paths.status(&node(PEER)).unwrap();
+    assert!(status.history.iter().any(|decision| decision.reason == Reason::Doubted));
 }

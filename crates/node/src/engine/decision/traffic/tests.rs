@@ -85,7 +85,7 @@ impl Bench {
 
     fn set_direct(&mut self, trusted_until: Instant) {
         let address = self.peer.local_addr().unwrap();
-        let path = Path { direct: Some(Direct { address, trusted_until }), relay: None };
+        let path = Path { direct: Some(Direct { address, socket: 0, trusted_until }), ..Path::default() };
         self.tailnet.peers[&peer_key()].slot.set_path(path);
     }
 
