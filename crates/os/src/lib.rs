@@ -34,4 +34,4 @@ pub use netlink::{Changes, DefaultRoutes, Interface, LinkWatch, Netlink, Netlink
 pub use rustix::io::Errno;
 pub use tun::{Tun, TunError, TunRead};
 pub use udp::{BYPASS_MARK, Datagram, Family, Outgoing, RecvBatch, SendReport, UdpSocket};
-pub use wait::{Ready, Waker, Watched, poll};
+pub use wait::{Ready, Waker, Watched, poll, poll_many};

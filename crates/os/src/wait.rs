@@ -50,31 +50,75 @@ pub struct Ready {
 /// # Errors
 /// Returns the kernel's error other than `EINTR`, which counts as "nothing ready".
 pub fn poll<const N: usize>(watched: [Option<Watched<'_>>; N], timeout: Option<Duration>) -> io::Result<[Ready; N]> {
+    let mut fds = with_stand_ins(watched)?;
     let mut ready = [Ready::default(); N];
+    if wait(&mut fds, timeout)? {
+        ready = answers(watched, &fds);
+    }
+    Ok(ready)
+}
+
+/// Waits likewise for any number of descriptors more, which it tells in the order of `more`. Allocates for those.
+///
+/// # Errors
+/// As [`poll`].
+pub fn poll_many<const N: usize>(
+    watched: [Option<Watched<'_>>; N],
+    more: &[Watched<'_>],
+    timeout: Option<Duration>,
+) -> io::Result<([Ready; N], Vec<Ready>)> {
+    if more.is_empty() {
+        return Ok((poll(watched, timeout)?, Vec::new()));
+    }
+    let mut fds = with_stand_ins(watched)?.to_vec();
+    fds.extend(more.iter().map(|Watched { fd, flags }| PollFd::from_borrowed_fd(*fd, *flags)));
+    if !wait(&mut fds, timeout)? {
+        return Ok(([Ready::default(); N], vec![Ready::default(); more.len()]));
+    }
+    Ok((answers(watched, &fds), fds.get(N..).unwrap_or_default().iter().map(Ready::of).collect()))
+}
+
+/// Makes an absent descriptor another one with no events; its answer is ignored later.
+fn with_stand_ins<'fd, const N: usize>(watched: [Option<Watched<'fd>>; N]) -> io::Result<[PollFd<'fd>; N]> {
     let Some(stand_in) = watched.iter().flatten().next().copied() else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "no descriptor to wait for"));
     };
-    // An absent descriptor is polled as another one with no events; its answer is ignored below.
-    let mut fds = watched.map(|watched| match watched {
+    Ok(watched.map(|watched| match watched {
         Some(Watched { fd, flags }) => PollFd::from_borrowed_fd(fd, flags),
         None => PollFd::from_borrowed_fd(stand_in.fd, PollFlags::empty()),
-    });
+    }))
+}
+
+/// Waits; false if a signal came first.
+fn wait(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<bool> {
     // A wait too long for the kernel's clock is as good as for ever.
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-    match rustix::event::poll(&mut fds, timeout.as_ref()) {
-        Ok(_) => {}
-        Err(Errno::INTR) => return Ok(ready),
-        Err(errno) => return Err(errno.into()),
+    match rustix::event::poll(fds, timeout.as_ref()) {
+        Ok(_) => Ok(true),
+        Err(Errno::INTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
     }
-    for ((ready, fd), watched) in ready.iter_mut().zip(&fds).zip(&watched) {
+}
+
+fn answers<const N: usize>(watched: [Option<Watched<'_>>; N], fds: &[PollFd<'_>]) -> [Ready; N] {
+    let mut ready = [Ready::default(); N];
+    for ((ready, fd), watched) in ready.iter_mut().zip(fds).zip(&watched) {
         if watched.is_some() {
-            let flags = fd.revents();
-            ready.readable = flags.intersects(PollFlags::IN);
-            ready.writable = flags.intersects(PollFlags::OUT);
-            ready.failed = flags.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
+            *ready = Ready::of(fd);
         }
     }
-    Ok(ready)
+    ready
+}
+
+impl Ready {
+    fn of(fd: &PollFd<'_>) -> Self {
+        let flags = fd.revents();
+        Self {
+            readable: flags.intersects(PollFlags::IN),
+            writable: flags.intersects(PollFlags::OUT),
+            failed: flags.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL),
+        }
+    }
 }
 
 /// Wakes a thread that waits in [`poll`] on it.

@@ -21,7 +21,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::mpsc;
 use warren_filter::{Filter, PrefixTable};
 use warren_os::{Family, UdpSocket, Waker};
-use warren_path::{Path, Via};
+use warren_path::{Path, SocketId, Via};
 use warren_wg::{Session, SessionTable};
 use warren_wire::control::RegionId;
 use warren_wire::key::NodeKey;
@@ -35,8 +35,8 @@ const DATAGRAMS: usize = 512;
 /// Packets that may wait for being handed to a relay.
 const TO_RELAY: usize = 512;
 
-/// How often at most the worker tells of one peer's traffic.
-const ACTIVITY_SPACING: Duration = Duration::from_secs(1);
+/// How often at most the worker tells of one peer's traffic: a path that brings nothing more is noticed by that.
+const ACTIVITY_SPACING: Duration = Duration::from_millis(100);
 
 /// How long the worker waits for a handshake before it asks again: as long as the first attempt lasts.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -49,6 +49,8 @@ pub(super) struct Shared {
     pub(super) snapshot: ArcSwap<Snapshot>,
     /// Replaced by the worker alone.
     pub(super) sockets: ArcSwap<Sockets>,
+    /// Extra IPv4 sockets; replaced by the decision task alone.
+    pub(super) extras: ArcSwap<Extras>,
     pub(super) waker: Waker,
     pub(super) requests: Requests,
     pub(super) drops: Drops,
@@ -126,6 +128,7 @@ impl Shared {
             table: Arc::new(SessionTable::new()),
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
             sockets: ArcSwap::from_pointee(sockets),
+            extras: ArcSwap::default(),
             waker,
             requests: Requests::default(),
             drops: Drops::default(),
@@ -144,6 +147,15 @@ impl Shared {
     pub(super) fn ask(&self, request: &AtomicBool) {
         request.store(true, Ordering::Release);
         self.waker.wake();
+    }
+
+    /// Sends one datagram from a socket; it is lost if there is none or the kernel does not take it.
+    pub(super) fn send(&self, socket: SocketId, to: SocketAddr, bytes: &[u8]) {
+        if socket == 0 {
+            let _ = self.sockets.load().send(to, bytes);
+        } else if let Some(extra) = self.extras.load().get(socket) {
+            let _ = extra.send(to, bytes);
+        }
     }
 
     /// Returns `now` as a time for slots: milliseconds, never 0, which means "never".
@@ -198,6 +210,34 @@ impl Sockets {
     /// Sends one datagram; it is lost if the kernel does not take it.
     pub(super) fn send(&self, to: SocketAddr, bytes: &[u8]) -> Result<(), warren_os::Errno> {
         self.towards(to).map_or(Err(warren_os::Errno::AFNOSUPPORT), |socket| socket.send(to, bytes))
+    }
+}
+
+/// Holds UDP sockets besides the main ones, by name: many for a moment, to open holes through a NAT, and a few after it.
+#[derive(Debug, Default)]
+pub(super) struct Extras(Vec<(SocketId, Arc<UdpSocket>)>);
+
+impl Extras {
+    /// Returns the wanted sockets: those that there are, and new ones. Those that cannot be opened are missing.
+    pub(super) fn renew(&self, wanted: &[SocketId]) -> Self {
+        let renewed = wanted.iter().filter_map(|name| {
+            let socket = match self.get(*name) {
+                Some(socket) => Arc::clone(socket),
+                None => Arc::new(UdpSocket::bind(Family::V4, 0).ok()?),
+            };
+            Some((*name, socket))
+        });
+        Self(renewed.collect())
+    }
+
+    /// Returns a socket by its name.
+    pub(super) fn get(&self, name: SocketId) -> Option<&Arc<UdpSocket>> {
+        self.0.iter().find(|(one, _)| *one == name).map(|(_, socket)| socket)
+    }
+
+    /// Returns all.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &(SocketId, Arc<UdpSocket>)> {
+        self.0.iter()
     }
 }
 
@@ -350,6 +390,8 @@ impl fmt::Debug for Relayed {
 
 /// Is a datagram that is not WireGuard data, as a stranger may send them at any rate.
 pub(super) struct Datagram {
+    /// The socket to which it came.
+    pub(super) socket: SocketId,
     pub(super) from: SocketAddr,
     pub(super) bytes: Vec<u8>,
 }

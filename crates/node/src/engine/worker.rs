@@ -11,14 +11,14 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use warren_os::{Errno, Outgoing, RecvBatch, SendReport, Tun, TunRead, UdpSocket, Watched, poll};
-use warren_path::Via;
+use warren_os::{Errno, Outgoing, RecvBatch, SendReport, Tun, TunRead, UdpSocket, Watched, poll_many};
+use warren_path::{SocketId, Via};
 use warren_wg::{HEADROOM, TAILROOM};
 use warren_wire::datagram::{Class, classify};
 use warren_wire::key::NodeKey;
 
 use super::forwarder::{Action, Forwarder, Inbound, Outbound, Refusal};
-use super::shared::{Datagram, Drops, PeerSlot, Shared, Signal, Snapshot, Sockets, ToRelay, WorkerEnds};
+use super::shared::{Datagram, Drops, Extras, PeerSlot, Shared, Signal, Snapshot, Sockets, ToRelay, WorkerEnds};
 
 /// Packets per turn and source; then the others get their turn.
 const BATCH: usize = 64;
@@ -41,6 +41,7 @@ pub(super) fn spawn(
 ) -> io::Result<JoinHandle<()>> {
     let worker = Worker {
         sockets: shared.sockets.load_full(),
+        extras: Arc::default(),
         port: configured_port(&shared),
         shared,
         ends,
@@ -64,6 +65,8 @@ struct Worker {
     ends: WorkerEnds,
     tun: Tun,
     sockets: Arc<Sockets>,
+    /// As they were when the turn began.
+    extras: Arc<Extras>,
     port: u16,
     forwarder: Forwarder,
     buffers: Vec<[u8; BUFFER_BYTES]>,
@@ -73,6 +76,7 @@ struct Worker {
 
 /// A sealed datagram in a buffer, to be sent.
 struct Planned {
+    socket: SocketId,
     to: SocketAddr,
     peer: NodeKey,
     buffer: usize,
@@ -113,8 +117,11 @@ impl Worker {
             self.sockets.v4.as_ref().map(Watched::readable),
             self.sockets.v6.as_ref().map(Watched::readable),
         ];
-        let [woken, tun, v4, v6] =
-            poll(watched, timeout).map_err(|error| End::Fatal(format!("cannot wait for packets: {error}")))?;
+        self.extras = self.shared.extras.load_full();
+        let extras = Arc::clone(&self.extras);
+        let more: Vec<Watched<'_>> = extras.iter().map(|(_, socket)| Watched::readable(&**socket)).collect();
+        let ([woken, tun, v4, v6], more) = poll_many(watched, &more, timeout)
+            .map_err(|error| End::Fatal(format!("cannot wait for packets: {error}")))?;
         let now = now();
         if woken.readable {
             self.shared.waker.clear();
@@ -139,7 +146,12 @@ impl Worker {
             if let Some(socket) = socket
                 && (ready.readable || ready.failed)
             {
-                self.take_datagrams(&snapshot, socket, received, now);
+                self.take_datagrams(&snapshot, (0, socket), received, now);
+            }
+        }
+        for ((name, socket), ready) in extras.iter().zip(more) {
+            if ready.readable || ready.failed {
+                self.take_datagrams(&snapshot, (*name, &**socket), received, now);
             }
         }
         if tun.readable || tun.failed {
@@ -203,11 +215,15 @@ impl Worker {
     /// Decides by the peer's path where a sealed datagram in buffer `at` goes.
     fn plan(&mut self, slot: &PeerSlot, at: usize, datagram: &[u8], now: Instant) {
         let path = slot.path();
+        let planned = |socket, to| Planned { socket, to, peer: slot.key(), buffer: at, length: datagram.len() };
         if let Some(direct) = path.direct {
-            self.planned.push(Planned { to: direct.address, peer: slot.key(), buffer: at, length: datagram.len() });
+            self.planned.push(planned(direct.socket, direct.address));
             if now <= direct.trusted_until {
                 return;
             }
+        }
+        if let Some(second) = path.second {
+            self.planned.push(planned(0, second));
         }
         self.send_over_relay(slot.key(), datagram);
     }
@@ -222,7 +238,7 @@ impl Worker {
     /// Sends what was planned, a system call for each run of datagrams to one address.
     fn send_planned(&mut self, buffers: &[[u8; BUFFER_BYTES]]) {
         let planned = std::mem::take(&mut self.planned);
-        for run in planned.chunk_by(|one, next| one.to == next.to) {
+        for run in planned.chunk_by(|one, next| (one.socket, one.to) == (next.socket, next.to)) {
             let Some(first) = run.first() else { continue };
             let mut batch = [Outgoing { to: first.to, bytes: &[] }; BATCH];
             let mut count = 0;
@@ -230,7 +246,7 @@ impl Worker {
                 to.bytes = buffers.get(from.buffer).and_then(|buffer| buffer.get(..from.length)).unwrap_or_default();
                 count += 1;
             }
-            let report = match self.sockets.towards(first.to) {
+            let report = match self.socket(first.socket, first.to) {
                 Some(socket) => socket.send_batch(batch.get(..count).unwrap_or_default()),
                 None => SendReport { refused: count, error: Some(Errno::AFNOSUPPORT), ..SendReport::default() },
             };
@@ -238,6 +254,10 @@ impl Worker {
         }
         self.planned = planned;
         self.planned.clear();
+    }
+
+    fn socket(&self, name: SocketId, to: SocketAddr) -> Option<&UdpSocket> {
+        if name == 0 { self.sockets.towards(to) } else { self.extras.get(name).map(|socket| &**socket) }
     }
 
     /// Tells what a failed send means.
@@ -260,12 +280,19 @@ impl Worker {
     fn send_now(&mut self, slot: &PeerSlot, datagram: &[u8], now: Instant) {
         let path = slot.path();
         if let Some(direct) = path.direct {
-            let error = self.sockets.send(direct.address, datagram).err();
+            let error = match self.socket(direct.socket, direct.address) {
+                Some(socket) => socket.send(direct.address, datagram).err(),
+                None => Some(Errno::AFNOSUPPORT),
+            };
             let sent = usize::from(error.is_none());
             self.judge(slot.key(), direct.address, 1, SendReport { sent, error, ..SendReport::default() });
             if now <= direct.trusted_until {
                 return;
             }
+        }
+        if let Some(second) = path.second {
+            // The relay has it, too.
+            let _ = self.sockets.send(second, datagram);
         }
         self.send_over_relay(slot.key(), datagram);
     }
@@ -284,15 +311,24 @@ impl Worker {
 
     // From the network.
 
-    fn take_datagrams(&mut self, snapshot: &Snapshot, socket: &UdpSocket, received: &mut RecvBatch, now: Instant) {
+    fn take_datagrams(
+        &mut self,
+        snapshot: &Snapshot,
+        (name, socket): (SocketId, &UdpSocket),
+        received: &mut RecvBatch,
+        now: Instant,
+    ) {
         if let Err(errno) = socket.recv_batch(received) {
-            self.signal(Signal::SocketFailed(errno));
+            // An extra one that fails is found out by its pings.
+            if name == 0 {
+                self.signal(Signal::SocketFailed(errno));
+            }
             return;
         }
         for datagram in received.datagrams() {
             match classify(datagram.bytes) {
                 Class::WireGuard => self.take_wireguard(snapshot, datagram.bytes, Via::Direct(datagram.from), now),
-                Class::Disco | Class::Stun => self.pass_on(datagram.from, datagram.bytes),
+                Class::Disco | Class::Stun => self.pass_on(name, datagram.from, datagram.bytes),
                 // Relays among peers are not used yet.
                 Class::GeneveDisco | Class::GeneveWireGuard => {}
             }
@@ -327,7 +363,8 @@ impl Worker {
             }
             Action::Done => {}
             Action::Decide => match via {
-                Via::Direct(from) => self.pass_on(from, datagram),
+                // A handshake is answered by the path to the peer, whichever socket it came to.
+                Via::Direct(from) => self.pass_on(0, from, datagram),
                 // Relay connections give the worker nothing but data.
                 Via::Relay(_) => {}
             },
@@ -342,8 +379,8 @@ impl Worker {
     }
 
     /// Gives a datagram to the decision task.
-    fn pass_on(&self, from: SocketAddr, datagram: &[u8]) {
-        if self.ends.datagrams.try_send(Datagram { from, bytes: datagram.to_vec() }).is_err() {
+    fn pass_on(&self, socket: SocketId, from: SocketAddr, datagram: &[u8]) {
+        if self.ends.datagrams.try_send(Datagram { socket, from, bytes: datagram.to_vec() }).is_err() {
             Drops::count(&self.shared.drops.datagrams, 1);
         }
     }

@@ -1,6 +1,6 @@
 //! What a measurement finds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +9,9 @@ use warren_wire::control::{NetInfo, RegionId};
 
 use super::plan::Family;
 use crate::address::{is_usable, plain};
+
+/// Mean difference up to which ports count: drawn at random, two are as near in one case of 2,000.
+const MAX_COUNTING_STEP: u16 = 8;
 
 /// What one measurement found.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -25,6 +28,8 @@ pub struct Report {
     pub advertised: Vec<SocketAddr>,
     /// Whether the IPv4 address differs by destination (a hard NAT); needs answers of two servers.
     pub mapping_varies: Option<bool>,
+    /// If the NAT gives destinations one port after the other: the last that was seen, and by how much it counts.
+    pub counting: Option<(u16, u16)>,
     /// Latencies of the regions that answered.
     pub latencies: BTreeMap<RegionId, Latencies>,
     /// Home relay that this node should have, `None` only if no region may be one. The shell adopts a change only while
@@ -113,6 +118,23 @@ impl Sightings {
         (!others.is_empty()).then(|| others.iter().any(|(_, address)| address != first))
     }
 
+    /// Tells whether the ports that servers see count upwards: the highest, and the least difference.
+    fn counting(&self) -> Option<(u16, u16)> {
+        if self.mapping_varies() != Some(true) {
+            return None;
+        }
+        let v4 = || self.0.iter().map(|(_, address)| *address).filter(SocketAddr::is_ipv4);
+        let first = v4().next()?;
+        if v4().any(|address| address.ip() != first.ip()) {
+            return None;
+        }
+        let ports: BTreeSet<u16> = v4().map(|address| address.port()).collect();
+        let (lowest, highest) = (*ports.first()?, *ports.last()?);
+        let steps = || ports.iter().zip(ports.iter().skip(1)).map(|(low, high)| high - low);
+        let room = u16::try_from(ports.len()).ok()?.checked_mul(MAX_COUNTING_STEP)?;
+        (highest - lowest <= room).then_some((highest, steps().min()?))
+    }
+
     /// Writes the addresses into a report. Besides the main ones those are advertised that were seen twice: some
     /// firewalls change a mapping in its life, while single sightings are the noise of a hard NAT.
     pub(super) fn conclude(&self, report: &mut Report) {
@@ -120,6 +142,7 @@ impl Sightings {
         report.global_v4 = addresses().find(SocketAddr::is_ipv4);
         report.global_v6 = addresses().rev().find(SocketAddr::is_ipv6);
         report.mapping_varies = self.mapping_varies();
+        report.counting = self.counting();
         report.advertised = [report.global_v4, report.global_v6].into_iter().flatten().collect();
         for address in addresses() {
             let count = addresses().filter(|other| *other == address).count();
@@ -153,6 +176,18 @@ mod tests {
         assert_eq!(seen(&[("a", "192.0.2.1:1"), ("b", "192.0.2.1:1")]).mapping_varies, Some(false));
         assert_eq!(seen(&[("a", "192.0.2.1:1"), ("b", "192.0.2.1:2")]).mapping_varies, Some(true));
         assert_eq!(seen(&[("a", "192.0.2.1:1"), ("b", "[2001:db8::1]:2")]).mapping_varies, None);
+    }
+
+    #[test]
+    fn counting_is_told_from_drawing() {
+        let ports = |ports: &[u16]| {
+            let list: Vec<_> = ports.iter().map(|port| (port.to_string(), format!("192.0.2.1:{port}"))).collect();
+            seen(&list.iter().map(|(name, at)| (name.as_str(), at.as_str())).collect::<Vec<_>>()).counting
+        };
+        assert_eq!(ports(&[5000, 5002, 5001]), Some((5002, 1)));
+        assert_eq!(ports(&[5000, 5004, 5002, 5010]), Some((5010, 2)));
+        assert_eq!(ports(&[5000, 5000]), None);
+        assert_eq!(ports(&[5000, 41000]), None);
     }
 
     #[test]

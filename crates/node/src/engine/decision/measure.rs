@@ -10,7 +10,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use warren_os::{IfIndex, Interface, endpoint_addresses};
-use warren_path::{Families, Kind, MapTarget, Netcheck, RelayAddress, Report};
+use warren_path::{Families, Kind, MapTarget, Netcheck, OwnNat, RelayAddress, Report};
 use warren_wire::control::{EndpointType, NetInfo, RegionId};
 
 use super::relays::Relays;
@@ -72,6 +72,8 @@ pub(super) struct Measure {
     /// Addresses seen by STUN servers, newest last.
     seen: VecDeque<(SocketAddr, Instant)>,
     waiting: Vec<oneshot::Sender<engine::Netcheck>>,
+    /// What the last report that could tell said: whether peers see different ports of ours.
+    varies: Option<bool>,
 }
 
 impl Measure {
@@ -94,6 +96,7 @@ impl Measure {
             started: None,
             seen: VecDeque::new(),
             waiting: Vec::new(),
+            varies: None,
         }
     }
 
@@ -141,6 +144,17 @@ impl Measure {
         info.pcp = Some(services.pcp);
         info.pmp = Some(services.nat_pmp);
         info.upnp = Some(services.upnp);
+    }
+
+    /// Returns what a report and the gateway say of this node's NAT.
+    pub(super) fn nat(&self, report: &Report) -> OwnNat {
+        OwnNat {
+            udp: Some(report.udp),
+            hard: report.mapping_varies.or_else(|| report.udp.then_some(self.varies).flatten()),
+            public: report.global_v4,
+            counting: report.counting,
+            mapped: self.mapping.outside.is_some(),
+        }
     }
 
     /// Measures as soon as nothing else runs.
@@ -259,6 +273,7 @@ impl Measure {
             drop(caller.send(summary(&report, home)));
         }
         self.note_seen(&report.advertised, now);
+        self.varies = report.mapping_varies.or(self.varies);
         if self.due.is_none() {
             self.due = if home.is_none() && relays.has_regions() {
                 Some((now + HOMELESS_PERIOD, Kind::Full))
@@ -296,7 +311,18 @@ impl Measure {
             .iter()
             .map(|ip| Endpoint { address: SocketAddr::new(*ip, sockets.port_of(*ip)), kind: EndpointType::Local });
         let mut all: Vec<Endpoint> = Vec::new();
-        for endpoint in mapped.into_iter().chain(seen).chain(local) {
+        // Who forwards the port on a hard NAT can be reached at it, which no server sees. Source: paths.md 5.1, row 3.
+        let v4 = self
+            .seen
+            .iter()
+            .rev()
+            .map(|(address, _)| address.ip())
+            .find(|ip| ip.is_ipv4() && self.varies == Some(true));
+        let guess = v4.map(|ip| Endpoint {
+            address: SocketAddr::new(ip, sockets.port_of(ip)),
+            kind: EndpointType::StunWithLocalPort,
+        });
+        for endpoint in mapped.into_iter().chain(seen).chain(guess).chain(local) {
             if endpoint.address.port() != 0 && !all.iter().any(|one| one.address == endpoint.address) {
                 all.push(endpoint);
             }

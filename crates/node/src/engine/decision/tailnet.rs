@@ -1,6 +1,7 @@
 //! What there is while the node is on a tailnet: who it is, its peers, and the machines that serve them.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -10,7 +11,7 @@ use rand::RngExt as _;
 use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot};
 use warren_filter::{Filter, FilterInput, PrefixTable};
-use warren_path::{PathStatus, Paths, PeerConfig, PingId};
+use warren_path::{OwnNat, PathStatus, Paths, PeerConfig, PingId};
 use warren_wg::Tunnels;
 use warren_wire::control::{DerpMap, FilterRule, NetInfo, RegionId};
 use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey, NodeSecret};
@@ -330,6 +331,7 @@ impl Tailnet {
     /// Describes all peers. `wall` is the time at `now`.
     pub(super) fn status(&self, now: Instant, wall: SystemTime) -> Vec<PeerStatus> {
         let at = |instant: Instant| wall.checked_sub(now.saturating_duration_since(instant));
+        let own_nat = self.paths.own_nat();
         let describe = |(key, known): (&NodeKey, &Known)| {
             let path = self.paths.status(key);
             let direct = path.as_ref().and_then(|status| status.path.direct).filter(|one| now <= one.trusted_until);
@@ -338,7 +340,7 @@ impl Tailnet {
                 key: *key,
                 direct: direct.map(|direct| direct.address),
                 relay: self.relays.way_to(key, known.home),
-                reason: path.as_ref().map(reason),
+                reason: path.as_ref().map(|path| reason(path, &own_nat, now)),
                 rx_bytes,
                 tx_bytes,
                 last_handshake: known.last_handshake.and_then(at),
@@ -353,17 +355,28 @@ impl Tailnet {
     }
 }
 
-/// Says why a path is what it is.
-fn reason(status: &PathStatus) -> String {
-    match status.latency {
-        Some(latency) => format!("{}, {:.1} ms", status.reason, latency.as_secs_f64() * 1000.0),
-        None => status.reason.to_string(),
+/// Says why a path is what it is, and what would help if it is not direct.
+fn reason(status: &PathStatus, own: &OwnNat, now: Instant) -> String {
+    let mut text = match (status.latency, status.advice(own)) {
+        (_, Some(advice)) => advice,
+        (Some(latency), None) => format!("{}, {:.1} ms", status.reason, latency.as_secs_f64() * 1000.0),
+        (None, None) => status.reason.to_string(),
+    };
+    // What came before the present state.
+    if let Some(before) = status.history.iter().rev().nth(1).filter(|_| status.history.len() > 1) {
+        let seconds = now.saturating_duration_since(before.at).as_secs();
+        let _ = match before.address {
+            Some(address) => write!(text, " (before, {seconds} s ago: {address}, {})", before.reason),
+            None => write!(text, " (before, {seconds} s ago: {})", before.reason),
+        };
     }
+    text
 }
 
 impl Drop for Tailnet {
     fn drop(&mut self) {
         self.shared.snapshot.store(Arc::default());
+        self.shared.extras.store(Arc::default());
         for (key, known) in &self.peers {
             self.tunnels.remove_peer(key);
             known.slot.set_session(None);

@@ -75,10 +75,10 @@ impl Tailnet {
 
     /// Takes over a datagram that is not data.
     pub(super) fn handle_datagram(&mut self, datagram: &Datagram, now: Instant) {
-        let Datagram { from, bytes } = datagram;
+        let Datagram { socket, from, bytes } = datagram;
         match classify(bytes) {
             Class::Stun => self.measure.netcheck.handle_stun(*from, bytes, now),
-            Class::Disco => self.paths.handle_udp(*from, bytes, now),
+            Class::Disco => self.paths.handle_udp_at(*socket, *from, bytes, now),
             Class::WireGuard => self.tunnels.handle_datagram(bytes, Origin::Udp(*from), now),
             Class::GeneveDisco | Class::GeneveWireGuard => {}
         }
@@ -237,9 +237,9 @@ impl Tailnet {
                 quiet = false;
                 self.handle_tunnel_event(event, now);
             }
-            while let Some(PathTransmit { to, bytes }) = self.paths.poll_transmit() {
+            while let Some(transmit) = self.paths.poll_transmit() {
                 quiet = false;
-                self.send_disco(to, bytes, now);
+                self.send_disco(transmit, now);
             }
             while let Some(event) = self.paths.poll_event() {
                 quiet = false;
@@ -295,6 +295,13 @@ impl Tailnet {
                     }
                 }
             }
+            PathEvent::Sockets { wanted } => {
+                let extras = self.shared.extras.load().renew(&wanted);
+                tracing::debug!(count = wanted.len(), "extra UDP sockets");
+                self.shared.extras.store(Arc::new(extras));
+                self.shared.waker.wake();
+                self.paths.handle_sockets(now);
+            }
             PathEvent::EndpointsWanted => self.measure.want(Measurement::Auto, now),
             PathEvent::Pong { id, via, latency } => {
                 let via = match via {
@@ -319,6 +326,7 @@ impl Tailnet {
         if let Some(home) = report.home {
             self.relays.set_home(home, now);
         }
+        self.paths.set_own_nat(self.measure.nat(report));
         let endpoints = self.measure.endpoints(&self.shared.sockets.load());
         let addresses = endpoints.iter().map(|endpoint| endpoint.address).collect();
         self.paths.set_own_endpoints(addresses, self.measure.started().unwrap_or(now));
@@ -375,10 +383,13 @@ impl Tailnet {
         let home = known.home;
         let path = **known.slot.path();
         if let Some(direct) = path.direct {
-            let _ = self.shared.sockets.load().send(direct.address, &bytes);
+            self.shared.send(direct.socket, direct.address, &bytes);
             if now <= direct.trusted_until {
                 return;
             }
+        }
+        if let Some(second) = path.second {
+            self.shared.send(0, second, &bytes);
         }
         if let Some(Origin::Udp(address)) = origin
             && path.direct.is_none_or(|direct| direct.address != address)
@@ -411,11 +422,10 @@ impl Tailnet {
         }
     }
 
-    fn send_disco(&mut self, to: Destination, bytes: Vec<u8>, now: Instant) {
+    fn send_disco(&mut self, transmit: PathTransmit, now: Instant) {
+        let PathTransmit { to, socket, bytes } = transmit;
         match to {
-            Destination::Udp(address) => {
-                let _ = self.shared.sockets.load().send(address, &bytes);
-            }
+            Destination::Udp(address) => self.shared.send(socket, address, &bytes),
             Destination::Relay { region, peer } => {
                 let region = self.relays.way_to(&peer, Some(region)).unwrap_or(region);
                 self.relays.send(region, Kind::Urgent, peer, bytes, now);

@@ -96,7 +96,7 @@ impl Bench {
         assert!(tunnels.add_peer(own));
         tunnels.start_handshake(&own, self.now).unwrap();
         let bytes = tunnels.poll_transmit().unwrap().bytes;
-        let datagram = Datagram { from: self.peer.local_addr().unwrap(), bytes };
+        let datagram = Datagram { socket: 0, from: self.peer.local_addr().unwrap(), bytes };
         self.tailnet.handle_datagram(&datagram, self.now);
     }
 
