@@ -11,7 +11,7 @@ use super::candidates::{Candidate, Candidates};
 use super::outbox::Outbox;
 use super::output::{Destination, Direct, Path, PingId, SocketId};
 use super::pings::{Budget, Sent};
-use super::punch::Punched;
+use super::punch::Attempted;
 use super::score;
 use super::status::{Decision, History, PathStatus, Reason};
 use super::watch::Watch;
@@ -76,7 +76,7 @@ pub(super) struct Peer {
     /// Absent while there was no direct path, or at rest.
     watch: Option<Box<Watch>>,
     /// When holes through a hard NAT were last tried, and what came of it.
-    pub(super) punched: Option<(Instant, Punched)>,
+    pub(super) punched: Option<Attempted>,
     /// The last decisions, while in use.
     history: History,
     /// Why there is no best, if there was one.
@@ -368,7 +368,7 @@ impl Peer {
             in_use: self.heartbeat.is_some(),
             reason: if self.best.is_some() { Reason::Answered } else { relayed },
             candidates: self.candidates.status(),
-            punched: self.punched.map(|(_, punched)| punched),
+            punched: self.punched.map(|attempted| attempted.outcome),
             history: self.history.list(),
         }
     }

@@ -75,6 +75,11 @@ pub struct OwnNat {
 }
 
 impl OwnNat {
+    /// Returns the address to tell: of one of many sockets, or of the main one.
+    fn address(&self, hard: bool) -> Option<SocketAddr> {
+        if hard { self.announced() } else { self.public.filter(SocketAddr::is_ipv4) }
+    }
+
     /// Returns where the middle one of the next [`FAN`] mappings will be; port 0 if that cannot be said.
     fn announced(&self) -> Option<SocketAddr> {
         let SocketAddr::V4(public) = self.public? else { return None };
@@ -111,6 +116,15 @@ impl fmt::Display for Punched {
     }
 }
 
+/// The last attempt with a peer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attempted {
+    pub(super) at: Instant,
+    pub(super) outcome: Punched,
+    /// How many of them this node began, for taking turns.
+    count: u8,
+}
+
 /// The attempts of this node, one at a time.
 #[derive(Debug, Default)]
 pub(super) struct Puncher {
@@ -130,8 +144,8 @@ struct Attempt {
 
 #[derive(Debug)]
 enum Step {
-    /// Waits for the peer's answer.
-    Asked,
+    /// Waits for the peer's answer, having said whether it is to be pinged from many sockets.
+    Asked { hard: bool },
     /// Pings `to` from many sockets.
     Fan { to: SocketAddr, sockets: Vec<SocketId>, rounds: u8, next: Option<Instant> },
     /// Pings many ports of `to`.
@@ -166,13 +180,18 @@ impl Paths {
     /// Asks a peer to open holes together, if that is the last hope and its turn.
     pub(super) fn maybe_punch(&mut self, key: &NodeKey, now: Instant) {
         let nat = self.punch.nat;
-        let (Some(true), Some(address)) = (nat.hard, nat.announced()) else { return };
+        if nat.hard == Some(false) || nat.udp == Some(false) {
+            return;
+        }
         let Some(peer) = self.peers.get(key) else { return };
+        // Where only one STUN server is known, nobody knows which side is the hard one: they take turns.
+        let hard = nat.hard.unwrap_or(peer.punched.is_none_or(|attempted| attempted.count % 2 == 0));
+        let Some(address) = nat.address(hard) else { return };
         if !peer.has_searched() || peer.candidates.public_v4().next().is_none() || !self.may_punch(key, SPACING, now) {
             return;
         }
-        self.begin_punch(key, Step::Asked, now);
-        self.send_punch(key, Punch { answer: false, hard: true, address });
+        self.begin_punch(key, Step::Asked { hard }, now);
+        self.send_punch(key, Punch { answer: false, hard, address });
     }
 
     /// Takes over what a peer says over the relay.
@@ -184,34 +203,43 @@ impl Paths {
             return;
         }
         let nat = self.punch.nat;
-        let is_ours = matches!(&self.punch.attempt, Some(Attempt { peer, step: Step::Asked, .. }) if peer == key);
-        if punch.answer {
-            if !is_ours {
-                return;
+        let asked = match &self.punch.attempt {
+            Some(Attempt { peer, step: Step::Asked { hard }, .. }) if peer == key => Some(*hard),
+            _ => None,
+        };
+        let hard = if punch.answer {
+            let Some(hard) = asked else { return };
+            hard
+        } else {
+            // Both asked at the same time: the one with the lesser key goes on asking.
+            let may = match asked {
+                Some(_) => self.outbox.node() > key,
+                None => self.may_punch(key, SPACING_ASKED, now),
+            };
+            let hard = nat.hard.unwrap_or(!punch.hard);
+            let Some(address) = nat.address(hard).filter(|_| may) else { return };
+            self.send_punch(key, Punch { answer: true, hard, address });
+            hard
+        };
+        match (hard, punch.hard) {
+            // Each pings the port that the other announced.
+            (true, true) => {
+                let is_hopeful = nat.counting.is_some() && is_usable(punch.address);
+                self.fan_or_give_up(key, is_hopeful.then_some(punch.address), now);
             }
-            let can = is_usable(punch.address) && (!punch.hard || nat.counting.is_some());
-            self.fan_or_give_up(key, can.then_some(punch.address), now);
-            return;
-        }
-        // Both asked at the same time: the one with the lesser key goes on asking.
-        let may = if is_ours { self.outbox.node() > key } else { self.may_punch(key, SPACING_ASKED, now) };
-        if !may {
-            return;
-        }
-        if nat.hard == Some(true) {
-            let Some(address) = nat.announced() else { return };
-            self.send_punch(key, Punch { answer: true, hard: true, address });
-            let can = punch.hard && is_usable(punch.address) && address.port() != 0;
-            self.fan_or_give_up(key, can.then_some(punch.address), now);
-        } else if punch.hard
-            && let Some(address) = nat.public.filter(SocketAddr::is_ipv4)
-        {
-            self.send_punch(key, Punch { answer: true, hard: false, address });
-            // Odd and divisible by neither 3 nor 7 it shares no factor with the number of ports: each comes once.
-            let stride = 11 + 42 * (self.outbox.random() % 1500);
-            let first = self.outbox.random() % u64::from(PORTS.1);
-            let next = Some(now + SPRAY_DELAY);
-            self.begin_punch(key, Step::Spray { to: host, first, stride, sent: 0, next }, now);
+            (true, false) => self.fan_or_give_up(key, Some(punch.address).filter(|to| is_usable(*to)), now),
+            (false, true) => {
+                // Odd and divisible by neither 3 nor 7 it shares no factor with the number of ports: each comes once.
+                let stride = 11 + 42 * (self.outbox.random() % 1500);
+                let first = self.outbox.random() % u64::from(PORTS.1);
+                let next = Some(now + SPRAY_DELAY);
+                self.begin_punch(key, Step::Spray { to: host, first, stride, sent: 0, next }, now);
+            }
+            // No NAT is in the way, but something else is.
+            (false, false) => {
+                self.end_punch();
+                self.note_punched(key, Punched::NoLuck, now);
+            }
         }
     }
 
@@ -222,7 +250,7 @@ impl Paths {
             && self.peers.get(key).is_some_and(|peer| {
                 peer.disco.is_some()
                     && peer.relay().is_some()
-                    && peer.punched.is_none_or(|(at, _)| is_over(at, spacing))
+                    && peer.punched.is_none_or(|attempted| is_over(attempted.at, spacing))
             })
     }
 
@@ -235,11 +263,21 @@ impl Paths {
         self.end_punch();
         self.punch.began = Some(now);
         self.punch.attempt = Some(Attempt { peer: *key, until: now + LIFETIME, step });
-        if let Some(peer) = self.peers.get_mut(key) {
-            peer.punched = Some((now, Punched::Running));
+        self.note_punched(key, Punched::Running, now);
+        if let Some(Attempt { step: Step::Asked { .. }, .. }) = self.punch.attempt
+            && let Some(attempted) = self.peers.get_mut(key).and_then(|peer| peer.punched.as_mut())
+        {
+            attempted.count = attempted.count.wrapping_add(1);
         }
         self.set_punch_timer();
         self.sync_sockets();
+    }
+
+    fn note_punched(&mut self, key: &NodeKey, outcome: Punched, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(key) {
+            let count = peer.punched.map_or(0, |attempted| attempted.count);
+            peer.punched = Some(Attempted { at: now, outcome, count });
+        }
     }
 
     /// Pings the peer's address from many sockets, if it is known.
@@ -247,9 +285,7 @@ impl Paths {
         let Some(to) = to else {
             self.end_punch();
             self.punch.began = Some(now);
-            if let Some(peer) = self.peers.get_mut(key) {
-                peer.punched = Some((now, Punched::Unpredictable));
-            }
+            self.note_punched(key, Punched::Unpredictable, now);
             return;
         };
         // The address may be one that nobody has named yet; the peer has, over the relay.
@@ -289,7 +325,7 @@ impl Paths {
                 }
                 *next = (*sent < SPRAY).then(|| now + SPRAY_STEP.1);
             }
-            Step::Asked | Step::Fan { .. } | Step::Spray { .. } => {}
+            Step::Asked { .. } | Step::Fan { .. } | Step::Spray { .. } => {}
         }
         self.set_punch_timer();
     }
@@ -298,7 +334,7 @@ impl Paths {
         self.outbox.timers.retain(|(_, timer)| *timer != Timer::Punch);
         if let Some(Attempt { until, step, .. }) = &self.punch.attempt {
             let next = match step {
-                Step::Asked => None,
+                Step::Asked { .. } => None,
                 Step::Fan { next, .. } | Step::Spray { next, .. } => *next,
             };
             self.outbox.timers.insert((next.unwrap_or(*until).min(*until), Timer::Punch));
@@ -311,10 +347,10 @@ impl Paths {
         if let Some(peer) = self.peers.get_mut(&peer) {
             let outcome = match step {
                 _ if peer.best_address().is_some() => Punched::Open,
-                Step::Asked => Punched::Unanswered,
+                Step::Asked { .. } => Punched::Unanswered,
                 Step::Fan { .. } | Step::Spray { .. } => Punched::NoLuck,
             };
-            peer.punched = peer.punched.map(|(at, _)| (at, outcome));
+            peer.punched = peer.punched.map(|attempted| Attempted { outcome, ..attempted });
         }
         self.set_punch_timer();
         self.sync_sockets();

@@ -260,7 +260,16 @@ impl Internet {
         }
     }
 
-    /// Tells the nodes what they would find out of their NATs.
+    /// Tells the nodes what they would find out of their NATs with one STUN server.
+    pub(super) fn tell_public_addresses(&mut self) {
+        self.tell_nats();
+        for node in &mut self.nodes {
+            let nat = OwnNat { hard: None, counting: None, ..node.paths.own_nat() };
+            node.paths.set_own_nat(nat);
+        }
+    }
+
+    /// Tells the nodes what they would find out of their NATs with several.
     pub(super) fn tell_nats(&mut self) {
         for node in &mut self.nodes {
             let hard = matches!(node.nat, Nat::Hard | Nat::Random);

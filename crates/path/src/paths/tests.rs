@@ -934,6 +934,20 @@ fn hard_nat_meets_easy_nat_by_probing_ports_within_its_budget() {
     assert!((13..=20).contains(&lucky), "87 % were to be expected, not {lucky} of 20");
 }
 
+/// With one STUN server nobody knows whose NAT is the hard one, and the sides take turns.
+#[test]
+fn hard_nat_meets_easy_nat_although_nobody_knows_which_is_which() {
+    for (seed, nats) in (0..8).zip([[Nat::Random, Nat::Easy], [Nat::Easy, Nat::Random]].into_iter().cycle()) {
+        let mut internet = Internet::pair(nats, seed);
+        internet.tell_public_addresses();
+        let met = (0..60).any(|_| {
+            internet.talk(10);
+            internet.is_direct(0) && internet.is_direct(1)
+        });
+        assert!(met, "{nats:?} in ten minutes");
+    }
+}
+
 #[test]
 fn counting_hard_nats_meet_at_the_announced_ports() {
     for seed in 0..5 {
