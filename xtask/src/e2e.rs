@@ -33,6 +33,7 @@ const TESTS: &[Test] = &[
     Test { name: "killed_relay_brings_its_sessions_back", body: two_nodes::killed_relay },
     Test { name: "strangers_get_no_byte_back", body: two_nodes::strangers },
     Test { name: "easy_nats_are_punched_through", body: nat::easy_nats },
+    Test { name: "hard_nat_is_met_from_an_easy_one", body: nat::hard_and_easy },
     Test { name: "port_mapping_leads_through_hard_nats", body: nat::port_mapping },
     Test { name: "port_mapping_by_upnp_leads_through_hard_nats", body: nat::upnp },
     Test { name: "failures_say_what_to_do", body: failures::messages },

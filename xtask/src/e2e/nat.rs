@@ -23,6 +23,32 @@ pub(super) fn easy_nats(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// A hard and an easy NAT: many ports are probed until one is the right one. With the one STUN server that there is, the
+/// sides take turns, and an attempt a minute has 87 %: of ten such tests one may take three minutes.
+pub(super) fn hard_and_easy(context: &Context) -> Result<()> {
+    let mut lab = Lab::new("hard-easy", &["server", "ra", "rb"])?;
+    let (ra, rb) = (lab.host("ra"), lab.host("rb"));
+    let hosts = [lab.add_behind(&ra, Nat::Hard, "alpha")?, lab.add_behind(&rb, Nat::Easy, "beta")?];
+    let server = Server::start(&context.warren, &lab.host("server"), &[])?;
+    let invitation = server.invite(&["--reusable"])?;
+    let [alpha, beta] = hosts.map(|host| Node::start(&context.warren, &host));
+    let (alpha, beta) = (alpha?, beta?);
+    alpha.up(&invitation, &[])?;
+    beta.up(&invitation, &[])?;
+    let (to_alpha, _) = alpha.addresses()?;
+    let path = wait_for("a direct path through the hard NAT", PATIENCE * 20, || {
+        drop(icmp(&beta.host, &to_alpha, 1));
+        alpha.direct_path("beta").ok().flatten().zip(beta.direct_path("alpha").ok().flatten())
+    });
+    let (from_alpha, from_beta) = path.with_context(|| format!("{:?}", alpha.peer_field("beta", "PathReason")))?;
+    ensure!(from_alpha.starts_with(&rb.outside()), "the path to beta is {from_alpha}, not through its router");
+    ensure!(from_beta.starts_with(&ra.outside()), "the path to alpha is {from_beta}, not through its router");
+    // Data takes it, too, and the socket that won stays.
+    icmp(&alpha.host, &beta.addresses()?.0, 5)?;
+    ensure!(alpha.direct_path("beta")?.is_some(), "the path did not last");
+    Ok(())
+}
+
 /// Two hard NATs: with a mapped port on one side the path is direct, and goes through that port; when the node leaves,
 /// the router has the port back.
 pub(super) fn port_mapping(context: &Context) -> Result<()> {

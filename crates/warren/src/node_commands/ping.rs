@@ -56,6 +56,7 @@ impl Ping {
         let mut answered = 0;
         let count = self.count.unwrap_or(DEFAULT_COUNT);
         let mut last_error = "no reply".to_owned();
+        let mut is_relayed = false;
         for number in 1..=count {
             let started = tokio::time::sleep(INTERVAL);
             let result = self.once(&client, address).await?;
@@ -68,6 +69,7 @@ impl Ping {
             }
             if ok {
                 answered += 1;
+                is_relayed = !direct;
             } else {
                 last_error = result.err;
             }
@@ -79,6 +81,12 @@ impl Ping {
         if answered == 0 {
             let text = format!("{} does not answer: {}; see: warren status", self.peer, clean(&last_error));
             return Err(Failure::new(Exit::Timeout, text));
+        }
+        if is_relayed && !self.json {
+            let status: Status = client.get("status").await?;
+            if let Some(reason) = peers::find(&status, &self.peer)?.path_reason.as_deref() {
+                output::line(format_args!("not direct: {}", clean(reason)))?;
+            }
         }
         Ok(())
     }
