@@ -11,18 +11,18 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ProtocolVersion};
 use rustls_platform_verifier::BuilderVerifierExt as _;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use warren_wire::control::DerpNode;
 use warren_wire::derp::{self, ClientInfo, Frame, FrameError, GoneReason, Reader, ServerInfo};
 use warren_wire::key::{NodeKey, NodeSecret};
 
+use crate::dial;
 use crate::pin::{Demand, Verifier, meta_key};
 
 /// Time for the whole of connecting: names, TCP, TLS, upgrade, introductions.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-/// Time for one address.
+/// Time for all addresses of one relay.
 const DIAL_DEADLINE: Duration = Duration::from_millis(1500);
 /// Time without any frame after which a connection is dead.
 const READ_DEADLINE: Duration = Duration::from_secs(120);
@@ -161,19 +161,19 @@ pub async fn connect(node: &DerpNode, secret: &NodeSecret) -> Result<(ClientRead
 /// Opens the byte stream; returns the relay's key, too, if its certificates told it.
 async fn open(node: &DerpNode) -> Result<(Box<dyn Stream>, Option<NodeKey>), ConnectError> {
     let io = |cause| ConnectError::Io { name: node.host_name.clone(), cause };
-    let mut last = ConnectError::NoAddress(node.host_name.clone());
-    let mut stream = None;
-    for address in addresses(node).await {
-        match timeout(DIAL_DEADLINE, TcpStream::connect(address)).await {
-            Ok(Ok(connected)) => {
-                stream = Some(connected);
-                break;
+    let port = port(node);
+    let literal = [&node.ipv4, &node.ipv6].into_iter().find(|text| text.parse::<IpAddr>().is_ok());
+    let stream = match dial::through_proxy(literal.unwrap_or(&node.host_name), port, true).await {
+        Some(stream) => stream.map_err(io)?,
+        None => {
+            let addresses = addresses(node).await;
+            if addresses.is_empty() {
+                return Err(ConnectError::NoAddress(node.host_name.clone()));
             }
-            Ok(Err(cause)) => last = io(cause),
-            Err(_) => last = io(io::ErrorKind::TimedOut.into()),
+            let dialling = timeout(DIAL_DEADLINE, dial::race(dial::alternate(addresses)));
+            dialling.await.map_err(|_| io(io::ErrorKind::TimedOut.into()))?.map_err(io)?
         }
-    }
-    let Some(stream) = stream else { return Err(last) };
+    };
     stream.set_nodelay(true).map_err(io)?;
     let verified = if node.cert_name.is_empty() || node.cert_name.starts_with(PIN_PREFIX) {
         &node.host_name
@@ -191,9 +191,13 @@ async fn open(node: &DerpNode) -> Result<(Box<dyn Stream>, Option<NodeKey>), Con
     Ok((Box::new(stream), known))
 }
 
+fn port(node: &DerpNode) -> u16 {
+    if node.derp_port == 0 { DEFAULT_PORT } else { node.derp_port }
+}
+
 /// Returns the addresses to try, in order.
 async fn addresses(node: &DerpNode) -> Vec<SocketAddr> {
-    let port = if node.derp_port == 0 { DEFAULT_PORT } else { node.derp_port };
+    let port = port(node);
     let mut found = Vec::new();
     let mut resolve = Vec::new();
     for (text, is_v4) in [(&node.ipv4, true), (&node.ipv6, false)] {

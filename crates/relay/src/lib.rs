@@ -1,4 +1,5 @@
-//! Relays: DERP server and client, STUN server; and the byte stream over Noise that control's both ends share.
+//! Relays: DERP server and client, STUN server; and what relay and control connections share: how they are dialled, and
+//! the byte stream over Noise.
 
 #![forbid(unsafe_code)]
 
@@ -6,6 +7,7 @@ mod bucket;
 mod certificate;
 mod client;
 mod counters;
+pub mod dial;
 pub mod http;
 mod hub;
 pub mod noise_stream;

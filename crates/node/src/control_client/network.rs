@@ -1,27 +1,15 @@
-//! Real streams to a server: TCP, with TLS checked against the machine's trusted roots.
+//! Real streams to a server: TCP, straight or through the environment's proxy, with TLS checked against the machine's trusted roots.
 
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use rustls_platform_verifier::BuilderVerifierExt;
 use tokio::net::{TcpStream, lookup_host};
-use tokio::task::JoinSet;
-use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use warren_relay::dial;
 
 use super::connect::{ConnectError, Connector, Stream};
 use super::server_url::{Scheme, ServerUrl};
-
-/// How long one address of a host is tried before the next is tried beside it.
-///
-/// Source: RFC 8305 section 5.
-const STAGGER: Duration = Duration::from_millis(250);
-
-/// Most addresses of a host that are tried.
-const MAX_ADDRESSES: usize = 8;
 
 /// Opens streams over the network, exactly to scheme, host and port of the address.
 #[derive(Debug, Clone, Default)]
@@ -29,60 +17,25 @@ pub struct Network;
 
 impl Connector for Network {
     async fn connect(&self, url: &ServerUrl) -> Result<Box<dyn Stream>, ConnectError> {
-        let unknown = |reason: String| ConnectError::NoSuchHost { host: url.host().to_owned(), reason };
-        let found = lookup_host((url.host(), url.port())).await.map_err(|error| unknown(error.to_string()))?;
-        let addresses = alternate(found);
-        if addresses.is_empty() {
-            return Err(unknown("it has no address".to_owned()));
-        }
-        let stream =
-            race(addresses).await.map_err(|source| ConnectError::Unreachable { url: url.to_string(), source })?;
+        let unreachable = |source| ConnectError::Unreachable { url: url.to_string(), source };
+        let is_tls = url.scheme() == Scheme::Https;
+        let stream = match dial::through_proxy(url.host(), url.port(), is_tls).await {
+            Some(stream) => stream.map_err(unreachable)?,
+            None => {
+                let unknown = |reason: String| ConnectError::NoSuchHost { host: url.host().to_owned(), reason };
+                let found = lookup_host((url.host(), url.port())).await.map_err(|error| unknown(error.to_string()))?;
+                let addresses = dial::alternate(found);
+                if addresses.is_empty() {
+                    return Err(unknown("it has no address".to_owned()));
+                }
+                dial::race(addresses).await.map_err(unreachable)?
+            }
+        };
         // Control messages are small and waited for.
         let _ = stream.set_nodelay(true);
         match url.scheme() {
             Scheme::Http => Ok(Box::new(stream)),
             Scheme::Https => Ok(Box::new(with_tls(stream, url).await?)),
-        }
-    }
-}
-
-/// Puts addresses into the order of trying: the system's, with the families taking turns.
-fn alternate(found: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
-    let mut found = found.peekable();
-    let Some(family) = found.peek().map(SocketAddr::is_ipv6) else {
-        return Vec::new();
-    };
-    let (first, second): (Vec<_>, Vec<_>) = found.partition(|address| address.is_ipv6() == family);
-    let (mut first, mut second) = (first.into_iter(), second.into_iter());
-    let mut order = Vec::new();
-    while order.len() < MAX_ADDRESSES {
-        let before = order.len();
-        order.extend(first.next());
-        order.extend(second.next());
-        if order.len() == before {
-            break;
-        }
-    }
-    order
-}
-
-/// Connects to whichever address answers first; a later one starts when the one before fails or takes [`STAGGER`].
-async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
-    let mut attempts = JoinSet::new();
-    let mut waiting = addresses.into_iter();
-    let mut failed = io::ErrorKind::AddrNotAvailable.into();
-    loop {
-        let started = waiting.next().map(|address| attempts.spawn(TcpStream::connect(address)));
-        let ended = match started {
-            Some(_) => timeout(STAGGER, attempts.join_next()).await,
-            None => Ok(attempts.join_next().await),
-        };
-        match ended {
-            Ok(Some(Ok(Ok(stream)))) => return Ok(stream),
-            Ok(Some(Ok(Err(error)))) => failed = error,
-            Ok(Some(Err(error))) => failed = io::Error::other(error),
-            Ok(None) => return Err(failed),
-            Err(_) => {}
         }
     }
 }
@@ -137,28 +90,7 @@ fn advice(error: &rustls::Error) -> (&'static str, bool) {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpListener;
-
     use super::*;
-
-    #[test]
-    fn families_take_turns_and_the_number_is_bounded() {
-        let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>();
-        let found = parse(&["[::1]:1", "[::2]:1", "[::3]:1", "127.0.0.1:1"]);
-        assert_eq!(alternate(found.into_iter()), parse(&["[::1]:1", "127.0.0.1:1", "[::2]:1", "[::3]:1"]));
-        assert_eq!(alternate(std::iter::empty()), []);
-        let many = (1..=100).map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        assert_eq!(alternate(many).len(), MAX_ADDRESSES);
-    }
-
-    #[tokio::test]
-    async fn a_dead_address_does_not_hide_a_living_one() {
-        let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let living = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = living.local_addr().unwrap();
-        assert_eq!(race(vec![dead, address]).await.unwrap().peer_addr().unwrap(), address);
-        assert_eq!(race(vec![dead]).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
-    }
 
     #[tokio::test]
     async fn a_name_that_cannot_exist_is_named() {

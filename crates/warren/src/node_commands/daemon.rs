@@ -24,6 +24,8 @@ const EVENTS: usize = 64;
 const ENVIRONMENT: &str = "\
 Environment:
   WARREN_LOG     what is logged, for example debug or warren_node=trace
+  HTTPS_PROXY    http://[USER:PASSWORD@]HOST[:PORT] of the HTTP proxy through which relays and https servers are
+                 reached; HTTP_PROXY likewise for http servers, NO_PROXY the hosts, domains and networks that are not
   SSL_CERT_FILE  certificates of the authorities that may vouch for an https server, instead of the system's";
 
 /// Arguments of `warren node`.
