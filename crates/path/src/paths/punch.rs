@@ -15,7 +15,8 @@
 //! | 512 | 512 | 98 % | 1,536 | 99.97 % |
 //!
 //! 256 sockets are what a process may have (1,024 descriptors) without asking; the hard side sends each twice, for loss. An
-//! attempt takes 3 s, 80 kB each way, and is repeated once a minute while packets flow.
+//! attempt takes 3 s, 80 kB each way, and is repeated once a minute while packets flow. With a single STUN server nobody can
+//! tell which side is the hard one: then the sides take turns, two attempts in a row every two minutes.
 //!
 //! **Hard and hard.** If both NATs draw ports at random, a mapping must meet its very counterpart: 256 sockets on both sides
 //! hit with `256² / 64512² = 0.002 %`; that is hopeless, and not tried. But many such NATs count upwards. Then each side says
@@ -49,9 +50,11 @@ const FAN_ROUNDS: u8 = 2;
 const FAN_INTERVAL: Duration = Duration::from_millis(1500);
 /// How long an attempt may last.
 const LIFETIME: Duration = Duration::from_secs(6);
-/// Least time between two attempts with one peer, asked for by us, and by it.
+/// Least time between two attempts with one peer, and until the other side has its turn.
 const SPACING: Duration = Duration::from_secs(60);
-const SPACING_ASKED: Duration = Duration::from_secs(45);
+const SPACING_TURN: Duration = Duration::from_secs(12);
+/// How much sooner than we would the peer may ask.
+const SLACK: Duration = Duration::from_secs(3);
 /// Least time between two attempts.
 const SPACING_ALL: Duration = Duration::from_secs(10);
 /// Ports that NATs draw from.
@@ -121,8 +124,10 @@ impl fmt::Display for Punched {
 pub(super) struct Attempted {
     pub(super) at: Instant,
     pub(super) outcome: Punched,
-    /// How many of them this node began, for taking turns.
+    /// How many there were.
     count: u8,
+    /// Whether this node pinged from many sockets the last time.
+    fanned: bool,
 }
 
 /// The attempts of this node, one at a time.
@@ -185,12 +190,16 @@ impl Paths {
         }
         let Some(peer) = self.peers.get(key) else { return };
         // Where only one STUN server is known, nobody knows which side is the hard one: they take turns.
-        let hard = nat.hard.unwrap_or(peer.punched.is_none_or(|attempted| attempted.count % 2 == 0));
+        let hard = nat.hard.unwrap_or(peer.punched.is_none_or(|attempted| !attempted.fanned));
         let Some(address) = nat.address(hard) else { return };
-        if !peer.has_searched() || peer.candidates.public_v4().next().is_none() || !self.may_punch(key, SPACING, now) {
+        if !peer.has_searched()
+            || peer.candidates.public_v4().next().is_none()
+            || !self.may_punch(key, Duration::ZERO, now)
+        {
             return;
         }
         self.begin_punch(key, Step::Asked { hard }, now);
+        self.count_punch(key, hard, now);
         self.send_punch(key, Punch { answer: false, hard, address });
     }
 
@@ -214,11 +223,14 @@ impl Paths {
             // Both asked at the same time: the one with the lesser key goes on asking.
             let may = match asked {
                 Some(_) => self.outbox.node() > key,
-                None => self.may_punch(key, SPACING_ASKED, now),
+                None => self.may_punch(key, SLACK, now),
             };
             let hard = nat.hard.unwrap_or(!punch.hard);
             let Some(address) = nat.address(hard).filter(|_| may) else { return };
             self.send_punch(key, Punch { answer: true, hard, address });
+            if asked.is_none() {
+                self.count_punch(key, hard, now);
+            }
             hard
         };
         match (hard, punch.hard) {
@@ -243,14 +255,21 @@ impl Paths {
         }
     }
 
-    fn may_punch(&self, key: &NodeKey, spacing: Duration, now: Instant) -> bool {
-        let is_over = |at: Instant, time: Duration| now.saturating_duration_since(at) >= time;
+    /// Tells whether it is time for an attempt: once a minute for each peer. Where the sides take turns, two attempts
+    /// follow each other, and the pause is twice as long. `slack` is for what the peer asks: its clock is not ours.
+    fn may_punch(&self, key: &NodeKey, slack: Duration, now: Instant) -> bool {
+        let is_over = |at: Instant, time: Duration| now.saturating_duration_since(at) + slack >= time;
+        let spacing = |attempted: Attempted| match (self.punch.nat.hard, attempted.count % 2) {
+            (Some(_), _) => SPACING,
+            (None, 1) => SPACING_TURN,
+            (None, _) => SPACING * 2,
+        };
         self.punch.attempt.is_none()
             && self.punch.began.is_none_or(|at| is_over(at, SPACING_ALL))
             && self.peers.get(key).is_some_and(|peer| {
                 peer.disco.is_some()
                     && peer.relay().is_some()
-                    && peer.punched.is_none_or(|attempted| is_over(attempted.at, spacing))
+                    && peer.punched.is_none_or(|attempted| is_over(attempted.at, spacing(attempted)))
             })
     }
 
@@ -264,19 +283,22 @@ impl Paths {
         self.punch.began = Some(now);
         self.punch.attempt = Some(Attempt { peer: *key, until: now + LIFETIME, step });
         self.note_punched(key, Punched::Running, now);
-        if let Some(Attempt { step: Step::Asked { .. }, .. }) = self.punch.attempt
-            && let Some(attempted) = self.peers.get_mut(key).and_then(|peer| peer.punched.as_mut())
-        {
-            attempted.count = attempted.count.wrapping_add(1);
-        }
         self.set_punch_timer();
         self.sync_sockets();
     }
 
     fn note_punched(&mut self, key: &NodeKey, outcome: Punched, now: Instant) {
         if let Some(peer) = self.peers.get_mut(key) {
-            let count = peer.punched.map_or(0, |attempted| attempted.count);
-            peer.punched = Some(Attempted { at: now, outcome, count });
+            let (count, fanned) = peer.punched.map_or((0, false), |last| (last.count, last.fanned));
+            peer.punched = Some(Attempted { at: now, outcome, count, fanned });
+        }
+    }
+
+    /// Counts an attempt, in which this node has one role or the other.
+    fn count_punch(&mut self, key: &NodeKey, fanned: bool, now: Instant) {
+        self.note_punched(key, Punched::Running, now);
+        if let Some(attempted) = self.peers.get_mut(key).and_then(|peer| peer.punched.as_mut()) {
+            (attempted.count, attempted.fanned) = (attempted.count.wrapping_add(1), fanned);
         }
     }
 
