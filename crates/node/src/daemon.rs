@@ -44,6 +44,8 @@ pub struct Daemon<E, C> {
     login: LoginState,
     /// The engine has been told to carry packets.
     carrying: bool,
+    /// Whether the server hears what we report.
+    server_listens: bool,
     /// A relay or a peer has been reached since the engine came up.
     alive: bool,
     engine_health: Vec<String>,
@@ -128,6 +130,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             netmap: Netmap::default(),
             login: LoginState::idle(),
             carrying: false,
+            server_listens: true,
             alive: false,
             engine_health: Vec::new(),
             out,
@@ -229,6 +232,13 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
         })
     }
 
+    /// Tells the engine whether the server hears us, if that changed.
+    fn note_server(&mut self, listens: bool) {
+        if std::mem::replace(&mut self.server_listens, listens) != listens {
+            self.engine.apply(Update { server_listens: Some(listens), ..Update::default() });
+        }
+    }
+
     fn tell_engine(&self, change: Change) {
         if !self.carrying {
             return;
@@ -243,6 +253,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             _ => None,
         };
         let update = Update {
+            server_listens: None,
             local,
             relays: change.relays.then(|| self.netmap.relays().cloned()).flatten(),
             filter: change.filter.then(|| self.netmap.filter()),
@@ -290,8 +301,14 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
                 self.out.bus.send_modify(|bus| bus.logins += 1);
             }
             Event::PollStarted => self.netmap.begin_poll(),
-            Event::Map(response) => self.handle_map(*response),
-            Event::Trouble(trouble) => self.login.trouble = Some(self.with_clock(trouble)),
+            Event::Map(response) => {
+                self.note_server(true);
+                self.handle_map(*response);
+            }
+            Event::Trouble(trouble) => {
+                self.login.trouble = Some(self.with_clock(trouble));
+                self.note_server(false);
+            }
             Event::Refused(trouble) => {
                 self.login.trouble = Some(self.with_clock(trouble));
                 self.login.phase = lifecycle::Login::Waiting;

@@ -89,11 +89,13 @@ pub trait Engine: Send + Sync + 'static {
 
 /// Says what changed, as one atomic step; `None` and empty lists mean "as before".
 ///
-/// Order within one update: `local`, `relays`, `filter`, then `removed`, then `peers`.
+/// Order within one update: `server_listens`, `local`, `relays`, `filter`, then `removed`, then `peers`.
 #[derive(Debug, Clone, Default)]
 pub struct Update {
     /// Who this node is. [`LocalUpdate::Down`] also forgets all peers, the filter and the relays.
     pub local: Option<LocalUpdate>,
+    /// Whether the server hears what this node reports: while it does not, the home relay stays what peers believe it to be.
+    pub server_listens: Option<bool>,
     /// The complete relay map.
     pub relays: Option<Arc<DerpMap>>,
     /// The complete packet filter; an empty list lets nothing in.
@@ -115,6 +117,7 @@ impl Update {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.local.is_none()
+            && self.server_listens.is_none()
             && self.relays.is_none()
             && self.filter.is_none()
             && self.removed.is_empty()
@@ -123,10 +126,12 @@ impl Update {
 
     /// Appends `later`, so that applying the result equals applying both in turn.
     pub fn merge(&mut self, later: Self) {
+        let server_listens = later.server_listens.or(self.server_listens);
         if matches!(later.local, Some(LocalUpdate::Down | LocalUpdate::Restart(_))) {
-            *self = later;
+            *self = Self { server_listens, ..later };
             return;
         }
+        self.server_listens = server_listens;
         // A `Down` that nobody has acted on yet must still wipe what was before it.
         if let Some(local) = later.local {
             self.local = Some(match (self.local.take(), local) {

@@ -117,6 +117,12 @@ impl Netcheck {
         self.handle_timeout(now);
     }
 
+    /// Says whether the server can be told of another home; until it can, the home stays, since peers would go on sending to
+    /// the old one. Source: paths.md 9.5, no. 5.
+    pub fn set_server_listens(&mut self, listens: bool) {
+        self.chooser.is_held = !listens;
+    }
+
     /// Tells whether a measurement runs.
     #[must_use]
     pub fn is_running(&self) -> bool {

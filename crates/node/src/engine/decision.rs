@@ -78,6 +78,7 @@ pub(super) struct Decision {
     rng: StdRng,
     /// What there is while the node is on the tailnet.
     tailnet: Option<Tailnet>,
+    server_listens: bool,
     rebound_at: Option<Instant>,
     /// The worker has ended by itself.
     dead: bool,
@@ -111,6 +112,7 @@ impl Decision {
             found_sender,
             rng: parts.rng,
             tailnet: None,
+            server_listens: true,
             rebound_at: None,
             dead: false,
         }

@@ -26,13 +26,15 @@ pub(super) struct HomeChooser {
     /// When each region was last heard.
     heard: BTreeMap<RegionId, Instant>,
     home: Option<RegionId>,
+    /// Nobody would learn of another home.
+    pub(super) is_held: bool,
     /// Chooses among the regions while nothing is known.
     lot: u64,
 }
 
 impl HomeChooser {
     pub(super) fn new(lot: u64) -> Self {
-        Self { history: VecDeque::new(), heard: BTreeMap::new(), home: None, lot }
+        Self { history: VecDeque::new(), heard: BTreeMap::new(), home: None, is_held: false, lot }
     }
 
     pub(super) fn home(&self) -> Option<RegionId> {
@@ -71,6 +73,7 @@ impl HomeChooser {
         }
         let nearest = weighted.keys().filter_map(|region| Some((self.best(*region)?, *region))).min();
         self.home = match (nearest, self.home) {
+            (_, Some(home)) if self.is_held => Some(home),
             (Some((best, region)), Some(home)) if region != home => {
                 let latency = weighted.get(&home).copied();
                 let is_accessible = latency.is_some() || self.is_heard(home, now);

@@ -32,8 +32,7 @@ pub struct Report {
     pub counting: Option<(u16, u16)>,
     /// Latencies of the regions that answered.
     pub latencies: BTreeMap<RegionId, Latencies>,
-    /// Home relay that this node should have, `None` only if no region may be one. The shell adopts a change only while
-    /// the server listens, unless it has no home.
+    /// Home relay that this node should have, `None` only if no region may be one.
     pub home: Option<RegionId>,
 }
 

@@ -155,9 +155,17 @@ impl Fixture {
         self.engine.shut.load(Ordering::Relaxed)
     }
 
-    /// Takes what the engine was told since the last call.
+    /// Takes what the engine was told since the last call, but for whether the server listens.
     pub(super) fn updates(&self) -> Vec<Update> {
-        self.engine.notes.take_updates()
+        self.updates_and_hearing().0
+    }
+
+    /// Takes that, too.
+    pub(super) fn updates_and_hearing(&self) -> (Vec<Update>, Vec<bool>) {
+        let mut updates = self.engine.notes.take_updates();
+        let hearing = updates.iter_mut().filter_map(|update| update.server_listens.take()).collect();
+        updates.retain(|update| !update.is_empty());
+        (updates, hearing)
     }
 
     /// Makes every write to the state directory fail.

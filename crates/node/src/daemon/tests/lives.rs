@@ -84,7 +84,8 @@ async fn without_the_server_everything_stays_and_its_return_costs_one_map() {
     assert_eq!((bus.state, bus.trouble.unwrap().kind), (State::Running, TroubleKind::Unreachable));
     tokio::time::sleep(Duration::from_secs(24 * 3600)).await;
     assert_eq!(node.shared.bus.borrow().state, State::Running);
-    assert!(node.updates().is_empty());
+    let (updates, hearing) = node.updates_and_hearing();
+    assert!(updates.is_empty() && hearing == [false], "only that the home relay must stay");
     let status = node.status().await;
     assert_eq!(status.peer.len(), 2);
     assert!(status.health.iter().any(|text| text.contains("cannot reach")), "{:?}", status.health);

@@ -20,6 +20,12 @@ impl Decision {
             peers = update.peers.len(),
             "update"
         );
+        if let Some(listens) = update.server_listens {
+            self.server_listens = listens;
+            if let Some(tailnet) = &mut self.tailnet {
+                tailnet.measure.netcheck.set_server_listens(listens);
+            }
+        }
         match update.local {
             Some(LocalUpdate::Down) => self.leave(),
             Some(LocalUpdate::Restart(local)) => {
@@ -60,7 +66,9 @@ impl Decision {
             found: self.found_sender.clone(),
             rng: &mut self.rng,
         };
-        self.tailnet = Some(Tailnet::new(local, setup, now(), since_1970));
+        let mut tailnet = Tailnet::new(local, setup, now(), since_1970);
+        tailnet.measure.netcheck.set_server_listens(self.server_listens);
+        self.tailnet = Some(tailnet);
         // The machine's addresses are not known yet.
         self.links_changed.notify_one();
     }

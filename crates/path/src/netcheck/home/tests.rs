@@ -98,3 +98,15 @@ proptest! {
         prop_assert_eq!(homes.len(), 1);
     }
 }
+
+/// Peers learn of a home from the server alone.
+#[test]
+fn home_is_held_while_the_server_does_not_listen() {
+    let mut bench = Bench::new();
+    bench.chooser.is_held = true;
+    assert_eq!(bench.report(&[(A, 100)]), Some(A), "no home at all");
+    assert_eq!(bench.report(&[(A, 100), (B, 10)]), Some(A));
+    assert_eq!(bench.report(&[(B, 10)]), Some(A));
+    bench.chooser.is_held = false;
+    assert_eq!(bench.report(&[(A, 100), (B, 10)]), Some(B));
+}
