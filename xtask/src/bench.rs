@@ -2,6 +2,7 @@
 
 mod gaps;
 mod join;
+mod punch;
 mod streams;
 mod tunnel;
 
@@ -47,6 +48,12 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 5)]
         runs: u32,
     },
+    /// How surely, how soon and with how many packets a hard NAT is met from an easy one.
+    Punch {
+        /// How many pairs of fresh nodes.
+        #[arg(long, default_value_t = 20)]
+        runs: u32,
+    },
     /// What a policy costs: to compile for up to 100,000 nodes, and when one node, one tag or one group changes.
     Policy,
     /// The benchmarks beside the code (`cargo bench`), that one included.
@@ -60,6 +67,7 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
         Some(Bench::Streams { count, rounds, rest, hub }) => streams::measure(*count, *rounds, *rest, *hub),
         Some(Bench::Tunnel { runs }) => tunnel::measure(*runs),
         Some(Bench::Gaps { runs }) => gaps::measure(*runs),
+        Some(Bench::Punch { runs }) => punch::measure(*runs),
         Some(Bench::Policy) => Run::cargo().args("bench --quiet --locked --package warren-policy --bench compile").go(),
         Some(Bench::Code) => Run::cargo().args("bench --quiet --workspace --locked --benches").go(),
         None => {
@@ -67,6 +75,7 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
             streams::measure(1000, 50, 60, false)?;
             tunnel::measure(3)?;
             gaps::measure(5)?;
+            punch::measure(20)?;
             Run::cargo().args("bench --quiet --workspace --locked --benches").go()
         }
     }
