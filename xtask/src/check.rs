@@ -13,6 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("warren-filter", &["warren-wire"]),
     ("warren-path", &["warren-wire"]),
     ("warren-policy", &["warren-wire", "warren-filter"]),
+    ("warren-sim", &["warren-wire", "warren-path"]),
     ("warren-os", &[]),
     ("warren-relay", &["warren-wire"]),
     ("warren-control", &["warren-wire", "warren-policy", "warren-relay"]),

@@ -19,6 +19,7 @@ mod grid;
 mod lab;
 mod packages;
 mod run;
+mod sim;
 mod soak;
 mod test;
 mod traffic;
@@ -70,6 +71,27 @@ enum Command {
         #[arg(num_args = 0..=2)]
         places: Vec<String>,
     },
+    /// Runs seeds of the simulated Internet, or one seed again; prints node-hours per CPU second.
+    Sim {
+        /// How many seeds.
+        #[arg(long, default_value_t = 20)]
+        seeds: u64,
+        /// The first of them.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// Runs this seed alone and prints all that is wrong.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// With --seed: prints every event.
+        #[arg(long)]
+        trace: bool,
+        /// Prints what an idle node with 100 peers does in an hour.
+        #[arg(long)]
+        idle: bool,
+        /// Nodes of a run; another number is another run.
+        #[arg(long, default_value_t = sim::NODES)]
+        nodes: u64,
+    },
     /// Measures and prints figures and ratios: one thing, or all.
     Bench {
         #[command(subcommand)]
@@ -96,6 +118,9 @@ fn main() -> ExitCode {
         Command::Demo { keep } => demo::show(keep),
         Command::E2e { name, list } => e2e::command(name.as_deref(), list),
         Command::Grid { peer, json, places } => grid::command(peer, &places, json),
+        Command::Sim { seeds, from, seed, trace, idle, nodes } => {
+            sim::command(&sim::Wish { seeds, from, seed, trace, idle, nodes })
+        }
         Command::Bench { what } => bench::command(what.as_ref()),
         Command::Traffic(traffic) => traffic::run(&traffic),
         Command::Fuzz { seconds, name } => fuzz::search(seconds, name.as_deref()),

@@ -41,7 +41,15 @@ pub fn answer(
     }
 }
 
-fn map(nat: &mut Nat, from: SocketAddr, inside: u16, suggested: u16, lifetime: &[u8], now: Instant, rng: &mut StdRng) -> u16 {
+fn map(
+    nat: &mut Nat,
+    from: SocketAddr,
+    inside: u16,
+    suggested: u16,
+    lifetime: &[u8],
+    now: Instant,
+    rng: &mut StdRng,
+) -> u16 {
     let inside = SocketAddr::new(from.ip(), inside);
     if lifetime == [0; 4] {
         nat.stop_forwarding(inside);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use warren_sim::{idle, scenario};
 
-/// Nanoseconds of a clock tick of proc(5).
+/// A clock tick of proc(5).
 const TICK: Duration = Duration::from_millis(10);
 
 fn main() -> ExitCode {
@@ -18,7 +18,9 @@ fn main() -> ExitCode {
     let number = |word: &str| word.parse::<u64>().ok();
     let nodes = |word: &str| word.parse::<usize>().ok();
     let done = match words.as_slice() {
-        ["run", from, count, size] => number(from).zip(number(count)).zip(nodes(size)).map(|((from, count), size)| run(from, count, size)),
+        ["run", from, count, size] => {
+            number(from).zip(number(count)).zip(nodes(size)).map(|((from, count), size)| run(from, count, size))
+        }
         ["replay", seed, size] => number(seed).zip(nodes(size)).map(|(seed, size)| replay(seed, size, false)),
         ["replay", seed, size, "trace"] => number(seed).zip(nodes(size)).map(|(seed, size)| replay(seed, size, true)),
         ["idle"] => Some(idle()),
@@ -43,14 +45,17 @@ fn run(from: u64, count: u64, nodes: usize) -> bool {
         packets += outcome.packets;
         events += outcome.events;
         pairs.iter_mut().zip(outcome.pairs).for_each(|(sum, one)| *sum += one);
-        if !outcome.violations.is_empty() {
+        if let Some(first) = outcome.violations.first() {
             failed += 1;
-            println!("seed {seed}: {} violations, the first: {}", outcome.violations.len(), outcome.violations[0]);
+            println!("seed {seed}: {} violations, the first: {first}", outcome.violations.len());
             println!("  replay: cargo xtask sim --nodes {nodes} --seed {seed} --trace");
         }
     }
     let cpu = cpu().as_secs_f64();
-    println!("total\t{count}\t{failed}\t{hours:.2}\t{cpu:.2}\t{packets}\t{events}\t{}\t{}\t{}", pairs[0], pairs[1], pairs[2]);
+    println!(
+        "total\t{count}\t{failed}\t{hours:.2}\t{cpu:.2}\t{packets}\t{events}\t{}\t{}\t{}",
+        pairs[0], pairs[1], pairs[2]
+    );
     failed == 0
 }
 

@@ -120,9 +120,14 @@ impl Nat {
 
     /// Passes a datagram inwards to one of the outside ports; returns for whom it is, `None` if it is filtered.
     pub fn inwards(&mut self, from: SocketAddr, port: u16, now: Instant) -> Option<SocketAddr> {
-        if let Some(inside) = self.forwarded.get(&port) {
-            self.answers.insert((*inside, from), (port, now));
-            return Some(*inside);
+        if let Some(inside) = self.forwarded.get(&port).copied() {
+            // A flow that began inside stays on the port it has.
+            let mapping = self.mappings.get(&(inside, self.kind.mapping.scope(from)));
+            let opened = mapping.and_then(|mapping| mapping.opened.get(&self.kind.filtering.scope(from)));
+            if opened.is_none_or(|at| now.saturating_duration_since(*at) > self.kind.timeout) {
+                self.answers.insert((inside, from), (port, now));
+            }
+            return Some(inside);
         }
         let key = self.ports.get(&port)?;
         let mapping = self.mappings.get(key)?;
@@ -154,7 +159,11 @@ impl Nat {
     fn free_port(&mut self, wanted: u16, now: Instant, rng: &mut StdRng) -> Option<u16> {
         let timeout = self.kind.timeout;
         for attempt in 0..100 {
-            let port = if attempt == 0 && self.kind.ports == Ports::Preserved { wanted } else { rng.random_range(1024..=u16::MAX) };
+            let port = if attempt == 0 && self.kind.ports == Ports::Preserved {
+                wanted
+            } else {
+                rng.random_range(1024..=u16::MAX)
+            };
             if self.forwarded.contains_key(&port) {
                 continue;
             }
@@ -271,7 +280,8 @@ mod tests {
 
     #[test]
     fn ports_are_preserved_unless_taken() {
-        let (mut nat, mut rng) = (nat(NatKind { ports: Ports::Preserved, ..kind(Dependence::None, Dependence::None) }), rng());
+        let (mut nat, mut rng) =
+            (nat(NatKind { ports: Ports::Preserved, ..kind(Dependence::None, Dependence::None) }), rng());
         let mut out = |from: &str| nat.outwards(at(from), at("203.0.113.1:1"), epoch(), &mut rng).unwrap().port();
         assert_eq!(out("192.168.1.2:41641"), 41641);
         assert_ne!(out("192.168.1.3:41641"), 41641);
@@ -284,7 +294,10 @@ mod tests {
         let (mut nat, mut rng) = (nat(kind(Dependence::AddressAndPort, Dependence::AddressAndPort)), rng());
         let port = nat.forward(inside, 5000, epoch(), &mut rng).unwrap();
         assert_eq!(nat.forward(inside, 6000, epoch(), &mut rng), Some(port));
-        assert_ne!(nat.outwards(inside, stranger, epoch(), &mut rng).unwrap().port(), port);
+        let own = nat.outwards(inside, at("203.0.113.7:7"), epoch(), &mut rng).unwrap();
+        assert_ne!(own.port(), port);
+        assert_eq!(nat.inwards(at("203.0.113.7:7"), port, epoch()), Some(inside));
+        assert_eq!(nat.outwards(inside, at("203.0.113.7:7"), epoch(), &mut rng), Some(own), "it began inside");
         assert_eq!(nat.inwards(stranger, port, epoch()), Some(inside));
         assert_eq!(nat.outwards(inside, stranger, epoch(), &mut rng).unwrap().port(), port);
         nat.stop_forwarding(inside);

@@ -121,7 +121,13 @@ pub struct Network {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { zones: vec![Zone::default()], routers: Vec::new(), hosts: Vec::new(), v6: BTreeMap::new(), lossless: false }
+        Self {
+            zones: vec![Zone::default()],
+            routers: Vec::new(),
+            hosts: Vec::new(),
+            v6: BTreeMap::new(),
+            lossless: false,
+        }
     }
 }
 
@@ -216,14 +222,7 @@ impl Network {
     }
 
     /// Sends a datagram of a host; `None` if it is lost or goes nowhere.
-    pub fn send(
-        &mut self,
-        host: HostId,
-        port: u16,
-        to: SocketAddr,
-        now: Instant,
-        rng: &mut StdRng,
-    ) -> Option<Leg> {
+    pub fn send(&mut self, host: HostId, port: u16, to: SocketAddr, now: Instant, rng: &mut StdRng) -> Option<Leg> {
         let Host { zone, v4, v6, position, loss, jitter } = self.hosts[host];
         let (from, place, crossed) = match to {
             SocketAddr::V4(_) => {
@@ -292,7 +291,14 @@ impl Network {
         None
     }
 
-    fn send_v6(&mut self, zone: ZoneId, from: SocketAddr, target: Ipv6Addr, to: SocketAddr, now: Instant) -> Option<(Place, bool)> {
+    fn send_v6(
+        &mut self,
+        zone: ZoneId,
+        from: SocketAddr,
+        target: Ipv6Addr,
+        to: SocketAddr,
+        now: Instant,
+    ) -> Option<(Place, bool)> {
         let host = *self.v6.get(&target)?;
         let (up, down) = (self.uplinks(zone), self.uplinks(self.hosts[host].zone));
         for id in up.iter().filter(|id| !down.contains(id)) {

@@ -27,6 +27,8 @@ const SILENCE: Duration = Duration::from_secs(120);
 const ROUNDS: u32 = 3;
 /// Time between two packets of a conversation.
 const PACE: Duration = Duration::from_millis(500);
+/// For how long a direct path may be doubted, so that packets go both ways.
+const DOUBT: Duration = Duration::from_secs(1);
 /// Most violations that are gathered before a run is given up.
 const ENOUGH: usize = 20;
 
@@ -134,7 +136,8 @@ impl Run {
             let site = run.world.rng.random_range(0..run.sites.len());
             let (zone, v4, v6) = run.address(site);
             let position = run.world.rng.random_range(0..120);
-            let position = run.world.network.zones[zone].uplink.map_or(position, |id| run.world.network.routers[id].position);
+            let position =
+                run.world.network.zones[zone].uplink.map_or(position, |id| run.world.network.routers[id].position);
             let loss = if run.chance(300) { run.world.rng.random_range(0..40) } else { 0 };
             let jitter = Duration::from_millis(if run.chance(300) { run.world.rng.random_range(0..20) } else { 0 });
             let host = run.world.network.add_host(Host { zone, v4, v6, position, loss, jitter });
@@ -237,11 +240,12 @@ impl Run {
 
     fn is_direct(&self, from: NodeId, to: NodeId) -> bool {
         let slot = self.world.nodes[from].slots.get(&self.world.nodes[to].key);
-        slot.and_then(|slot| slot.path.direct).is_some_and(|direct| self.world.now() <= direct.trusted_until)
+        slot.and_then(|slot| slot.path.direct).is_some_and(|direct| self.world.now() <= direct.trusted_until + DOUBT)
     }
 
     fn count_pairs(&mut self) {
-        for Conversation { ends: [a, b], .. } in self.conversations.iter().filter(|conversation| conversation.is_active) {
+        for Conversation { ends: [a, b], .. } in self.conversations.iter().filter(|conversation| conversation.is_active)
+        {
             self.pairs[0] += 1;
             self.pairs[1] += u64::from(self.must(*a, *b));
             self.pairs[2] += u64::from(self.is_direct(*a, *b) && self.is_direct(*b, *a));
@@ -253,7 +257,8 @@ impl Run {
             self.judged += u64::from(must);
             if must && !arrived {
                 let ago = (self.world.now() - at).as_secs_f64();
-                self.world.violate(format!("data {number} from node {from} to {to}, sent {ago:.3} s ago, did not arrive"));
+                self.world
+                    .violate(format!("data {number} from node {from} to {to}, sent {ago:.3} s ago, did not arrive"));
             }
         }
     }
@@ -274,7 +279,9 @@ impl Run {
                 let node = self.world.rng.random_range(0..self.world.nodes.len());
                 let site = self.world.rng.random_range(0..self.sites.len());
                 let (zone, v4, v6) = self.address(site);
-                self.world.note(21, [node as u64, zone as u64, 0], || format!("node {node} moves to zone {zone}: {v4:?} {v6:?}"));
+                self.world.note(21, [node as u64, zone as u64, 0], || {
+                    format!("node {node} moves to zone {zone}: {v4:?} {v6:?}")
+                });
                 self.world.move_node(node, zone, v4, v6);
             }
             6 | 7 => {

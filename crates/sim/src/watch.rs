@@ -36,6 +36,8 @@ pub struct Sent {
 struct Stranger {
     heard: Option<Instant>,
     heard_bytes: u64,
+    /// A datagram to this address came to a node.
+    is_reached: bool,
     answer_bytes: u64,
     /// Until when the budget is used.
     used_until: Option<Instant>,
@@ -77,6 +79,11 @@ impl Watch {
         stranger.heard_bytes += bytes as u64;
     }
 
+    /// Takes note that a datagram to an address got to some node.
+    pub(crate) fn reach(&mut self, node: NodeId, to: SocketAddr) {
+        self.strangers.entry((node, to)).or_default().is_reached = true;
+    }
+
     /// Judges a datagram that a node sends to a peer's address.
     pub(crate) fn send_to_peer(
         &mut self,
@@ -90,12 +97,15 @@ impl Watch {
         let chain = (depth > MAX_DEPTH).then(|| format!("node {node} sends an answer of depth {depth} to {to}"));
         let stranger = self.strangers.entry((node, to)).or_default();
         let fault = match load {
-            Load::Data(number) => (stranger.heard_bytes == 0)
-                .then(|| format!("node {node} sends data {number} to {to}, which it never heard from")),
+            Load::Data(number) => (!stranger.is_reached)
+                .then(|| format!("node {node} sends data {number} to {to}, which nothing has reached before")),
             Load::Message(bytes) if bytes.len() == PONG_BYTES => {
                 stranger.answer_bytes += bytes.len() as u64;
                 (stranger.answer_bytes > stranger.heard_bytes).then(|| {
-                    format!("node {node} answers {to} with {} bytes for {}", stranger.answer_bytes, stranger.heard_bytes)
+                    format!(
+                        "node {node} answers {to} with {} bytes for {}",
+                        stranger.answer_bytes, stranger.heard_bytes
+                    )
                 })
             }
             Load::Message(_) => {

@@ -21,6 +21,8 @@ use crate::watch::Watch;
 const STUN_PORT: u16 = 3478;
 /// How often a relay says that it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// How often TCP probes a connection at rest. The kernel does it, so it wakes no node.
+const TCP_PROBE: Duration = Duration::from_secs(15);
 /// Time from a node to the server or back.
 const TO_SERVER: Duration = Duration::from_millis(30);
 /// How long the server gathers changes.
@@ -33,21 +35,54 @@ const MAX_LINES: usize = 5_000_000;
 /// A node's place in [`World::nodes`].
 pub type NodeId = usize;
 
+/// Where a datagram comes from.
+#[derive(Debug, Clone, Copy)]
+struct Origin {
+    /// Who sent it, if a node did.
+    sender: Option<NodeId>,
+    /// To where it was sent.
+    to: SocketAddr,
+    /// How many others it is the answer to.
+    depth: u32,
+}
+
 /// What happens.
 #[derive(Debug)]
 enum Event<F> {
-    /// A datagram is at the next router or at its host. `depth` is how many others it was sent in answer to.
-    Arrive { leg: Leg, sender: Option<NodeId>, load: Load, depth: u32 },
+    /// A datagram is at the next router or at its host.
+    Arrive {
+        leg: Leg,
+        origin: Origin,
+        load: Load,
+    },
     Wake(NodeId, Instant),
     Up(NodeId, ConnId),
     Down(NodeId, ConnId),
-    AtRelay { from: NodeId, conn: ConnId, peer: NodeKey, load: Load, depth: u32 },
-    FromRelay { to: NodeId, conn: ConnId, from: NodeKey, load: Load, depth: u32 },
+    AtRelay {
+        from: NodeId,
+        conn: ConnId,
+        peer: NodeKey,
+        load: Load,
+        depth: u32,
+    },
+    FromRelay {
+        to: NodeId,
+        conn: ConnId,
+        from: NodeKey,
+        load: Load,
+        depth: u32,
+    },
     Gone(NodeId, RegionId, NodeKey),
     KeepAlive(NodeId, ConnId),
+    /// TCP looks whether the other end is still there.
+    Probe(NodeId, ConnId),
     Latency(NodeId, RegionId, Duration),
     AtServer(NodeId),
-    FromServer { to: NodeId, about: NodeId, info: Box<Info> },
+    FromServer {
+        to: NodeId,
+        about: NodeId,
+        info: Box<Info>,
+    },
     Custom(F),
 }
 
@@ -134,7 +169,8 @@ impl<F> World<F> {
         let mut regions = BTreeMap::new();
         let mut stun = BTreeMap::new();
         for (number, position) in (1_u8..).zip(relays) {
-            let (v4, v6) = (Ipv4Addr::new(203, 0, 113, number), Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, number.into()));
+            let (v4, v6) =
+                (Ipv4Addr::new(203, 0, 113, number), Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, number.into()));
             let host = network.add_host(Host {
                 zone: INTERNET,
                 v4: Some(v4),
@@ -321,7 +357,7 @@ impl<F> World<F> {
     fn handle(&mut self, event: Event<F>) {
         let now = self.now();
         match event {
-            Event::Arrive { leg, sender, load, depth } => self.arrive(leg, sender, load, depth),
+            Event::Arrive { leg, origin, load } => self.arrive(leg, origin, load),
             Event::Wake(id, at) => {
                 if self.wakes[id] == Some(at) {
                     self.wakes[id] = None;
@@ -332,18 +368,27 @@ impl<F> World<F> {
                 }
             }
             Event::Up(id, conn) => {
+                // Given up while it was being made.
+                if !self.nodes[id].links.wants(conn) {
+                    return;
+                }
                 let key = self.nodes[id].key;
                 let relay = self.relays.iter_mut().find(|relay| relay.region == conn.region && relay.is_up);
                 let Some(relay) = relay else { return self.handle(Event::Down(id, conn)) };
                 relay.connected.insert(key, (id, conn));
                 self.conns.insert((id, conn), Conn { is_broken: false, up: now, down: now });
-                self.note(1, [id as u64, conn.region.0.into(), conn.number], || format!("node {id} connected to {}", conn.region));
+                self.note(1, [id as u64, conn.region.0.into(), conn.number], || {
+                    format!("node {id} connected to {}", conn.region)
+                });
                 self.clock.after(KEEP_ALIVE, Event::KeepAlive(id, conn));
+                self.clock.after(TCP_PROBE, Event::Probe(id, conn));
                 self.nodes[id].handle_up(conn, now);
                 self.settle(id, 0);
             }
             Event::Down(id, conn) => {
-                self.note(2, [id as u64, conn.region.0.into(), conn.number], || format!("node {id} lost {}", conn.region));
+                self.note(2, [id as u64, conn.region.0.into(), conn.number], || {
+                    format!("node {id} lost {}", conn.region)
+                });
                 self.disconnect(id, conn);
                 self.nodes[id].handle_down(conn, now);
                 self.settle(id, 0);
@@ -354,7 +399,9 @@ impl<F> World<F> {
                     return;
                 }
                 let bytes = load.len() as u64;
-                self.note(3, [to as u64, conn.region.0.into(), bytes], || format!("node {to} gets {} over {}", name(&load), conn.region));
+                self.note(3, [to as u64, conn.region.0.into(), bytes], || {
+                    format!("node {to} gets {} over {}", name(&load), conn.region)
+                });
                 if let Load::Data(number) = load {
                     self.watch.arrived(number);
                 }
@@ -372,6 +419,12 @@ impl<F> World<F> {
                     self.clock.after(KEEP_ALIVE, Event::KeepAlive(id, conn));
                 }
             }
+            Event::Probe(id, conn) => {
+                if let Some(state) = self.conns.get(&(id, conn)) {
+                    let event = if state.is_broken { Event::Down(id, conn) } else { Event::Probe(id, conn) };
+                    self.clock.after(TCP_PROBE, event);
+                }
+            }
             Event::Latency(id, region, latency) => {
                 self.nodes[id].handle_latency(region, latency, now);
                 self.settle(id, 0);
@@ -386,34 +439,33 @@ impl<F> World<F> {
         }
     }
 
-    fn arrive(&mut self, leg: Leg, sender: Option<NodeId>, load: Load, depth: u32) {
+    fn arrive(&mut self, leg: Leg, origin: Origin, load: Load) {
         let now = self.now();
         match leg.place {
-            Place::Router(router) => {
-                match self.network.enter(router, leg.from, leg.to, now) {
-                    Some(leg) => self.clock.after(leg.wait, Event::Arrive { leg, sender, load, depth }),
-                    None => self.note(4, [router as u64, leg.to.port().into(), leg.from.port().into()], || {
-                        format!("router {router} drops {} from {} to {}", name(&load), leg.from, leg.to)
-                    }),
-                }
-            }
+            Place::Router(router) => match self.network.enter(router, leg.from, leg.to, now) {
+                Some(leg) => self.clock.after(leg.wait, Event::Arrive { leg, origin, load }),
+                None => self.note(4, [router as u64, leg.to.port().into(), leg.from.port().into()], || {
+                    format!("router {router} drops {} from {} to {}", name(&load), leg.from, leg.to)
+                }),
+            },
             Place::Gateway(router) => {
-                let (Load::Message(bytes), Some(id)) = (&load, sender) else { return };
+                let (Load::Message(bytes), Some(id)) = (&load, origin.sender) else { return };
                 let state = &mut self.network.routers[router];
                 let (Some(since), V4::Nat(nat)) = (state.maps_ports, &mut state.v4) else { return };
                 if leg.to.port() == gateway::PORT
                     && let Some(answer) = gateway::answer(nat, leg.from, bytes, since, now, &mut self.rng)
                 {
                     let back = Leg { place: Place::Host(self.hosts[id]), from: leg.to, to: leg.from, wait: leg.wait };
-                    let event = Event::Arrive { leg: back, sender: None, load: Load::Message(answer), depth: 0 };
+                    let origin = Origin { sender: None, to: leg.from, depth: 0 };
+                    let event = Event::Arrive { leg: back, origin, load: Load::Message(answer) };
                     self.clock.after(leg.wait, event);
                 }
             }
-            Place::Host(host) => self.arrive_at_host(host, leg, sender, load, depth),
+            Place::Host(host) => self.arrive_at_host(host, leg, origin, load),
         }
     }
 
-    fn arrive_at_host(&mut self, host: HostId, leg: Leg, sender: Option<NodeId>, load: Load, depth: u32) {
+    fn arrive_at_host(&mut self, host: HostId, leg: Leg, origin: Origin, load: Load) {
         let now = self.now();
         if let Some(at) = self.stun.get(&host) {
             if let (true, STUN_PORT, Load::Message(bytes)) = (self.relays[*at].is_up, leg.to.port(), &load)
@@ -425,12 +477,17 @@ impl<F> World<F> {
             return;
         }
         let Some(id) = self.by_host.get(&host).copied() else { return };
+        if let Some(sender) = origin.sender {
+            self.watch.reach(sender, origin.to);
+        }
         let bytes = load.len() as u64;
-        self.note(5, [id as u64, leg.from.port().into(), bytes], || format!("node {id} gets {} from {}", name(&load), leg.from));
+        self.note(5, [id as u64, leg.from.port().into(), bytes], || {
+            format!("node {id} gets {} from {}", name(&load), leg.from)
+        });
         match (leg.to.port(), load) {
             (PORT, Load::Data(number)) => {
                 // A real node finds the session and opens the packet; only the right one can.
-                if let Some(peer) = sender.map(|sender| self.nodes[sender].key)
+                if let Some(peer) = origin.sender.map(|sender| self.nodes[sender].key)
                     && self.watch.is_for(number, id)
                 {
                     self.watch.arrived(number);
@@ -442,7 +499,7 @@ impl<F> World<F> {
             (PORT, Load::Message(bytes)) => {
                 self.watch.hear(id, leg.from, bytes.len(), now);
                 self.nodes[id].handle_udp(leg.from, &bytes, now);
-                self.settle(id, depth + 1);
+                self.settle(id, origin.depth + 1);
             }
             (MAPPER_PORT, Load::Message(bytes)) => {
                 self.nodes[id].handle_gateway(leg.from, &bytes, now);
@@ -475,6 +532,9 @@ impl<F> World<F> {
             return;
         }
         let info = self.nodes[id].info.clone();
+        self.note(8, [id as u64, info.home.map_or(0, |home| home.0.into()), 0], || {
+            format!("server hears of node {id}: home {:?}, {:?}", info.home, info.endpoints)
+        });
         let is_new = self.told.insert(id, info.clone()) != Some(info.clone());
         for other in 0..self.nodes.len() {
             if other != id && is_new {
@@ -524,11 +584,14 @@ impl<F> World<F> {
                     }
                 };
                 *count = (count.0 + 1, count.1 + bytes);
-                self.note(6, [id as u64, to.port().into(), bytes], || format!("node {id} sends {} to {to}", name(&load)));
+                self.note(6, [id as u64, to.port().into(), bytes], || {
+                    format!("node {id} sends {} to {to}", name(&load))
+                });
                 self.send(self.hosts[id], Some(id), port, to, load, depth);
             }
             Act::Connect(conn) => {
-                let relay = self.relays.iter().find(|relay| relay.region == conn.region).map(|relay| (relay.is_up, relay.host));
+                let relay =
+                    self.relays.iter().find(|relay| relay.region == conn.region).map(|relay| (relay.is_up, relay.host));
                 let Some((is_up, host)) = relay else { return };
                 // Three-way handshake, TLS, upgrade.
                 let wait = self.tcp(id, host) * 6;
@@ -542,8 +605,13 @@ impl<F> World<F> {
                 if let Some(fault) = self.watch.send_over_relay(id, depth) {
                     self.violate(fault);
                 }
-                self.note(7, [id as u64, conn.region.0.into(), bytes], || format!("node {id} sends {} over {}", name(&load), conn.region));
-                let Some(host) = self.relays.iter().find(|relay| relay.region == conn.region).map(|relay| relay.host) else { return };
+                self.note(7, [id as u64, conn.region.0.into(), bytes], || {
+                    format!("node {id} sends {} over {}", name(&load), conn.region)
+                });
+                let Some(host) = self.relays.iter().find(|relay| relay.region == conn.region).map(|relay| relay.host)
+                else {
+                    return;
+                };
                 let wait = self.tcp(id, host);
                 let Some(state) = self.conns.get_mut(&(id, conn)) else { return };
                 if state.is_broken {
@@ -555,7 +623,8 @@ impl<F> World<F> {
                 self.clock.at(state.up, Event::AtRelay { from: id, conn, peer, load, depth });
             }
             Act::Measure(region) => {
-                let relay = self.relays.iter().find(|relay| relay.region == region && relay.is_up).map(|relay| relay.host);
+                let relay =
+                    self.relays.iter().find(|relay| relay.region == region && relay.is_up).map(|relay| relay.host);
                 if let Some(host) = relay {
                     let wait = self.tcp(id, host) * 2;
                     self.clock.after(wait, Event::Latency(id, region, wait));
@@ -568,7 +637,8 @@ impl<F> World<F> {
     fn send(&mut self, host: HostId, sender: Option<NodeId>, port: u16, to: SocketAddr, load: Load, depth: u32) {
         let now = self.now();
         if let Some(leg) = self.network.send(host, port, to, now, &mut self.rng) {
-            self.clock.after(leg.wait, Event::Arrive { leg, sender, load, depth });
+            let origin = Origin { sender, to, depth };
+            self.clock.after(leg.wait, Event::Arrive { leg, origin, load });
         }
     }
 

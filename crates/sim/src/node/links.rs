@@ -69,6 +69,12 @@ impl Links {
         self.open.get(&region).is_some_and(|link| link.state == State::Up)
     }
 
+    /// Tells whether a connection is one of the node's.
+    #[must_use]
+    pub fn wants(&self, conn: ConnId) -> bool {
+        self.open.get(&conn.region).is_some_and(|link| link.conn == conn)
+    }
+
     pub(super) fn set_home(&mut self, home: RegionId, now: Instant, acts: &mut Vec<Act>) {
         if self.home != Some(home) {
             if let Some(old) = self.home.and_then(|old| self.open.get_mut(&old)) {
@@ -104,7 +110,14 @@ impl Links {
             *count += 1;
             let conn = ConnId { region, number: *count };
             acts.push(Act::Connect(conn));
-            Link { conn, state: State::Connecting, failures: 0, last_write: now, last_read: now, waiting: VecDeque::new() }
+            Link {
+                conn,
+                state: State::Connecting,
+                failures: 0,
+                last_write: now,
+                last_read: now,
+                waiting: VecDeque::new(),
+            }
         })
     }
 
