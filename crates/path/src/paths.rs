@@ -149,6 +149,7 @@ impl Paths {
             self.outbox.timers.remove(&(at, Timer::Watch(*key)));
         }
         self.own.callees.remove(key);
+        self.punch.hits.retain(|_, (peer, _)| peer != key);
         self.release_sockets();
     }
 
@@ -208,6 +209,7 @@ impl Paths {
     pub fn handle_rebind(&mut self, now: Instant) {
         self.own.measured = None;
         let keys: Vec<NodeKey> = self.peers.keys().copied().collect();
+        self.punch.hits.clear();
         self.end_punch();
         for key in keys {
             let Some(peer) = self.peers.get_mut(&key) else { continue };
@@ -336,9 +338,12 @@ impl Paths {
     fn heartbeat(&mut self, key: &NodeKey, now: Instant) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         peer.heartbeat = None;
-        if !peer.is_in_use(now) {
+        let in_use = peer.is_in_use(now);
+        self.punch.forget_hits(key, in_use, now);
+        if !in_use {
             peer.rest(now);
             peer.check_best(now);
+            self.release_sockets();
             self.publish(key);
             return;
         }
@@ -352,6 +357,7 @@ impl Paths {
         if self.peers.get(key).is_some_and(|peer| peer.trusted(now).is_none()) {
             self.maybe_punch(key, now);
         }
+        self.release_sockets();
         self.beat_soon(key, now);
         self.settle(key, now);
         self.publish(key);

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use warren_path::{
-    Destination, Event, Families, Kind, MapTarget, Netcheck, Path, Paths, PeerConfig, PortMapper, RelayAddress, Via,
+    Destination, Event, Families, Kind, MapTarget, Netcheck, OwnNat, Path, Paths, PeerConfig, PortMapper, RelayAddress,
+    Report, SocketId, Via,
 };
 use warren_wire::control::{DerpMap, RegionId};
 use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey, NodeSecret};
@@ -135,6 +136,10 @@ pub struct Node {
     due: Option<(Instant, Kind)>,
     started: Option<Instant>,
     seen: VecDeque<(SocketAddr, Instant)>,
+    /// What the last report that could tell said: whether peers see different ports.
+    varies: Option<bool>,
+    /// Ports of the extra sockets.
+    extras: BTreeMap<SocketId, u16>,
     rng: StdRng,
     acts: Vec<Act>,
 }
@@ -168,6 +173,8 @@ impl Node {
             due: None,
             started: None,
             seen: VecDeque::new(),
+            varies: None,
+            extras: BTreeMap::new(),
             rng: StdRng::from_seed(rng.random()),
             acts: Vec::new(),
         }
@@ -183,7 +190,7 @@ impl Node {
     ) {
         let lost = (self.v4.is_some() && self.v4 != v4) || (self.v6.is_some() && self.v6 != v6);
         (self.v4, self.v6) = (v4, v6);
-        let target = gateway.zip(v4).map(|(gateway, own)| MapTarget { gateway, own, port: PORT });
+        let target = gateway.zip(v4).map(|(gateway, own)| MapTarget { gateway, own, port: PORT, upnp: false });
         self.mapper.set_target(target, now);
         if lost {
             self.links.reconnect(now, &mut self.acts);
@@ -211,12 +218,15 @@ impl Node {
         let (path, home) = (slot.path, slot.home);
         let load = Load::Data(number);
         if let Some(direct) = path.direct {
-            self.acts.push(Act::Udp { port: PORT, to: direct.address, load: load.clone() });
+            self.send_udp(direct.socket, direct.address, load.clone());
         }
-        if path.direct.is_none_or(|direct| now > direct.trusted_until)
-            && let Some(region) = self.links.way_to(&peer, home)
-        {
-            self.links.send(region, peer, load, now, &mut self.acts);
+        if path.direct.is_none_or(|direct| now > direct.trusted_until) {
+            if let Some(second) = path.second {
+                self.send_udp(0, second, load.clone());
+            }
+            if let Some(region) = self.links.way_to(&peer, home) {
+                self.links.send(region, peer, load, now, &mut self.acts);
+            }
         }
         if note {
             self.paths.handle_activity(&peer, now);
@@ -227,12 +237,26 @@ impl Node {
         self.drain(now);
     }
 
-    /// Takes a datagram of its main port.
-    pub fn handle_udp(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) {
+    /// Tells whether a port is one of a socket to peers.
+    #[must_use]
+    pub fn socket_of(&self, port: u16) -> Option<SocketId> {
+        if port == PORT {
+            return Some(0);
+        }
+        self.extras.iter().find(|(_, held)| **held == port).map(|(socket, _)| *socket)
+    }
+
+    /// Says whether the server can be told of things.
+    pub fn set_server_listens(&mut self, listens: bool) {
+        self.netcheck.set_server_listens(listens);
+    }
+
+    /// Takes a datagram of a socket to peers.
+    pub fn handle_udp(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8], now: Instant) {
         if stun::is_stun(bytes) {
             self.netcheck.handle_stun(from, bytes, now);
         } else {
-            self.paths.handle_udp(from, bytes, now);
+            self.paths.handle_udp_at(socket, from, bytes, now);
         }
         self.drain(now);
     }
@@ -357,7 +381,7 @@ impl Node {
                 quiet = false;
                 let load = Load::Message(transmit.bytes);
                 match transmit.to {
-                    Destination::Udp(to) => self.acts.push(Act::Udp { port: PORT, to, load }),
+                    Destination::Udp(to) => self.send_udp(transmit.socket, to, load),
                     Destination::Relay { region, peer } => {
                         let region = self.links.way_to(&peer, Some(region)).unwrap_or(region);
                         self.links.send(region, peer, load, now, &mut self.acts);
@@ -372,6 +396,10 @@ impl Node {
                         if let Some(slot) = self.slots.get_mut(&peer) {
                             slot.path = path;
                         }
+                    }
+                    Event::Sockets { wanted } => {
+                        self.renew_sockets(&wanted);
+                        self.paths.handle_sockets(now);
                     }
                     Event::EndpointsWanted => self.want(Kind::Auto, now),
                     _ => {}
@@ -395,7 +423,7 @@ impl Node {
             }
             if let Some(report) = self.netcheck.poll_report() {
                 quiet = false;
-                self.take_report(report.home, &report.advertised, now);
+                self.take_report(&report, now);
             }
             if quiet {
                 return;
@@ -403,7 +431,28 @@ impl Node {
         }
     }
 
-    fn take_report(&mut self, home: Option<RegionId>, advertised: &[SocketAddr], now: Instant) {
+    fn send_udp(&mut self, socket: SocketId, to: SocketAddr, load: Load) {
+        let port = if socket == 0 { Some(PORT) } else { self.extras.get(&socket).copied() };
+        if let Some(port) = port {
+            self.acts.push(Act::Udp { port, to, load });
+        }
+    }
+
+    fn renew_sockets(&mut self, wanted: &[SocketId]) {
+        self.extras.retain(|socket, _| wanted.contains(socket));
+        for socket in wanted {
+            while !self.extras.contains_key(socket) {
+                let port = self.rng.random_range(42_000..=u16::MAX);
+                if self.extras.values().all(|held| *held != port) {
+                    self.extras.insert(*socket, port);
+                }
+            }
+        }
+    }
+
+    fn take_report(&mut self, report: &Report, now: Instant) {
+        let (home, advertised) = (report.home, &report.advertised);
+        self.varies = report.mapping_varies.or(self.varies);
         self.seen
             .retain(|(address, at)| !advertised.contains(address) && now.saturating_duration_since(*at) < REMEMBERED);
         self.seen.extend(advertised.iter().take(MAX_REMEMBERED).rev().map(|address| (*address, now)));
@@ -420,6 +469,13 @@ impl Node {
         if let Some(home) = home {
             self.links.set_home(home, now, &mut self.acts);
         }
+        self.paths.set_own_nat(OwnNat {
+            udp: Some(report.udp),
+            hard: report.mapping_varies.or_else(|| report.udp.then_some(self.varies).flatten()),
+            public: report.global_v4,
+            counting: report.counting,
+            mapped: self.mapped.is_some(),
+        });
         let endpoints = self.endpoints();
         self.paths.set_own_endpoints(endpoints.clone(), self.started.unwrap_or(now));
         if self.info.endpoints != endpoints {
@@ -434,8 +490,11 @@ impl Node {
         let seen = self.seen.iter().rev().map(|(address, _)| *address);
         let local = [self.v4.map(IpAddr::V4), self.v6.map(IpAddr::V6)];
         let local = local.into_iter().flatten().map(|ip| SocketAddr::new(ip, PORT));
+        // Who forwards the port on a hard NAT can be reached at it.
+        let v4 = self.seen.iter().rev().map(|(address, _)| address.ip()).find(IpAddr::is_ipv4);
+        let guess = v4.filter(|_| self.varies == Some(true)).map(|ip| SocketAddr::new(ip, PORT));
         let mut all = Vec::new();
-        for address in mapped.into_iter().chain(seen).chain(local) {
+        for address in mapped.into_iter().chain(seen).chain(guess).chain(local) {
             if !all.contains(&address) {
                 all.push(address);
             }

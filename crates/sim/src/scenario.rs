@@ -428,6 +428,12 @@ mod tests {
         assert_ne!(one.fingerprint, run(8, 8, false).fingerprint);
     }
 
+    /// Two of many sockets were hit, and the peer chose the one that was closed: packets were lost until trust ended.
+    #[test]
+    fn holes_of_which_each_end_chose_another_stay_open() {
+        assert_eq!(run(0, 50, false).violations, Vec::<String>::new());
+    }
+
     #[test]
     fn a_few_small_worlds_are_well() {
         for seed in 0..5 {

@@ -14,7 +14,7 @@ use warren_wire::stun;
 use crate::clock::Clock;
 use crate::gateway;
 use crate::network::{Host, HostId, INTERNET, Leg, Network, Place, RouterId, V4, ZoneId};
-use crate::node::{Act, ConnId, Info, Load, MAPPER_PORT, Node, PORT};
+use crate::node::{Act, ConnId, Info, Load, MAPPER_PORT, Node};
 use crate::watch::Watch;
 
 /// Port of STUN servers.
@@ -334,6 +334,9 @@ impl<F> World<F> {
     /// Ends or starts the server.
     pub fn set_server(&mut self, is_up: bool) {
         let was_up = std::mem::replace(&mut self.server_up, is_up);
+        if !is_up {
+            self.nodes.iter_mut().for_each(|node| node.set_server_listens(false));
+        }
         if is_up && !was_up {
             for id in 0..self.nodes.len() {
                 let wait = Duration::from_millis(self.rng.random_range(0..FIND_SERVER_MILLIS));
@@ -484,8 +487,8 @@ impl<F> World<F> {
         self.note(5, [id as u64, leg.from.port().into(), bytes], || {
             format!("node {id} gets {} from {}", name(&load), leg.from)
         });
-        match (leg.to.port(), load) {
-            (PORT, Load::Data(number)) => {
+        match (self.nodes[id].socket_of(leg.to.port()), load) {
+            (Some(_), Load::Data(number)) => {
                 // A real node finds the session and opens the packet; only the right one can.
                 if let Some(peer) = origin.sender.map(|sender| self.nodes[sender].key)
                     && self.watch.is_for(number, id)
@@ -496,12 +499,12 @@ impl<F> World<F> {
                     self.settle(id, 0);
                 }
             }
-            (PORT, Load::Message(bytes)) => {
+            (Some(socket), Load::Message(bytes)) => {
                 self.watch.hear(id, leg.from, bytes.len(), now);
-                self.nodes[id].handle_udp(leg.from, &bytes, now);
+                self.nodes[id].handle_udp(socket, leg.from, &bytes, now);
                 self.settle(id, origin.depth + 1);
             }
-            (MAPPER_PORT, Load::Message(bytes)) => {
+            (None, Load::Message(bytes)) if leg.to.port() == MAPPER_PORT => {
                 self.nodes[id].handle_gateway(leg.from, &bytes, now);
                 self.settle(id, 0);
             }
@@ -531,6 +534,7 @@ impl<F> World<F> {
         if !self.server_up {
             return;
         }
+        self.nodes[id].set_server_listens(true);
         let info = self.nodes[id].info.clone();
         self.note(8, [id as u64, info.home.map_or(0, |home| home.0.into()), 0], || {
             format!("server hears of node {id}: home {:?}, {:?}", info.home, info.endpoints)

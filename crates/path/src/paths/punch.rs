@@ -23,7 +23,7 @@
 //! where the middle one of its next 256 mappings will be, and pings the other's from 256 sockets: one on each side has just
 //! the announced port, whatever up to 127 other mappings came between. Success is nearly certain if both NATs count.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -61,6 +61,8 @@ const SPACING_ALL: Duration = Duration::from_secs(10);
 const PORTS: (u16, u16) = (1024, 64_512);
 /// Most winners that are kept.
 const MAX_KEPT: usize = 8;
+/// How long a socket is kept after the last ping to it: two pings may find two holes, and the peer may have taken the other.
+const HIT: Duration = Duration::from_secs(10);
 
 /// What the last measurements say of this node's NAT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -138,6 +140,8 @@ pub(super) struct Puncher {
     began: Option<Instant>,
     last_socket: SocketId,
     open: BTreeSet<SocketId>,
+    /// Extra sockets to which a peer's ping came, and when the last one did.
+    pub(super) hits: BTreeMap<SocketId, (NodeKey, Instant)>,
 }
 
 #[derive(Debug)]
@@ -387,6 +391,9 @@ impl Paths {
     pub(super) fn sync_sockets(&mut self) {
         let mut wanted: BTreeSet<SocketId> =
             self.peers.values().filter_map(|peer| peer.extra_socket()).take(MAX_KEPT).collect();
+        let room = MAX_KEPT.saturating_sub(wanted.len());
+        let hits = self.punch.hits.keys().filter(|socket| !wanted.contains(*socket)).take(room);
+        wanted.extend(hits.copied().collect::<Vec<_>>());
         if let Some(Attempt { step: Step::Fan { sockets, .. }, .. }) = &self.punch.attempt {
             wanted.extend(sockets);
         }
@@ -405,6 +412,19 @@ impl Paths {
 }
 
 impl Puncher {
+    /// Notes that a peer's ping came to an extra socket.
+    pub(super) fn hit(&mut self, socket: SocketId, peer: NodeKey, now: Instant) {
+        if self.hits.contains_key(&socket) || (self.open.contains(&socket) && self.hits.len() < MAX_KEPT) {
+            self.hits.insert(socket, (peer, now));
+        }
+    }
+
+    /// Forgets the sockets that a peer does not ping any more; all, if it is at rest.
+    pub(super) fn forget_hits(&mut self, peer: &NodeKey, in_use: bool, now: Instant) {
+        let fresh = |at: Instant| in_use && now.saturating_duration_since(at) <= HIT;
+        self.hits.retain(|_, (of, at)| of != peer || fresh(*at));
+    }
+
     /// Returns the name of another socket: one that is not open.
     fn name_socket(&mut self) -> SocketId {
         loop {

@@ -98,6 +98,9 @@ impl Paths {
             && let Some(peer) = self.peers.get_mut(&key)
             && is_usable(address)
         {
+            if socket != 0 {
+                self.punch.hit(socket, key, now);
+            }
             match peer.candidates.hear(address, ping.id, peer.best_address(), now) {
                 Heard::Duplicate => return,
                 // By its ping the peer opened its firewall for us: no need to wait until our next ping is due. If we
