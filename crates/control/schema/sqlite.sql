@@ -63,6 +63,12 @@ CREATE TABLE policy (
     PRIMARY KEY (tailnet, version)
 ) STRICT, WITHOUT ROWID;
 
+-- Relays on other machines, one a region; the body is the region as clients are told of it.
+CREATE TABLE relay (
+    region INTEGER PRIMARY KEY,
+    body   TEXT NOT NULL CHECK (json_valid(body))
+) STRICT;
+
 -- Append only; each row's hash covers the hash of the row before it.
 CREATE TABLE audit (
     seq     INTEGER PRIMARY KEY,

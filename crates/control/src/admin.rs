@@ -6,6 +6,7 @@ mod nodes;
 mod policy;
 mod questions;
 mod records;
+mod relays;
 mod routes;
 mod views;
 
@@ -16,6 +17,7 @@ use warren_policy::Role;
 
 pub use crate::auth_key::AuthKeyText;
 pub use policy::{NewPolicy, PolicySource};
+pub use relays::{NewRelay, RelayView};
 pub use views::{
     AttributesView, AuthKeyView, CreatedAuthKey, LoginState, LoginView, NodeView, PolicyVersionView, PolicyView,
     TailnetView, UserView,

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use bytes::Bytes;
 use tokio::sync::broadcast;
 use warren_policy::{DEFAULT_POLICY, Role};
-use warren_wire::control::{DerpMap, MapRequest, RegisterRequest, RegisterResponse};
+use warren_wire::control::{DerpMap, DerpRegion, MapRequest, RegionId, RegisterRequest, RegisterResponse};
 use warren_wire::key::{MachineKey, MachineSecret, NodeKey, NodeSecret};
 
 use crate::admin::Admin;
@@ -38,7 +38,7 @@ struct Inner {
     identity: Identity,
     server_url: String,
     quarantined: Vec<Quarantined>,
-    derp: Mutex<Arc<DerpMap>>,
+    derp: Mutex<Relays>,
     /// Held while a tailnet is made or the relays change, so that no tailnet misses the newest relays.
     changing: tokio::sync::Mutex<()>,
     shared: Arc<Shared>,
@@ -77,7 +77,7 @@ impl Control {
         (store, identity, loaded): (Store, Identity, Loaded),
     ) -> Result<Self, OpenError> {
         check_relays(&config.derp_map)?;
-        let Loaded { tailnets, quarantined } = loaded;
+        let Loaded { tailnets, relays, quarantined } = loaded;
         let shared =
             Arc::new(Shared { store, clock, registry: Registry::new(), base_domain: config.base_domain, _dir: dir });
         let control = Self {
@@ -87,7 +87,7 @@ impl Control {
                 identity,
                 server_url: config.server_url,
                 quarantined,
-                derp: Mutex::new(Arc::new(config.derp_map)),
+                derp: Mutex::new(Relays::new(config.derp_map, relays)),
                 changing: tokio::sync::Mutex::new(()),
                 shared,
             }),
@@ -127,7 +127,7 @@ impl Control {
             role: Role::Owner,
             created: now,
         };
-        let entry = |what, change| Entry { who: who.clone(), what, tailnet: record.id, change };
+        let entry = |what, change| Entry { who: who.clone(), what, tailnet: Some(record.id), change };
         let entries = vec![
             entry("tailnet.create", Change::PutTailnet(record.clone())),
             entry("user.create", Change::PutUser(user.clone())),
@@ -152,7 +152,7 @@ impl Control {
         for id in loaded.auth_keys.keys() {
             self.registry().add_auth_key(id.clone(), loaded.record.id);
         }
-        let derp = Arc::clone(&self.inner.derp.lock().unwrap_or_else(PoisonError::into_inner));
+        let derp = self.inner.derp.lock().unwrap_or_else(PoisonError::into_inner).map();
         let tailnet = Tailnet::start(&self.inner.shared, loaded, derp);
         let mut tailnets = self.inner.tailnets.write().unwrap_or_else(PoisonError::into_inner);
         tailnets.insert(tailnet.id, tailnet.clone());
@@ -190,19 +190,61 @@ impl Control {
         self.store().secret_or_insert(name, make).await
     }
 
-    /// Tells clients of other relays from now on; a map without any relay is refused.
+    /// Tells clients of another relay within the server from now on; a map without any relay is refused. Relays on
+    /// other machines stay.
     ///
     /// # Errors
     /// [`OpenError::NoRelay`].
     pub async fn set_derp_map(&self, map: DerpMap) -> Result<(), OpenError> {
         check_relays(&map)?;
         let _changing = self.inner.changing.lock().await;
-        let map = Arc::new(map);
-        *self.inner.derp.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&map);
+        self.change_relays(|relays| relays.own = map).await?;
+        Ok(())
+    }
+
+    /// Changes relays and tells all tailnets. The caller holds `changing`.
+    async fn change_relays(&self, change: impl FnOnce(&mut Relays)) -> Result<(), StoreError> {
+        let map = {
+            let mut relays = self.inner.derp.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&mut relays);
+            relays.map()
+        };
         for tailnet in self.tailnets() {
             tailnet.set_derp(Arc::clone(&map)).await?;
         }
         Ok(())
+    }
+
+    /// Returns the relays on other machines, by region.
+    #[must_use]
+    pub(crate) fn relays(&self) -> BTreeMap<RegionId, DerpRegion> {
+        self.inner.derp.lock().unwrap_or_else(PoisonError::into_inner).others.clone()
+    }
+
+    /// Makes a relay on another machine known to all clients. `make` gets all regions that are in use, the server's
+    /// own, too; nothing happens if it fails.
+    pub(crate) async fn add_relay<E: From<StoreError>>(
+        &self,
+        who: &Who,
+        make: impl FnOnce(&BTreeMap<RegionId, DerpRegion>) -> Result<DerpRegion, E>,
+    ) -> Result<DerpRegion, E> {
+        let _changing = self.inner.changing.lock().await;
+        let present = self.inner.derp.lock().unwrap_or_else(PoisonError::into_inner).map();
+        let region = make(present.regions.as_ref().unwrap_or(&BTreeMap::new()))?;
+        let entry =
+            Entry { who: who.clone(), what: "relay.add", tailnet: None, change: Change::AddRelay(region.clone()) };
+        self.inner.shared.store.apply(vec![entry], self.clock().now()).await?;
+        self.change_relays(|relays| _ = relays.others.insert(region.region_id, region.clone())).await?;
+        Ok(region)
+    }
+
+    /// Forgets a relay on another machine; fails with a conflict if there is none of that region.
+    pub(crate) async fn remove_relay(&self, who: &Who, region: RegionId) -> Result<(), StoreError> {
+        let _changing = self.inner.changing.lock().await;
+        let change = Change::RemoveRelay(region);
+        let entry = Entry { who: who.clone(), what: "relay.remove", tailnet: None, change };
+        self.inner.shared.store.apply(vec![entry], self.clock().now()).await?;
+        self.change_relays(|relays| _ = relays.others.remove(&region)).await
     }
 
     /// Answers a register request; waits as long as a login does if the request follows one up. May be dropped.
@@ -317,6 +359,28 @@ impl Control {
 }
 
 /// Clients that lose their last relay are lost themselves.
+/// The relays that clients are told of, unless a policy says otherwise.
+#[derive(Debug)]
+struct Relays {
+    /// The relay within the server.
+    own: DerpMap,
+    /// Relays on other machines.
+    others: BTreeMap<RegionId, DerpRegion>,
+}
+
+impl Relays {
+    fn new(own: DerpMap, others: BTreeMap<RegionId, DerpRegion>) -> Self {
+        Self { own, others }
+    }
+
+    /// Returns all of them; the server's own region cannot be taken by another.
+    fn map(&self) -> Arc<DerpMap> {
+        let mut regions = self.others.clone();
+        regions.extend(self.own.regions.clone().unwrap_or_default());
+        Arc::new(DerpMap { regions: Some(regions), ..self.own.clone() })
+    }
+}
+
 fn check_relays(map: &DerpMap) -> Result<(), OpenError> {
     if has_relay(map) { Ok(()) } else { Err(OpenError::NoRelay) }
 }

@@ -93,6 +93,73 @@ pub fn read_request(bytes: &[u8]) -> Request {
     }
 }
 
+/// Answers a request that is nobody's on a relay of its own: what robots and people look for.
+#[must_use]
+pub(crate) fn leftover(bytes: &[u8]) -> Vec<u8> {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let mut request = httparse::Request::new(&mut fields);
+    let path = match request.parse(bytes) {
+        Ok(httparse::Status::Complete(_)) => path_of(request.path.unwrap_or_default()),
+        Ok(httparse::Status::Partial) | Err(_) => return respond("400 Bad Request", CLOSE, ""),
+    };
+    match path {
+        "/" => respond("200 OK", CLOSE, "A relay (DERP) of a warren network.\n"),
+        "/robots.txt" => respond("200 OK", CLOSE, "User-agent: *\nDisallow: /\n"),
+        _ => respond("404 Not Found", CLOSE, ""),
+    }
+}
+
+/// Answers a request on the plain port: the probe for captive portals, and for the rest where to find the relay.
+/// `None` while the head is not complete.
+#[must_use]
+pub(crate) fn plain(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let mut request = httparse::Request::new(&mut fields);
+    match request.parse(bytes) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Partial) if bytes.len() < HEAD_MAX => return None,
+        Ok(httparse::Status::Partial) | Err(_) => return Some(respond("400 Bad Request", CLOSE, "")),
+    }
+    let field = |name: &str| {
+        let field = request.headers.iter().find(|field| field.name.eq_ignore_ascii_case(name));
+        field.and_then(|field| std::str::from_utf8(field.value).ok()).map(str::trim)
+    };
+    let target = request.path.unwrap_or_default();
+    if path_of(target) == "/generate_204" {
+        return Some(generate_204(field("X-Tailscale-Challenge")));
+    }
+    let is_host = |host: &&str| {
+        !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte))
+    };
+    Some(match (request.method, field("Host").filter(is_host)) {
+        (Some("GET" | "HEAD"), Some(host)) if target.starts_with('/') => {
+            let host = host.strip_suffix(":80").unwrap_or(host);
+            respond("302 Found", &format!("Location: https://{host}{target}\r\n{CLOSE}"), "")
+        }
+        _ => respond("400 Bad Request", CLOSE, ""),
+    })
+}
+
+/// Answers a request for the counts; `None` while the head is not complete.
+pub(crate) fn metrics(bytes: &[u8], text: impl FnOnce() -> String) -> Option<Vec<u8>> {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let mut request = httparse::Request::new(&mut fields);
+    match request.parse(bytes) {
+        Ok(httparse::Status::Partial) if bytes.len() < HEAD_MAX => return None,
+        Ok(httparse::Status::Partial) | Err(_) => return Some(respond("400 Bad Request", CLOSE, "")),
+        Ok(httparse::Status::Complete(_)) => {}
+    }
+    Some(match (request.method, request.path.map(path_of)) {
+        (Some("GET"), Some("/metrics")) => {
+            respond("200 OK", &format!("Content-Type: text/plain; version=0.0.4\r\n{CLOSE}"), &text())
+        }
+        _ => respond("404 Not Found", CLOSE, ""),
+    })
+}
+
+/// Says that nothing follows on a connection.
+const CLOSE: &str = "Connection: close\r\n";
+
 /// Returns the path of a request target in origin or absolute form, without its query.
 fn path_of(target: &str) -> &str {
     let target = match target.split_once("://") {
@@ -198,10 +265,44 @@ mod tests {
         assert!(!answer(&"a".repeat(65)).contains("X-Tailscale-Response"));
     }
 
+    #[test]
+    fn plain_port_answers_the_probe_and_points_to_tls() {
+        let ask = |request: &str| String::from_utf8(plain(request.as_bytes()).unwrap()).unwrap();
+        assert!(ask("POST /generate_204 HTTP/1.1\r\nHost: r\r\n\r\n").starts_with("HTTP/1.1 204 "));
+        let moved = ask("GET /derp/probe?x HTTP/1.1\r\nHost: r.example:80\r\n\r\n");
+        assert!(moved.contains("\r\nLocation: https://r.example/derp/probe?x\r\n"), "{moved}");
+        for bad in [
+            "POST / HTTP/1.1\r\nHost: r\r\n\r\n",
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n",
+            "GET http://evil.example/ HTTP/1.1\r\nHost: r\r\n\r\n",
+            "\u{1}",
+        ] {
+            assert!(ask(bad).starts_with("HTTP/1.1 400 "), "{bad}");
+        }
+        assert_eq!(plain(b"GET / HTT"), None);
+    }
+
+    #[test]
+    fn robots_and_people_get_a_word() {
+        let ask = |path: &str| leftover(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes());
+        assert!(ask("/robots.txt").ends_with(b"Disallow: /\n"));
+        assert!(ask("/").starts_with(b"HTTP/1.1 200 ") && ask("/x").starts_with(b"HTTP/1.1 404 "));
+    }
+
+    #[test]
+    fn counts_are_at_one_path() {
+        let ask = |request: &str| metrics(request.as_bytes(), || "count 1\n".to_owned());
+        assert!(ask("GET /metrics HTTP/1.1\r\n\r\n").unwrap().ends_with(b"\r\n\r\ncount 1\n"));
+        assert!(ask("GET / HTTP/1.1\r\n\r\n").unwrap().starts_with(b"HTTP/1.1 404 "));
+        assert_eq!(ask("GET /metr"), None);
+    }
+
     proptest! {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = read_request(&bytes);
+            let _ = (plain(&bytes), metrics(&bytes, String::new), leftover(&bytes));
             let _ = read_request(&[&b"GET /derp HTTP/1.1\r\n"[..], &bytes].concat());
         }
     }

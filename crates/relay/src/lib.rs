@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod ask;
 mod bucket;
 mod certificate;
 mod client;
@@ -14,11 +15,14 @@ pub mod noise_stream;
 mod pin;
 mod queue;
 mod server;
+mod station;
 mod stun;
 
+pub use ask::{AskError, AskServer};
 pub use certificate::{Certificate, CertificateError, SelfMade};
 pub use client::{ClientError, ClientReader, ClientWriter, ConnectError, Received, connect};
 pub use counters::{Counters, DropReason};
 pub use hub::Kind;
 pub use server::{Admission, RateLimit, ServeError, Server, Taken};
+pub use station::{Addresses, BindError, Limits, Station, TlsHandle};
 pub use stun::serve_stun;

@@ -10,6 +10,9 @@ pub(crate) enum Role {
     /// `warren server`.
     #[cfg(feature = "server")]
     Server,
+    /// `warren relay`.
+    #[cfg(feature = "server")]
+    Relay,
     /// `warren node`.
     #[cfg(feature = "node")]
     Node,
@@ -20,6 +23,8 @@ impl Role {
         match self {
             #[cfg(feature = "server")]
             Self::Server => "server",
+            #[cfg(feature = "server")]
+            Self::Relay => "relay",
             #[cfg(feature = "node")]
             Self::Node => "node",
         }

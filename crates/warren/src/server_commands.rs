@@ -3,6 +3,7 @@
 mod admin;
 mod policy;
 mod policy_files;
+mod relay;
 mod server;
 mod socket;
 mod times;
@@ -22,6 +23,10 @@ pub(crate) enum Command {
     Server(Box<server::Arguments>),
     /// Administer a running server: networks, users, auth keys, nodes, logins.
     Admin(admin::Arguments),
+    /// Run a relay on a machine of its own: it carries packets of machines that cannot reach each other.
+    ///
+    /// It prints the line that makes it known to the server.
+    Relay(Box<relay::Arguments>),
     /// Read, check, explain or replace the policy: who may reach what.
     Policy(policy::Arguments),
 }
@@ -31,6 +36,7 @@ impl Command {
     pub(crate) fn log_level(&self) -> Level {
         match self {
             Self::Server(arguments) => arguments.log_level(),
+            Self::Relay(_) => Level::Information,
             Self::Admin(_) | Self::Policy(_) => Level::Warnings,
         }
     }
@@ -40,6 +46,7 @@ impl Command {
         match self {
             Self::Server(arguments) => arguments.run(),
             Self::Admin(arguments) => arguments.run(),
+            Self::Relay(arguments) => arguments.run(),
             Self::Policy(arguments) => arguments.run(),
         }
     }

@@ -22,8 +22,9 @@ mod time;
 
 pub use calls::{
     AuditLogRequest, HealthChangeRequest, PingRequest, PingResponse, QueryFeatureRequest, QueryFeatureResponse,
-    RelayAdmitRequest, RelayAdmitResponse, ServerKeys, SetDeviceAttributesRequest, SetDnsRequest,
-    SshEventNotifyRequest, SshRecordingAttempt, TokenRequest, TokenResponse, WebClientAuthResponse,
+    RelayAdmitRequest, RelayAdmitResponse, RelayReviewRequest, RelayReviewResponse, ServerKeys,
+    SetDeviceAttributesRequest, SetDnsRequest, SshEventNotifyRequest, SshRecordingAttempt, TokenRequest, TokenResponse,
+    WebClientAuthResponse,
 };
 pub use derp_map::{DerpHomeParams, DerpMap, DerpNode, DerpRegion};
 pub use dns::{DnsConfig, DnsRecord, Resolver};

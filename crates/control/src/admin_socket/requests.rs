@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use warren_policy::PolicyQuestion;
 
+use crate::admin::NewRelay;
+
 /// One call. `tailnet` is a name; lists take all tailnets without one, other calls the server's only one, or "default".
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
@@ -37,6 +39,9 @@ pub enum Request {
     NodeAttrUnset { tailnet: Option<String>, node: String, name: String },
     NodeApproveRoutes { tailnet: Option<String>, node: String, routes: Vec<IpNet> },
     NodeRevokeRoutes { tailnet: Option<String>, node: String, routes: Vec<IpNet> },
+    RelayAdd { relay: NewRelay },
+    RelayList,
+    RelayRemove { name: String },
     LoginList,
     LoginApprove { id: String, tailnet: Option<String>, user: String },
     LoginReject { id: String },

@@ -6,7 +6,7 @@ use warren_policy::PolicyAnswer;
 
 use super::*;
 use crate::admin::{
-    AttributesView, AuthKeyView, LoginView, NodeView, PolicyVersionView, PolicyView, TailnetView, UserView,
+    AttributesView, AuthKeyView, LoginView, NodeView, PolicyVersionView, PolicyView, RelayView, TailnetView, UserView,
 };
 use crate::server::limits::MAX_BODY_BYTES;
 use crate::testing::{World, register, with_key};
@@ -266,4 +266,27 @@ async fn a_name_that_several_nodes_have_must_be_said_in_full() {
     assert_eq!(removed.tailnet, "second");
     let left: NodeView = done(&world, json!({"verb": "node-show", "node": "same"})).await;
     assert_eq!(left.tailnet, "default");
+}
+
+#[tokio::test(start_paused = true)]
+async fn relays_of_other_machines_reach_every_map_and_leave_it_again() {
+    let world = World::new().await;
+    let regions = || {
+        let map = world.control.tailnets()[0].snapshot().derp.clone();
+        map.regions.clone().unwrap_or_default().keys().map(|region| region.0).collect::<Vec<_>>()
+    };
+    let own = regions();
+    let add =
+        json!({"verb": "relay-add", "relay": {"name": "fra", "host": "relay.example", "port": 443, "stun_port": 3478}});
+    let added: RelayView = done(&world, add.clone()).await;
+    assert_eq!((added.region, added.name.as_str(), added.pinned), (901, "fra", false));
+    assert_eq!(regions(), [&own[..], &[901]].concat());
+    assert_eq!(refused_as(&world, add).await, "taken");
+    assert_eq!(done::<Vec<RelayView>>(&world, json!({"verb": "relay-list"})).await, [added]);
+    assert_eq!(refused_as(&world, json!({"verb": "relay-remove", "name": "ams"})).await, "not-found");
+    done::<Value>(&world, json!({"verb": "relay-remove", "name": "fra"})).await;
+    assert_eq!(regions(), own);
+    let log = done::<Value>(&world, json!({"verb": "audit", "tailnet": null, "before": null, "limit": 2})).await;
+    let what: Vec<_> = log.as_array().unwrap().iter().map(|entry| entry["what"].as_str().unwrap()).collect();
+    assert_eq!(what, ["relay.remove", "relay.add"]);
 }

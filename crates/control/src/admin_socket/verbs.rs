@@ -136,6 +136,12 @@ pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Resul
         Request::NodeRevokeRoutes { tailnet, node, routes } => {
             shown(&admin.revoke_routes(tailnet.as_deref(), &node, &routes).await?)
         }
+        Request::RelayAdd { relay } => shown(&admin.add_relay(&relay).await?),
+        Request::RelayList => shown(&admin.relays()),
+        Request::RelayRemove { name } => {
+            admin.remove_relay(&name).await?;
+            Ok(json!({ "removed": name }))
+        }
         Request::LoginList => shown(&admin.logins()),
         Request::LoginApprove { id, tailnet, user } => {
             let tailnet = match tailnet {

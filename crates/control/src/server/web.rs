@@ -7,7 +7,9 @@ use http::header::HeaderName;
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use hyper::body::{Body, Bytes};
 use serde_json::json;
-use warren_wire::control::{self, RelayAdmitRequest, RelayAdmitResponse, ServerKeys};
+use warren_wire::control::{
+    self, RelayAdmitRequest, RelayAdmitResponse, RelayReviewRequest, RelayReviewResponse, ServerKeys,
+};
 
 use super::answers::{self, Answer};
 use super::limits::BodyError;
@@ -36,7 +38,8 @@ where
         "/health" if reading => answers::json(StatusCode::OK, &json!({"status": "ok"})),
         "/" if reading => answers::text(StatusCode::OK, "This is the coordination server of a warren network."),
         "/key" | "/bootstrap-dns" | "/health" | "/" => answers::wrong_method("GET, HEAD"),
-        "/verify" => answers::wrong_method("POST"),
+        "/verify/all" if request.method() == Method::POST => review(arrival, request.into_body()).await,
+        "/verify" | "/verify/all" => answers::wrong_method("POST"),
         path => match path.strip_prefix("/login/") {
             Some(id) if reading => login_page::answer(arrival, id),
             Some(_) => answers::wrong_method("GET, HEAD"),
@@ -111,6 +114,24 @@ where
             answers::document(&RelayAdmitResponse { allow: arrival.shared.control.relay_admits(&question.node_public) })
         }
         Err(_) => answers::text(StatusCode::BAD_REQUEST, "the body must be {\"NodePublic\": \"nodekey:…\"}"),
+    }
+}
+
+/// Tells a relay of ours on another machine which of its clients it may serve no more.
+async fn review<B>(arrival: &Arrival, body: B) -> Answer
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let body = match arrival.shared.bodies.read(body).await {
+        Ok(body) => body,
+        Err(error) => return unread(error),
+    };
+    match control::from_json::<RelayReviewRequest>(&body) {
+        Ok(RelayReviewRequest { clients }) if clients.len() <= RelayReviewRequest::MAX_CLIENTS => {
+            let gone = clients.into_iter().filter(|client| !arrival.shared.control.relay_admits(client)).collect();
+            answers::document(&RelayReviewResponse { gone })
+        }
+        Ok(_) | Err(_) => answers::text(StatusCode::BAD_REQUEST, "the body must be {\"Clients\": [\"nodekey:…\"]}"),
     }
 }
 

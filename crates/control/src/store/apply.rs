@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension};
 use serde::Serialize;
-use warren_wire::control::{NodeId, UserId};
+use warren_wire::control::{DerpRegion, NodeId, RegionId, UserId};
 
 use super::StoreError;
 use super::audit::{self, Fact};
@@ -18,8 +18,8 @@ pub(crate) struct Entry {
     pub(crate) who: Who,
     /// What it is called in the log, such as `node.create`.
     pub(crate) what: &'static str,
-    /// Tailnet that it concerns.
-    pub(crate) tailnet: TailnetId,
+    /// Tailnet that it concerns; absent if it concerns all.
+    pub(crate) tailnet: Option<TailnetId>,
     /// The change.
     pub(crate) change: Change,
 }
@@ -62,6 +62,10 @@ pub(crate) enum Change {
         /// Why it was set; may be empty.
         reason: String,
     },
+    /// Makes a relay on another machine known.
+    AddRelay(DerpRegion),
+    /// Forgets a relay.
+    RemoveRelay(RegionId),
 }
 
 /// Carries out one change and appends it to the log.
@@ -85,14 +89,25 @@ pub(super) fn entry(connection: &Connection, entry: &Entry, at: Timestamp) -> Re
         Change::UseAuthKey(id) => use_auth_key(connection, id)?,
         Change::PutPolicy { version, text, reason } => {
             let row = PolicyRow { version: *version, text, at, author: entry.who.as_str(), reason };
-            put_policy(connection, entry.tailnet, &row)?
+            let tailnet = entry.tailnet.ok_or(StoreError::Conflict { what: "a policy of no network" })?;
+            put_policy(connection, tailnet, &row)?
+        }
+        Change::AddRelay(region) => {
+            let (id, after) = (i64::from(region.region_id.0), json(region)?);
+            let sql = "INSERT INTO relay (region, body) VALUES (?1, ?2)";
+            connection.prepare_cached(sql)?.execute((id, &after))?;
+            (format!("relay:{id}"), None, Some(after))
+        }
+        Change::RemoveRelay(id) => {
+            let sql = "DELETE FROM relay WHERE region = ?1 RETURNING body";
+            (format!("relay:{}", id.0), Some(take(connection, sql, i64::from(id.0))?), None)
         }
     };
     audit::append(
         connection,
         &Fact {
             at,
-            tailnet: Some(entry.tailnet),
+            tailnet: entry.tailnet,
             who: &entry.who,
             what: entry.what,
             subject: &subject,

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use warren_wire::control::{NodeId, UserId};
+use warren_wire::control::{DerpRegion, NodeId, RegionId, UserId};
 
 use super::{OpenError, StoreError};
 use crate::model::{AuthKeyRecord, NodeRecord, NodeState, TailnetId, TailnetRecord, UserRecord};
@@ -19,6 +19,8 @@ use crate::tailnet::access::PolicyInForce;
 pub(crate) struct Loaded {
     /// The tailnets.
     pub(crate) tailnets: Vec<LoadedTailnet>,
+    /// Relays on other machines.
+    pub(crate) relays: BTreeMap<RegionId, DerpRegion>,
     /// Records that could not be read.
     pub(crate) quarantined: Vec<Quarantined>,
 }
@@ -71,11 +73,22 @@ pub(super) fn everything(connection: &Connection) -> Result<Loaded, OpenError> {
     read_users(connection, &mut loaded, &mut tailnets)?;
     read_nodes(connection, &mut loaded, &mut tailnets)?;
     read_auth_keys(connection, &mut loaded, &mut tailnets)?;
+    read_relays(connection, &mut loaded)?;
     loaded.tailnets = tailnets.into_values().collect();
     Ok(loaded)
 }
 
 type Tailnets = BTreeMap<TailnetId, LoadedTailnet>;
+
+fn read_relays(connection: &Connection, loaded: &mut Loaded) -> Result<(), StoreError> {
+    let sql = "SELECT region, body FROM relay ORDER BY region";
+    for (id, text) in rows(connection, sql, |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))? {
+        if let Some(region) = loaded.decode::<DerpRegion>("relay", id, &text) {
+            loaded.relays.insert(region.region_id, region);
+        }
+    }
+    Ok(())
+}
 
 fn read_users(connection: &Connection, loaded: &mut Loaded, tailnets: &mut Tailnets) -> Result<(), StoreError> {
     for (id, tailnet, text) in rows(connection, "SELECT id, tailnet, body FROM user ORDER BY id", |row| {

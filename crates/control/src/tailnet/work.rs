@@ -64,7 +64,7 @@ impl<'a> Work<'a> {
     }
 
     fn record(&mut self, who: &Who, what: &'static str, change: Change) {
-        self.entries.push(Entry { who: who.clone(), what, tailnet: self.state.tailnet.id, change });
+        self.entries.push(Entry { who: who.clone(), what, tailnet: Some(self.state.tailnet.id), change });
     }
 
     /// Changes the tailnet itself.

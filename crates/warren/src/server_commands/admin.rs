@@ -6,6 +6,7 @@ use clap::Subcommand;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde_json::Value;
+use warren_control::admin::NewRelay;
 use warren_control::admin_socket::{AdminRequest, ExpiryChange, NewAuthKey};
 
 use super::socket::Socket;
@@ -42,6 +43,9 @@ enum Family {
     /// Machines.
     #[command(subcommand)]
     Node(Node),
+    /// Relays on other machines (`warren relay`).
+    #[command(subcommand)]
+    Relay(Relay),
     /// Machines that wait to be let in.
     #[command(subcommand)]
     Login(Login),
@@ -222,6 +226,37 @@ struct NodeName {
 }
 
 #[derive(Debug, Subcommand)]
+enum Relay {
+    /// Tell all machines of a relay; `warren relay` prints this line when it starts.
+    Add {
+        /// Its name: lower-case letters, digits and dashes.
+        name: String,
+        /// Name or address by which machines reach it.
+        #[arg(long, value_name = "HOST")]
+        host: String,
+        /// Port of the relay.
+        #[arg(long, value_name = "PORT", default_value_t = 443)]
+        port: u16,
+        /// Port of STUN; without it nobody asks there.
+        #[arg(long, value_name = "PORT")]
+        stun_port: Option<u16>,
+        /// SHA-256 of its certificate, if it made it itself.
+        #[arg(long, value_name = "HEX")]
+        pin: Option<String>,
+        /// Number of its region; the first free one from 901 on unless given.
+        #[arg(long, value_name = "NUMBER")]
+        region: Option<u16>,
+    },
+    /// List relays on other machines.
+    List,
+    /// Tell machines to use a relay no more.
+    Remove {
+        /// Its name or region.
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum Login {
     /// List machines that wait, and those decided lately.
     List,
@@ -297,6 +332,11 @@ fn request(family: Family, tailnet: Option<String>) -> AdminRequest {
             AdminRequest::NodeRevokeRoutes { tailnet, node, routes }
         }
         Family::Node(Node::Remove(NodeName { node })) => AdminRequest::NodeRemove { tailnet, node },
+        Family::Relay(Relay::Add { name, host, port, stun_port, pin, region }) => {
+            AdminRequest::RelayAdd { relay: NewRelay { name, host, port, stun_port, pin, region } }
+        }
+        Family::Relay(Relay::List) => AdminRequest::RelayList,
+        Family::Relay(Relay::Remove { name }) => AdminRequest::RelayRemove { name },
         Family::Login(Login::List) => AdminRequest::LoginList,
         Family::Login(Login::Approve { id, user }) => AdminRequest::LoginApprove { id, tailnet, user },
         Family::Login(Login::Reject { id }) => AdminRequest::LoginReject { id },

@@ -218,7 +218,7 @@ fn not_started(error: StartError) -> Failure {
 }
 
 /// Raises the limit of open files to what the system allows: each client is one.
-fn allow_many_connections() {
+pub(super) fn allow_many_connections() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum

@@ -288,3 +288,24 @@ pub struct RelayAdmitResponse {
     /// Whether it may.
     pub allow: bool,
 }
+
+/// A relay of ours asks which of its clients must go: `POST /verify/all`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct RelayReviewRequest {
+    /// The clients; at most [`RelayReviewRequest::MAX_CLIENTS`].
+    pub clients: Vec<NodeKey>,
+}
+
+impl RelayReviewRequest {
+    /// Clients in one question.
+    pub const MAX_CLIENTS: usize = 256;
+}
+
+/// Answer to [`RelayReviewRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct RelayReviewResponse {
+    /// Those of the clients that may not be served any more.
+    pub gone: Vec<NodeKey>,
+}

@@ -72,18 +72,25 @@ async fn bootstrap_dns_tells_nothing_of_other_names() {
 #[tokio::test]
 async fn verify_refuses_keys_that_nobody_registered() {
     let rig = Rig::new().await;
-    let ask = async |body: &str| {
+    let post = async |path: &str, body: &str| {
         let length = body.len();
         rig.ask(&format!(
-            "POST /verify HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+            "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
         ))
         .await
     };
+    let ask = async |body: &str| post("/verify", body).await;
     let answer = ask(&format!(r#"{{"NodePublic":"nodekey:{}","Source":"192.0.2.1"}}"#, "ab".repeat(32))).await;
     assert_eq!((status(&answer), body(&answer)), (200, r#"{"Allow":false}"#));
     assert_eq!(status(&ask("{}").await), 400);
     assert_eq!(status(&ask("").await), 400);
     assert_eq!(status(&rig.get("/verify").await), 405);
+    let key = format!("nodekey:{}", "ab".repeat(32));
+    let answer = post("/verify/all", &format!(r#"{{"Clients":["{key}"]}}"#)).await;
+    assert_eq!((status(&answer), body(&answer)), (200, format!(r#"{{"Gone":["{key}"]}}"#).as_str()));
+    assert_eq!(status(&post("/verify/all", "{}").await), 400);
+    let many = vec![format!("\"{key}\""); 257].join(",");
+    assert_eq!(status(&post("/verify/all", &format!(r#"{{"Clients":[{many}]}}"#)).await), 400);
 }
 
 #[tokio::test]

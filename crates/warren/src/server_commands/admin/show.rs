@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use warren_control::admin::{AuthKeyView, LoginState, LoginView, NodeView, TailnetView, UserView};
+use warren_control::admin::{AuthKeyView, LoginState, LoginView, NodeView, RelayView, TailnetView, UserView};
 use warren_control::admin_socket::AdminRequest;
 use warren_control::server::key_words;
 
@@ -65,6 +65,12 @@ pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failur
             }
             output::line(format_args!("and, once it offers them, {}", list(&waiting)))
         }
+        AdminRequest::RelayAdd { .. } => {
+            let relay: RelayView = typed(answer)?;
+            output::line(format_args!("machines use the relay {} as region {} from now on", relay.name, relay.region))
+        }
+        AdminRequest::RelayList => relays(&typed::<Vec<RelayView>>(answer)?),
+        AdminRequest::RelayRemove { name } => output::line(format_args!("machines use the relay {name} no more")),
         AdminRequest::LoginList => logins(&typed::<Vec<LoginView>>(answer)?),
         AdminRequest::LoginApprove { .. } => node_line(answer, "was let in"),
         AdminRequest::LoginReject { id } => output::line(format_args!("refused the login {id}")),
@@ -209,6 +215,24 @@ fn logins(list: &[LoginView]) -> Result<(), Failure> {
         })
         .collect();
     output::table(["ID", "MACHINE", "SYSTEM", "KEY", "FROM", "STATE"], &rows)
+}
+
+fn relays(list: &[RelayView]) -> Result<(), Failure> {
+    let rows: Vec<_> = list
+        .iter()
+        .map(|relay| {
+            let stun = relay.stun_port.map_or_else(|| "-".to_owned(), |port| port.to_string());
+            let known = if relay.pinned { "its hash" } else { "its name" };
+            [
+                relay.region.to_string(),
+                relay.name.clone(),
+                format!("{}:{}", relay.host, relay.port),
+                stun,
+                known.to_owned(),
+            ]
+        })
+        .collect();
+    output::table(["REGION", "NAME", "ADDRESS", "STUN", "CERTIFICATE BY"], &rows)
 }
 
 fn audit(answer: &Value) -> Result<(), Failure> {

@@ -75,6 +75,8 @@ fn samples() -> Vec<Sample> {
         ServerKeys: r#"{"legacyPublicKey":"mkey:KEY","publicKey":"mkey:KEY"}"#,
         RelayAdmitRequest: r#"{"NodePublic":"nodekey:KEY","Source":"1.2.3.4"}"#,
         RelayAdmitResponse: r#"{"Allow":true}"#,
+        RelayReviewRequest: r#"{"Clients":["nodekey:KEY"]}"#,
+        RelayReviewResponse: r#"{"Gone":["nodekey:KEY"]}"#,
         TkaRequest: r#"{"Version":1,"NodeKey":"nodekey:KEY","GenesisAUM":"AAA=","Signatures":{"1":"AAA="},"SupportDisablement":"AAA=","Head":"h","Ancestors":["a"],"MissingAUMs":["AAA="],"Interactive":true,"DisablementSecret":"AAA=","Signature":"AAA=","KeyID":"AAA="}"#,
         TkaInitBeginResponse: r#"{"NeedSignatures":[{"NodeID":1,"NodePublic":"nodekey:KEY","RotationPubkey":"AAA="}]}"#,
         TkaBootstrapResponse: r#"{"GenesisAUM":"AAA=","DisablementSecret":"AAA="}"#,
