@@ -3,6 +3,7 @@
 mod gaps;
 mod join;
 mod punch;
+mod relay;
 mod streams;
 mod tunnel;
 
@@ -53,6 +54,14 @@ pub(crate) enum Bench {
         /// How many pairs of fresh nodes.
         #[arg(long, default_value_t = 20)]
         runs: u32,
+    /// A relay under load: throughput of 1 and 100 flows, latency, a client that does not read, idle clients.
+    Relay {
+        /// How many idle clients.
+        #[arg(long, default_value_t = 20_000)]
+        idle: u32,
+        /// Seconds for which flows are counted.
+        #[arg(long, default_value_t = 10)]
+        seconds: u32,
     },
     /// What a policy costs: to compile for up to 100,000 nodes, and when one node, one tag or one group changes.
     Policy,
@@ -68,6 +77,7 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
         Some(Bench::Tunnel { runs }) => tunnel::measure(*runs),
         Some(Bench::Gaps { runs }) => gaps::measure(*runs),
         Some(Bench::Punch { runs }) => punch::measure(*runs),
+        Some(Bench::Relay { idle, seconds }) => relay::measure(*idle, *seconds),
         Some(Bench::Policy) => Run::cargo().args("bench --quiet --locked --package warren-policy --bench compile").go(),
         Some(Bench::Code) => Run::cargo().args("bench --quiet --workspace --locked --benches").go(),
         None => {
@@ -76,6 +86,7 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
             tunnel::measure(3)?;
             gaps::measure(5)?;
             punch::measure(20)?;
+            relay::measure(20_000, 10)?;
             Run::cargo().args("bench --quiet --workspace --locked --benches").go()
         }
     }
