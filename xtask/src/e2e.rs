@@ -4,6 +4,7 @@ mod failures;
 mod go_client;
 mod nat;
 mod policy;
+mod relays;
 mod rust_client;
 mod two_nodes;
 mod wireguard_go;
@@ -46,6 +47,7 @@ const TESTS: &[Test] = &[
     Test { name: "policy_ends_a_running_transfer_of_a_go_client", body: policy::go_transfer },
     Test { name: "policy_ends_running_transfers", body: policy::transfers },
     Test { name: "policy_ends_a_running_transfer_by_time", body: policy::by_time },
+    Test { name: "packets_go_over_the_recipients_relay", body: relays::homes },
     Test { name: "rust_client_fetches_from_go_client", body: rust_client::with_go_client },
     Test { name: "rust_client_echoes_with_node_and_go_client", body: rust_client::echoes },
     Test { name: "wireguard_go_talks_to_our_core", body: wireguard_go::interop },
