@@ -54,6 +54,7 @@ pub(crate) enum Bench {
         /// How many pairs of fresh nodes.
         #[arg(long, default_value_t = 20)]
         runs: u32,
+    },
     /// A relay under load: throughput of 1 and 100 flows, latency, a client that does not read, idle clients.
     Relay {
         /// How many idle clients.

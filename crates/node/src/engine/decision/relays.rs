@@ -145,6 +145,17 @@ impl Relays {
         self.schedule(now);
     }
 
+    /// Connects to the home of a peer that is sent data, so that a detour over the region where it was heard is a short
+    /// one: its own home serves it best, and each direction then uses the recipient's relay.
+    pub(super) fn approach(&mut self, home: Option<RegionId>, now: Instant) {
+        if let Some(home) = home
+            && !self.links.contains_key(&home)
+            && self.open(home, now).is_some()
+        {
+            self.schedule(now);
+        }
+    }
+
     /// Returns the connection to a region, after opening it.
     fn open(&mut self, id: RegionId, now: Instant) -> Option<&mut Open> {
         if !self.links.contains_key(&id) {

@@ -437,7 +437,9 @@ impl Tailnet {
     pub(super) fn relay(&mut self, packet: ToRelay, now: Instant) {
         let ToRelay { peer, bytes } = packet;
         let Some(known) = self.peers.get(&peer) else { return };
-        if let Some(region) = self.relays.way_to(&peer, known.home) {
+        let home = known.home;
+        if let Some(region) = self.relays.way_to(&peer, home) {
+            self.relays.approach(home, now);
             self.relays.send(region, Kind::Data, peer, bytes, now);
             return;
         }

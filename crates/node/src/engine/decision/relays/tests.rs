@@ -59,7 +59,7 @@ async fn a_connected_home_wins_then_where_the_peer_was_heard_then_the_home() {
     relays.handle_heard(TWO, peer());
     assert_eq!(relays.way_to(&peer(), None), Some(TWO));
     assert_eq!(relays.way_to(&peer(), Some(ONE)), Some(TWO), "the home is not connected");
-    send(&mut relays, ONE, now);
+    relays.approach(Some(ONE), now);
     connect(&mut relays, ONE);
     assert_eq!(relays.way_to(&peer(), Some(ONE)), Some(ONE));
     let link = relays.links[&TWO].link.id();
