@@ -198,7 +198,7 @@ async fn live(common: Arc<Common>, report: watch::Receiver<Report>) {
                 }
             }
             Event::Trouble(trouble) | Event::Refused(trouble) => eprintln!("{}", trouble.text),
-            Event::ServerTime(_) | Event::Visit(_) | Event::Registered(_) | Event::PollStarted => {}
+            Event::ServerTime(_) | Event::Visit(_) | Event::Registered(_) | Event::PollStarted(_) => {}
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! One task; everything reaches it over bounded channels, so no lock is held and no request waits for the server.
 
+mod keeping;
 mod lifecycle;
 mod requests;
 mod status;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
+use warren_wire::key::DiscoSecret;
 
 use crate::control_client::{Connector, Event, Login, Report, ServerUrl, Session, Target};
 use crate::engine::{self, Engine, Local, LocalUpdate, Settings, Update};
@@ -18,7 +20,8 @@ use crate::hostinfo;
 use crate::local_api::types::{State, Trouble, TroubleKind};
 use crate::local_api::{Bus, Request, Shared};
 use crate::netmap::{Change, Moment, Netmap};
-use crate::state::{self, Store};
+use crate::state::{self, NodeKeys, Store};
+use keeping::Keeping;
 use lifecycle::{Facts, Key, MapFacts, Wanted};
 
 /// Requests and events that may wait for the daemon.
@@ -41,6 +44,9 @@ pub struct Daemon<E, C> {
     connector: C,
     disk: Disk,
     netmap: Netmap,
+    keeping: Keeping,
+    /// Secret of the disco key that peers are told.
+    disco: Arc<DiscoSecret>,
     login: LoginState,
     /// The engine has been told to carry packets.
     carrying: bool,
@@ -107,27 +113,30 @@ pub enum Ended {
 }
 
 impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
-    /// Makes a daemon, and what the local API needs to serve it. Nothing runs yet.
+    /// Makes a daemon, and what the local API needs to serve it. Nothing runs yet. `disco` must be fresh.
     #[must_use]
-    pub fn new(engine: E, connector: C, store: Store, state: state::State, daemon_uid: u32) -> (Self, Shared) {
+    pub fn new(engine: E, connector: C, disk: (Store, state::State), disco: DiscoSecret, uid: u32) -> (Self, Shared) {
+        let (store, state) = disk;
         let (requests, asked) = mpsc::channel(QUEUE);
         let report = Report {
             hostinfo: hostinfo::collect(&state.prefs.hostname, state.prefs.shields_up),
             net_info: None,
             endpoints: Vec::new(),
-            disco_key: engine.disco_key(),
+            disco_key: disco.public(),
         };
         let out = Outlets {
             bus: watch::Sender::new(Bus::default()),
             operator: watch::Sender::new(state.prefs.operator_user.clone()),
             report: watch::Sender::new(report),
         };
-        let shared = Shared { requests, bus: out.bus.subscribe(), operator: out.operator.subscribe(), daemon_uid };
+        let shared = Shared { requests, bus: out.bus.subscribe(), operator: out.operator.subscribe(), daemon_uid: uid };
         let daemon = Self {
             engine: Arc::new(engine),
             connector,
+            keeping: Keeping::new(store.map_file()),
             disk: Disk { store, state },
             netmap: Netmap::default(),
+            disco: Arc::new(disco),
             login: LoginState::idle(),
             carrying: false,
             server_listens: true,
@@ -172,22 +181,25 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
                 () = tokio::time::sleep(nap) => {
                     let change = self.netmap.handle_timeout((self.clock)());
                     self.tell_engine(change);
+                    self.handle_map_timeout();
                 }
             }
         };
         self.stop_session();
+        self.keep_map_at_end().await;
         self.engine.shutdown().await;
         ended
     }
 
-    /// Returns how long until a key or a rule of the filter has come to its end.
+    /// Returns how long until a key or a rule of the filter has come to its end, or the kept map is due.
     fn nap(&self) -> Duration {
         let now = (self.clock)();
         let own = self.netmap.local().and_then(|node| node.key_expiry).filter(|_| self.carrying);
         let own = own.map(|at| self.netmap.clock().until(at, now));
         let next = self.netmap.next_timeout(now).into_iter().chain(own).min();
+        let map = self.map_timeout(now);
         let longest = if self.netmap.has_rules_that_end() { MAX_NAP_WITH_ENDS } else { MAX_NAP };
-        next.map_or(longest, |wait| wait.saturating_add(EXPIRY_SLACK).min(longest))
+        next.into_iter().chain(map).min().map_or(longest, |wait| wait.saturating_add(EXPIRY_SLACK).min(longest))
     }
 
     /// Makes engine and bus agree with the facts. Called after every event.
@@ -247,6 +259,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             // Between a new key and the first map for it the two do not fit together.
             (true, Some(node), Some(secret)) if secret.public() == node.key => Some(LocalUpdate::Up(Local {
                 secret: Arc::clone(secret),
+                disco: Arc::clone(&self.disco),
                 node: Arc::clone(node),
                 settings: self.settings(),
             })),
@@ -277,16 +290,23 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             Event::Keys(keys, saved) => {
                 let before = std::mem::replace(&mut self.disk.state.keys, keys);
                 let on_disk = self.save();
+                let key = |keys: &NodeKeys| keys.current.as_ref().map(|key| key.public());
                 if !on_disk {
                     self.disk.state.keys = before;
+                } else if key(&before) != key(&self.disk.state.keys) {
+                    self.wipe_map();
                 }
                 let _ = saved.send(on_disk);
             }
             Event::ServerTime(time) => {
                 let change = self.netmap.observe_clock(time, (self.clock)());
                 self.tell_engine(change);
+                self.map_confirmed();
             }
             Event::Visit(url) => {
+                if !self.login.by_choice {
+                    self.wipe_map();
+                }
                 self.login.url = url;
                 self.login.phase =
                     if self.login.by_choice { lifecycle::Login::Waiting } else { lifecycle::Login::Lost };
@@ -300,16 +320,21 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
                 self.login.trouble = None;
                 self.out.bus.send_modify(|bus| bus.logins += 1);
             }
-            Event::PollStarted => self.netmap.begin_poll(),
+            Event::PollStarted(server) => {
+                self.map_begins(server);
+                self.netmap.begin_poll();
+            }
             Event::Map(response) => {
                 self.note_server(true);
                 self.handle_map(*response);
             }
             Event::Trouble(trouble) => {
+                self.map_lost(&trouble);
                 self.login.trouble = Some(self.with_clock(trouble));
                 self.note_server(false);
             }
             Event::Refused(trouble) => {
+                self.map_lost(&trouble);
                 self.login.trouble = Some(self.with_clock(trouble));
                 self.login.phase = lifecycle::Login::Waiting;
                 self.login.session = None;
@@ -322,9 +347,11 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             return;
         };
         self.login.trouble = None;
-        tracing::debug!(whole = self.netmap.awaits_whole(), "map");
+        let was_first = self.netmap.awaits_whole();
+        tracing::debug!(whole = was_first, "map");
         match self.netmap.apply(response, &own, (self.clock)()) {
             Ok(change) => {
+                self.map_arrived(&change, was_first);
                 // A key that was replaced makes the engine start afresh.
                 self.tell_engine(change);
             }
@@ -371,6 +398,11 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
 
     fn start_session(&mut self, login: Login) {
         self.stop_session();
+        if matches!(login, Login::Resume) {
+            self.load_map();
+        } else {
+            self.keeping.give_up_waiting();
+        }
         let target = match self.target() {
             Ok(target) => target,
             Err(text) => {

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use warren_filter::Shields;
 use warren_wire::control::{DerpMap, EndpointType, FilterRule, NetInfo, Node, RegionId};
-use warren_wire::key::{DiscoKey, NodeKey, NodeSecret};
+use warren_wire::key::{DiscoSecret, NodeKey, NodeSecret};
 
 use crate::netmap::Peer;
 
@@ -66,9 +66,6 @@ pub enum StartError {
 ///
 /// Every method may be called from any thread; none blocks.
 pub trait Engine: Send + Sync + 'static {
-    /// Returns the disco key of this process, which peers seal path discovery to.
-    fn disco_key(&self) -> DiscoKey;
-
     /// Takes over a change; updates take effect in the order of the calls.
     ///
     /// Work that has not been picked up yet can be put together with [`Update::merge`], so nothing queues up.
@@ -169,6 +166,8 @@ pub enum LocalUpdate {
 pub struct Local {
     /// Private half of the node key.
     pub secret: Arc<NodeSecret>,
+    /// Private half of the disco key; only looked at when the node comes up.
+    pub disco: Arc<DiscoSecret>,
     /// Own record as the server sent it: addresses, approved routes (`allowed_ips`), capabilities.
     pub node: Arc<Node>,
     /// What the user chose.

@@ -6,6 +6,7 @@
 //! Source: Tailscale `control/controlclient/map.go`.
 
 mod clock;
+mod kept;
 mod peer;
 mod rules;
 
@@ -17,11 +18,12 @@ use std::time::Duration;
 use warren_filter::Grants;
 use warren_wire::control::{
     CapabilityVersion, DerpMap, DisplayMessage, DnsConfig, FilterRule, MapResponse, Node, NodeId, PeerChange, Time,
-    UserId, UserProfile,
+    TkaInfo, UserId, UserProfile,
 };
 use warren_wire::key::NodeKey;
 
 pub use clock::{Moment, ServerClock};
+pub use kept::{KEPT_MAX, Kept, KeptError, Snapshot};
 pub use peer::{Peer, Refusal};
 use rules::Rules;
 
@@ -55,8 +57,8 @@ pub struct Netmap {
     domain: String,
     health: Vec<String>,
     messages: BTreeMap<String, String>,
-    /// The server says that the tailnet lock is on.
-    locked: bool,
+    /// What the server says of the tailnet lock.
+    lock: Option<TkaInfo>,
     clock: ServerClock,
     /// No response of the present poll has been applied yet: what is absent is empty, not unchanged.
     first: bool,
@@ -153,7 +155,7 @@ impl Netmap {
         }
         self.apply_health(first, response.health, response.display_messages);
         if first || response.tka_info.is_some() {
-            self.locked = response.tka_info.is_some_and(|lock| !lock.disabled && !lock.head.is_empty());
+            self.lock = response.tka_info;
         }
         // Expiry first: what has expired is not reported as a peer.
         self.pass_time(now, &mut change);
@@ -194,6 +196,11 @@ impl Netmap {
     /// Forgets everything (logout, other server).
     pub fn clear(&mut self) {
         *self = Self::default();
+    }
+
+    /// Takes over what is known of the server's clock.
+    pub fn set_clock(&mut self, clock: ServerClock) {
+        self.clock = clock;
     }
 
     /// Returns this node as the server sees it.
@@ -276,7 +283,8 @@ impl Netmap {
 
     /// Returns what the server wants the user to know.
     pub fn health(&self) -> impl Iterator<Item = &str> {
-        let locked = self.locked.then_some(LOCK_NOT_CHECKED);
+        let is_on = |lock: &TkaInfo| !lock.disabled && !lock.head.is_empty();
+        let locked = self.lock.as_ref().is_some_and(is_on).then_some(LOCK_NOT_CHECKED);
         self.health.iter().chain(self.messages.values()).map(String::as_str).chain(locked)
     }
 

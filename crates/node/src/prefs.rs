@@ -7,6 +7,12 @@ use warren_wire::key::MachineKey;
 /// Longest host name that is accepted.
 const MAX_HOSTNAME: usize = 63;
 
+/// How old a kept map may be unless the user says otherwise, in seconds: a week, so that a server may be away over holidays.
+const MAP_MAX_AGE: u64 = 7 * 86_400;
+
+/// Longest age that can be set, in seconds: ten years.
+const MAP_MAX_AGE_LIMIT: u64 = 10 * 366 * 86_400;
+
 /// Holds the settings of the node, under their official JSON names.
 ///
 /// Source: Tailscale `ipn/prefs.go`, `Prefs`; fields that this node does not act on are left out.
@@ -30,6 +36,9 @@ pub struct Prefs {
     pub hostname: String,
     /// Local user (name or number) of this machine who may change settings beside root; empty means nobody.
     pub operator_user: String,
+    /// How many seconds after the server was last heard the map on disk may still be used; 0 keeps none. Not part of the
+    /// official set.
+    pub map_max_age: u64,
 }
 
 impl Default for Prefs {
@@ -43,6 +52,7 @@ impl Default for Prefs {
             shields_up: false,
             hostname: String::new(),
             operator_user: String::new(),
+            map_max_age: MAP_MAX_AGE,
         }
     }
 }
@@ -154,6 +164,12 @@ impl Prefs {
                 }
                 self.operator_user = user;
             }
+            "MapMaxAge" => {
+                let reason = "expected seconds, at most ten years";
+                let age = if value.is_null() { Some(MAP_MAX_AGE) } else { value.as_u64() };
+                let age = age.filter(|age| *age <= MAP_MAX_AGE_LIMIT);
+                self.map_max_age = age.ok_or(PrefsError::Invalid { field: "MapMaxAge", reason })?;
+            }
             _ => {
                 return Err(PrefsError::Unknown(field.chars().filter(char::is_ascii_alphanumeric).take(40).collect()));
             }
@@ -259,7 +275,7 @@ mod tests {
             fields in proptest::collection::vec(
                 (prop_oneof![
                     Just("ControlURL"), Just("ServerKey"), Just("WantRunning"), Just("LoggedOut"), Just("RouteAll"),
-                    Just("ShieldsUp"), Just("Hostname"), Just("OperatorUser"), Just("ExitNodeID"), Just("")
+                    Just("ShieldsUp"), Just("Hostname"), Just("OperatorUser"), Just("MapMaxAge"), Just("ExitNodeID"), Just("")
                 ], arb_json(), arb_json()),
                 0..4,
             )

@@ -6,13 +6,14 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use warren_os::{FileError, LockError, LockFile};
 use warren_wire::key::{MachineSecret, NodeKey, NodeSecret};
 use zeroize::Zeroizing;
 
+use crate::netmap::KEPT_MAX;
 use crate::prefs::Prefs;
 
 /// Name of the state file in the state directory.
@@ -20,6 +21,9 @@ pub const STATE_FILE: &str = "node.json";
 
 /// Name of the file whose lock says that a daemon uses the directory.
 const LOCK_FILE: &str = "node.lock";
+
+/// Name of the file with the last map.
+const MAP_FILE: &str = "map.json";
 
 /// Largest state file that is read.
 const MAX_STATE_BYTES: u64 = 64 * 1024;
@@ -150,6 +154,12 @@ impl Store {
         decode(&text).map(Some).ok_or(StateError::Damaged(path))
     }
 
+    /// Returns the file in which the last map is kept.
+    #[must_use]
+    pub fn map_file(&self) -> MapFile {
+        MapFile(Arc::new(MapFileState { path: self.dir.join(MAP_FILE), newest: Mutex::new(0) }))
+    }
+
     /// Replaces the state on disk; when this returns without error the new state survives a power cut.
     ///
     /// # Errors
@@ -158,6 +168,71 @@ impl Store {
         let text = encode(state)?;
         warren_os::write_private(&self.dir.join(STATE_FILE), &text)?;
         Ok(())
+    }
+}
+
+/// Is the file in which the last map is kept. Clones are the same file; what is written and wiped at the same time ends
+/// as the later call wants it.
+#[derive(Debug, Clone)]
+pub struct MapFile(Arc<MapFileState>);
+
+#[derive(Debug)]
+struct MapFileState {
+    path: PathBuf,
+    /// Number of the newest wish; an older one is void.
+    newest: Mutex<u64>,
+}
+
+/// Is a wish to write the map file, void once there is a newer one.
+#[derive(Debug)]
+pub struct MapTicket(u64);
+
+impl MapFile {
+    /// Reads the file, at most [`KEPT_MAX`] bytes and one.
+    ///
+    /// # Errors
+    /// Returns what the system says; a file that is not there is `None`.
+    pub fn read(&self) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
+        let file = match File::open(&self.0.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut text = Zeroizing::new(Vec::new());
+        let most = u64::try_from(KEPT_MAX).unwrap_or(u64::MAX);
+        file.take(most.saturating_add(1)).read_to_end(&mut text)?;
+        Ok(Some(text))
+    }
+
+    /// Announces a write, which makes those void that were announced before.
+    #[must_use]
+    pub fn announce(&self) -> MapTicket {
+        let mut newest = self.0.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        *newest += 1;
+        MapTicket(*newest)
+    }
+
+    /// Replaces the file, unless something newer was announced or the file was wiped since. Waits for the disk.
+    ///
+    /// # Errors
+    /// Says which file operation failed; the old file is then still whole.
+    #[expect(clippy::needless_pass_by_value, reason = "a ticket is good for one write")]
+    pub fn write(&self, ticket: MapTicket, text: &[u8]) -> Result<(), FileError> {
+        // Held while writing: a wipe waits, and then takes away what was written.
+        let newest = self.0.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if *newest == ticket.0 { warren_os::write_private(&self.0.path, text) } else { Ok(()) }
+    }
+
+    /// Takes the file away, and with it every write that was announced.
+    pub fn wipe(&self) {
+        let mut newest = self.0.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        *newest += 1;
+        match std::fs::remove_file(&self.0.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %self.0.path.display(), %error, "the kept map cannot be removed");
+            }
+            Ok(()) | Err(_) => {}
+        }
     }
 }
 

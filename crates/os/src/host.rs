@@ -50,6 +50,12 @@ pub fn time_since_boot() -> Duration {
     Duration::from_secs(time.tv_sec.unsigned_abs()).saturating_add(nanos)
 }
 
+/// Returns the kernel's name for this start of the machine, from which [`time_since_boot`] counts; empty if it has none.
+pub fn boot_id() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().chars().take(64).collect()
+}
+
 /// Finds a value in the text of an os-release file.
 ///
 /// Source: os-release(5): shell assignments, values in double, single or no quotes, a backslash before `$`, quotes,

@@ -27,7 +27,7 @@ mod wait;
 
 pub use endpoints::endpoint_addresses;
 pub use files::{FileError, LockError, LockFile, create_private_dir, write_private};
-pub use host::{HostFacts, time_since_boot};
+pub use host::{HostFacts, boot_id, time_since_boot};
 pub use identity::{PeerCredentials, peer_credentials};
 pub use ifname::{IfIndex, IfName, IfNameError};
 pub use netlink::{Changes, DefaultRoutes, Interface, LinkWatch, Netlink, NetlinkError};

@@ -133,9 +133,15 @@ pub(crate) fn dns(snapshot: &Snapshot) -> DnsConfig {
     }
 }
 
+/// Makes clients keep the last map on disk, for a start while the server is away. A policy forbids it to nodes by the
+/// attribute `disable-cache-network-maps`, which wins.
+///
+/// Source: Tailscale `tailcfg`, `NodeAttrCacheNetworkMaps` (capability version 135).
+const KEEP_MAPS: &str = "cache-network-maps";
+
 /// What a node may do at the client's end. Source: control.md, section 9.2.
 fn own_capabilities(tailnet: &str) -> CapMap {
-    let mut capabilities = CapMap::flags(["https://tailscale.com/cap/file-sharing", "probe-udp-lifetime"]);
+    let mut capabilities = CapMap::flags(["https://tailscale.com/cap/file-sharing", "probe-udp-lifetime", KEEP_MAPS]);
     let mut value = |name: &str, value: Result<RawJson, _>| {
         if let Ok(value) = value {
             capabilities.0.insert(name.to_owned(), vec![value]);

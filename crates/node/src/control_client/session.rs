@@ -99,8 +99,8 @@ pub enum Event {
     Visit(String),
     /// The node is registered.
     Registered(Box<RegisterResponse>),
-    /// A new poll begins; the next map is complete.
-    PollStarted,
+    /// A new poll of the server with this key begins; the next map is complete.
+    PollStarted(MachineKey),
     /// A map response.
     Map(Box<MapResponse>),
     /// Something failed; it is tried again.
@@ -362,7 +362,7 @@ impl<C: Connector> Session<C> {
         let call = connection.send(http::Method::POST, "/machine/map", body.into());
         let response = timeout(WATCHDOG, call).await.map_err(|_| CallError::Silent)??;
         let body = checked(response).await?.into_body();
-        self.tell(Event::PollStarted).await?;
+        self.tell(Event::PollStarted(connection.server_key())).await?;
         let mut messages =
             Messages { body, decoder: mapframe::Decoder::new(mapframe::Compression::Zstd), rest: Bytes::new() };
         let pings = Arc::new(Semaphore::new(MAX_PINGS));

@@ -67,6 +67,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             engine_health: &self.engine_health,
             hostname: &self.out.report.borrow().hostinfo.hostname,
             peers,
+            kept_map: self.kept_map((self.clock)()),
             now: (self.clock)(),
         });
         let (engine, clock) = (Arc::clone(&self.engine), self.clock);
@@ -95,6 +96,9 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             if other_server {
                 self.stop_session();
                 self.netmap.clear();
+            }
+            if other_server || self.disk.state.prefs.map_max_age == 0 {
+                self.wipe_map();
             }
             self.prefs_changed(&before);
         }
@@ -191,6 +195,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
     fn forget_login(&mut self) -> Result<(), Refusal> {
         self.stop_session();
         self.netmap.clear();
+        self.wipe_map();
         self.disk.state.keys = NodeKeys::default();
         self.disk.state.prefs.logged_out = true;
         self.disk.state.prefs.want_running = false;

@@ -13,7 +13,7 @@ use warren_wire::key::NodeKey;
 
 use crate::engine::{self, Netcheck, PingError, Pong, Via};
 use crate::local_api::types::{
-    CurrentTailnet, PeerStatus, PingResult, State, Status, Trouble, UserProfile, WhoIs, ZERO_TIME,
+    CurrentTailnet, KeptMap, PeerStatus, PingResult, State, Status, Trouble, UserProfile, WhoIs, ZERO_TIME,
 };
 use crate::local_api::{Peers, Who};
 use crate::netmap::{Moment, Netmap, Peer, printable};
@@ -35,6 +35,7 @@ pub(super) struct Facts<'a> {
     pub(super) engine_health: &'a [String],
     pub(super) hostname: &'a str,
     pub(super) peers: Peers,
+    pub(super) kept_map: Option<KeptMap>,
     pub(super) now: Moment,
 }
 
@@ -101,6 +102,7 @@ impl View {
             client_version: None,
             trouble: facts.trouble.cloned(),
             control_url: facts.prefs.control_url.clone(),
+            kept_map: facts.kept_map,
         };
         Self { status, peers, relays: netmap.relays().cloned() }
     }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "tests name what they expect")]
 
+mod away;
 mod fixture;
 mod lives;
 mod logins;

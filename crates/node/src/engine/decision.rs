@@ -17,7 +17,6 @@ use std::time::{Duration, Instant, SystemTime};
 use rand::rngs::StdRng;
 use tokio::sync::{Notify, mpsc, oneshot};
 use warren_path::PingError as PathPingError;
-use warren_wire::key::DiscoSecret;
 
 use super::handle::{Inbox, Request};
 use super::outlet::Outlet;
@@ -48,7 +47,6 @@ pub(super) struct Parts {
     pub(super) inbox: Arc<Inbox>,
     pub(super) requests: mpsc::Receiver<Request>,
     pub(super) events: mpsc::Sender<Event>,
-    pub(super) disco: DiscoSecret,
     pub(super) machine: Machine,
     /// Name of the interface.
     pub(super) interface: String,
@@ -66,7 +64,6 @@ pub(super) struct Decision {
     inbox: Arc<Inbox>,
     requests: mpsc::Receiver<Request>,
     outlet: Outlet,
-    disco: DiscoSecret,
     machine: Machine,
     interface: String,
     links_changed: Arc<Notify>,
@@ -101,7 +98,6 @@ impl Decision {
             inbox: parts.inbox,
             requests: parts.requests,
             outlet: Outlet::new(parts.events),
-            disco: parts.disco,
             machine: parts.machine,
             interface: parts.interface,
             links_changed: parts.links_changed,

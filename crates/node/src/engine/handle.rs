@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::{Notify, mpsc, oneshot};
 use warren_os::{LinkWatch, Netlink, NetlinkError, Tun, TunError, Waker};
-use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey};
+use warren_wire::key::NodeKey;
 
 use super::decision::{Decision, Machine, Parts};
 use super::forwarder::{Forwarder, MTU_BYTES};
@@ -23,7 +23,6 @@ const REQUESTS: usize = 64;
 /// Dropping it ends all work soon; [`Engine::shutdown`] says when that is done.
 #[derive(Debug)]
 pub struct PacketEngine {
-    disco: DiscoKey,
     inbox: Arc<Inbox>,
     requests: mpsc::Sender<Request>,
 }
@@ -88,7 +87,6 @@ pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Pack
     })?;
     let waker = Waker::new().map_err(|error| StartError::Other(format!("cannot make an event descriptor: {error}")))?;
     let no_randomness = |error| StartError::Other(format!("the system gives no randomness: {error}"));
-    let disco = DiscoSecret::generate().map_err(no_randomness)?;
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(no_randomness)?;
     let mut rng = StdRng::from_seed(seed);
@@ -103,7 +101,6 @@ pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Pack
 
     let (requests, asked) = mpsc::channel(REQUESTS);
     let inbox = Arc::new(Inbox::default());
-    let key = disco.public();
     let links_changed = Arc::new(Notify::new());
     watch_links(&links_changed);
     let decision = Decision::new(Parts {
@@ -112,7 +109,6 @@ pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Pack
         inbox: Arc::clone(&inbox),
         requests: asked,
         events,
-        disco,
         machine,
         interface: options.interface,
         links_changed,
@@ -120,7 +116,7 @@ pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Pack
         rng,
     });
     tokio::spawn(decision.run());
-    Ok(PacketEngine { disco: key, inbox, requests })
+    Ok(PacketEngine { inbox, requests })
 }
 
 /// Rings when interfaces, addresses or routes have changed, until the bell's owner is gone.
@@ -143,10 +139,6 @@ fn watch_links(bell: &Arc<Notify>) {
 }
 
 impl Engine for PacketEngine {
-    fn disco_key(&self) -> DiscoKey {
-        self.disco
-    }
-
     fn apply(&self, update: Update) {
         self.inbox.put(update);
     }

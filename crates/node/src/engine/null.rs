@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use warren_wire::key::{DiscoKey, NodeKey};
+use warren_wire::key::NodeKey;
 
 use super::{Engine, Netcheck, PingError, Pong, Status, Update};
 
@@ -27,10 +27,6 @@ impl NullEngine {
 }
 
 impl Engine for NullEngine {
-    fn disco_key(&self) -> DiscoKey {
-        DiscoKey::from_bytes([0xd1; 32])
-    }
-
     fn apply(&self, update: Update) {
         self.updates.lock().unwrap_or_else(PoisonError::into_inner).push(update);
     }

@@ -46,6 +46,19 @@ pub struct Status {
     /// Address of the server. Our own member.
     #[serde(default, rename = "ControlURL")]
     pub control_url: String,
+    /// That the map in use was kept on disk, since the server is away. Our own member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_map: Option<KeptMap>,
+}
+
+/// Says how old a map is that was kept on disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct KeptMap {
+    /// When the server was last heard, by its clock.
+    pub heard: String,
+    /// How long ago that is, in seconds.
+    pub age_seconds: u64,
 }
 
 /// Names the tailnet that the node is on.

@@ -46,6 +46,12 @@ impl ServerClock {
         }
     }
 
+    /// Tells whether the server's clock has been seen at all.
+    #[must_use]
+    pub fn is_known(self) -> bool {
+        self.seen.is_some()
+    }
+
     /// Returns the server's time at `now`.
     #[must_use]
     pub fn server_time(self, now: Moment) -> Time {

@@ -90,6 +90,11 @@ impl Rules {
         self.ends.range((from, Unbounded)).next().copied()
     }
 
+    /// Returns all pieces, rules that have ended included.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = (&String, &[FilterRule])> {
+        self.pieces.iter().map(|(name, rules)| (name, rules.as_slice()))
+    }
+
     /// Returns the rules that hold, all pieces in the order of their names.
     pub(super) fn in_force(&self) -> Arc<[FilterRule]> {
         self.holding().cloned().collect()

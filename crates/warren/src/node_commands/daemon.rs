@@ -13,6 +13,7 @@ use warren_node::engine::{self, StartError};
 use warren_node::local_api::{self, ListenError};
 use warren_node::state::{StateError, Store};
 use warren_os::FileError;
+use warren_wire::key::DiscoSecret;
 
 use crate::exit::{Exit, Failure, OrExit};
 use crate::paths::Role;
@@ -70,7 +71,8 @@ impl Node {
             }
         };
         let uid = rustix::process::geteuid().as_raw();
-        let (daemon, shared) = Daemon::new(engine, Network, store, state, uid);
+        let disco = DiscoSecret::generate().or_exit(Exit::General, "the system gives no randomness")?;
+        let (daemon, shared) = Daemon::new(engine, Network, (store, state), disco, uid);
         let serving = tokio::spawn(local_api::serve(listener, shared));
         tracing::info!(socket = %socket.display(), state = %state_dir.display(), "node is ready");
         let ended = daemon.run(engine_events, stopped()?).await;

@@ -56,6 +56,7 @@ pub(super) mod tests {
             client_version: None,
             trouble: None,
             control_url: String::new(),
+            kept_map: None,
         }
     }
 

@@ -90,8 +90,28 @@ pub(crate) struct Set {
     /// Local user who may use up, down, login, logout and set without root; empty for nobody.
     #[arg(long, value_name = "USER")]
     operator: Option<String>,
+    /// How long after the server was last heard the map on disk may be used by a node that starts while the server is
+    /// away, like 24h or 7d; 0 keeps no map.
+    #[arg(long, value_name = "TIME", value_parser = parse_age)]
+    map_max_age: Option<u64>,
     #[command(flatten)]
     socket: Socket,
+}
+
+/// Reads a time such as `90s`, `30m`, `24h` or `7d`, or 0, in seconds.
+fn parse_age(text: &str) -> Result<u64, String> {
+    let (number, factor) = match text.char_indices().next_back() {
+        Some((at, 's')) => (text.get(..at), 1),
+        Some((at, 'm')) => (text.get(..at), 60),
+        Some((at, 'h')) => (text.get(..at), 3_600),
+        Some((at, 'd')) => (text.get(..at), 86_400),
+        Some(_) if text == "0" => (Some("0"), 1),
+        Some(_) | None => (None, 1),
+    };
+    let number = number.and_then(|number| number.parse::<u64>().ok());
+    number
+        .and_then(|number| number.checked_mul(factor))
+        .ok_or_else(|| "write a number and a unit, 90s, 30m, 24h or 7d, or 0".to_owned())
 }
 
 impl Set {
@@ -102,6 +122,7 @@ impl Set {
         changes.add("RouteAll", self.accept_routes);
         changes.add("ShieldsUp", self.shields_up);
         changes.add("OperatorUser", self.operator);
+        changes.add("MapMaxAge", self.map_max_age);
         if changes.is_empty() {
             return Err(Failure::new(Exit::Usage, "nothing to set; see: warren set --help"));
         }
@@ -130,6 +151,16 @@ mod tests {
         let mut prefs = Prefs { hostname: "x".into(), route_all: true, shields_up: true, ..Prefs::default() };
         prefs.patch(&defaults().into_value()).unwrap();
         assert_eq!(prefs, Prefs::default());
+    }
+
+    #[test]
+    fn ages_are_numbers_with_a_unit() {
+        assert_eq!(parse_age("0"), Ok(0));
+        assert_eq!(parse_age("90s"), Ok(90));
+        assert_eq!(parse_age("7d"), Ok(604_800));
+        for wrong in ["", "7", "d", "-1d", "1.5h", "99999999999999999999d", "18446744073709551615h", "1\u{e9}"] {
+            assert!(parse_age(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

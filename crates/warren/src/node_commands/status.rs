@@ -78,6 +78,10 @@ fn table(status: &Document, now: Time) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{address:<a$}  {name:<n$}  {owner:<o$}  {os:<s$}  {path}");
     }
+    if let Some(kept) = &status.kept_map {
+        let minutes = kept.age_seconds / 60;
+        let _ = writeln!(text, "\n# The server is away: this is the map kept on disk, as of {} ago.", span(minutes));
+    }
     if !status.health.is_empty() {
         text.push_str("\n# Health check:\n");
         for line in &status.health {
@@ -122,18 +126,22 @@ fn path(peer: &PeerStatus, now: Time) -> String {
         text.push_str(if text.is_empty() { "offline" } else { "; offline" });
         if let Ok(seen) = peer.last_seen.parse::<Time>() {
             let minutes = (now.saturating_since(seen).as_secs() / 60).max(1);
-            let ago = match minutes {
-                0..60 => format!("{minutes}m"),
-                60..1440 => format!("{}h", minutes / 60),
-                _ => format!("{}d", minutes / 1440),
-            };
-            let _ = write!(text, ", last seen {ago} ago");
+            let _ = write!(text, ", last seen {} ago", span(minutes));
         }
     }
     if peer.rx_bytes + peer.tx_bytes > 0 {
         let _ = write!(text, ", tx {} rx {}", peer.tx_bytes, peer.rx_bytes);
     }
     text
+}
+
+/// Writes a number of minutes in its largest unit.
+fn span(minutes: u64) -> String {
+    match minutes {
+        0..60 => format!("{minutes}m"),
+        60..1440 => format!("{}h", minutes / 60),
+        _ => format!("{}d", minutes / 1440),
+    }
 }
 
 fn now() -> Time {

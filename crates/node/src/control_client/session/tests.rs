@@ -128,7 +128,7 @@ impl Fixture {
                 call => panic!("{call:?}"),
             }
         }
-        assert!(matches!(self.event().await, Event::PollStarted));
+        assert!(matches!(self.event().await, Event::PollStarted(_)));
         let (request, stream) = poll.unwrap();
         (request, stream, report.unwrap())
     }

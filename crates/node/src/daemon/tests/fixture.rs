@@ -12,7 +12,7 @@ use warren_wire::control::{
     DerpMap, DerpRegion, FilterRule, MapRequest, MapResponse, Node as Record, NodeId, RegionId, RegisterRequest,
     RegisterResponse, Time,
 };
-use warren_wire::key::{DiscoKey, MachineKey, NodeKey};
+use warren_wire::key::{MachineKey, NodeKey};
 
 use super::super::*;
 use crate::control_client::fake::{Call, Fake, MapStream, Reply};
@@ -51,10 +51,6 @@ pub(super) struct Probe {
 }
 
 impl Engine for Probe {
-    fn disco_key(&self) -> DiscoKey {
-        self.notes.disco_key()
-    }
-
     fn apply(&self, update: Update) {
         assert!(!self.shut.load(Ordering::Relaxed), "the engine is told something after its end");
         self.notes.apply(update);
@@ -100,7 +96,7 @@ impl Drop for Fixture {
 fn boot(dir: &std::path::Path, server: &Fake) -> (Arc<Probe>, mpsc::Sender<engine::Event>, Shared, Running) {
     let (store, state) = Store::open(dir).unwrap();
     let engine = Probe { notes: NullEngine::new(), shut: AtomicBool::new(false) };
-    let (mut daemon, shared) = Daemon::new(engine, server.clone(), store, state, 0);
+    let (mut daemon, shared) = Daemon::new(engine, server.clone(), (store, state), DiscoSecret::generate().unwrap(), 0);
     daemon.clock = clock;
     let engine = Arc::clone(&daemon.engine);
     let (engine_events, events) = mpsc::channel(16);
@@ -171,6 +167,16 @@ impl Fixture {
     /// Makes every write to the state directory fail.
     pub(super) fn break_disk(&self) {
         std::fs::remove_dir_all(&self.dir).unwrap();
+    }
+
+    /// Returns the kept map's text, if there is one.
+    pub(super) fn kept_map(&self) -> Option<String> {
+        std::fs::read_to_string(self.dir.join("map.json")).ok()
+    }
+
+    /// Puts a text in the place of the kept map.
+    pub(super) fn put_kept_map(&self, text: &str) {
+        std::fs::write(self.dir.join("map.json"), text).unwrap();
     }
 
     /// Returns the state file's text.

@@ -93,7 +93,6 @@ struct Dirty {
 /// What a tailnet needs besides who this node is.
 pub(super) struct Setup<'a> {
     pub(super) shared: Arc<Shared>,
-    pub(super) disco: &'a DiscoSecret,
     pub(super) links: LinkSetup,
     pub(super) found: mpsc::Sender<Found>,
     pub(super) rng: &'a mut StdRng,
@@ -102,11 +101,11 @@ pub(super) struct Setup<'a> {
 impl Tailnet {
     /// Makes a tailnet without peers. `wall` is the time since 1970.
     pub(super) fn new(local: Local, setup: Setup<'_>, now: Instant, wall: Duration) -> Self {
-        let Setup { shared, disco, links, found, rng } = setup;
+        let Setup { shared, links, found, rng } = setup;
         // Relays first: they must know the key before a handshake can leave.
         let relays = Relays::new(links, Arc::clone(&local.secret));
         let secret = NodeSecret::from_bytes(*local.secret.expose_bytes());
-        let disco = DiscoSecret::from_bytes(*disco.expose_bytes());
+        let disco = DiscoSecret::from_bytes(*local.disco.expose_bytes());
         let mut tailnet = Self {
             peers: BTreeMap::new(),
             tunnels: Tunnels::new(secret, Arc::clone(&shared.table), rng.random(), now, wall),

@@ -61,7 +61,6 @@ impl Decision {
         let since_1970 = wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let setup = Setup {
             shared: Arc::clone(&self.shared),
-            disco: &self.disco,
             links: self.link_setup.clone(),
             found: self.found_sender.clone(),
             rng: &mut self.rng,

@@ -47,7 +47,12 @@ impl Bench {
         let (events, links) = mpsc::channel(64);
         let (found, found_out) = mpsc::channel(64);
         let local =
-            Local { secret: Arc::new(secret(1)), node: Arc::new(Node::default()), settings: Settings::default() };
+            Local {
+            secret: Arc::new(secret(1)),
+            disco: Arc::new(DiscoSecret::from_bytes([5; 32])),
+            node: Arc::new(Node::default()),
+            settings: Settings::default(),
+        };
         let setup = Setup {
             links: LinkSetup {
                 shared: Arc::clone(&shared),
@@ -56,7 +61,6 @@ impl Bench {
                 next: Arc::default(),
             },
             shared,
-            disco: &DiscoSecret::from_bytes([5; 32]),
             found,
             rng: &mut StdRng::from_seed([6; 32]),
         };
