@@ -45,6 +45,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("filter_rules", filter::rules),
     ("firewall", filter::firewall),
     ("gateway", gateway::gateway),
+    ("kept_map", node::kept_map),
     ("keys", key::keys),
     ("local_api", node::local_api),
     ("map_frames", map_frames::map_frames),

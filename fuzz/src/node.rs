@@ -8,7 +8,7 @@ use serde_json::Value;
 use warren_filter::{Filter, FilterInput, Shields};
 use warren_node::control_client::ServerUrl;
 use warren_node::local_api::types::StartOptions;
-use warren_node::netmap::{Moment, Netmap};
+use warren_node::netmap::{Kept, Moment, Netmap};
 use warren_node::prefs::{Prefs, Right};
 use warren_wire::control::{MapResponse, Time, from_json};
 use warren_wire::key::NodeKey;
@@ -55,6 +55,24 @@ pub fn netmap(data: &[u8]) {
         let ended = |end: Option<Time>| end.is_some_and(|end| end <= server_time);
         assert!(netmap.filter().iter().all(|rule| !ended(rule.until)), "a rule outlives its end");
     }
+}
+
+/// Reads `data` as a map from disk. One that is accepted can be written again, tells a time that does not go back, and
+/// can be applied.
+pub fn kept_map(data: &[u8]) {
+    let Ok(kept) = Kept::decode(data) else { return };
+    let wall = Time::from_unix(1_795_000_000, 0).expect("a time of today");
+    let now = Moment { steady: Duration::from_secs(5), wall };
+    let _ = kept.check("https://s.example", None, kept.node);
+    let server_time = kept.server_time("b", now);
+    assert!(server_time >= kept.heard, "time goes back");
+    let again = Kept::decode(&kept.encode().expect("what was read can be written")).expect("and read again");
+    assert_eq!((again.node, again.server, again.heard), (kept.node, kept.server, kept.heard));
+    let mut netmap = Netmap::default();
+    let _ = netmap.observe_clock(server_time, now);
+    netmap.begin_poll();
+    netmap.apply(kept.map, &kept.node, now).expect("it describes this node");
+    assert!(netmap.snapshot().is_some());
 }
 
 /// Reads `data`, behind a byte that chooses, as changed settings or as the body of `start`.

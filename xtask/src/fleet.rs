@@ -273,6 +273,11 @@ impl Node {
     pub(crate) fn kill_and_restart(&mut self) -> Result<()> {
         self.process.signal("KILL")?;
         self.process.wait_end(PATIENCE)?;
+        self.start_again()
+    }
+
+    /// Starts the daemon, which has ended, again over the same state.
+    pub(crate) fn start_again(&mut self) -> Result<()> {
         let words: [&str; 3] = [&self.state, &self.socket, &self.clock];
         self.process = Self::daemon(&self.warren, &self.host, &self.name, words, &self.environment)?;
         self.wait_ready()
@@ -287,6 +292,11 @@ impl Node {
     /// The daemon's process.
     pub(crate) fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// The directory with the node's state.
+    pub(crate) fn state_dir(&self) -> &Path {
+        Path::new(&self.state)
     }
 }
 

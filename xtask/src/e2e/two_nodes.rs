@@ -112,6 +112,47 @@ pub(super) fn killed_server(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Both nodes start again while the server, and with it the only relay, is away: they reach each other directly by the
+/// maps on disk, say how old these are, and take over the server's when it is back without losing an echo.
+pub(super) fn server_away(context: &Context) -> Result<()> {
+    let mut pair = pair(context, "server-away", |_| Ok(()))?;
+    let ((alpha4, _), (beta4, beta6)) = (pair.alpha.addresses()?, pair.beta.addresses()?);
+    pair.alpha.wait_direct("beta")?;
+    // One leaves politely, the other does not: what that one knows must be on the disk before.
+    let file = pair.beta.state_dir().join("map.json");
+    wait_for("the map to be on the disk", PATIENCE, || {
+        std::fs::read_to_string(&file).is_ok_and(|text| text.contains("alpha.")).then_some(())
+    })?;
+    pair.server.kill()?;
+    pair.alpha.stop()?;
+    pair.alpha.start_again()?;
+    pair.beta.kill_and_restart()?;
+    for node in [&pair.alpha, &pair.beta] {
+        wait_for("the map on disk to be used", PATIENCE, || {
+            let age = node.status().ok()?.pointer("/KeptMap/AgeSeconds")?.as_u64()?;
+            (age < PATIENCE.as_secs()).then_some(())
+        })?;
+    }
+    wait_for("an echo without the server", PATIENCE, || icmp(&pair.alpha.host, &beta4, 1).ok())?;
+    icmp(&pair.alpha.host, &beta6, 1)?;
+    icmp(&pair.beta.host, &alpha4, 1)?;
+    ensure!(pair.alpha.direct_path("beta")?.is_some(), "no direct path, and no relay");
+    let said = pair.alpha.cli(&["status"])?;
+    ensure!(said.contains("kept on disk"), "`status` does not say that the map was kept: {said}");
+    transfer(&pair.alpha.host, &pair.beta.host, &beta4, 5_000_000)?;
+    let (host, to) = (pair.alpha.host.clone(), beta4.clone());
+    let echo = std::thread::spawn(move || host.run("ping").args("-n -q -i 0.05 -c 200").arg(&to).output());
+    pair.server.restart()?;
+    pair.wait_both_online()?;
+    wait_for("the server's map", PATIENCE, || pair.alpha.status().ok()?.get("KeptMap").is_none().then_some(()))?;
+    let text = echo.join().map_err(|_| anyhow::anyhow!("the pinging thread failed"))??;
+    ensure!(text.contains(" 0% packet loss"), "echoes were lost when the server came back: {text}");
+    // What must not be kept is not.
+    pair.alpha.cli(&["logout"])?;
+    ensure!(!pair.alpha.state_dir().join("map.json").exists(), "the map outlives the logout");
+    Ok(())
+}
+
 /// Counts the whole maps that a node has got.
 fn whole_maps(node: &Node) -> usize {
     node.process().log().matches("map whole=true").count()

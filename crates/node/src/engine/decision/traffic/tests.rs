@@ -46,8 +46,7 @@ impl Bench {
         let (shared, _, ends) = Shared::new(Waker::new().unwrap(), Sockets::bind(0).unwrap(), now);
         let (events, links) = mpsc::channel(64);
         let (found, found_out) = mpsc::channel(64);
-        let local =
-            Local {
+        let local = Local {
             secret: Arc::new(secret(1)),
             disco: Arc::new(DiscoSecret::from_bytes([5; 32])),
             node: Arc::new(Node::default()),
