@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use warren_wire::control::Time;
+
 /// Longest wait between two attempts that the server did not ask for.
 pub(super) const MAX_DELAY: Duration = Duration::from_secs(30);
 
@@ -37,15 +39,22 @@ impl Backoff {
     }
 }
 
-/// Returns how long a 429 answer makes us wait: its `Retry-After` in seconds if that is between 1 s and
-/// [`MAX_RETRY_AFTER`], else 5 to 10 s. `random` is uniform in 0.0 to 1.0.
+/// Returns how long an answer makes us wait that says "later" (429, 503): its `Retry-After`, in seconds or as a date, if
+/// that is between 1 s and [`MAX_RETRY_AFTER`], and up to a quarter more, so that those who were told the same do not
+/// come at the same moment; else 5 to 10 s. `server_now` is the answer's `Date`, by which a date counts. `random` is
+/// uniform in 0.0 to 1.0.
 #[must_use]
-pub(super) fn retry_after(header: Option<&str>, random: f64) -> Duration {
-    header
-        .and_then(|text| text.trim().parse::<u64>().ok())
-        .map(Duration::from_secs)
-        .filter(|wait| !wait.is_zero() && *wait <= MAX_RETRY_AFTER)
-        .unwrap_or_else(|| Duration::from_secs(5).mul_f64(1.0 + random.clamp(0.0, 1.0)))
+pub(super) fn retry_after(header: Option<&str>, server_now: Option<Time>, random: f64) -> Duration {
+    let random = random.clamp(0.0, 1.0);
+    let said = header.map(str::trim).and_then(|text| {
+        let seconds = text.parse::<u64>().ok().map(Duration::from_secs);
+        let until = || Some(Time::from(httpdate::parse_http_date(text).ok()?).saturating_since(server_now?));
+        seconds.or_else(until)
+    });
+    match said.filter(|wait| !wait.is_zero() && *wait <= MAX_RETRY_AFTER) {
+        Some(wait) => wait.mul_f64(1.0 + random / 4.0),
+        None => Duration::from_secs(5).mul_f64(1.0 + random),
+    }
 }
 
 #[cfg(test)]
@@ -71,10 +80,32 @@ mod tests {
 
     #[test]
     fn absurd_retry_after_is_replaced() {
-        assert_eq!(retry_after(Some("17"), 0.0), Duration::from_secs(17));
-        assert_eq!(retry_after(Some("0"), 0.0), Duration::from_secs(5));
-        assert_eq!(retry_after(Some("99999999999999999999"), 1.0), Duration::from_secs(10));
-        assert_eq!(retry_after(Some("3601"), 1.0), Duration::from_secs(10));
-        assert_eq!(retry_after(None, 0.5), Duration::from_millis(7_500));
+        let after = |header, random| retry_after(header, None, random);
+        assert_eq!(after(Some("17"), 0.0), Duration::from_secs(17));
+        assert_eq!(after(Some(" 16 "), 1.0), Duration::from_secs(20));
+        assert_eq!(after(Some("0"), 0.0), Duration::from_secs(5));
+        assert_eq!(after(Some("99999999999999999999"), 1.0), Duration::from_secs(10));
+        assert_eq!(after(Some("3601"), 1.0), Duration::from_secs(10));
+        assert_eq!(after(None, 0.5), Duration::from_millis(7_500));
+    }
+
+    #[test]
+    fn a_date_counts_by_the_servers_clock() {
+        let header = Some("Sun, 06 Nov 1994 08:49:37 GMT");
+        let at = |seconds: i64| Time::from_unix(784_111_777 + seconds, 0);
+        assert_eq!(retry_after(header, at(-30), 0.0), Duration::from_secs(30));
+        for useless in [None, at(0), at(30), at(-3601)] {
+            assert_eq!(retry_after(header, useless, 0.0), Duration::from_secs(5));
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_header_makes_us_wait_forever_or_not_at_all(header: String, number: i64, random in 0.0..1.0_f64) {
+            for text in [header, number.to_string()] {
+                let wait = retry_after(Some(&text), Time::from_unix(number, 0), random);
+                assert!(wait >= Duration::from_secs(1) && wait <= MAX_RETRY_AFTER.mul_f64(1.25), "{wait:?}");
+            }
+        }
     }
 }

@@ -114,6 +114,16 @@ pub enum ConnectError {
         /// What it said.
         reason: String,
     },
+    /// The server has too much to do at the moment, and says when to come again.
+    #[error("{url} is busy (status {status}); it is asked again later")]
+    Busy {
+        /// Who.
+        url: String,
+        /// HTTP status: 429 or 503.
+        status: u16,
+        /// How long to wait.
+        later: Later,
+    },
     /// The Noise handshake failed.
     #[error("{url}: the encrypted handshake failed: {reason}")]
     Handshake {
@@ -122,6 +132,27 @@ pub enum ConnectError {
         /// Why.
         reason: String,
     },
+}
+
+/// Is what an answer says of when to come again.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Later {
+    /// `Retry-After` header.
+    pub(super) retry_after: Option<String>,
+    /// `Date` header.
+    pub(super) date: Option<Time>,
+}
+
+impl Later {
+    fn of<B>(response: &Response<B>) -> Self {
+        let text = |name| response.headers().get(name).and_then(|value: &header::HeaderValue| value.to_str().ok());
+        Self { retry_after: text(header::RETRY_AFTER).map(str::to_owned), date: text(header::DATE).and_then(http_date) }
+    }
+}
+
+/// Tells whether an HTTP status says "later".
+pub(super) fn is_later(status: u16) -> bool {
+    matches!(status, 429 | 503)
 }
 
 /// Says whom to talk to, as whom.
@@ -285,8 +316,8 @@ pub(super) enum CallError {
         status: u16,
         /// Beginning of the body.
         text: String,
-        /// `Retry-After` header.
-        retry_after: Option<String>,
+        /// When to come again.
+        later: Later,
     },
     /// The server sent what is no valid answer.
     #[error("the server's answer cannot be understood: {0}")]
@@ -302,14 +333,13 @@ pub(super) async fn checked(response: Response<Incoming>) -> Result<Response<Inc
     if status == StatusCode::OK || status == StatusCode::NO_CONTENT {
         return Ok(response);
     }
-    let retry_after =
-        response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let later = Later::of(&response);
     let body = timeout(STEP_TIMEOUT, Limited::new(response.into_body(), 64 * 1024).collect()).await;
     let text = match body {
         Ok(Ok(body)) => crate::netmap::printable(&String::from_utf8_lossy(&body.to_bytes()), 200),
         Ok(Err(_)) | Err(_) => String::new(),
     };
-    Err(CallError::Status { status: status.as_u16(), text, retry_after })
+    Err(CallError::Status { status: status.as_u16(), text, later })
 }
 
 type Http1 = http1::SendRequest<Empty<Bytes>>;
@@ -341,6 +371,7 @@ async fn ask_key(http: &mut Http1, url: &ServerUrl) -> Result<(MachineKey, Optio
     in_time(url, async {
         let response = http.send_request(request).await.map_err(|error| not_a_server(url, &error))?;
         let status = response.status();
+        busy(url, &response)?;
         let date = response.headers().get(header::DATE).and_then(|value| value.to_str().ok()).and_then(http_date);
         let body = Limited::new(response.into_body(), MAX_KEY_ANSWER).collect().await;
         let body = body.map_err(|error| not_a_server(url, &error))?.to_bytes();
@@ -380,6 +411,7 @@ async fn upgrade(
         .body(Empty::new())
         .map_err(|error| failed(&error))?;
     let response = http.send_request(request).await.map_err(|error| failed(&error))?;
+    busy(url, &response)?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let status = response.status();
         let body = Limited::new(response.into_body(), 64 * 1024).collect().await;
@@ -412,6 +444,15 @@ const PROTOCOL: &str = "tailscale-control-protocol";
 
 /// Longest answer to the handshake that is read: a refusal with its text.
 const MAX_HANDSHAKE_ANSWER: usize = 1024;
+
+/// Fails if the server says that it is busy.
+fn busy<B>(url: &ServerUrl, response: &Response<B>) -> Result<(), ConnectError> {
+    let status = response.status().as_u16();
+    if !is_later(status) {
+        return Ok(());
+    }
+    Err(ConnectError::Busy { url: url.to_string(), status, later: Later::of(response) })
+}
 
 fn not_a_server(url: &ServerUrl, reason: &dyn std::fmt::Display) -> ConnectError {
     ConnectError::NotAServer { url: url.to_string(), reason: reason.to_string() }

@@ -88,6 +88,8 @@ pub(crate) enum Mood {
     Down,
     /// Answers the upgrade with a page, like a proxy.
     Proxy,
+    /// Answers the upgrade with "later", in 20 s.
+    Busy,
     /// Accepts the connection and never answers.
     Silent,
     /// Refuses plain connections.
@@ -188,6 +190,11 @@ impl Fake {
                 answer(200, format!("{{\"legacyPublicKey\":\"{zero}\",\"publicKey\":\"{}\"}}", self.key()))
             }
             "/ts2021" if self.mood() == Mood::Proxy => answer(502, "bad gateway".into()),
+            "/ts2021" if self.mood() == Mood::Busy => {
+                let mut response = answer(503, "busy".into());
+                response.headers_mut().insert(header::RETRY_AFTER, "20".parse().unwrap());
+                response
+            }
             "/ts2021" => {
                 let message = request.headers()["X-Tailscale-Handshake"].to_str().unwrap();
                 let message = base64::engine::general_purpose::STANDARD.decode(message).unwrap();

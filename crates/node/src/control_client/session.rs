@@ -1,5 +1,6 @@
 //! One login's life: connect, register, follow the map, report changes, and again from the start when it breaks.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use warren_wire::mapframe;
 use zeroize::Zeroizing;
 
 use super::backoff::{self, Backoff};
-use super::connect::{CallError, ConnectError, Connection, Connector, Target, checked, connect};
+use super::connect::{CallError, ConnectError, Connection, Connector, Later, Target, checked, connect, is_later};
 use super::ping;
 use super::register::{Ask, Outcome, Purpose, register};
 use crate::engine::Endpoint;
@@ -32,6 +33,9 @@ pub const WATCHDOG: Duration = Duration::from_secs(120);
 
 /// A poll that lasted so long proves that server and way are sound: the next failure counts as the first.
 const SETTLED: Duration = Duration::from_secs(10);
+
+/// Over how long nodes spread their return when a connection that worked breaks.
+const SPREAD: Duration = Duration::from_millis(500);
 
 /// Least time between two reports: a change is reported at once, what follows on its heels is collected for so long.
 const REPORT_SPACING: Duration = Duration::from_millis(30);
@@ -154,6 +158,35 @@ enum Ended {
     Random,
 }
 
+/// Says how a wait ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    Over,
+    CutShort,
+}
+
+impl Ended {
+    /// Returns what the server says of when to come again.
+    fn later(&self) -> Option<&Later> {
+        match self {
+            Self::Call(CallError::Status { status, later, .. }) if is_later(*status) => Some(later),
+            Self::Connect(ConnectError::Busy { later, .. }) => Some(later),
+            Self::Call(_)
+            | Self::Connect(_)
+            | Self::Daemon
+            | Self::Refused(_)
+            | Self::StillOpen
+            | Self::Disk
+            | Self::Random => None,
+        }
+    }
+
+    /// Tells whether a connection was there and broke.
+    fn is_broken(&self) -> bool {
+        matches!(self, Self::Call(CallError::Broken(_)))
+    }
+}
+
 impl From<CallError> for Ended {
     fn from(error: CallError) -> Self {
         Self::Call(error)
@@ -180,9 +213,14 @@ impl<C: Connector> Session<C> {
             }
             let random = random();
             let mut wait = backoff.failed(random);
-            if let Ended::Call(CallError::Status { status: 429, retry_after, .. }) = &ended {
-                wait = backoff::retry_after(retry_after.as_deref(), random);
+            let later = ended.later();
+            if let Some(Later { retry_after, date }) = later {
+                wait = backoff::retry_after(retry_after.as_deref(), *date, random);
+            } else if ended.is_broken() && backoff.failures() == 1 {
+                // The server may have ended, and then all its nodes come at once.
+                wait = SPREAD.mul_f64(random);
             }
+            let may_hurry = later.is_none();
             if !matches!(ended, Ended::StillOpen) {
                 let trouble = trouble(&ended, backoff.failures());
                 if trouble.attempts == 1 {
@@ -204,7 +242,21 @@ impl<C: Connector> Session<C> {
                     return;
                 }
             }
-            sleep(wait).await;
+            if self.pause(wait, may_hurry).await == Pause::CutShort {
+                backoff.succeeded();
+            }
+        }
+    }
+
+    /// Waits. If the wait is our own idea, a network that changed meanwhile ends it: what failed before may work now.
+    async fn pause(&mut self, wait: Duration, may_hurry: bool) -> Pause {
+        let addresses = |report: &Report| report.endpoints.iter().map(|at| at.address.ip()).collect::<BTreeSet<_>>();
+        let before = addresses(&self.report.borrow());
+        let mut report = self.report.clone();
+        let changed = report.wait_for(|report| !report.endpoints.is_empty() && addresses(report) != before);
+        tokio::select! {
+            () = sleep(wait) => Pause::Over,
+            Ok(_) = changed, if may_hurry => Pause::CutShort,
         }
     }
 
@@ -516,9 +568,10 @@ fn trouble(ended: &Ended, attempts: u32) -> Trouble {
                 }
                 ConnectError::PinNeeded { .. } | ConnectError::WrongKey { .. } => TroubleKind::ServerKey,
                 ConnectError::Tls { clock: true, .. } => TroubleKind::Clock,
-                ConnectError::Tls { .. } | ConnectError::NotAServer { .. } | ConnectError::Handshake { .. } => {
-                    TroubleKind::Server
-                }
+                ConnectError::Tls { .. }
+                | ConnectError::NotAServer { .. }
+                | ConnectError::Busy { .. }
+                | ConnectError::Handshake { .. } => TroubleKind::Server,
             };
             (kind, error.to_string())
         }

@@ -239,14 +239,72 @@ async fn a_refused_auth_key_ends_the_session_with_the_servers_words() {
 
 #[tokio::test(start_paused = true)]
 async fn the_server_says_when_to_come_again() {
+    for status in [429, 503] {
+        let mut fixture = start(Login::Resume, registered());
+        let (_, reply) = fixture.register().await;
+        reply.send(Reply::Status(status, "busy", Some("17"))).unwrap();
+        let trouble = fixture.trouble().await;
+        assert!(trouble.text.contains("busy"), "{}", trouble.text);
+        let asked = Instant::now();
+        // That the network changes is no reason to come sooner.
+        fixture.report.send_modify(|report| report.endpoints = vec![at_endpoint("192.0.2.1:1")]);
+        fixture.register().await;
+        assert!(asked.elapsed() >= Duration::from_secs(17) && asked.elapsed() < Duration::from_secs(22));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_too_busy_for_a_connection_says_when_to_come_again() {
     let mut fixture = start(Login::Resume, registered());
-    let (_, reply) = fixture.register().await;
-    reply.send(Reply::Status(429, "busy", Some("17"))).unwrap();
-    let trouble = fixture.trouble().await;
-    assert!(trouble.text.contains("busy"), "{}", trouble.text);
+    fixture.server.set_mood(Mood::Busy);
+    assert!(fixture.trouble().await.text.contains("busy"));
     let asked = Instant::now();
+    fixture.server.set_mood(Mood::Normal);
     fixture.register().await;
-    assert!(asked.elapsed() >= Duration::from_secs(17) && asked.elapsed() < Duration::from_secs(18));
+    assert!(asked.elapsed() >= Duration::from_secs(20) && asked.elapsed() < Duration::from_secs(26));
+}
+
+/// All nodes of a server that ends notice it at once; they must not all come back at once.
+#[tokio::test(start_paused = true)]
+async fn nodes_of_a_server_that_ends_come_back_at_different_moments() {
+    let mut waits = Vec::new();
+    for _ in 0..40 {
+        let mut fixture = start(Login::Resume, registered());
+        let (_, stream, _) = fixture.reach_poll().await;
+        sleep(SETTLED + Duration::from_millis(1)).await;
+        drop(stream);
+        assert_eq!(fixture.trouble().await.attempts, 1);
+        let gone = Instant::now();
+        fixture.poll().await;
+        waits.push(gone.elapsed());
+    }
+    assert!(waits.iter().all(|wait| *wait <= SPREAD + Duration::from_millis(5)), "{waits:?}");
+    // Of 40 moments, none in a fifth of the time: 1 in 7,000 for each fifth.
+    let fifths: BTreeSet<u128> = waits.iter().map(|wait| wait.as_millis() * 5 / (SPREAD.as_millis() + 6)).collect();
+    assert!(fifths.len() >= 3, "{waits:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_network_is_tried_at_once() {
+    let mut fixture = start(Login::Resume, registered());
+    fixture.report.send_modify(|report| report.endpoints = vec![at_endpoint("192.0.2.1:1")]);
+    fixture.server.set_mood(Mood::Down);
+    for _ in 0..60 {
+        fixture.trouble().await;
+    }
+    // Another port of the same address is no other network.
+    let (asked, before) = (Instant::now(), fixture.server.connections());
+    fixture.report.send_modify(|report| report.endpoints = vec![at_endpoint("192.0.2.1:2")]);
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(fixture.server.connections(), before);
+    fixture.server.set_mood(Mood::Normal);
+    fixture.report.send_modify(|report| report.endpoints = vec![at_endpoint("198.51.100.1:2")]);
+    fixture.register().await;
+    assert!(asked.elapsed() < Duration::from_secs(11), "{:?}", asked.elapsed());
+}
+
+fn at_endpoint(address: &str) -> Endpoint {
+    Endpoint { address: address.parse().unwrap(), kind: warren_wire::control::EndpointType::Local }
 }
 
 #[tokio::test(start_paused = true)]
