@@ -245,7 +245,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
     }
 
     /// Tells the engine whether the server hears us, if that changed.
-    fn note_server(&mut self, listens: bool) {
+    pub(super) fn note_server(&mut self, listens: bool) {
         if std::mem::replace(&mut self.server_listens, listens) != listens {
             self.engine.apply(Update { server_listens: Some(listens), ..Update::default() });
         }

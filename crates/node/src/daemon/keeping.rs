@@ -138,6 +138,8 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             Ok(_) => {
                 tracing::info!(heard = %kept.heard, "the server is away; the last map is used");
                 self.keeping.origin = Origin::Disk;
+                // Peers know this node at the relay of then: it stays while they cannot be told of another.
+                self.note_server(false);
                 self.keeping.heard = Some(kept.heard);
                 self.keeping.server = Some(kept.server);
                 self.disco = kept.disco;
