@@ -154,8 +154,17 @@ impl Node {
     /// Makes one whose keys and randomness come from `rng`.
     #[must_use]
     pub fn new(map: &DerpMap, rng: &mut StdRng) -> Self {
-        let (secret, disco) = (NodeSecret::from_bytes(rng.random()), DiscoSecret::from_bytes(rng.random()));
-        let key = secret.public();
+        Self::with_key(NodeSecret::from_bytes(rng.random()).public(), map, rng)
+    }
+
+    /// Makes what this node is after a restart: the same key, and nothing remembered.
+    #[must_use]
+    pub fn restarted(&self, map: &DerpMap, rng: &mut StdRng) -> Self {
+        Self { links: self.links.restarted(), ..Self::with_key(self.key, map, rng) }
+    }
+
+    fn with_key(key: NodeKey, map: &DerpMap, rng: &mut StdRng) -> Self {
+        let disco = DiscoSecret::from_bytes(rng.random());
         let mut netcheck = Netcheck::new(rng.random());
         netcheck.set_map(map);
         let info = Info { disco: disco.public(), home: None, endpoints: Vec::new() };

@@ -148,6 +148,7 @@ impl Run {
 
     fn all(&mut self) {
         self.phase(BOOT);
+        self.world.replays = 20;
         for _ in 0..ROUNDS {
             self.new_conversations();
             self.is_storm = true;
@@ -267,7 +268,7 @@ impl Run {
 
     fn fault(&mut self) {
         let away = Duration::from_millis(self.world.rng.random_range(1_000..20_000));
-        match self.world.rng.random_range(0..10) {
+        match self.world.rng.random_range(0..11) {
             0..=2 => {
                 let router = self.world.rng.random_range(0..self.world.network.routers.len());
                 let is_outermost = self.world.network.routers[router].outer == INTERNET;
@@ -294,6 +295,10 @@ impl Run {
             8 => {
                 self.world.set_server(false);
                 self.world.after(away, Step::Server);
+            }
+            9 => {
+                let node = self.world.rng.random_range(0..self.world.nodes.len());
+                self.world.restart(node);
             }
             _ => {
                 let router = self.world.rng.random_range(0..self.world.network.routers.len());

@@ -109,7 +109,8 @@ impl Watch {
                 })
             }
             Load::Message(_) => {
-                let is_confirmed = stranger.heard.is_some_and(|at| now.saturating_duration_since(at) <= CONFIRMED);
+                let is_confirmed = stranger.is_reached
+                    && stranger.heard.is_some_and(|at| now.saturating_duration_since(at) <= CONFIRMED);
                 if is_confirmed {
                     None
                 } else {

@@ -1,6 +1,6 @@
 //! The world: the network, nodes, services, and the loop that lets them live.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,8 @@ const STUN_PORT: u16 = 3478;
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// How often TCP probes a connection at rest. The kernel does it, so it wakes no node.
 const TCP_PROBE: Duration = Duration::from_secs(15);
+/// Port of the host that replays.
+const REPLAY_PORT: u16 = 666;
 /// Time from a node to the server or back.
 const TO_SERVER: Duration = Duration::from_millis(30);
 /// How long the server gathers changes.
@@ -151,6 +153,12 @@ pub struct World<F> {
     stun: BTreeMap<HostId, usize>,
     server_up: bool,
     told: BTreeMap<NodeId, Info>,
+    /// Nodes to which the server has yet to tell of all others.
+    strangers: BTreeSet<NodeId>,
+    /// A host that sends again what it has seen others send.
+    replayer: HostId,
+    /// How many datagrams in a thousand it sends again.
+    pub replays: u32,
     map: DerpMap,
     hash: u64,
     /// Events so far.
@@ -192,6 +200,14 @@ impl<F> World<F> {
             stun.insert(host, list.len());
             list.push(Relay { region, host, is_up: true, connected: BTreeMap::new() });
         }
+        let replayer = network.add_host(Host {
+            zone: INTERNET,
+            v4: Some(Ipv4Addr::new(203, 0, 113, 250)),
+            v6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0xfffe, 0, 0, 0, 0, 250)),
+            position: 50,
+            loss: 0,
+            jitter: Duration::ZERO,
+        });
         Self {
             clock: Clock::default(),
             rng,
@@ -208,6 +224,9 @@ impl<F> World<F> {
             stun,
             server_up: true,
             told: BTreeMap::new(),
+            strangers: BTreeSet::new(),
+            replayer,
+            replays: 0,
             map: DerpMap { regions: Some(regions), ..DerpMap::default() },
             hash: 0xcbf2_9ce4_8422_2325,
             events: 0,
@@ -264,6 +283,7 @@ impl<F> World<F> {
         self.by_key.insert(node.key, id);
         self.by_host.insert(host, id);
         self.nodes.push(node);
+        self.strangers.insert(id);
         self.hosts.push(host);
         self.wakes.push(None);
         self.counts.push(Count::default());
@@ -306,6 +326,21 @@ impl<F> World<F> {
     /// Moves a node's host.
     pub fn move_node(&mut self, id: NodeId, zone: ZoneId, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) {
         self.network.move_host(self.hosts[id], zone, v4, v6);
+        self.look_at_interface(id);
+    }
+
+    /// Ends a node and starts it again: with its key, another disco key, and no memory.
+    pub fn restart(&mut self, id: NodeId) {
+        self.note(12, [id as u64, 0, 0], || format!("node {id} restarts"));
+        let conns: Vec<ConnId> = self.conns.keys().filter(|(node, _)| *node == id).map(|(_, conn)| *conn).collect();
+        for conn in conns {
+            self.disconnect(id, conn);
+        }
+        self.nodes[id] = self.nodes[id].restarted(&self.map, &mut self.rng);
+        self.nodes[id].set_server_listens(self.server_up);
+        self.wakes[id] = None;
+        self.strangers.insert(id);
+        self.clock.after(TO_SERVER, Event::AtServer(id));
         self.look_at_interface(id);
     }
 
@@ -500,6 +535,9 @@ impl<F> World<F> {
                 }
             }
             (Some(socket), Load::Message(bytes)) => {
+                if !stun::is_stun(&bytes) && self.rng.random_range(0..1000) < self.replays {
+                    self.send(self.replayer, None, REPLAY_PORT, origin.to, Load::Message(bytes.clone()), 0);
+                }
                 self.watch.hear(id, leg.from, bytes.len(), now);
                 self.nodes[id].handle_udp(socket, leg.from, &bytes, now);
                 self.settle(id, origin.depth + 1);
@@ -547,7 +585,7 @@ impl<F> World<F> {
             }
         }
         // Whoever comes late hears of those before.
-        if is_new && info.home.is_none() {
+        if self.strangers.remove(&id) {
             for (about, info) in self.told.iter().filter(|(about, _)| **about != id) {
                 let event = Event::FromServer { to: id, about: *about, info: Box::new(info.clone()) };
                 self.clock.after(GATHER + TO_SERVER, event);

@@ -69,6 +69,11 @@ impl Links {
         self.open.get(&region).is_some_and(|link| link.state == State::Up)
     }
 
+    /// Returns the links of the same node after a restart: none, and no number is used twice.
+    pub(super) fn restarted(&self) -> Self {
+        Self { count: self.count, ..Self::default() }
+    }
+
     /// Tells whether a connection is one of the node's.
     #[must_use]
     pub fn wants(&self, conn: ConnId) -> bool {
