@@ -88,6 +88,9 @@ enum Command {
         /// Prints what an idle node with 100 peers does in an hour.
         #[arg(long)]
         idle: bool,
+        /// Runs the 10,000 seeds of the long lane, from where it was interrupted, and writes docs/reports/sim.md.
+        #[arg(long)]
+        long: bool,
         /// Nodes of a run; another number is another run.
         #[arg(long, default_value_t = sim::NODES)]
         nodes: u64,
@@ -118,7 +121,8 @@ fn main() -> ExitCode {
         Command::Demo { keep } => demo::show(keep),
         Command::E2e { name, list } => e2e::command(name.as_deref(), list),
         Command::Grid { peer, json, places } => grid::command(peer, &places, json),
-        Command::Sim { seeds, from, seed, trace, idle, nodes } => {
+        Command::Sim { long: true, .. } => sim::many(),
+        Command::Sim { seeds, from, seed, trace, idle, nodes, long: false } => {
             sim::command(&sim::Wish { seeds, from, seed, trace, idle, nodes })
         }
         Command::Bench { what } => bench::command(what.as_ref()),
