@@ -25,7 +25,7 @@ pub fn head(data: &[u8]) {
             let lines = answer.split(|byte| *byte == b'\n').count();
             assert!(lines <= 12, "the request added lines to the answer");
         }
-        Request::Connect { start: Start::Upgrade | Start::Fast, .. }
+        Request::Connect { start: Start::Upgrade | Start::Fast | Start::WebSocket { .. }, .. }
         | Request::Partial
         | Request::Malformed
         | Request::Other => {}

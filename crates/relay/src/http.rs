@@ -4,6 +4,8 @@
 
 use warren_wire::key::NodeKey;
 
+use crate::websocket;
+
 /// Most bytes of a request's head.
 pub const HEAD_MAX: usize = 16 << 10;
 /// Most header fields of a request.
@@ -18,6 +20,11 @@ pub enum Start {
     Upgrade,
     /// Without an answer: the client knows our key from the meta certificate and has sent its first frame already.
     Fast,
+    /// As a WebSocket; these letters prove to the client that we have read its key.
+    WebSocket {
+        /// Value of `Sec-WebSocket-Accept`.
+        accept: [u8; websocket::ACCEPT],
+    },
 }
 
 /// What a request is to a relay.
@@ -75,7 +82,13 @@ pub fn read_request(bytes: &[u8]) -> Request {
         let answer = respond(status, &format!("{fields}{}", if is_last { "Connection: close\r\n" } else { "" }), body);
         Request::Answer { answer, head, is_last }
     };
+    let is_websocket = field("Upgrade").is_some_and(|value| value.eq_ignore_ascii_case("websocket"))
+        && field("Sec-WebSocket-Protocol").is_some_and(|list| list.split(',').any(|one| one.trim() == "derp"));
     match path {
+        "/derp" if is_websocket => match field("Sec-WebSocket-Key").and_then(websocket::accept) {
+            Some(accept) => Request::Connect { start: Start::WebSocket { accept }, head },
+            None => respond("400 Bad Request", "", ""),
+        },
         "/derp" => match field("Upgrade").map(str::to_ascii_lowercase).as_deref() {
             // Ancient clients ask for a WebSocket without its subprotocol and mean the plain form.
             Some("derp" | "websocket") if field("Sec-WebSocket-Protocol").is_none() => {
@@ -183,6 +196,15 @@ fn generate_204(challenge: Option<&str>) -> Vec<u8> {
 
 fn respond(status: &str, fields: &str, body: &str) -> Vec<u8> {
     format!("HTTP/1.1 {status}\r\n{fields}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+/// Builds the answer that begins a WebSocket.
+pub(crate) fn switching_to_websocket(accept: &[u8; websocket::ACCEPT]) -> Vec<u8> {
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Protocol: derp\r\nSec-WebSocket-Accept: {}\r\n\r\n",
+        String::from_utf8_lossy(accept)
+    )
+    .into_bytes()
 }
 
 /// Builds the answer that begins an upgraded connection.

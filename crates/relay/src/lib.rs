@@ -17,6 +17,7 @@ mod queue;
 mod server;
 mod station;
 mod stun;
+mod websocket;
 
 pub use ask::{AskError, AskServer};
 pub use certificate::{Certificate, CertificateError, SelfMade};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::{Future, ready};
 use std::io;
 use std::net::IpAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,6 +20,7 @@ use crate::bucket::{Bucket, Rate};
 use crate::counters::Counters;
 use crate::http::{self, HEAD_MAX, Request, Start};
 use crate::hub::{Connection, Delivery, Dialect, Hub, Kind};
+use crate::websocket;
 
 /// Time for a request's head, and between requests of one connection.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
@@ -259,13 +260,47 @@ impl Server {
                 }
                 Request::Connect { start, head } => {
                     read.drain(..head.min(read.len()));
-                    self.connection(stream, read, source, start).await?;
+                    if let Start::WebSocket { accept } = start {
+                        self.websocket(stream, read, source, &accept).await?;
+                    } else {
+                        self.connection(stream, read, source, start).await?;
+                    }
                     return Ok(Taken::Done);
                 }
             }
         }
         drop(timeout(WRITE_DEADLINE, stream.shutdown()).await);
         Ok(Taken::Done)
+    }
+
+    /// Serves a relay connection within a WebSocket.
+    async fn websocket<S>(
+        &self,
+        mut stream: S,
+        read_ahead: Vec<u8>,
+        source: IpAddr,
+        accept: &[u8; websocket::ACCEPT],
+    ) -> Result<(), ServeError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        write(&mut stream, &http::switching_to_websocket(accept), HANDSHAKE_DEADLINE).await?;
+        let (reader, writer) = tokio::io::split(stream);
+        let reader = BufReader::with_capacity(READ_BYTES, io::Cursor::new(read_ahead).chain(reader));
+        let (inner, relay) = tokio::io::duplex(READ_BYTES);
+        // What a client does not take stays in the pipe, so that the connection's deadlines hold here, too. As in a fast
+        // start, frames begin at once.
+        let mut connection = pin!(self.connection(relay, Vec::new(), source, Start::Fast));
+        let mut bridge = pin!(websocket::bridge(reader, writer, inner));
+        tokio::select! {
+            served = &mut connection => {
+                // What was written is on its way out; a client that does not take it must not hold us.
+                drop(timeout(WRITE_DEADLINE, bridge).await);
+                served
+            }
+            // The client has gone, and the connection sees the end of its stream.
+            _ = &mut bridge => connection.await,
+        }
     }
 
     /// Serves a relay connection whose request was read; `read_ahead` is what followed it.

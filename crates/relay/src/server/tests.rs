@@ -291,3 +291,62 @@ async fn drain_ends_when_the_last_has_left() {
     server.drain(Duration::from_secs(60)).await;
     assert_eq!(now(), start);
 }
+
+/// A browser: upgrade, then a masked binary message with the introduction and a ping; the answers come in messages.
+#[tokio::test(start_paused = true)]
+async fn websocket_carries_the_same_frames() {
+    let server = server();
+    let mut peer = Peer::open(&server);
+    let head = b"GET /derp HTTP/1.1\r\nHost: r\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Protocol: derp\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let mut frames = Vec::new();
+    introduction(&server, 1, &mut frames);
+    Frame::Ping([7; 8]).encode(&mut frames);
+    let length = u16::try_from(frames.len()).unwrap().to_be_bytes();
+    // The mask is zero, which changes nothing.
+    let message = [&[0x82, 0xfe][..], &length, &[0; 4], &frames].concat();
+    peer.stream.write_all(&[&head[..], &message].concat()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(peer.stream.read_u8().await.unwrap());
+    }
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 101 ") && answer.contains("Sec-WebSocket-Protocol: derp\r\n"), "{answer}");
+    assert!(answer.contains("Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"), "{answer}");
+    let (mut stream, mut pong) = (Vec::new(), Vec::new());
+    Frame::Pong([7; 8]).encode(&mut pong);
+    while !stream.ends_with(&pong) {
+        let (first, length) = (peer.stream.read_u8().await.unwrap(), peer.stream.read_u8().await.unwrap());
+        assert_eq!(first, 0x82);
+        let length = if length == 126 { peer.stream.read_u16().await.unwrap() } else { u16::from(length) };
+        let mut part = vec![0; usize::from(length)];
+        peer.stream.read_exact(&mut part).await.unwrap();
+        stream.extend(part);
+    }
+    let mut key = Vec::new();
+    Frame::ServerKey(server.key()).encode(&mut key);
+    assert!(stream.starts_with(&key));
+    // The end of one side is the end of both.
+    server.disconnect(&secret(1).public());
+    let mut rest = Vec::new();
+    peer.stream.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(rest, b"\x88\0");
+    assert!(peer.task.await.unwrap().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn websocket_that_is_not_read_is_cut_off() {
+    let server = server();
+    let mut alice = Peer::connect(&server, 1).await;
+    let mut slow = Peer::open(&server);
+    let head = b"GET /derp HTTP/1.1\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: derp\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let mut frame = Vec::new();
+    introduction(&server, 2, &mut frame);
+    let length = u16::try_from(frame.len()).unwrap().to_be_bytes();
+    slow.stream.write_all(&[&head[..], &[0x82, 0xfe], &length, &[0; 4], &frame].concat()).await.unwrap();
+    let packet = vec![0; 60_000];
+    while !slow.task.is_finished() {
+        alice.send(Frame::SendPacket { to: secret(2).public(), packet: &packet }).await;
+        tokio::time::advance(Duration::from_millis(100)).await;
+    }
+    assert!(matches!(slow.task.await.unwrap(), Err(ServeError::Deadline("write"))));
+}
