@@ -192,6 +192,10 @@ impl Peer {
             self.history.note(Decision { at: now, address: Some(best.address), reason: Reason::Doubted });
             self.refresh_second(now);
             self.ping_best(key, None, outbox, now);
+            // What is dead for us is dead for the peer, too, as a rule; by this it hears of it at once.
+            if let (Some(disco), Some(region)) = (self.disco, self.relay()) {
+                outbox.ping(key, &disco, Destination::Relay { region, peer: *key }, None, now);
+            }
             if let Some(second) = self.second() {
                 self.ping_back(key, second, 0, outbox, now);
             }

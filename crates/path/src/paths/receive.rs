@@ -49,6 +49,8 @@ impl Paths {
                 let source = SocketAddr::new(IpAddr::V4(RELAY_IP), region.0);
                 let to = Destination::Relay { region, peer: *from };
                 self.outbox.send(to, &sender, &Message::Pong(Pong { id: ping.id, source }));
+                self.heed_hint(from, now);
+                self.publish(from);
             }
             Message::Pong(pong) => self.handle_pong(&sender, &pong, Via::Relay(region), now),
             Message::CallMeMaybe(endpoints) => self.handle_call(from, &endpoints, now),

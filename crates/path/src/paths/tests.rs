@@ -1030,6 +1030,27 @@ fn flow_on_a_path_that_is_cut_goes_on_over_the_relay_within_half_a_second() {
     }
 }
 
+/// A relay can repeat what it carries: that makes a silent path doubtful once in three seconds at most.
+#[test]
+fn repeated_calls_and_relayed_pings_do_not_amplify() {
+    let mut bench = Bench::new();
+    bench.paths.handle_activity(&node(PEER), bench.now);
+    bench.answer(PEER, "203.0.113.2:41641");
+    bench.advance(SECOND);
+    bench.take_sent();
+    let call = Message::CallMeMaybe(vec![address("203.0.113.2:41641")]);
+    let mut sent = 0;
+    for _ in 0..200 {
+        bench.relayed(PEER, &ping(1, None));
+        bench.relayed(PEER, &call);
+        bench.advance(Duration::from_millis(10));
+        let to_udp =
+            |(to, message): &(Destination, Message)| matches!((to, message), (Destination::Udp(_), Message::Ping(_)));
+        sent += bench.take_sent().iter().filter(|sent| to_udp(sent)).count();
+    }
+    assert!(sent <= 200, "{sent} pings for 400 messages: at most one for each call");
+}
+
 #[test]
 fn one_way_flow_is_watched_at_the_pace_of_the_heartbeat() {
     let mut internet = Internet::pair([Nat::None, Nat::None], 1);
