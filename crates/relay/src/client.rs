@@ -174,7 +174,6 @@ async fn open(node: &DerpNode) -> Result<(Box<dyn Stream>, Option<NodeKey>), Con
             dialling.await.map_err(|_| io(io::ErrorKind::TimedOut.into()))?.map_err(io)?
         }
     };
-    stream.set_nodelay(true).map_err(io)?;
     let verified = if node.cert_name.is_empty() || node.cert_name.starts_with(PIN_PREFIX) {
         &node.host_name
     } else {

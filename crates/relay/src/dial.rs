@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -19,6 +20,12 @@ use tokio::time::timeout;
 const STAGGER: Duration = Duration::from_millis(250);
 /// Most addresses of a host that are tried.
 const MAX_ADDRESSES: usize = 8;
+/// How long what was sent may stay unacknowledged. Source: paths.md, section 1.8.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
+/// When a silent connection is asked whether it still stands: a NAT that was restarted knows it no more, and nobody would
+/// notice before the next packet out.
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(5)).with_retries(3);
 /// Longest head of a proxy's answer.
 const HEAD_MAX: usize = 8 << 10;
 /// Port of a proxy whose address does not name one.
@@ -46,6 +53,7 @@ pub fn alternate(found: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAddr>
 }
 
 /// Connects to whichever address answers first; a later one starts when the one before fails or takes 250 ms.
+/// The connection sends at once, and breaks when nothing is acknowledged for 15 s or, at rest, for 45 s.
 ///
 /// # Errors
 /// That of the last address that failed; `AddrNotAvailable` without any address.
@@ -60,13 +68,22 @@ pub async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
             None => Ok(attempts.join_next().await),
         };
         match ended {
-            Ok(Some(Ok(Ok(stream)))) => return Ok(stream),
+            Ok(Some(Ok(Ok(stream)))) => return tuned(stream),
             Ok(Some(Ok(Err(error)))) => failed = error,
             Ok(Some(Err(error))) => failed = io::Error::other(error),
             Ok(None) => return Err(failed),
             Err(_) => {}
         }
     }
+}
+
+/// Lets a connection notice soon that it is dead; messages are small and waited for.
+fn tuned(stream: TcpStream) -> io::Result<TcpStream> {
+    let socket = SockRef::from(&stream);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&KEEPALIVE)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    Ok(stream)
 }
 
 /// Connects to `host`, a name or an address, through the proxy that the environment names for it; `None` if there is

@@ -31,8 +31,6 @@ impl Connector for Network {
                 dial::race(addresses).await.map_err(unreachable)?
             }
         };
-        // Control messages are small and waited for.
-        let _ = stream.set_nodelay(true);
         match url.scheme() {
             Scheme::Http => Ok(Box::new(stream)),
             Scheme::Https => Ok(Box::new(with_tls(stream, url).await?)),

@@ -195,9 +195,10 @@ impl Candidates {
         others.min_by_key(rank).map(|(address, _)| address)
     }
 
-    /// Returns the IPv4 addresses of the Internet among the candidates.
+    /// Returns the IPv4 addresses of the Internet that the server lists: not those that only the peer itself or traffic
+    /// names, which anybody's could be.
     pub(super) fn public_v4(&self) -> impl Iterator<Item = Ipv4Addr> {
-        self.0.iter().filter_map(|candidate| match candidate.address.ip() {
+        self.0.iter().filter(|candidate| candidate.listed).filter_map(|candidate| match candidate.address.ip() {
             IpAddr::V4(ip) => (!ip.is_private() && !ip.is_loopback() && !ip.is_link_local()).then_some(ip),
             IpAddr::V6(_) => None,
         })

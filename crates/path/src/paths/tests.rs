@@ -982,6 +982,11 @@ fn punch_is_heeded_only_from_a_peer_in_use_for_its_own_host() {
     bench.relayed(PEER, &punch("203.0.113.3:0"));
     bench.udp(PEER, "203.0.113.2:9", &punch("203.0.113.2:0"));
     assert_eq!(bench.take_sent(), [], "another peer's host, and not over the relay");
+    // The peer may say that it is there, but no more than a ping goes to where it says.
+    bench.relayed(PEER, &Message::CallMeMaybe(vec![address("203.0.113.3:9")]));
+    bench.take_sent();
+    bench.relayed(PEER, &punch("203.0.113.3:0"));
+    assert_eq!(bench.take_sent(), [], "a host that only the peer names");
     let sprayed = |bench: &mut Bench| {
         for _ in 0..60 {
             bench.advance(Duration::from_millis(100));
