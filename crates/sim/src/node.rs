@@ -234,6 +234,7 @@ impl Node {
                 self.send_udp(0, second, load.clone());
             }
             if let Some(region) = self.links.way_to(&peer, home) {
+                self.links.approach(home, now, &mut self.acts);
                 self.links.send(region, peer, load, now, &mut self.acts);
             }
         }

@@ -109,6 +109,13 @@ impl Links {
         link.waiting.push_back((peer, load));
     }
 
+    /// Connects to the home of a peer that is sent data.
+    pub(super) fn approach(&mut self, home: Option<RegionId>, now: Instant, acts: &mut Vec<Act>) {
+        if let Some(home) = home {
+            self.link(home, now, acts);
+        }
+    }
+
     fn link(&mut self, region: RegionId, now: Instant, acts: &mut Vec<Act>) -> &mut Link {
         let count = &mut self.count;
         self.open.entry(region).or_insert_with(|| {
