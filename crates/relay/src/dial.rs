@@ -25,7 +25,7 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 /// When a silent connection is asked whether it still stands: a NAT that was restarted knows it no more, and nobody would
 /// notice before the next packet out.
 const KEEPALIVE: TcpKeepalive =
-    TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(5)).with_retries(3);
+    TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5)).with_retries(3);
 /// Longest head of a proxy's answer.
 const HEAD_MAX: usize = 8 << 10;
 /// Port of a proxy whose address does not name one.
@@ -53,7 +53,7 @@ pub fn alternate(found: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAddr>
 }
 
 /// Connects to whichever address answers first; a later one starts when the one before fails or takes 250 ms.
-/// The connection sends at once, and breaks when nothing is acknowledged for 15 s or, at rest, for 45 s.
+/// The connection sends at once, and breaks when nothing is acknowledged for 15 s or, at rest, for 30 s.
 ///
 /// # Errors
 /// That of the last address that failed; `AddrNotAvailable` without any address.
