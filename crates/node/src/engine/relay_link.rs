@@ -24,7 +24,7 @@ pub(super) use queue::Kind;
 /// Source: Tailscale `wgengine/magicsock/derp.go`, the reader's backoff.
 const MAX_DELAY: Duration = Duration::from_secs(5);
 /// Age at which the end of a connection is no failure in a row.
-const STEADY: Duration = Duration::from_secs(10);
+const STEADY: Duration = Duration::from_secs(3);
 /// Longest wait between two attempts while a relay restarts, as it said it would.
 const RESTART_DELAY: Duration = Duration::from_millis(400);
 /// How often a connection tells at most that it lives. Source: paths.md 2.3, point 6.
