@@ -100,6 +100,7 @@ pub(super) fn with_node_relayed(context: &Context) -> Result<()> {
 pub(super) fn killed_server(context: &Context) -> Result<()> {
     let mut mixed = mixed(context, "go-killed-server", true)?;
     mixed.alpha.wait_direct("gopher")?;
+    mixed.gopher.wait_direct("page of alpha", &mixed.alpha.host)?;
     let host = mixed.alpha.host.clone();
     let to = mixed.gopher_address.clone();
     let echo = std::thread::spawn(move || host.run("ping").args("-n -q -i 0.05 -c 160").arg(&to).output());

@@ -93,7 +93,9 @@ pub(super) fn killed_node(context: &Context) -> Result<()> {
 pub(super) fn killed_server(context: &Context) -> Result<()> {
     let mut pair = pair(context, "killed-server", |_| Ok(()))?;
     let (beta4, _) = pair.beta.addresses()?;
+    // Either end: what is on its way over the relay when that is killed is lost.
     pair.alpha.wait_direct("beta")?;
+    pair.beta.wait_direct("alpha")?;
     let host = pair.alpha.host.clone();
     let to = beta4.clone();
     let echo = std::thread::spawn(move || host.run("ping").args("-n -q -i 0.05 -c 160").arg(&to).output());

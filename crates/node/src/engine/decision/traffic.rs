@@ -438,13 +438,10 @@ impl Tailnet {
         let ToRelay { peer, bytes } = packet;
         let Some(known) = self.peers.get(&peer) else { return };
         let home = known.home;
-        if let Some(region) = self.relays.way_to(&peer, home) {
-            self.relays.approach(home, now);
-            self.relays.send(region, Kind::Data, peer, bytes, now);
-            return;
-        }
-        // The peer has found us before the server told where it is.
+        let region = self.relays.way_to(&peer, home);
+        // Without a relay the peer has found us before the server told where it is, or the relay is gone.
         let address = match known.slot.path().direct {
+            _ if region.is_some_and(|region| self.relays.is_up(region)) => None,
             // Proved while the packet was on its way here.
             Some(direct) if now <= direct.trusted_until => Some(direct.address),
             // The worker has sent it there already.
@@ -453,6 +450,10 @@ impl Tailnet {
         };
         if let Some(address) = address {
             let _ = self.shared.sockets.load().send(address, &bytes);
+        }
+        if let Some(region) = region {
+            self.relays.approach(home, now);
+            self.relays.send(region, Kind::Data, peer, bytes, now);
         }
     }
 }
