@@ -17,7 +17,6 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::ServerName;
 use rustls_platform_verifier::BuilderVerifierExt as _;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
@@ -27,6 +26,7 @@ use warren_wire::control::{
 };
 use warren_wire::key::NodeKey;
 
+use crate::dial;
 use crate::server::{Admission, Server, now};
 
 /// Time for one question. Source: Tailscale `derp/derpserver`, its admission URL.
@@ -186,7 +186,7 @@ impl AskServer {
         let asking = async {
             // The semaphore is never closed.
             let _turn = self.0.questions.acquire().await.map_err(|_| AskError::Answer)?;
-            let stream = TcpStream::connect((self.0.host.as_str(), self.0.port)).await?;
+            let stream = dial::dial(&self.0.host, self.0.port, self.0.tls.is_some()).await?;
             let Some(tls) = &self.0.tls else { return self.converse(stream, path, &body).await };
             let name = ServerName::try_from(self.0.host.clone()).map_err(|_| AskError::Url(self.0.host.clone()))?;
             self.converse(tls.connect(name, stream).await?, path, &body).await

@@ -86,6 +86,17 @@ fn tuned(stream: TcpStream) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// Connects to `host`, a name or an address: through the proxy that the environment names for it, else straight.
+///
+/// # Errors
+/// Those of [`race`] and of the proxy, or that the name does not resolve.
+pub async fn dial(host: &str, port: u16, is_tls: bool) -> io::Result<TcpStream> {
+    match through_proxy(host, port, is_tls).await {
+        Some(stream) => stream,
+        None => race(alternate(tokio::net::lookup_host((host, port)).await?)).await,
+    }
+}
+
 /// Connects to `host`, a name or an address, through the proxy that the environment names for it; `None` if there is
 /// none. `is_tls` is what will be spoken. The name is left to the proxy to find.
 pub async fn through_proxy(host: &str, port: u16, is_tls: bool) -> Option<io::Result<TcpStream>> {

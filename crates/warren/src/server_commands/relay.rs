@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "URL", required_unless_present = "admit_anybody_for_tests")]
     server: Option<String>,
     /// Name or address by which machines reach this relay.
-    #[arg(long, value_name = "HOST")]
+    #[arg(long, value_name = "HOST", value_parser = host)]
     host: String,
     /// What the relay is called: lower-case letters, digits and dashes.
     #[arg(long, value_name = "NAME", default_value = "relay")]
@@ -87,6 +87,12 @@ impl Admission for Anybody {
     fn admit(&self, _: &NodeKey, _: IpAddr) -> bool {
         true
     }
+}
+
+fn host(text: &str) -> Result<String, String> {
+    let is_fine = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-:".contains(&byte));
+    let is_bounded = (1..=253).contains(&text.len()) && !text.starts_with('.');
+    if is_fine && is_bounded { Ok(text.to_owned()) } else { Err("write a name or an address".to_owned()) }
 }
 
 fn loopback(text: &str) -> Result<SocketAddr, String> {
@@ -209,7 +215,11 @@ impl TlsSource {
     fn read(&self) -> Result<(ServerConfig, Option<String>), Failure> {
         let (chain, key, is_own) = match &self.files {
             Some((chain, key)) => (chain.clone(), key.clone(), true),
-            None => (self.state_dir.join("certificate.pem"), self.state_dir.join("certificate-key.pem"), false),
+            // One for each name that the relay has had: official clients compare it.
+            None => {
+                let file = |what: &str| self.state_dir.join(format!("{what}-{}.pem", self.host));
+                (file("certificate"), file("key"), false)
+            }
         };
         // The key is written first, so that a certificate is never without one.
         if !is_own && !chain.exists() {
