@@ -6,6 +6,7 @@ use crate::run::{build_warren, require_root, root, target};
 use crate::{fuzz, packages};
 use anyhow::{Context, Result, ensure};
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -109,30 +110,43 @@ pub(crate) fn few() -> Result<()> {
     Ok(())
 }
 
-/// Measures what was not measured at this commit, and writes docs/reports/grid.md.
-pub(crate) fn whole() -> Result<()> {
+/// Measures what was not measured at this commit, of all pairs or those with this peer, and writes docs/reports/grid.md.
+///
+/// A pair that cannot be measured is said and left out of the table; the others are still measured.
+///
+/// # Errors
+/// If a pair could not be measured, at the end.
+pub(crate) fn whole(peer: Option<Peer>) -> Result<()> {
     let warren = prepare()?;
     let commit = fuzz::commit()?;
     let file = target().join(format!("grid-{commit}.tsv"));
-    let mut lines = std::fs::read_to_string(&file).unwrap_or_default();
     let mut cells = Vec::new();
-    for pair in all() {
-        let known = lines.lines().find_map(|line| Cell::read(line, pair));
-        let cell = match known {
-            Some(cell) => cell,
-            None => {
-                let cell = Cell::measure(&warren, pair, RUNS)?;
+    let mut failed = Vec::new();
+    for pair in all().into_iter().filter(|pair| peer.is_none_or(|peer| peer == pair.peer)) {
+        let known = std::fs::read_to_string(&file).unwrap_or_default();
+        if let Some(cell) = known.lines().find_map(|line| Cell::read(line, pair)) {
+            cells.push(cell);
+            continue;
+        }
+        match Cell::measure(&warren, pair, RUNS) {
+            Ok(cell) => {
                 println!("{cell}");
-                lines.push_str(&cell.write());
-                std::fs::write(&file, &lines)?;
-                cell
+                // Appended: the two peers may be measured side by side.
+                let mut lines = std::fs::OpenOptions::new().create(true).append(true).open(&file)?;
+                lines.write_all(cell.write().as_bytes())?;
+                cells.push(cell);
             }
-        };
-        cells.push(cell);
+            Err(error) => {
+                println!("{error:#}");
+                failed.push(format!("{error:#}"));
+            }
+        }
     }
     let path = root().join("docs/reports/grid.md");
     std::fs::write(&path, format!("{}\nCommit {commit}.\n", table(&cells)))
-        .with_context(|| format!("cannot write {}", path.display()))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    ensure!(failed.is_empty(), "{} pairs could not be measured:\n{}", failed.len(), failed.join("\n"));
+    Ok(())
 }
 
 fn prepare() -> Result<PathBuf> {
@@ -270,7 +284,7 @@ impl std::fmt::Display for Cell {
 
 /// Puts the two machines in their places, lets them settle, and sends echo requests until the path is direct.
 fn try_once(warren: &Path, pair: Pair) -> Result<Try> {
-    let mut lab = Lab::new("grid", &["server"])?;
+    let mut lab = Lab::new(&format!("grid-{}", pair.peer.word()), &["server"])?;
     let (a, b) = (lab.place("alpha", pair.a)?, lab.place("beta", pair.b)?);
     let server = Server::start_at(warren, &lab.host("server"), "[::]", "server.lab", &[])?;
     let invitation = server.invite(&["--reusable"])?;

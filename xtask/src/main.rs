@@ -67,6 +67,9 @@ enum Command {
         /// Prints one JSON object a cell.
         #[arg(long)]
         json: bool,
+        /// Every pair that was not measured at this commit; writes docs/reports/grid.md.
+        #[arg(long, conflicts_with_all = ["json", "places"])]
+        long: bool,
         /// Only pairs with this place in them, or with these two.
         #[arg(num_args = 0..=2)]
         places: Vec<String>,
@@ -120,7 +123,8 @@ fn main() -> ExitCode {
         Command::Test { long: true } => test::long(),
         Command::Demo { keep } => demo::show(keep),
         Command::E2e { name, list } => e2e::command(name.as_deref(), list),
-        Command::Grid { peer, json, places } => grid::command(peer, &places, json),
+        Command::Grid { peer, long: true, .. } => grid::whole(peer),
+        Command::Grid { peer, json, places, long: false } => grid::command(peer, &places, json),
         Command::Sim { long: true, .. } => sim::many(),
         Command::Sim { seeds, from, seed, trace, idle, nodes, long: false } => {
             sim::command(&sim::Wish { seeds, from, seed, trace, idle, nodes })

@@ -20,6 +20,6 @@ pub(crate) fn all() -> Result<()> {
 pub(crate) fn long() -> Result<()> {
     sim::many()?;
     soak::run()?;
-    grid::whole()?;
+    grid::whole(None)?;
     fuzz::hour()
 }
