@@ -32,6 +32,9 @@ pub use identity::{PeerCredentials, peer_credentials};
 pub use ifname::{IfIndex, IfName, IfNameError};
 pub use netlink::{Changes, DefaultRoutes, Interface, LinkWatch, Netlink, NetlinkError};
 pub use rustix::io::Errno;
-pub use tun::{Tun, TunError, TunRead};
-pub use udp::{BYPASS_MARK, Datagram, Family, Outgoing, RecvBatch, SendReport, UdpSocket};
+pub use tun::{
+    Checksum, MAX_PACKET_BYTES, MAX_PARTS, Offload, SegmentKind, Segments, Tun, TunError, TunOffloads, TunRead,
+    VnetHeader,
+};
+pub use udp::{BYPASS_MARK, Datagram, Family, Outgoing, RecvBatch, Run, SendReport, UdpSocket};
 pub use wait::{Ready, Waker, Watched, poll, poll_many};

@@ -1,15 +1,45 @@
 //! The TUN device.
 
+mod vnet;
+
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
+use rustix::ioctl::{IntegerSetter, Opcode, Setter, Updater, ioctl, opcode};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::ifname::{IfIndex, IfName};
 
-/// Owns a TUN interface: one IP packet per read and per write, no prefix header.
+pub use vnet::{Checksum, SegmentKind, Segments, VnetHeader};
+
+/// Says which offloads a device or socket should have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Offload {
+    /// Those that the kernel has.
+    #[default]
+    Probe,
+    /// None: a packet per call, as an old kernel does it.
+    Off,
+}
+
+/// Tells which offloads a TUN device has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TunOffloads {
+    /// Packets carry a [`VnetHeader`]: those that are written may be super-packets of TCP.
+    pub headers: bool,
+    /// The kernel leaves checksums of packets that are read to the reader.
+    pub checksum: bool,
+    /// The kernel hands over TCP super-packets, of both families.
+    pub tcp: bool,
+    /// Those with the first packet marked CWR, too.
+    pub tcp_ecn: bool,
+    /// The kernel hands over UDP super-packets, and takes them.
+    pub udp: bool,
+}
+
+/// Owns a TUN interface: one IP packet, or one super-packet that stands for several, per read and per write.
 ///
 /// The interface is created by [`Self::open`] and vanishes, with its addresses and routes, when the value is dropped
 /// or the process dies, unless the administrator made it persistent beforehand. Reads and writes never block.
@@ -18,6 +48,7 @@ pub struct Tun {
     fd: OwnedFd,
     name: IfName,
     index: IfIndex,
+    offloads: TunOffloads,
 }
 
 /// Says why a TUN device cannot be had and what to do about it.
@@ -77,8 +108,13 @@ pub enum TunError {
 /// Tells what a read from the device brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TunRead {
-    /// One packet of this many bytes stands at the start of the buffer.
-    Packet(usize),
+    /// A packet stands at the start of the buffer.
+    Packet {
+        /// Its bytes.
+        length: usize,
+        /// What is left to do on it.
+        header: VnetHeader,
+    },
     /// Nothing is waiting; poll for readability.
     Empty,
 }
@@ -88,15 +124,49 @@ const SIOCGIFMTU: Opcode = 0x8921;
 const SIOCSIFMTU: Opcode = 0x8922;
 const IFF_TUN: u16 = 0x0001;
 const IFF_NO_PI: u16 = 0x1000;
+const IFF_VNET_HDR: u16 = 0x4000;
+const TUNSETOFFLOAD: Opcode = opcode::write::<libc::c_uint>(b'T', 208);
+const TUNSETVNETHDRSZ: Opcode = opcode::write::<libc::c_int>(b'T', 216);
+const TUN_F_CSUM: usize = 0x01;
+const TUN_F_TSO4: usize = 0x02;
+const TUN_F_TSO6: usize = 0x04;
+const TUN_F_TSO_ECN: usize = 0x08;
+/// The kernel takes these two together only.
+const TUN_F_USO: usize = 0x20 | 0x40;
+
+/// The largest packet that a read can bring, in bytes: buffers should have this size if there are offloads.
+pub const MAX_PACKET_BYTES: usize = 65_535;
+
+/// The most parts that a packet may be written in.
+pub const MAX_PARTS: usize = 127;
 
 impl Tun {
     /// Opens or creates the interface `name` and sets its MTU in bytes.
     ///
-    /// The interface is left down and without addresses; see [`crate::Netlink`].
+    /// The interface is left down and without addresses; see [`crate::Netlink`]. What [`Self::offloads`] says was
+    /// tried, one after another, and left out where the kernel refused it.
     ///
     /// # Errors
     /// See [`TunError`]; each variant's text tells a user what to do.
-    pub fn open(name: &IfName, mtu_bytes: u16) -> Result<Self, TunError> {
+    pub fn open(name: &IfName, mtu_bytes: u16, offload: Offload) -> Result<Self, TunError> {
+        let (fd, offloads) = match offload {
+            Offload::Probe => Self::create(name, true).or_else(|error| {
+                // A kernel without these headers says the same as about an interface of another kind.
+                let perhaps_without = matches!(error, TunError::OtherKind { .. } | TunError::System { .. });
+                if perhaps_without { Self::create(name, false) } else { Err(error) }
+            })?,
+            Offload::Off => Self::create(name, false)?,
+        };
+        let control = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+            .map_err(|errno| TunError::System { step: "open a control socket", errno })?;
+        let index = rustix::net::netdevice::name_to_index(&control, name.as_str())
+            .map_err(|errno| TunError::System { step: "look up the TUN interface", errno })?;
+        set_mtu(&control, name, mtu_bytes)?;
+        Ok(Self { fd, name: name.clone(), index: IfIndex(index), offloads })
+    }
+
+    /// Opens the device file and attaches it to the interface.
+    fn create(name: &IfName, headers: bool) -> Result<(OwnedFd, TunOffloads), TunError> {
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = rustix::fs::open("/dev/net/tun", flags, Mode::empty()).map_err(|errno| match errno {
             Errno::NOENT | Errno::NODEV | Errno::NXIO | Errno::NOTDIR => TunError::Missing,
@@ -104,19 +174,28 @@ impl Tun {
             errno => TunError::System { step: "open /dev/net/tun", errno },
         })?;
         let mut request = IfReq::new(name);
-        request.set_u16(IFF_TUN | IFF_NO_PI);
+        request.set_u16(IFF_TUN | IFF_NO_PI | if headers { IFF_VNET_HDR } else { 0 });
         request.run::<TUNSETIFF>(fd.as_fd()).map_err(|errno| match errno {
             Errno::PERM | Errno::ACCESS => TunError::CreateDenied { name: name.clone() },
             Errno::BUSY => TunError::Busy { name: name.clone() },
             Errno::INVAL => TunError::OtherKind { name: name.clone() },
             errno => TunError::System { step: "create the TUN interface", errno },
         })?;
-        let control = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
-            .map_err(|errno| TunError::System { step: "open a control socket", errno })?;
-        let index = rustix::net::netdevice::name_to_index(&control, name.as_str())
-            .map_err(|errno| TunError::System { step: "look up the TUN interface", errno })?;
-        set_mtu(&control, name, mtu_bytes)?;
-        Ok(Self { fd, name: name.clone(), index: IfIndex(index) })
+        if !headers {
+            // An interface that outlived another program may still have some.
+            let _ = set_offload(fd.as_fd(), 0);
+            return Ok((fd, TunOffloads::default()));
+        }
+        // The default, unless another program has changed it on an interface that outlived it.
+        set_header_bytes(fd.as_fd())
+            .map_err(|errno| TunError::System { step: "set up the TUN interface's packet headers", errno })?;
+        let offloads = probe(fd.as_fd());
+        Ok((fd, offloads))
+    }
+
+    /// Tells which offloads the device has.
+    pub fn offloads(&self) -> TunOffloads {
+        self.offloads
     }
 
     /// Returns the interface's name.
@@ -129,14 +208,29 @@ impl Tun {
         self.index
     }
 
-    /// Reads one packet into `buffer`, which should be at least as long as the MTU; a longer packet is cut.
+    /// Reads one packet into `buffer`, which should be as long as the MTU, or [`MAX_PACKET_BYTES`] if the device has
+    /// offloads; a longer packet is cut.
     ///
     /// # Errors
     /// Returns the kernel's error, `EBADFD` when the interface was deleted.
     pub fn read(&self, buffer: &mut [u8]) -> Result<TunRead, Errno> {
+        let room = buffer.len();
         loop {
-            return match rustix::io::read(&self.fd, &mut *buffer) {
-                Ok(len) => Ok(TunRead::Packet(len)),
+            let mut header = [0; vnet::HEADER_BYTES];
+            let read = if self.offloads.headers {
+                rustix::io::readv(&self.fd, &mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)])
+            } else {
+                rustix::io::read(&self.fd, &mut *buffer)
+            };
+            return match read {
+                Ok(length) if !self.offloads.headers => Ok(TunRead::Packet { length, header: VnetHeader::default() }),
+                Ok(length) => match VnetHeader::decode(header) {
+                    Some(header) => {
+                        Ok(TunRead::Packet { length: length.saturating_sub(vnet::HEADER_BYTES).min(room), header })
+                    }
+                    // The kernel does not send what was not asked for.
+                    None => continue,
+                },
                 Err(Errno::AGAIN) => Ok(TunRead::Empty),
                 Err(Errno::INTR) => continue,
                 Err(errno) => Err(errno),
@@ -150,14 +244,62 @@ impl Tun {
     /// Returns the kernel's error: `EIO` while the interface is down, `EINVAL` for bytes that are no IP packet,
     /// `EAGAIN` or `ENOBUFS` when the kernel is short of memory. The packet is lost then, as on any link.
     pub fn write(&self, packet: &[u8]) -> Result<(), Errno> {
+        self.write_parts(VnetHeader::default(), &[IoSlice::new(packet)])
+    }
+
+    /// Writes a packet that lies in up to [`MAX_PARTS`] pieces, which the kernel finishes as `header` says.
+    ///
+    /// # Errors
+    /// As [`Self::write`]; `EINVAL`, too, for too many parts, for work that the device does not take, and for a header
+    /// that does not fit to the packet.
+    pub fn write_parts(&self, header: VnetHeader, parts: &[IoSlice<'_>]) -> Result<(), Errno> {
+        if parts.len() > MAX_PARTS {
+            return Err(Errno::INVAL);
+        }
+        let encoded = header.encode();
+        let mut slices = [IoSlice::new(&encoded); MAX_PARTS + 1];
+        for (to, from) in slices.iter_mut().skip(1).zip(parts) {
+            *to = *from;
+        }
+        let first = match (self.offloads.headers, header == VnetHeader::default()) {
+            (true, _) => 0,
+            (false, true) => 1,
+            (false, false) => return Err(Errno::INVAL),
+        };
+        let slices = slices.get(first..=parts.len()).unwrap_or_default();
         loop {
-            return match rustix::io::write(&self.fd, packet) {
+            return match rustix::io::writev(&self.fd, slices) {
                 Ok(_) => Ok(()),
                 Err(Errno::INTR) => continue,
                 Err(errno) => Err(errno),
             };
         }
     }
+}
+
+/// Asks for offloads, the most first, and returns what the kernel gave.
+fn probe(fd: BorrowedFd<'_>) -> TunOffloads {
+    let tcp = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6;
+    let wanted = [tcp | TUN_F_TSO_ECN | TUN_F_USO, tcp | TUN_F_USO, tcp | TUN_F_TSO_ECN, tcp, TUN_F_CSUM, 0];
+    let given = wanted.into_iter().find(|flags| set_offload(fd, *flags).is_ok()).unwrap_or(0);
+    TunOffloads {
+        headers: true,
+        checksum: given & TUN_F_CSUM != 0,
+        tcp: given & TUN_F_TSO4 != 0,
+        tcp_ecn: given & TUN_F_TSO_ECN != 0,
+        udp: given & TUN_F_USO != 0,
+    }
+}
+
+fn set_offload(fd: BorrowedFd<'_>, flags: usize) -> Result<(), Errno> {
+    // SAFETY: TUNSETOFFLOAD takes its argument, a set of flags, by value and touches no memory of ours.
+    unsafe { ioctl(fd, IntegerSetter::<TUNSETOFFLOAD>::new_usize(flags)) }
+}
+
+fn set_header_bytes(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let bytes = libc::c_int::try_from(vnet::HEADER_BYTES).map_err(|_| Errno::INVAL)?;
+    // SAFETY: TUNSETVNETHDRSZ reads one `int` through the pointer, which `Setter` gives for the time of the call.
+    unsafe { ioctl(fd, Setter::<TUNSETVNETHDRSZ, libc::c_int>::new(bytes)) }
 }
 
 impl AsFd for Tun {
@@ -233,11 +375,67 @@ mod tests {
     use super::*;
     use crate::testing::in_own_network;
 
+    /// Needs a kernel of 6.2 or later for all of them.
+    #[test]
+    fn offloads_are_there_unless_they_are_not_wanted() {
+        in_own_network(async || {
+            let name: IfName = "wtest0".parse().unwrap();
+            let tun = Tun::open(&name, 1280, Offload::Off).unwrap();
+            assert_eq!(tun.offloads(), TunOffloads::default());
+            let parts = [IoSlice::new(&[0x45; 20])];
+            let header = VnetHeader { checksum: Some(Checksum { start: 0, offset: 0 }), segments: None };
+            assert_eq!(tun.write_parts(header, &parts), Err(Errno::INVAL));
+            drop(tun);
+            let tun = Tun::open(&name, 1280, Offload::Probe).unwrap();
+            let offloads = tun.offloads();
+            assert!(offloads.headers && offloads.checksum && offloads.tcp, "{offloads:?}");
+            assert_eq!(tun.write_parts(VnetHeader::default(), &parts), Err(Errno::IO), "the device is down");
+            assert_eq!(tun.write_parts(header, &[IoSlice::new(&[]); MAX_PARTS + 1]), Err(Errno::INVAL));
+        });
+    }
+
+    /// What the host sends through the device, in few large packets or in many small ones, and what it gets.
+    async fn datagrams_pass(offload: Offload) -> usize {
+        let name: IfName = "wtest0".parse().unwrap();
+        let tun = Tun::open(&name, 1280, offload).unwrap();
+        let netlink = crate::Netlink::connect().unwrap();
+        netlink.set_up(tun.index()).await.unwrap();
+        netlink.add_address(tun.index(), "192.0.2.1/24".parse().unwrap()).await.unwrap();
+        let socket = crate::UdpSocket::bind(crate::Family::V4, 0).unwrap();
+        let run: Vec<u8> = (0..10_u8).flat_map(|at| [at; 1000]).collect();
+        let report = socket.send_run("192.0.2.2:9".parse().unwrap(), &run, 1000);
+        assert_eq!((report.sent, report.refused), (10, 0));
+        let mut buffer = vec![0; MAX_PACKET_BYTES];
+        let (mut packets, mut bytes) = (0, 0);
+        while let TunRead::Packet { length, header } = tun.read(&mut buffer).unwrap() {
+            // IPv4 and UDP; anything else is the host's own talk about the new interface.
+            if buffer[0] != 0x45 || buffer[9] != 17 {
+                continue;
+            }
+            packets += 1;
+            bytes += length - 28;
+            assert!(header.segments.is_none_or(|segments| segments.kind == SegmentKind::Udp && segments.bytes == 1000));
+        }
+        assert_eq!(bytes, 10_000);
+        packets
+    }
+
+    #[test]
+    fn a_run_of_datagrams_comes_as_one_packet_or_as_many() {
+        in_own_network(async || {
+            assert_eq!(datagrams_pass(Offload::Off).await, 10);
+        });
+        in_own_network(async || {
+            let udp = Tun::open(&"wtest1".parse().unwrap(), 1280, Offload::Probe).unwrap().offloads().udp;
+            assert_eq!(datagrams_pass(Offload::Probe).await, if udp { 1 } else { 10 });
+        });
+    }
+
     #[test]
     fn a_device_is_made_with_name_and_mtu_and_reads_nothing_at_first() {
         in_own_network(async || {
             let name: IfName = "wtest0".parse().unwrap();
-            let tun = Tun::open(&name, 1280).unwrap();
+            let tun = Tun::open(&name, 1280, Offload::Probe).unwrap();
             assert_eq!(tun.name(), &name);
             assert!(tun.index().0 > 0);
             assert_eq!(tun.read(&mut [0; 2048]), Ok(TunRead::Empty));
@@ -251,10 +449,10 @@ mod tests {
     fn a_device_in_use_is_told_apart_from_one_of_another_kind() {
         in_own_network(async || {
             let name: IfName = "wtest0".parse().unwrap();
-            let _held = Tun::open(&name, 1280).unwrap();
-            assert_eq!(Tun::open(&name, 1280).unwrap_err(), TunError::Busy { name });
+            let _held = Tun::open(&name, 1280, Offload::Probe).unwrap();
+            assert_eq!(Tun::open(&name, 1280, Offload::Probe).unwrap_err(), TunError::Busy { name });
             let name: IfName = "lo".parse().unwrap();
-            assert_eq!(Tun::open(&name, 1280).unwrap_err(), TunError::OtherKind { name });
+            assert_eq!(Tun::open(&name, 1280, Offload::Probe).unwrap_err(), TunError::OtherKind { name });
         });
     }
 
@@ -262,7 +460,7 @@ mod tests {
     fn an_impossible_mtu_is_an_error() {
         in_own_network(async || {
             let name: IfName = "wtest0".parse().unwrap();
-            assert!(matches!(Tun::open(&name, 20), Err(TunError::Mtu { mtu_bytes: 20, .. })));
+            assert!(matches!(Tun::open(&name, 20, Offload::Off), Err(TunError::Mtu { mtu_bytes: 20, .. })));
         });
     }
 }

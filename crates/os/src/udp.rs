@@ -1,7 +1,8 @@
 //! UDP sockets that move many datagrams per system call.
 //!
-//! The batch types hide how datagrams travel: today `recvmmsg` and `sendmmsg`, one message per datagram; segmentation
-//! offload can come later behind the same interface, which is why received datagrams are reached only by iteration.
+//! What costs is the walk of each packet through the kernel, not the system call: a run of datagrams of one size to one
+//! address walks once (`UDP_SEGMENT`), and what arrives that way is received at once (`UDP_GRO`). Where the kernel or the
+//! path refuses that, each datagram walks alone, behind the same interface.
 
 use std::fmt;
 use std::io;
@@ -9,10 +10,13 @@ use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 use rustix::net::{SendFlags, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use crate::tun::Offload;
 
 /// The wanted size of each kernel socket buffer in bytes.
 ///
@@ -25,8 +29,18 @@ const SOCKET_BUFFER_BYTES: usize = 7 << 20;
 /// `LinuxBypassMark`.
 pub const BYPASS_MARK: u32 = 0x80000;
 
-/// Datagrams per system call.
+/// Datagrams per system call without offloads.
 const BATCH: usize = 64;
+/// Runs per system call with `UDP_GRO`.
+const RUNS: usize = 8;
+/// The most bytes of a run that is received: what one IP packet can hold.
+const RUN_BYTES: usize = 65_536;
+/// The most datagrams of a run that is sent. Later kernels take twice as many.
+///
+/// Source: Linux 4.18, `include/linux/udp.h`, `UDP_MAX_SEGMENTS`.
+const MAX_SEGMENTS: usize = 64;
+/// The most bytes of a run that is sent: what one IPv4 packet can hold besides its headers.
+const MAX_RUN_BYTES: usize = 65_507;
 
 /// Names an address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,6 +55,10 @@ pub enum Family {
 pub struct UdpSocket {
     socket: Socket,
     local: SocketAddr,
+    /// Whether the kernel receives runs.
+    receives_runs: bool,
+    /// Whether runs are sent as one; the kernel may refuse it at any time.
+    sends_runs: AtomicBool,
 }
 
 /// Holds one datagram to send.
@@ -83,6 +101,14 @@ impl UdpSocket {
     /// # Errors
     /// Returns the kernel's error when the family is not available or no port is free.
     pub fn bind(family: Family, port: u16) -> io::Result<Self> {
+        Self::bind_with(family, port, Offload::Probe)
+    }
+
+    /// Binds likewise, with or without offloads.
+    ///
+    /// # Errors
+    /// As [`Self::bind`].
+    pub fn bind_with(family: Family, port: u16, offload: Offload) -> io::Result<Self> {
         let (domain, any) = match family {
             Family::V4 => (Domain::IPV4, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
             Family::V6 => (Domain::IPV6, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
@@ -102,7 +128,11 @@ impl UdpSocket {
             bound?;
         }
         let local = socket.local_addr()?.as_socket().unwrap_or(SocketAddr::new(any, port));
-        Ok(Self { socket, local })
+        let probe = offload == Offload::Probe;
+        let receives_runs = probe && set_udp_option(&socket, libc::UDP_GRO, 1).is_ok();
+        // Zero leaves single datagrams as they are; the option is there if it can be set.
+        let sends_runs = AtomicBool::new(probe && set_udp_option(&socket, libc::UDP_SEGMENT, 0).is_ok());
+        Ok(Self { socket, local, receives_runs, sends_runs })
     }
 
     /// Binds one socket per family, on the same port if it is free in both.
@@ -111,9 +141,11 @@ impl UdpSocket {
     ///
     /// # Errors
     /// Returns the kernel's error when IPv4 is not available or no port is free.
-    pub fn bind_pair(port: u16) -> io::Result<(Self, Option<Self>)> {
-        let v4 = Self::bind(Family::V4, port)?;
-        let v6 = Self::bind(Family::V6, v4.port()).inspect_err(|error| tracing::debug!(%error, "no IPv6 socket")).ok();
+    pub fn bind_pair(port: u16, offload: Offload) -> io::Result<(Self, Option<Self>)> {
+        let v4 = Self::bind_with(Family::V4, port, offload)?;
+        let v6 = Self::bind_with(Family::V6, v4.port(), offload)
+            .inspect_err(|error| tracing::debug!(%error, "no IPv6 socket"))
+            .ok();
         Ok((v4, v6))
     }
 
@@ -127,21 +159,28 @@ impl UdpSocket {
         self.local.port()
     }
 
-    /// Receives what is waiting, up to the size of `batch`, and returns the number of datagrams.
+    /// Tells whether the kernel receives and sends runs of datagrams as one.
+    pub fn offloads(&self) -> (bool, bool) {
+        (self.receives_runs, self.sends_runs.load(Ordering::Relaxed))
+    }
+
+    /// Receives what is waiting, up to the size of `batch`, and returns the number of runs.
     ///
-    /// 0 means that nothing is waiting: poll for readability. Datagrams longer than a slot are dropped. What the batch
-    /// held before is gone.
+    /// 0 means that nothing is waiting: poll for readability. What the batch held before is gone. Datagrams that do not
+    /// fit are dropped: those longer than 8 KiB if the kernel does not receive runs.
     ///
     /// # Errors
     /// Returns the kernel's error.
     pub fn recv_batch(&self, batch: &mut RecvBatch) -> Result<usize, Errno> {
-        batch.received.clear();
+        batch.runs.clear();
+        let room = batch.buffer.len() / if self.receives_runs { RUNS } else { BATCH };
         let mut names = [EMPTY_NAME; BATCH];
         let mut slices: [libc::iovec; BATCH] = [EMPTY_SLICE; BATCH];
+        let mut controls = [Control::default(); RUNS];
         // SAFETY: all fields of `mmsghdr` are integers and raw pointers, for which zero is a valid value.
         let mut messages: [libc::mmsghdr; BATCH] = unsafe { mem::zeroed() };
         let mut count: libc::c_uint = 0;
-        let slots = batch.buffer.chunks_exact_mut(batch.slot_bytes);
+        let slots = batch.buffer.chunks_exact_mut(room.max(1)).take(BATCH);
         for (((message, slice), name), slot) in messages.iter_mut().zip(&mut slices).zip(&mut names).zip(slots) {
             *slice = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() };
             message.msg_hdr.msg_name = ptr::from_mut(name).cast();
@@ -150,10 +189,17 @@ impl UdpSocket {
             message.msg_hdr.msg_iovlen = 1;
             count += 1;
         }
+        if self.receives_runs {
+            for (message, control) in messages.iter_mut().zip(&mut controls) {
+                message.msg_hdr.msg_control = ptr::from_mut(control).cast();
+                message.msg_hdr.msg_controllen = size_of::<Control>() as _;
+            }
+        }
         let received = loop {
             // SAFETY: the first `count` messages point each to its own name (`NAME_BYTES` long), to its own iovec, and
             // through it to its own chunk of `batch.buffer`, all of which live and are not used otherwise during the
-            // call; no control buffer is given; a null timeout is allowed.
+            // call. Their control buffers are null, or each its own element of `controls` with its size. A null
+            // timeout is allowed.
             let result = unsafe {
                 libc::recvmmsg(self.socket.as_raw_fd(), messages.as_mut_ptr(), count, DONT_WAIT as _, ptr::null_mut())
             };
@@ -168,12 +214,92 @@ impl UdpSocket {
         };
         for (slot, (message, name)) in messages.iter().zip(&names).enumerate().take(received) {
             let truncated = message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
-            let len = (message.msg_len as usize).min(batch.slot_bytes);
+            let length = (message.msg_len as usize).min(room);
+            let segment = controls.get(slot).and_then(Control::segment).unwrap_or(length);
             if let (false, Some(from)) = (truncated, address_of(name)) {
-                batch.received.push(Received { slot, len, from });
+                batch.runs.push(Run { from, start: slot * room, length, segment });
             }
         }
-        Ok(batch.received.len())
+        Ok(batch.runs.len())
+    }
+
+    /// Sends `bytes` as datagrams of `segment` bytes each, the last one shorter if so it comes out, in order.
+    ///
+    /// As many as possible go with one system call and one walk through the kernel. If the kernel says that it cannot do
+    /// that here (a device that makes no checksums, IPsec), each is sent alone from now on; if the path's MTU is too
+    /// small for it, this time. A refused datagram does not stop the ones behind it.
+    pub fn send_run(&self, to: SocketAddr, bytes: &[u8], segment: usize) -> SendReport {
+        let mut report = SendReport::default();
+        if segment == 0 {
+            return report;
+        }
+        let at_once = (MAX_RUN_BYTES / segment).clamp(1, MAX_SEGMENTS) * segment;
+        for run in bytes.chunks(at_once) {
+            if run.len() > segment && self.sends_runs.load(Ordering::Relaxed) {
+                match self.send_segmented(to, run, segment) {
+                    Ok(()) => {
+                        report.sent += run.len().div_ceil(segment);
+                        continue;
+                    }
+                    Err(Errno::AGAIN) => {
+                        report.blocked = true;
+                        return report;
+                    }
+                    Err(Errno::MSGSIZE | Errno::INVAL) => {}
+                    Err(errno @ (Errno::IO | Errno::OPNOTSUPP | Errno::NOPROTOOPT)) => {
+                        tracing::debug!(%errno, "runs of datagrams are sent one by one from now on");
+                        self.sends_runs.store(false, Ordering::Relaxed);
+                    }
+                    // Where none of them can go they need not be tried one by one.
+                    Err(errno) => {
+                        report.refused += run.len().div_ceil(segment);
+                        report.error.get_or_insert(errno);
+                        continue;
+                    }
+                }
+            }
+            for datagram in run.chunks(segment) {
+                match self.send(to, datagram) {
+                    Ok(()) => report.sent += 1,
+                    Err(Errno::AGAIN) => {
+                        report.blocked = true;
+                        return report;
+                    }
+                    Err(errno) => {
+                        report.refused += 1;
+                        report.error.get_or_insert(errno);
+                    }
+                }
+            }
+        }
+        report
+    }
+
+    fn send_segmented(&self, to: SocketAddr, run: &[u8], segment: usize) -> Result<(), Errno> {
+        let name = SockAddr::from(to);
+        let mut slice = libc::iovec { iov_base: run.as_ptr().cast_mut().cast(), iov_len: run.len() };
+        let mut control = Control::segmented(u16::try_from(segment).map_err(|_| Errno::MSGSIZE)?);
+        // SAFETY: all fields of `msghdr` are integers and raw pointers, for which zero is a valid value.
+        let mut message: libc::msghdr = unsafe { mem::zeroed() };
+        message.msg_name = name.as_ptr().cast_mut().cast();
+        message.msg_namelen = name.len();
+        message.msg_iov = &raw mut slice;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut control).cast();
+        message.msg_controllen = Control::SEGMENT_SPACE as _;
+        loop {
+            // SAFETY: the message points to an address, an iovec, through it to `run`, and to a control buffer whose
+            // first `SEGMENT_SPACE` bytes are one whole control message; all live until the call returns. The kernel
+            // only reads through these pointers, so that casting away `const` is sound.
+            let result = unsafe { libc::sendmsg(self.socket.as_raw_fd(), &raw const message, DONT_WAIT) };
+            match result {
+                0.. => return Ok(()),
+                _ => match last_errno() {
+                    Errno::INTR => {}
+                    errno => return Err(errno),
+                },
+            }
+        }
     }
 
     /// Sends the datagrams in order.
@@ -263,37 +389,115 @@ impl AsRawFd for UdpSocket {
     }
 }
 
-/// Owns the memory that datagrams are received into; make one per worker and use it again and again.
+/// Owns the memory that datagrams are received into, 512 KiB; make one per worker and use it again and again.
 #[derive(Debug)]
 pub struct RecvBatch {
     buffer: Vec<u8>,
-    slot_bytes: usize,
-    received: Vec<Received>,
+    runs: Vec<Run>,
 }
 
-#[derive(Debug)]
-struct Received {
-    slot: usize,
-    len: usize,
-    from: SocketAddr,
+/// Tells where in a [`RecvBatch`] datagrams of one sender and one size lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Who sent them.
+    pub from: SocketAddr,
+    /// Where the first begins in the buffer.
+    pub start: usize,
+    /// Bytes of all together.
+    pub length: usize,
+    /// Bytes of each but the last, which may have fewer.
+    pub segment: usize,
+}
+
+impl Run {
+    /// Returns where its datagrams lie, in the order of arrival.
+    pub fn datagrams(&self) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+        let (start, end, segment) = (self.start, self.start + self.length, self.segment.max(1));
+        // An empty datagram is one, too.
+        let count = self.length.div_ceil(segment).max(1);
+        (0..count).map(move |number| start + number * segment).map(move |at| at..(at + segment).min(end))
+    }
 }
 
 impl RecvBatch {
-    /// Makes room for 64 datagrams of up to `slot_bytes` bytes each.
-    pub fn new(slot_bytes: usize) -> Self {
-        let slot_bytes = slot_bytes.max(1);
-        Self { buffer: vec![0; slot_bytes * BATCH], slot_bytes, received: Vec::with_capacity(BATCH) }
+    /// Makes room for a batch.
+    pub fn new() -> Self {
+        Self { buffer: vec![0; RUNS * RUN_BYTES], runs: Vec::with_capacity(BATCH) }
+    }
+
+    /// Returns the runs of the last [`UdpSocket::recv_batch`] in the order of arrival, and the buffer they lie in.
+    pub fn parts(&mut self) -> (&[Run], &mut [u8]) {
+        (&self.runs, &mut self.buffer)
     }
 
     /// Goes through the datagrams of the last [`UdpSocket::recv_batch`] in the order of arrival.
     pub fn datagrams(&mut self) -> impl Iterator<Item = Datagram<'_>> {
-        let mut received = self.received.iter().peekable();
-        let slots = self.buffer.chunks_exact_mut(self.slot_bytes).enumerate();
-        slots.filter_map(move |(at, slot)| {
-            let one = received.next_if(|one| one.slot == at)?;
-            Some(Datagram { from: one.from, bytes: slot.get_mut(..one.len)? })
+        let mut rest: &mut [u8] = &mut self.buffer;
+        let mut at = 0;
+        let places = self.runs.iter().flat_map(|run| run.datagrams().map(|place| (run.from, place)));
+        places.filter_map(move |(from, place)| {
+            // Runs lie in the order of arrival, one behind the other.
+            let tail = mem::take(&mut rest).split_at_mut_checked(place.start - at)?.1;
+            let (bytes, tail) = tail.split_at_mut_checked(place.len())?;
+            at = place.end;
+            rest = tail;
+            Some(Datagram { from, bytes })
         })
     }
+}
+
+impl Default for RecvBatch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Room for one control message with an integer, in the kernel's layout: `struct cmsghdr` and what it is about.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct Control {
+    length: usize,
+    level: libc::c_int,
+    kind: libc::c_int,
+    value: [u8; 8],
+}
+
+impl Control {
+    /// Bytes before the value.
+    const HEAD: usize = size_of::<usize>() + 2 * size_of::<libc::c_int>();
+    /// Bytes that a control message with two bytes takes, its alignment included.
+    const SEGMENT_SPACE: usize = (Self::HEAD + size_of::<u16>()).next_multiple_of(size_of::<usize>());
+
+    /// Asks to cut what is sent into datagrams of this size.
+    fn segmented(segment: u16) -> Self {
+        let [a, b] = segment.to_ne_bytes();
+        Self {
+            length: Self::HEAD + size_of::<u16>(),
+            level: libc::SOL_UDP,
+            kind: libc::UDP_SEGMENT,
+            value: [a, b, 0, 0, 0, 0, 0, 0],
+        }
+    }
+
+    /// Returns the size of the datagrams that were received as one.
+    fn segment(&self) -> Option<usize> {
+        let is_size = self.level == libc::SOL_UDP
+            && self.kind == libc::UDP_GRO
+            && self.length >= Self::HEAD + size_of::<libc::c_int>();
+        let [a, b, c, d, ..] = self.value;
+        usize::try_from(libc::c_int::from_ne_bytes([a, b, c, d])).ok().filter(|size| is_size && *size > 0)
+    }
+}
+
+/// Sets an integer option of UDP.
+fn set_udp_option(socket: &Socket, option: libc::c_int, value: libc::c_int) -> Result<(), Errno> {
+    /// Size of an `int`.
+    const BYTES: libc::socklen_t = 4;
+    const { assert!(size_of::<libc::c_int>() == 4) };
+    // SAFETY: the pointer is to one `int` that lives until the call returns, and `BYTES` is its size; the kernel reads it.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_UDP, option, (&raw const value).cast(), BYTES) };
+    if result == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
 const EMPTY_SLICE: libc::iovec = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };

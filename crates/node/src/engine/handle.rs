@@ -7,7 +7,7 @@ use std::time::Instant;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::{Notify, mpsc, oneshot};
-use warren_os::{LinkWatch, Netlink, NetlinkError, Tun, TunError, Waker};
+use warren_os::{LinkWatch, Netlink, NetlinkError, Offload, Tun, TunError, Waker};
 use warren_wire::key::NodeKey;
 
 use super::decision::{Decision, Machine, Parts};
@@ -70,7 +70,7 @@ pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Pack
             options.interface
         ))
     })?;
-    let tun = Tun::open(&name, MTU_BYTES).map_err(|error| no_tun(&options.interface, &error))?;
+    let tun = Tun::open(&name, MTU_BYTES, Offload::Off).map_err(|error| no_tun(&options.interface, &error))?;
     let sockets = Sockets::bind(options.port).map_err(|error| {
         if error.kind() == io::ErrorKind::AddrInUse {
             StartError::PortBusy(options.port)

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::mpsc;
 use warren_filter::{Filter, PrefixTable};
-use warren_os::{Family, UdpSocket, Waker};
+use warren_os::{Family, Offload, UdpSocket, Waker};
 use warren_path::{Path, SocketId, Via};
 use warren_wg::{Session, SessionTable};
 use warren_wire::control::RegionId;
@@ -183,7 +183,7 @@ impl Sockets {
     /// # Errors
     /// Returns the kernel's answer if neither family can be had.
     pub(super) fn bind(port: u16) -> std::io::Result<Self> {
-        match UdpSocket::bind_pair(port) {
+        match UdpSocket::bind_pair(port, Offload::Probe) {
             Ok((v4, v6)) => Ok(Self { v4: Some(v4), v6 }),
             // A machine without IPv4.
             Err(error) => match UdpSocket::bind(Family::V6, port) {

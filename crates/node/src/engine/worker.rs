@@ -91,7 +91,7 @@ enum End {
 
 impl Worker {
     fn run(mut self) {
-        let mut received = RecvBatch::new(BUFFER_BYTES);
+        let mut received = RecvBatch::new();
         let end = loop {
             if let Err(end) = self.turn(&mut received) {
                 break end;
@@ -183,7 +183,7 @@ impl Worker {
         for (at, buffer) in buffers.iter_mut().enumerate() {
             let Some(room) = buffer.get_mut(HEADROOM..BUFFER_BYTES - TAILROOM) else { break };
             let length = match self.tun.read(room) {
-                Ok(TunRead::Packet(length)) => length,
+                Ok(TunRead::Packet { length, .. }) => length,
                 Ok(TunRead::Empty) => break,
                 // EBADFD: somebody has deleted the interface.
                 Err(errno) => {

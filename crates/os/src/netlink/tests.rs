@@ -7,7 +7,7 @@ fn nets(texts: &[&str]) -> Vec<IpNet> {
 }
 
 fn open(name: &str) -> Tun {
-    Tun::open(&name.parse().unwrap(), 1280).unwrap()
+    Tun::open(&name.parse().unwrap(), 1280, crate::Offload::Off).unwrap()
 }
 
 async fn interface(netlink: &Netlink, index: IfIndex) -> Interface {
@@ -97,7 +97,7 @@ fn a_connected_network_wins_over_the_same_prefix_through_the_tunnel() {
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.send_to(b"x", "192.168.7.9:9").unwrap();
         let mut buffer = [0; 2048];
-        assert!(matches!(lan.read(&mut buffer), Ok(crate::TunRead::Packet(_))));
+        assert!(matches!(lan.read(&mut buffer), Ok(crate::TunRead::Packet { .. })));
         assert!(matches!(tun.read(&mut buffer), Ok(crate::TunRead::Empty)));
     });
 }
@@ -135,7 +135,7 @@ fn packets_flow_between_the_kernel_and_the_device() {
         socket.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
         socket.send_to(b"ping", "100.64.0.9:7").unwrap();
         let mut buffer = [0; 2048];
-        let Ok(crate::TunRead::Packet(len)) = tun.read(&mut buffer) else { panic!("no packet") };
+        let Ok(crate::TunRead::Packet { length: len, .. }) = tun.read(&mut buffer) else { panic!("no packet") };
         let packet = &mut buffer[..len];
         assert_eq!(&packet[12..20], &[100, 64, 0, 7, 100, 64, 0, 9]);
         // Turn it round: swapped addresses and ports leave both checksums right.

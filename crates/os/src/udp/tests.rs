@@ -10,8 +10,8 @@ fn loopback(socket: &UdpSocket) -> SocketAddr {
 }
 
 /// Receives until `want` datagrams have come.
-fn receive(socket: &UdpSocket, want: usize, slot_bytes: usize) -> Vec<(SocketAddr, Vec<u8>)> {
-    let mut batch = RecvBatch::new(slot_bytes);
+fn receive(socket: &UdpSocket, want: usize) -> Vec<(SocketAddr, Vec<u8>)> {
+    let mut batch = RecvBatch::new();
     let mut all = Vec::new();
     while all.len() < want {
         let ready = poll([Some(Watched::readable(socket))], Some(Duration::from_secs(5))).unwrap();
@@ -28,10 +28,10 @@ fn batches_keep_order_and_senders(family: Family) {
     let outgoing: Vec<Outgoing<'_>> = payloads.iter().map(|bytes| Outgoing { to: loopback(&b), bytes }).collect();
     let report = a.send_batch(&outgoing);
     assert_eq!(report, SendReport { sent: 150, ..SendReport::default() });
-    let received = receive(&b, 150, 2048);
+    let received = receive(&b, 150);
     assert!(received.iter().all(|(from, _)| *from == loopback(&a)));
     assert_eq!(received.into_iter().map(|(_, bytes)| bytes).collect::<Vec<_>>(), payloads);
-    assert_eq!(b.recv_batch(&mut RecvBatch::new(64)), Ok(0));
+    assert_eq!(b.recv_batch(&mut RecvBatch::new()), Ok(0));
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn a_taken_port_falls_back_to_a_free_one() {
 
 #[test]
 fn both_families_share_a_port() {
-    let (v4, v6) = UdpSocket::bind_pair(0).unwrap();
+    let (v4, v6) = UdpSocket::bind_pair(0, Offload::Probe).unwrap();
     if let Some(v6) = v6 {
         assert!(v6.local_addr().is_ipv6());
         assert_eq!(v6.port(), v4.port());
@@ -77,7 +77,7 @@ fn a_refused_datagram_does_not_stop_the_ones_behind_it() {
     ];
     let report = a.send_batch(&outgoing);
     assert_eq!((report.sent, report.refused, report.error, report.blocked), (2, 2, Some(Errno::MSGSIZE), false));
-    let received: Vec<Vec<u8>> = receive(&b, 2, 2048).into_iter().map(|(_, bytes)| bytes).collect();
+    let received: Vec<Vec<u8>> = receive(&b, 2).into_iter().map(|(_, bytes)| bytes).collect();
     assert_eq!(received, [b"one".to_vec(), b"two".to_vec()]);
 }
 
@@ -121,13 +121,60 @@ fn a_full_buffer_ends_the_batch_and_what_was_not_tried_can_be_sent_later() {
 
 #[test]
 fn a_datagram_longer_than_a_slot_is_dropped_and_the_next_kept() {
+    let a = UdpSocket::bind(Family::V4, 0).unwrap();
+    let b = UdpSocket::bind_with(Family::V4, 0, Offload::Off).unwrap();
+    for bytes in [vec![1; 9000], vec![2; 100]] {
+        a.send(loopback(&b), &bytes).unwrap();
+    }
+    assert_eq!(receive(&b, 1), [(loopback(&a), vec![2; 100])]);
+}
+
+/// Runs of every shape, from a socket with offloads or without to one with or without.
+fn runs_arrive(from: Offload, to: Offload) {
+    let (a, b) = (UdpSocket::bind_with(Family::V4, 0, from).unwrap(), UdpSocket::bind_with(Family::V4, 0, to).unwrap());
+    for (segment, count, last) in
+        [(96, 1, 96), (96, 200, 1), (1312, 50, 1000), (1312, 49, 1312), (1, 3, 1), (5000, 13, 7)]
+    {
+        let run: Vec<u8> =
+            (0..segment * (count - 1) + last).map(|at| u8::try_from(at / segment % 251).unwrap()).collect();
+        let report = a.send_run(loopback(&b), &run, segment);
+        assert_eq!(report, SendReport { sent: count, ..SendReport::default() }, "{count} of {segment} bytes");
+        let received: Vec<Vec<u8>> = receive(&b, count).into_iter().map(|(_, bytes)| bytes).collect();
+        assert_eq!(received, run.chunks(segment).map(<[u8]>::to_vec).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn runs_arrive_as_they_were_sent_with_offloads_on_both_sides_on_one_and_on_none() {
+    for from in [Offload::Probe, Offload::Off] {
+        for to in [Offload::Probe, Offload::Off] {
+            runs_arrive(from, to);
+        }
+    }
+}
+
+#[test]
+fn a_run_travels_as_one_where_the_kernel_can() {
     let (a, b) = (UdpSocket::bind(Family::V4, 0).unwrap(), UdpSocket::bind(Family::V4, 0).unwrap());
-    let report = a.send_batch(&[
-        Outgoing { to: loopback(&b), bytes: &[1; 101] },
-        Outgoing { to: loopback(&b), bytes: &[2; 100] },
-    ]);
-    assert_eq!(report.sent, 2);
-    assert_eq!(receive(&b, 1, 100), [(loopback(&a), vec![2; 100])]);
+    assert_eq!(a.offloads(), (true, true), "Linux has both since 5.0");
+    assert_eq!(a.send_run(loopback(&b), &[7; 1000], 100).sent, 10);
+    let mut batch = RecvBatch::new();
+    assert!(poll([Some(Watched::readable(&b))], Some(Duration::from_secs(5))).unwrap()[0].readable);
+    assert_eq!(b.recv_batch(&mut batch), Ok(1));
+    assert_eq!(batch.parts().0, [Run { from: loopback(&a), start: 0, length: 1000, segment: 100 }]);
+}
+
+#[test]
+fn what_cannot_go_as_a_run_is_tried_one_by_one() {
+    let (a, b) = (UdpSocket::bind(Family::V4, 0).unwrap(), UdpSocket::bind(Family::V4, 0).unwrap());
+    // Longer than the loopback interface's packets: the kernel cuts nothing into pieces that must be cut again.
+    let report = a.send_run(loopback(&b), &vec![0; 3 * 66_000], 66_000);
+    assert_eq!((report.sent, report.refused, report.error), (0, 3, Some(Errno::MSGSIZE)));
+    let report = a.send_run("[::1]:9".parse().unwrap(), &[0; 300], 100);
+    assert_eq!((report.sent, report.refused), (0, 3));
+    assert_eq!(a.send_run(loopback(&b), &[0; 300], 0), SendReport::default());
+    assert_eq!(a.send_run(loopback(&b), &[], 100), SendReport::default());
+    assert!(a.offloads().1, "that says nothing about other destinations");
 }
 
 #[test]
