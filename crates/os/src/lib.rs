@@ -1,6 +1,6 @@
 //! This machine: TUN device, UDP sockets, addresses, routes, link changes, caller identity, private files.
 //!
-//! The crate knows no protocol. It is the only one of the workspace that may use `unsafe`; every block carries the
+//! The crate knows no protocol. Beside `aead` it is the only one of the workspace that may use `unsafe`; every block carries the
 //! reason why it is sound. Linux only.
 //!
 //! Two kinds of callers use it. Packet workers are plain threads: they [`poll`] a [`Tun`], [`UdpSocket`]s and a

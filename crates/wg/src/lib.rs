@@ -19,7 +19,7 @@ mod session;
 mod table;
 mod tunnels;
 
-pub use session::{HEADROOM, OpenError, Opened, SealError, Session, TAILROOM};
+pub use session::{BATCH, HEADROOM, Incoming, OpenError, Opened, Outgoing, SealError, Session, TAILROOM};
 pub use table::SessionTable;
 pub use tunnels::{Event, Origin, StartError, Transmit, Tunnels};
 

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::aead::{Aad, LessSafeKey};
+use warren_aead as aead;
 use warren_wire::key::NodeKey;
 
-use crate::crypto::{self, Key};
+use crate::crypto::Key;
 use crate::replay::Replay;
 
 /// Bytes that must be free in front of a packet to seal.
@@ -16,7 +16,11 @@ pub const HEADROOM: usize = 16;
 /// Bytes that must be free behind a packet to seal: padding to 16 and the tag.
 pub const TAILROOM: usize = 15 + TAG_BYTES;
 
-const TAG_BYTES: usize = 16;
+/// Packets that are worth to be given to [`Session::seal_batch`] and [`Session::open_batch`] together; a multiple of
+/// it leaves no rest.
+pub const BATCH: usize = aead::LANES;
+
+const TAG_BYTES: usize = aead::TAG_BYTES;
 /// Age at which a session dies.
 pub(crate) const REJECT_AFTER: Duration = Duration::from_secs(180);
 /// Packets after which a session dies.
@@ -67,6 +71,38 @@ pub struct Opened {
     pub confirmed: bool,
 }
 
+/// A packet to seal.
+#[derive(Debug)]
+pub struct Outgoing<'a> {
+    /// The inner packet lies at [`HEADROOM`], with [`TAILROOM`] behind it; the sealed datagram lies at the beginning.
+    pub buffer: &'a mut [u8],
+    /// Before: bytes of the inner packet, 0 for a keep-alive. After: bytes of the datagram.
+    pub length: usize,
+}
+
+/// A transport message to open.
+#[derive(Debug)]
+pub struct Incoming<'a> {
+    /// The whole datagram; the inner packet lies at [`HEADROOM`] afterwards.
+    pub datagram: &'a mut [u8],
+    /// What came out; before, anything.
+    pub opened: Result<Opened, OpenError>,
+}
+
+impl<'a> Incoming<'a> {
+    /// Makes a datagram that is not opened yet.
+    #[must_use]
+    pub const fn new(datagram: &'a mut [u8]) -> Self {
+        Self { datagram, opened: Err(OpenError::Form) }
+    }
+
+    /// Returns the counter; `None` if it is no transport message.
+    fn counter(&self) -> Option<u64> {
+        let [4, 0, 0, 0, _, _, _, _, counter @ ..] = self.datagram.first_chunk::<HEADROOM>()? else { return None };
+        Some(u64::from_le_bytes(*counter))
+    }
+}
+
 /// One session with one peer.
 pub struct Session {
     pub(crate) peer: NodeKey,
@@ -74,8 +110,8 @@ pub struct Session {
     pub(crate) remote_index: u32,
     pub(crate) is_initiator: bool,
     born: Instant,
-    sending: LessSafeKey,
-    receiving: LessSafeKey,
+    sending: aead::Key,
+    receiving: aead::Key,
     counter: AtomicU64,
     // A short critical section of a few instructions; with one worker there is nobody to wait for.
     replay: Mutex<Replay>,
@@ -105,8 +141,8 @@ impl Session {
             remote_index: parts.remote_index,
             is_initiator: parts.is_initiator,
             born: now,
-            sending: crypto::cipher(&parts.sending),
-            receiving: crypto::cipher(&parts.receiving),
+            sending: aead::Key::new(&parts.sending),
+            receiving: aead::Key::new(&parts.receiving),
             counter: AtomicU64::new(0),
             replay: Mutex::new(Replay::new()),
             confirmed: AtomicBool::new(parts.is_initiator),
@@ -137,41 +173,77 @@ impl Session {
     /// # Errors
     /// [`SealError`]; `buffer` holds nothing useful then.
     pub fn seal(&self, buffer: &mut [u8], length: usize, mtu: usize, now: Instant) -> Result<usize, SealError> {
+        let mut packet = Outgoing { buffer, length };
+        self.seal_batch(std::slice::from_mut(&mut packet), mtu, now)?;
+        Ok(packet.length)
+    }
+
+    /// Seals packets as [`Self::seal`] does, all with one run of counters in their order, and sets their lengths.
+    ///
+    /// Many at once take less time each, from a few on; [`BATCH`] says how many.
+    ///
+    /// # Errors
+    /// [`SealError`]; no packet is sealed then, and no counter used.
+    pub fn seal_batch(&self, packets: &mut [Outgoing<'_>], mtu: usize, now: Instant) -> Result<(), SealError> {
         if self.has_expired(now) {
             return Err(SealError::Expired);
         }
         if !self.is_confirmed() {
             return Err(SealError::Unconfirmed);
         }
-        if length > buffer.len() {
-            return Err(SealError::Room);
+        let mut carries_data = false;
+        for packet in &*packets {
+            let room = packet.buffer.len().saturating_sub(HEADROOM + TAG_BYTES);
+            if packet.length > packet.buffer.len()
+                || padded(packet.length, mtu) > room
+                || packet.buffer.len() < HEADROOM + TAG_BYTES
+            {
+                return Err(SealError::Room);
+            }
+            carries_data |= packet.length > 0;
         }
-        let padded = if length >= mtu { length } else { length.next_multiple_of(16).min(mtu) };
-        let datagram = buffer.get_mut(..HEADROOM + padded + TAG_BYTES).ok_or(SealError::Room)?;
-        let counter = self.counter.fetch_add(1, Ordering::Relaxed);
-        if counter >= REJECT_AFTER_MESSAGES {
-            // Undone, so that the counter cannot wrap however often this is tried.
-            self.counter.fetch_sub(1, Ordering::Relaxed);
-            return Err(SealError::Expired);
+        let mut counter = self.take_counters(packets.len())?;
+        for group in packets.chunks_mut(BATCH) {
+            self.seal_group(group, counter, mtu);
+            counter += group.len() as u64;
         }
-        let (header, body) = datagram.split_at_mut_checked(HEADROOM).ok_or(SealError::Room)?;
-        let (plain, tag) = body.split_at_mut_checked(padded).ok_or(SealError::Room)?;
-        plain.get_mut(length..).unwrap_or_default().fill(0);
-        let made = self
-            .sending
-            .seal_in_place_separate_tag(crypto::nonce(counter), Aad::empty(), plain)
-            .map_err(|_| SealError::Room)?;
-        tag.copy_from_slice(made.as_ref());
-        let fields = [4, 0, 0, 0].into_iter().chain(self.remote_index.to_le_bytes()).chain(counter.to_le_bytes());
-        header.iter_mut().zip(fields).for_each(|(to, from)| *to = from);
 
         let at = self.at(now);
         self.last_sent.store(at, Ordering::Relaxed);
         self.unanswered_since.store(0, Ordering::Relaxed);
-        if length > 0 && self.unheard_since.load(Ordering::Relaxed) == 0 {
+        if carries_data && self.unheard_since.load(Ordering::Relaxed) == 0 {
             self.unheard_since.store(at, Ordering::Relaxed);
         }
-        Ok(HEADROOM + padded + TAG_BYTES)
+        Ok(())
+    }
+
+    /// Takes a run of counters that nobody else gets, and returns the first.
+    fn take_counters(&self, count: usize) -> Result<u64, SealError> {
+        // Never beyond the limit, so that it cannot wrap however often and by how many workers this is tried.
+        let after = |first: u64| first.checked_add(count as u64).filter(|next| *next <= REJECT_AFTER_MESSAGES);
+        self.counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after).map_err(|_| SealError::Expired)
+    }
+
+    /// Seals at most [`BATCH`] packets that have the room.
+    fn seal_group(&self, group: &mut [Outgoing<'_>], first: u64, mtu: usize) {
+        let mut texts: [aead::Packet<'_>; BATCH] = Default::default();
+        let count = group.len();
+        for ((text, packet), counter) in texts.iter_mut().zip(group).zip(first..) {
+            let padded = padded(packet.length, mtu);
+            let Some((header, body)) = packet.buffer.split_first_chunk_mut::<HEADROOM>() else { continue };
+            let Some(body) = body.get_mut(..padded + TAG_BYTES) else { continue };
+            if let Some(padding) = body.get_mut(packet.length..padded) {
+                padding.fill(0);
+            }
+            let (head, last) = header.split_at_mut(8);
+            let (kind, index) = head.split_at_mut(4);
+            kind.copy_from_slice(&[4, 0, 0, 0]);
+            index.copy_from_slice(&self.remote_index.to_le_bytes());
+            last.copy_from_slice(&counter.to_le_bytes());
+            packet.length = HEADROOM + padded + TAG_BYTES;
+            *text = aead::Packet::new(counter, body);
+        }
+        self.sending.seal_batch(texts.get_mut(..count).unwrap_or_default());
     }
 
     /// Opens a transport message in place; the inner packet lies at [`HEADROOM`] then.
@@ -179,31 +251,85 @@ impl Session {
     /// # Errors
     /// [`OpenError`].
     pub fn open(&self, datagram: &mut [u8], now: Instant) -> Result<Opened, OpenError> {
-        let (header, body) = datagram.split_first_chunk_mut::<HEADROOM>().ok_or(OpenError::Form)?;
-        let [4, 0, 0, 0, _, _, _, _, c @ ..] = header else { return Err(OpenError::Form) };
-        let counter = u64::from_le_bytes(*c);
-        if self.has_expired(now) || counter >= REJECT_AFTER_MESSAGES {
-            return Err(OpenError::Expired);
+        let mut packet = Incoming::new(datagram);
+        self.open_batch(std::slice::from_mut(&mut packet), now);
+        packet.opened
+    }
+
+    /// Opens transport messages of this session as [`Self::open`] does, in their order, and sets what came out.
+    ///
+    /// Many at once take less time each, from a few on; [`BATCH`] says how many.
+    pub fn open_batch(&self, packets: &mut [Incoming<'_>], now: Instant) {
+        let (mut hears, mut carries_data) = (false, false);
+        for group in packets.chunks_mut(BATCH) {
+            self.open_group(group, now);
+            for opened in group.iter().filter_map(|packet| packet.opened.ok()) {
+                hears = true;
+                carries_data |= opened.length > 0;
+            }
         }
-        if !self.replay.lock().unwrap_or_else(PoisonError::into_inner).may_be_new(counter) {
-            return Err(OpenError::Replay);
+        if hears {
+            let at = self.at(now);
+            self.last_received.store(at, Ordering::Relaxed);
+            self.unheard_since.store(0, Ordering::Relaxed);
+            if carries_data && self.unanswered_since.load(Ordering::Relaxed) == 0 {
+                self.unanswered_since.store(at, Ordering::Relaxed);
+            }
         }
-        let length = self
-            .receiving
-            .open_in_place(crypto::nonce(counter), Aad::empty(), body)
-            .map_err(|_| OpenError::Decrypt)?
-            .len();
-        if !self.replay.lock().unwrap_or_else(PoisonError::into_inner).mark(counter) {
-            return Err(OpenError::Replay);
+    }
+
+    /// Opens at most [`BATCH`] messages.
+    fn open_group(&self, group: &mut [Incoming<'_>], now: Instant) {
+        let has_expired = self.has_expired(now);
+        let mut texts: [aead::Packet<'_>; BATCH] = Default::default();
+        let mut count = 0;
+        {
+            let replay = self.replay.lock().unwrap_or_else(PoisonError::into_inner);
+            for packet in &mut *group {
+                let Some(counter) = packet.counter() else {
+                    packet.opened = Err(OpenError::Form);
+                    continue;
+                };
+                if has_expired || counter >= REJECT_AFTER_MESSAGES {
+                    packet.opened = Err(OpenError::Expired);
+                    continue;
+                }
+                if !replay.may_be_new(counter) {
+                    packet.opened = Err(OpenError::Replay);
+                    continue;
+                }
+                let body = packet.datagram.get_mut(HEADROOM..).unwrap_or_default();
+                let length = body.len().saturating_sub(TAG_BYTES);
+                // Until it is known to be authentic it counts as if it were not.
+                packet.opened = Ok(Opened { length, confirmed: false });
+                if let Some(text) = texts.get_mut(count) {
+                    *text = aead::Packet::new(counter, body);
+                    count += 1;
+                }
+            }
         }
-        let at = self.at(now);
-        self.last_received.store(at, Ordering::Relaxed);
-        self.unheard_since.store(0, Ordering::Relaxed);
-        if length > 0 && self.unanswered_since.load(Ordering::Relaxed) == 0 {
-            self.unanswered_since.store(at, Ordering::Relaxed);
+        let texts = texts.get_mut(..count).unwrap_or_default();
+        self.receiving.open_batch(texts);
+
+        let mut replay = self.replay.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut results = texts.iter().map(|text| {
+            if !text.is_good {
+                return Err(OpenError::Decrypt);
+            }
+            // Once more, for another worker, or a packet of this batch, may have had the same one.
+            if replay.mark(text.counter) { Ok(()) } else { Err(OpenError::Replay) }
+        });
+        let results: [Option<Result<(), OpenError>>; BATCH] = std::array::from_fn(|_| results.next());
+        drop(replay);
+        let candidates = group.iter_mut().filter(|packet| packet.opened.is_ok());
+        for (packet, result) in candidates.zip(results.into_iter().flatten()) {
+            packet.opened = match (packet.opened, result) {
+                (Ok(Opened { length, .. }), Ok(())) => {
+                    Ok(Opened { length, confirmed: !self.confirmed.swap(true, Ordering::Relaxed) })
+                }
+                (_, Err(error)) | (Err(error), _) => Err(error),
+            };
         }
-        let confirmed = !self.confirmed.swap(true, Ordering::Relaxed);
-        Ok(Opened { length, confirmed })
     }
 
     /// Tells whether the peer has shown that it holds the session's keys.
@@ -251,6 +377,11 @@ impl Session {
     pub(crate) fn sealed(&self) -> u64 {
         self.counter.load(Ordering::Relaxed)
     }
+}
+
+/// Bytes of a packet with its padding: to a multiple of 16, but not beyond `mtu`.
+fn padded(length: usize, mtu: usize) -> usize {
+    if length >= mtu { length } else { length.next_multiple_of(16).min(mtu) }
 }
 
 impl fmt::Debug for Session {

@@ -119,6 +119,67 @@ fn packet_that_comes_to_several_workers_is_opened_once() {
 }
 
 #[test]
+fn batch_takes_counters_in_order_and_opens_what_is_new_and_whole() {
+    let (one, two, now) = pair();
+    let mut first = sealed(&one, b"before", 1280, now).unwrap();
+    assert!(two.open(&mut first, now).is_ok());
+    let lengths: Vec<usize> = (0..3 * BATCH + 5).map(|at| at * 37 % 1300).collect();
+    let mut buffers: Vec<Vec<u8>> = lengths.iter().map(|length| vec![9; HEADROOM + length + TAILROOM]).collect();
+    let mut packets: Vec<_> =
+        buffers.iter_mut().zip(&lengths).map(|(buffer, length)| Outgoing { buffer, length: *length }).collect();
+    one.seal_batch(&mut packets, 1280, now).unwrap();
+    let mut datagrams: Vec<Vec<u8>> = packets.iter().map(|packet| packet.buffer[..packet.length].to_vec()).collect();
+    for (datagram, counter) in datagrams.iter().zip(1_u64..) {
+        assert_eq!(datagram[8..16], counter.to_le_bytes());
+    }
+
+    // One changed, one twice, one that was opened before, one that is something else.
+    datagrams[3][20] ^= 1;
+    datagrams[20] = datagrams[19].clone();
+    datagrams[30] = first;
+    datagrams[31] = vec![1, 0, 0, 0];
+    let mut packets: Vec<_> = datagrams.iter_mut().map(|datagram| Incoming::new(datagram)).collect();
+    two.open_batch(&mut packets, now);
+    for (at, (packet, length)) in packets.iter().zip(&lengths).enumerate() {
+        let expected = match at {
+            3 => Err(OpenError::Decrypt),
+            20 | 30 => Err(OpenError::Replay),
+            31 => Err(OpenError::Form),
+            _ => Ok(Opened { length: padded(*length, 1280), confirmed: false }),
+        };
+        assert_eq!(packet.opened, expected, "{at}");
+        if expected.is_ok() {
+            assert!(packet.datagram[HEADROOM..HEADROOM + length].iter().all(|byte| *byte == 9), "{at}");
+        }
+    }
+}
+
+#[test]
+fn batch_that_does_not_fit_uses_no_counter() {
+    let (one, _, now) = pair();
+    let (mut fits, mut small) = ([0; 100], [0; 40]);
+    let mut packets = [Outgoing { buffer: &mut fits, length: 20 }, Outgoing { buffer: &mut small, length: 20 }];
+    assert_eq!(one.seal_batch(&mut packets, 1280, now), Err(SealError::Room));
+    assert_eq!(one.sealed(), 0);
+    one.counter.store(REJECT_AFTER_MESSAGES - 1, Ordering::Relaxed);
+    let mut fits = [[0; 100]; 2];
+    let mut packets = fits.each_mut().map(|buffer| Outgoing { buffer, length: 20 });
+    assert_eq!(one.seal_batch(&mut packets, 1280, now), Err(SealError::Expired));
+    assert_eq!(one.seal_batch(&mut packets[..1], 1280, now), Ok(()));
+}
+
+#[test]
+fn first_packet_of_a_batch_confirms() {
+    let (one, two, now) = pair();
+    let mut datagrams = [(); 3].map(|()| sealed(&one, b"x", 1280, now).unwrap());
+    datagrams[0][17] ^= 1;
+    let mut packets = datagrams.each_mut().map(|datagram| Incoming::new(datagram));
+    two.open_batch(&mut packets, now);
+    let confirmed = packets.map(|packet| packet.opened.map(|opened| opened.confirmed));
+    assert_eq!(confirmed, [Err(OpenError::Decrypt), Ok(true), Ok(false)]);
+}
+
+#[test]
 fn debug_shows_no_key() {
     let (one, _, _) = pair();
     let shown = format!("{one:?}");

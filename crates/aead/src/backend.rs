@@ -1,0 +1,44 @@
+//! Which code does the work.
+
+use std::sync::OnceLock;
+
+/// The environment variable that chooses a back end for the whole process: `aws-lc-rs` turns vector code of our own
+/// off, every other value, or none, leaves the choice to [`Backend::best`].
+pub const SWITCH: &str = "WARREN_AEAD";
+
+/// A way to seal and open batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Backend {
+    /// One packet after another with aws-lc-rs; every machine has it.
+    AwsLc,
+    /// Up to 16 packets at once with AVX-512 and its 52-bit multiplication (Intel from Ice Lake, AMD from Zen 4).
+    /// Batches too small to gain go to aws-lc-rs.
+    Avx512,
+}
+
+impl Backend {
+    /// Tells whether this machine can do it.
+    #[must_use]
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::AwsLc => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512ifma")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx512 => false,
+        }
+    }
+
+    /// Returns the fastest that this machine has, unless [`SWITCH`] says otherwise. Looked up once for the process.
+    #[must_use]
+    pub fn best() -> Self {
+        static BEST: OnceLock<Backend> = OnceLock::new();
+        *BEST.get_or_init(|| {
+            let is_off = std::env::var_os(SWITCH).is_some_and(|value| value == "aws-lc-rs");
+            if !is_off && Self::Avx512.is_available() { Self::Avx512 } else { Self::AwsLc }
+        })
+    }
+}
