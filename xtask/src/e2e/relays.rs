@@ -64,9 +64,11 @@ fn spawn(context: &Context, server: &Server, host: &Host) -> Result<Process> {
     Ok(process)
 }
 
-/// Lets UDP of a machine pass to and from one other alone.
-fn only_udp_with(host: &Host, other: &Host) -> Result<()> {
-    let (file, other) = (host.dir().join(format!("{}-udp.nft", host.name)), &other.address);
+/// Lets UDP of a machine pass to and from some others alone.
+fn only_udp_with(host: &Host, others: &[&Host]) -> Result<()> {
+    let file = host.dir().join(format!("{}-udp.nft", host.name));
+    let others: Vec<&str> = others.iter().map(|other| other.address.as_str()).collect();
+    let other = format!("{{ {} }}", others.join(", "));
     let rules = format!(
         "table inet lab {{\n \
          chain out {{ type filter hook output priority 0; oifname \"eth0\" meta l4proto udp ip daddr != {other} drop; }}\n \
@@ -96,8 +98,8 @@ pub(super) fn homes(context: &Context) -> Result<()> {
     let one = Relay::start(context, &server, lab.host("one"))?;
     let mut two = Relay::start(context, &server, lab.host("two"))?;
     server.policy(&["set", &file.to_string_lossy()])?;
-    only_udp_with(&lab.host("alpha"), &one.host)?;
-    only_udp_with(&lab.host("beta"), &two.host)?;
+    only_udp_with(&lab.host("alpha"), &[&one.host])?;
+    only_udp_with(&lab.host("beta"), &[&two.host])?;
 
     let invitation = server.invite(&["--reusable"])?;
     let (alpha, beta) =
@@ -123,22 +125,90 @@ pub(super) fn homes(context: &Context) -> Result<()> {
 
     // Beta's relay restarts while packets go to beta: those that hang on it are cut no longer than two seconds.
     let host = two.host.clone();
-    let pinging = {
-        let (from, to) = (alpha.host.clone(), beta4.clone());
-        std::thread::spawn(move || from.run("ping").args("-q -i 0.05 -c 200 -W 1").arg(&to).output())
-    };
+    let pinging = Pinging::start(&alpha.host, &beta4, "-i 0.05 -c 200");
     std::thread::sleep(Duration::from_secs(2));
     two.process.signal("TERM")?;
     let stopped = Instant::now();
     two.process.wait_end(PATIENCE)?;
     let drained = stopped.elapsed();
     two.process = spawn(context, &server, &host)?;
-    // `ping` fails only if nothing came back at all.
-    let report = pinging.join().map_err(|_| anyhow::anyhow!("the thread that pings panicked"))??;
-    let lost = lost(&report).with_context(|| format!("no count in {report}"))?;
+    let lost = pinging.lost()?;
     println!("  restart of a relay: drained {} ms, {lost} of 200 pings lost at 50 ms each", drained.as_millis());
     ensure!(lost <= 40, "a restart of the relay cut beta off for {} ms", lost * 50);
     Ok(())
+}
+
+/// Takes the server's own relay and one other away.
+fn without(region: u16) -> String {
+    format!(
+        r#"{{"acls": [{{"action": "accept", "src": ["*"], "dst": ["*:*"]}}],
+        "derpMap": {{"Regions": {{"900": null, "{region}": null}}}}}}"#
+    )
+}
+
+/// The home of both nodes moves three times while they talk over it: because it is taken from them, because another is,
+/// and because the operator removes it. Nothing is lost.
+pub(super) fn moves(context: &Context) -> Result<()> {
+    let lab = Lab::new("moves", &["server", "one", "two", "alpha", "beta"])?;
+    let server = Server::start(&context.warren, &lab.host("server"), &[])?;
+    let one = Relay::start(context, &server, lab.host("one"))?;
+    let two = Relay::start(context, &server, lab.host("two"))?;
+    let policy = |text: &str| -> Result<()> {
+        let file = lab.dir().join("policy.hujson");
+        std::fs::write(&file, text)?;
+        server.policy(&["set", &file.to_string_lossy()]).map(drop)
+    };
+    policy(&without(902))?;
+    for name in ["alpha", "beta"] {
+        only_udp_with(&lab.host(name), &[&one.host, &two.host])?;
+    }
+    let invitation = server.invite(&["--reusable"])?;
+    let nodes = [Node::start(&context.warren, &lab.host("alpha"))?, Node::start(&context.warren, &lab.host("beta"))?];
+    let all_home = |relay: &Relay| -> Result<()> {
+        let at_home = || nodes.iter().all(|node| is_home(node, relay)).then_some(());
+        wait_for(&format!("both to be at home on relay {}", relay.host.name), PATIENCE, at_home)
+    };
+    for node in &nodes {
+        node.up(&invitation, &[])?;
+    }
+    all_home(&one)?;
+    let (alpha, beta4) = (&nodes[0].host, nodes[1].addresses()?.0);
+    wait_for("a first ping over the relay", PATIENCE, || icmp(alpha, &beta4, 1).ok())?;
+
+    let pinging = Pinging::start(alpha, &beta4, "-i 0.02 -c 1500");
+    let before = two.packets()?;
+    policy(&without(901))?;
+    all_home(&two)?;
+    wait_for("the pings to go over relay two", PATIENCE, || {
+        two.packets().ok().filter(|packets| *packets > before + 200)
+    })?;
+    policy(&without(902))?;
+    all_home(&one)?;
+    policy(POLICY)?;
+    std::thread::sleep(Duration::from_secs(2));
+    server.admin(&["relay", "remove", "one"])?;
+    all_home(&two)?;
+    let lost = pinging.lost()?;
+    println!("  three moves of both homes: {lost} of 1500 pings lost at 20 ms each");
+    ensure!(lost == 0, "moves of the home lost {lost} pings");
+    Ok(())
+}
+
+/// Pings that run meanwhile.
+struct Pinging(std::thread::JoinHandle<Result<String>>);
+
+impl Pinging {
+    fn start(from: &Host, to: &str, options: &'static str) -> Self {
+        let (from, to) = (from.clone(), to.to_owned());
+        Self(std::thread::spawn(move || from.run("ping").args(options).args("-q -W 1").arg(&to).output()))
+    }
+
+    /// Waits for the last and returns how many got no answer.
+    fn lost(self) -> Result<u64> {
+        // `ping` fails only if nothing came back at all.
+        let report = self.0.join().map_err(|_| anyhow::anyhow!("the thread that pings panicked"))??;
+        lost(&report).with_context(|| format!("no count in {report}"))
+    }
 }
 
 /// Tells whether a node is at home on a relay.

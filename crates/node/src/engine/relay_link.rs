@@ -46,12 +46,15 @@ pub(super) struct LinkEvent {
 /// What happened on a connection.
 #[derive(Debug)]
 pub(super) enum News {
-    /// It is up.
-    Up,
+    /// It is up, to the relay of this name.
+    Up(String),
     /// It is down, and why; it will be tried again.
     Down(String),
     /// It lives.
-    Alive,
+    Alive {
+        /// It does because a packet came.
+        has_packet: bool,
+    },
     /// Answers [`RelayLink::ping`].
     Pong([u8; 8]),
     /// A peer was heard for the first time on this connection.
@@ -80,14 +83,16 @@ pub(super) struct LinkSetup {
 #[derive(Debug)]
 pub(super) struct RelayLink {
     id: u64,
-    definition: DerpRegion,
+    definition: Arc<DerpRegion>,
     outbox: Arc<Outbox>,
     task: AbortHandle,
 }
 
 /// What waits for the connection, and a bell for it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Outbox {
+    /// The region for the next attempt to connect.
+    region: Mutex<Arc<DerpRegion>>,
     queue: Mutex<Queue>,
     bell: Notify,
     /// What the relay said of its restart; for the next attempts to connect.
@@ -117,10 +122,17 @@ impl RelayLink {
     /// Begins to connect to a region as the holder of `secret`.
     pub(super) fn open(definition: &DerpRegion, secret: Arc<NodeSecret>, setup: LinkSetup) -> Self {
         let id = setup.next.fetch_add(1, Ordering::Relaxed);
-        let outbox = Arc::new(Outbox::default());
-        let runner = Runner { id, region: definition.clone(), secret, setup, outbox: Arc::clone(&outbox), failures: 0 };
+        let definition = Arc::new(definition.clone());
+        let outbox = Arc::new(Outbox {
+            region: Mutex::new(Arc::clone(&definition)),
+            queue: Mutex::default(),
+            bell: Notify::new(),
+            restart: Mutex::default(),
+        });
+        let region = definition.region_id;
+        let runner = Runner { id, region, secret, setup, outbox: Arc::clone(&outbox), failures: 0 };
         let task = tokio::spawn(runner.run()).abort_handle();
-        Self { id, definition: definition.clone(), outbox, task }
+        Self { id, definition, outbox, task }
     }
 
     /// Returns the link's number.
@@ -128,9 +140,17 @@ impl RelayLink {
         self.id
     }
 
-    /// Returns the region as it was described when the link was opened.
+    /// Returns the region as it was described last.
     pub(super) fn definition(&self) -> &DerpRegion {
         &self.definition
+    }
+
+    /// Takes over another description of the region, for the time when the present connection ends.
+    pub(super) fn redefine(&mut self, definition: &DerpRegion) {
+        if *self.definition != *definition {
+            self.definition = Arc::new(definition.clone());
+            *self.outbox.region.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&self.definition);
+        }
     }
 
     /// Sends a packet to a peer, once the connection is up; tells whether an older one was dropped for it.
@@ -155,18 +175,19 @@ impl Drop for RelayLink {
     }
 }
 
-/// Connects to the first relay of a region that can be reached, as the holder of `secret`.
+/// Connects to the first relay of a region that can be reached, in the order of the map, as the holder of `secret`; returns
+/// its name, too.
 ///
 /// # Errors
 /// The last relay's error, [`ConnectError::NoAddress`] if there is none.
 pub(super) async fn connect_any(
     region: &DerpRegion,
     secret: &NodeSecret,
-) -> Result<(ClientReader, ClientWriter), ConnectError> {
+) -> Result<(String, ClientReader, ClientWriter), ConnectError> {
     let mut last = ConnectError::NoAddress(region.region_code.clone());
     for node in region.nodes.iter().filter(|node| !node.stun_only) {
         match connect(node, secret).await {
-            Ok(connection) => return Ok(connection),
+            Ok((reader, writer)) => return Ok((node.name.clone(), reader, writer)),
             Err(error) => last = error,
         }
     }
@@ -178,7 +199,7 @@ pub(super) async fn connect_any(
 /// # Errors
 /// `None` if there is no connection or no answer; set a deadline of your own.
 pub(super) async fn round_trip(region: &DerpRegion, secret: &NodeSecret) -> Option<Duration> {
-    let (mut reader, mut writer) = connect_any(region, secret).await.ok()?;
+    let (_, mut reader, mut writer) = connect_any(region, secret).await.ok()?;
     let data = rand::random();
     let start = now();
     writer.ping(data).await.ok()?;
@@ -198,7 +219,7 @@ impl Drop for AbortOnDrop {
 
 struct Runner {
     id: u64,
-    region: DerpRegion,
+    region: RegionId,
     secret: Arc<NodeSecret>,
     setup: LinkSetup,
     outbox: Arc<Outbox>,
@@ -208,10 +229,11 @@ struct Runner {
 impl Runner {
     async fn run(mut self) {
         loop {
-            let reason = match connect_any(&self.region, &self.secret).await {
-                Ok((reader, writer)) => {
+            let region = Arc::clone(&self.outbox.region.lock().unwrap_or_else(PoisonError::into_inner));
+            let reason = match connect_any(&region, &self.secret).await {
+                Ok((relay, reader, writer)) => {
                     let since = now();
-                    if !self.tell(News::Up).await {
+                    if !self.tell(News::Up(relay)).await {
                         return;
                     }
                     let error = self.serve(reader, writer).await;
@@ -223,7 +245,7 @@ impl Runner {
                 }
                 Err(error) => error.to_string(),
             };
-            tracing::debug!(region = %self.region.region_id, reason, "no connection to the relay");
+            tracing::debug!(region = %self.region, reason, "no connection to the relay");
             if !self.tell(News::Down(reason)).await {
                 return;
             }
@@ -249,7 +271,7 @@ impl Runner {
     }
 
     async fn tell(&self, news: News) -> bool {
-        let event = LinkEvent { region: self.region.region_id, link: self.id, news };
+        let event = LinkEvent { region: self.region, link: self.id, news };
         self.setup.events.send(event).await.is_ok()
     }
 
@@ -259,7 +281,7 @@ impl Runner {
         *self.outbox.restart.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let listener = Listener {
             id: self.id,
-            region: self.region.region_id,
+            region: self.region,
             setup: self.setup.clone(),
             outbox: Arc::clone(&self.outbox),
             heard: HashSet::new(),
@@ -312,7 +334,7 @@ impl Listener {
             let now = now();
             if self.told_alive.is_none_or(|at| now.saturating_duration_since(at) >= ALIVE_SPACING) {
                 self.told_alive = Some(now);
-                self.tell(News::Alive).await;
+                self.tell(News::Alive { has_packet: matches!(received, Received::Packet { .. }) }).await;
             }
             match received {
                 Received::Packet { from, packet } => self.take_packet(from, packet).await,

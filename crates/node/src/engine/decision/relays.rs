@@ -20,6 +20,8 @@ const SWEEP: Duration = Duration::from_secs(15);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Most regions connected to at a time.
 const MAX_LINKS: usize = 64;
+/// How long a connection is kept that the map names no more: peers still send there until the server has told them, too.
+const LINGER: Duration = Duration::from_secs(60);
 
 /// Owns the connections to relays.
 #[derive(Debug)]
@@ -28,6 +30,8 @@ pub(super) struct Relays {
     secret: Arc<NodeSecret>,
     map: Arc<DerpMap>,
     links: BTreeMap<RegionId, Open>,
+    /// Connections to relays that serve their region no more, only listened to until then.
+    leaving: Vec<(RegionId, Open, Instant)>,
     home: Option<RegionId>,
     /// Where peers were heard.
     learned: BTreeMap<NodeKey, RegionId>,
@@ -38,6 +42,10 @@ pub(super) struct Relays {
 struct Open {
     link: RelayLink,
     last_write: Instant,
+    /// When packets were heard, while it is no home any more: whoever sends there does not know better yet.
+    heard_as_former_home: Option<Instant>,
+    /// The map names the region no more; the connection ends then.
+    until: Option<Instant>,
     state: State,
     /// What the relay itself reports.
     health: String,
@@ -48,7 +56,30 @@ struct Open {
 enum State {
     /// Not connected since then, for this reason.
     Down(Instant, String),
-    Up,
+    /// Connected to the relay of this name.
+    Up(String),
+}
+
+impl Open {
+    fn is_up(&self) -> bool {
+        matches!(self.state, State::Up(_))
+    }
+
+    /// Tells whether it is connected to a relay that is as it was in another description of the region.
+    fn is_served_by(&self, region: &DerpRegion) -> bool {
+        let State::Up(name) = &self.state else { return false };
+        let of = |region: &DerpRegion| region.nodes.iter().find(|node| node.name == *name).cloned();
+        of(region).is_some_and(|node| of(self.link.definition()) == Some(node))
+    }
+
+    /// Tells whether there is a use for it besides being the home.
+    fn is_wanted(&self, now: Instant) -> bool {
+        let is_recent = |at: Instant| now.saturating_duration_since(at) < IDLE;
+        match self.until {
+            Some(until) => now < until,
+            None => is_recent(self.last_write) || self.heard_as_former_home.is_some_and(is_recent),
+        }
+    }
 }
 
 impl Relays {
@@ -59,23 +90,43 @@ impl Relays {
             secret,
             map: Arc::new(DerpMap::default()),
             links: BTreeMap::new(),
+            leaving: Vec::new(),
             home: None,
             learned: BTreeMap::new(),
             sweep_at: None,
         }
     }
 
-    /// Takes over a relay map. Connections to regions that changed are closed; tells whether the home was one.
-    pub(super) fn set_map(&mut self, map: Arc<DerpMap>) -> bool {
+    /// Takes over a relay map. Connections stay where their relay does. Those to regions that are no more, and to relays
+    /// that serve their region no more, stay a while, so that nothing is lost that is sent there meanwhile.
+    pub(super) fn set_map(&mut self, map: Arc<DerpMap>, now: Instant) {
         self.map = map;
         let map = Arc::clone(&self.map);
-        let same = |id: &RegionId, open: &Open| region_of(&map, *id) == Some(open.link.definition());
-        self.links.retain(|id, open| same(id, open));
-        let lost = self.home.is_some_and(|home| !self.links.contains_key(&home));
-        if lost {
-            self.home = None;
+        for (id, mut open) in std::mem::take(&mut self.links) {
+            match region_of(&map, id) {
+                Some(region) if open.link.definition() == region || open.is_served_by(region) => {
+                    open.link.redefine(region);
+                    open.until = None;
+                    self.links.insert(id, open);
+                }
+                Some(_) => {
+                    if open.is_up() && self.leaving.len() < MAX_LINKS {
+                        self.leaving.push((id, open, now + LINGER));
+                    }
+                    if let Some(open) = self.home.filter(|home| *home == id).and_then(|home| self.open(home, now)) {
+                        open.link.set_home(true);
+                    }
+                }
+                None if open.is_up() => {
+                    open.link.set_home(false);
+                    open.until.get_or_insert(now + LINGER);
+                    self.links.insert(id, open);
+                }
+                None => {}
+            }
         }
-        lost
+        self.home = self.home.filter(|home| region_of(&map, *home).is_some());
+        self.schedule(now);
     }
 
     /// Returns the relay map.
@@ -105,24 +156,26 @@ impl Relays {
         }
         if let Some(open) = self.home.and_then(|old| self.links.get_mut(&old)) {
             open.link.set_home(false);
-            // It may go once it is idle.
+            // It may go once it is idle and nobody sends there any more.
             open.last_write = now;
+            open.heard_as_former_home = Some(now);
         }
         self.home = Some(home);
         if let Some(open) = self.open(home, now) {
             open.link.set_home(true);
+            open.heard_as_former_home = None;
         }
         self.schedule(now);
     }
 
     /// Returns how many connections are up.
     pub(super) fn connected(&self) -> usize {
-        self.links.values().filter(|open| matches!(open.state, State::Up)).count()
+        self.links.values().filter(|open| open.is_up()).count()
     }
 
     /// Tells whether packets to a region leave at once.
     pub(super) fn is_up(&self, region: RegionId) -> bool {
-        self.links.get(&region).is_some_and(|open| matches!(open.state, State::Up))
+        self.links.get(&region).is_some_and(Open::is_up)
     }
 
     /// Returns the region over which a packet to `peer` goes, whose home is `home` as far as known.
@@ -131,7 +184,8 @@ impl Relays {
     pub(super) fn way_to(&self, peer: &NodeKey, home: Option<RegionId>) -> Option<RegionId> {
         let learned = self.learned.get(peer).copied();
         let ways = [home.filter(|id| self.is_up(*id)), learned.filter(|id| self.is_up(*id)), home, learned];
-        ways.into_iter().flatten().find(|id| self.region(*id).is_some())
+        // A region that the map names no more serves as long as it is connected.
+        ways.into_iter().flatten().find(|id| self.region(*id).is_some() || self.is_up(*id))
     }
 
     /// Sends a packet to `peer` over a region; it waits if the connection is not up.
@@ -165,7 +219,15 @@ impl Relays {
             }
             let link = RelayLink::open(region, Arc::clone(&self.secret), self.setup.clone());
             let state = State::Down(now, "connecting".to_owned());
-            let open = Open { link, last_write: now, state, health: String::new(), pinged: None };
+            let open = Open {
+                link,
+                last_write: now,
+                heard_as_former_home: None,
+                until: None,
+                state,
+                health: String::new(),
+                pinged: None,
+            };
             self.links.insert(id, open);
         }
         self.links.get_mut(&id)
@@ -178,25 +240,37 @@ impl Relays {
 
     /// Tells whether an event is about a link that there still is.
     pub(super) fn is_known(&self, region: RegionId, link: u64) -> bool {
-        self.links.get(&region).is_some_and(|open| open.link.id() == link)
+        let leaving = self.leaving.iter().map(|(_, open, _)| open);
+        self.links.get(&region).into_iter().chain(leaving).any(|open| open.link.id() == link)
     }
 
-    /// Takes note that a connection is up.
-    pub(super) fn handle_up(&mut self, region: RegionId, link: u64) {
+    /// Takes note that a connection to the relay of this name is up.
+    pub(super) fn handle_up(&mut self, region: RegionId, link: u64, relay: String) {
         if let Some(open) = self.known(region, link) {
-            open.state = State::Up;
+            open.state = State::Up(relay);
+        }
+    }
+
+    /// Takes note that packets come over a connection.
+    pub(super) fn handle_packets(&mut self, region: RegionId, link: u64, now: Instant) {
+        if let Some(open) = self.known(region, link) {
+            open.heard_as_former_home = open.heard_as_former_home.map(|_| now);
         }
     }
 
     /// Takes note that a connection is down; tells whether it was up.
     pub(super) fn handle_down(&mut self, region: RegionId, link: u64, reason: String, now: Instant) -> bool {
+        self.leaving.retain(|(_, open, _)| open.link.id() != link);
         let Some(open) = self.known(region, link) else { return false };
         open.health.clear();
         open.pinged = None;
-        let was_up = matches!(open.state, State::Up);
+        let was_up = open.is_up();
         match &mut open.state {
-            State::Up => open.state = State::Down(now, reason),
+            State::Up(_) => open.state = State::Down(now, reason),
             State::Down(_, why) => *why = reason,
+        }
+        if open.until.is_some() {
+            self.links.remove(&region);
         }
         // What was learned on the connection is void.
         self.learned.retain(|_, learned| *learned != region);
@@ -230,7 +304,7 @@ impl Relays {
     /// Asks a region that is connected for a sign of life; false if it is not.
     pub(super) fn ping(&mut self, region: RegionId, data: [u8; 8], now: Instant) -> bool {
         match self.links.get_mut(&region) {
-            Some(open) if matches!(open.state, State::Up) => {
+            Some(open) if open.is_up() => {
                 open.pinged = Some((data, now));
                 open.link.ping(data);
                 true
@@ -249,6 +323,7 @@ impl Relays {
     /// Connects anew everywhere, because the addresses of this machine changed.
     pub(super) fn reconnect(&mut self, now: Instant) {
         self.links.clear();
+        self.leaving.clear();
         self.learned.clear();
         if let Some(home) = self.home.take() {
             self.set_home(home, now);
@@ -263,10 +338,10 @@ impl Relays {
                 State::Down(since, why) if now.saturating_duration_since(*since) >= PATIENCE => {
                     Some(format!("no connection to the relay region {id} {code}: {why}"))
                 }
-                State::Up if !open.health.is_empty() => {
+                State::Up(_) if !open.health.is_empty() => {
                     Some(format!("the relay region {id} {code} says: {}", open.health))
                 }
-                State::Up | State::Down(..) => None,
+                State::Up(_) | State::Down(..) => None,
             }
         })
     }
@@ -277,7 +352,8 @@ impl Relays {
             return;
         }
         let home = self.home;
-        self.links.retain(|id, open| Some(*id) == home || now.saturating_duration_since(open.last_write) < IDLE);
+        self.links.retain(|id, open| Some(*id) == home || open.is_wanted(now));
+        self.leaving.retain(|(_, _, until)| now < *until);
         let links = &self.links;
         self.learned.retain(|_, region| links.contains_key(region));
         self.sweep_at = None;
@@ -292,7 +368,7 @@ impl Relays {
     fn schedule(&mut self, now: Instant) {
         let only_home = self.links.keys().all(|id| Some(*id) == self.home);
         // A home that is down is looked at, too, so that its trouble is told in time.
-        if only_home && self.connected() == self.links.len() {
+        if only_home && self.leaving.is_empty() && self.connected() == self.links.len() {
             self.sweep_at = None;
         } else if self.sweep_at.is_none() {
             self.sweep_at = Some(now + SWEEP);

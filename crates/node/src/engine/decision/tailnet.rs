@@ -161,7 +161,7 @@ impl Tailnet {
     /// Takes over the relay map.
     pub(super) fn set_map(&mut self, map: Arc<DerpMap>, now: Instant) {
         self.measure.netcheck.set_map(&map);
-        self.relays.set_map(map);
+        self.relays.set_map(map, now);
         self.measure.want(warren_path::Kind::Full, now);
         self.drain(now);
     }

@@ -92,8 +92,8 @@ impl Tailnet {
             return;
         }
         match news {
-            News::Up => {
-                self.relays.handle_up(region, link);
+            News::Up(relay) => {
+                self.relays.handle_up(region, link, relay);
                 self.tell_home();
                 self.measure.netcheck.handle_relay_frame(region, now);
             }
@@ -102,7 +102,12 @@ impl Tailnet {
                     self.measure.want(Measurement::Auto, now);
                 }
             }
-            News::Alive => self.measure.netcheck.handle_relay_frame(region, now),
+            News::Alive { has_packet } => {
+                if has_packet {
+                    self.relays.handle_packets(region, link, now);
+                }
+                self.measure.netcheck.handle_relay_frame(region, now);
+            }
             News::Pong(data) => {
                 if let Some(latency) = self.relays.handle_pong(region, link, data, now) {
                     self.measure.netcheck.handle_relay_latency(region, latency, now);

@@ -33,14 +33,15 @@ fn relays(now: Instant) -> (Relays, mpsc::Receiver<LinkEvent>) {
     let (events, heard) = mpsc::channel(64);
     let setup = LinkSetup { shared, relayed: ends.relayed, events, next: Arc::default() };
     let mut relays = Relays::new(setup, Arc::new(NodeSecret::from_bytes([1; 32])));
-    relays.set_map(map(&[(ONE, "one"), (TWO, "two")]));
+    relays.set_map(map(&[(ONE, "one"), (TWO, "two")]), now);
     (relays, heard)
 }
 
 /// Says that the connection to a region, which must have been opened, is up.
 fn connect(relays: &mut Relays, region: RegionId) {
-    let link = relays.links[&region].link.id();
-    relays.handle_up(region, link);
+    let link = &relays.links[&region].link;
+    let (id, relay) = (link.id(), link.definition().nodes[0].name.clone());
+    relays.handle_up(region, id, relay);
 }
 
 fn send(relays: &mut Relays, region: RegionId, now: Instant) {
@@ -102,21 +103,88 @@ async fn only_the_home_stays_connected_without_packets() {
     assert_eq!(relays.poll_timeout(), None, "nothing to do while only the home is connected");
 }
 
+/// Lets time pass until nothing is due any more, a minute and a half at most.
+fn settle(relays: &mut Relays, now: Instant) -> Instant {
+    let mut at = now;
+    while let Some(due) = relays.poll_timeout().filter(|due| *due < now + Duration::from_secs(90)) {
+        assert!(due > at, "no spinning");
+        at = due;
+        relays.handle_timeout(at);
+    }
+    at
+}
+
 #[tokio::test]
-async fn a_changed_map_closes_what_changed_and_nothing_else() {
+async fn a_former_home_is_listened_to_while_peers_send_there() {
     let now = Instant::now();
     let (mut relays, _heard) = relays(now);
     relays.set_home(ONE, now);
+    connect(&mut relays, ONE);
+    let one = relays.links[&ONE].link.id();
+    relays.set_home(TWO, now);
+    connect(&mut relays, TWO);
+    let mut at = now;
+    for _ in 0..60 {
+        at += Duration::from_secs(5);
+        relays.handle_packets(ONE, one, at);
+        relays.handle_timeout(at);
+        assert!(relays.is_up(ONE), "a peer that the server has not told yet would send into the void");
+    }
+    settle(&mut relays, at);
+    assert_eq!(relays.links.keys().copied().collect::<Vec<_>>(), [TWO]);
+}
+
+#[tokio::test]
+async fn a_region_taken_from_the_map_serves_a_while() {
+    let now = Instant::now();
+    let (mut relays, _heard) = relays(now);
+    relays.set_home(ONE, now);
+    connect(&mut relays, ONE);
+    let one = relays.links[&ONE].link.id();
+    relays.set_map(map(&[(TWO, "two")]), now);
+    assert_eq!(relays.home(), None, "another must be chosen");
+    assert_eq!(relays.way_to(&peer(), Some(ONE)), Some(ONE), "the peer is there until we hear otherwise");
+    send(&mut relays, ONE, now);
+    relays.set_home(TWO, now);
+    connect(&mut relays, TWO);
+    assert!(relays.is_known(ONE, one));
+    relays.handle_timeout(now + LINGER - Duration::from_secs(1));
+    assert!(relays.is_known(ONE, one));
+    settle(&mut relays, now);
+    assert_eq!(relays.links.keys().copied().collect::<Vec<_>>(), [TWO]);
+    assert_eq!(relays.way_to(&peer(), Some(ONE)), None);
+
+    // One that is not connected is of no use to anybody.
+    relays.set_home(TWO, now);
     send(&mut relays, TWO, now);
     let two = relays.links[&TWO].link.id();
-    assert!(relays.set_map(map(&[(ONE, "moved"), (TWO, "two")])), "the home has moved");
-    assert_eq!(relays.home(), None);
-    assert!(!relays.links.contains_key(&ONE));
-    assert!(relays.is_known(TWO, two));
-    assert!(!relays.set_map(map(&[(ONE, "moved")])));
+    relays.handle_down(TWO, two, "gone".into(), now);
+    relays.set_map(map(&[(ONE, "one")]), now);
     assert!(relays.links.is_empty());
-    relays.set_home(TWO, now);
-    assert_eq!(relays.home(), None, "there is no such region any more");
+}
+
+#[tokio::test]
+async fn a_changed_region_keeps_connections_to_relays_that_stay() {
+    let now = Instant::now();
+    let (mut relays, _heard) = relays(now);
+    relays.set_home(ONE, now);
+    connect(&mut relays, ONE);
+    send(&mut relays, TWO, now);
+    let (one, two) = (relays.links[&ONE].link.id(), relays.links[&TWO].link.id());
+    let mut more = DerpMap::clone(&map(&[(ONE, "one"), (TWO, "two")]));
+    let second = DerpNode { name: "second".to_owned(), ..more.regions.as_ref().unwrap()[&ONE].nodes[0].clone() };
+    more.regions.as_mut().unwrap().get_mut(&ONE).unwrap().nodes.insert(0, second);
+    relays.set_map(Arc::new(more), now);
+    assert_eq!((relays.home(), relays.links[&ONE].link.id()), (Some(ONE), one));
+    assert_eq!(relays.links[&ONE].link.definition().nodes.len(), 2);
+
+    relays.set_map(map(&[(ONE, "moved"), (TWO, "two")]), now);
+    assert_eq!(relays.home(), Some(ONE));
+    assert_ne!(relays.links[&ONE].link.id(), one, "another relay serves the region");
+    assert!(relays.is_known(ONE, one) && relays.is_known(TWO, two), "the old one is listened to");
+    assert!(!relays.handle_down(ONE, one, "gone".into(), now), "the region is not down with it");
+    assert!(!relays.is_known(ONE, one));
+    assert!(relays.links.contains_key(&ONE));
 }
 
 #[tokio::test]
@@ -125,10 +193,10 @@ async fn events_of_a_dropped_link_are_void() {
     let (mut relays, _heard) = relays(now);
     relays.set_home(ONE, now);
     let old = relays.links[&ONE].link.id();
-    relays.handle_up(ONE, old);
+    relays.handle_up(ONE, old, "one".into());
     relays.reconnect(now);
     assert_eq!((relays.home(), relays.connected()), (Some(ONE), 0));
-    relays.handle_up(ONE, old);
+    relays.handle_up(ONE, old, "one".into());
     assert_eq!(relays.connected(), 0);
     assert!(!relays.is_known(ONE, old));
 }
