@@ -13,6 +13,7 @@
 )]
 
 pub mod admin;
+pub mod aead;
 pub mod control;
 pub mod derp;
 pub mod filter;
@@ -34,6 +35,7 @@ pub type Target = fn(&[u8]);
 /// Every target with its name, by name.
 pub const TARGETS: &[(&str, Target)] = &[
     ("admin_request", admin::request),
+    ("aead_batch", aead::batch),
     ("control_calls", control::calls),
     ("control_map", control::map),
     ("control_register", control::register),

@@ -23,6 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "warren-fuzz",
         &[
+            "warren-aead",
             "warren-wire",
             "warren-wg",
             "warren-filter",

@@ -33,12 +33,12 @@ fn seal_lanes(key: &[u32; 8], packets: &mut [Packet<'_>]) {
     for (span, packet) in spans.iter_mut().zip(packets.iter()) {
         *span = Span { from: 0, to: 1 + text_blocks(packet) };
     }
-    let mut keys = [[0; 4]; LANES];
+    let mut keys = [[0; LANES]; 4];
     run(key, packets, &spans, &mut keys);
-    let tags = poly::tags(&keys, packets);
-    for (packet, made) in packets.iter_mut().zip(tags) {
+    let [low, high] = poly::tags(&keys, packets);
+    for (packet, (low, high)) in packets.iter_mut().zip(low.into_iter().zip(high)) {
         if let Some((_, tag)) = packet.parts() {
-            *tag = made;
+            *tag = zerocopy::transmute!([low.to_le_bytes(), high.to_le_bytes()]);
         }
         packet.is_good = true;
     }
@@ -48,11 +48,14 @@ fn seal_lanes(key: &[u32; 8], packets: &mut [Packet<'_>]) {
 fn open_lanes(key: &[u32; 8], packets: &mut [Packet<'_>]) {
     let mut spans = [Span::default(); LANES];
     spans.iter_mut().zip(packets.iter()).for_each(|(span, _)| *span = Span { from: 0, to: 1 });
-    let mut keys = [[0; 4]; LANES];
+    let mut keys = [[0; LANES]; 4];
     run(key, packets, &spans, &mut keys);
-    let tags = poly::tags(&keys, packets);
-    for (packet, expected) in packets.iter_mut().zip(&tags) {
-        packet.is_good = packet.parts().is_some_and(|(_, tag)| bool::from(tag.ct_eq(expected)));
+    let [low, high] = poly::tags(&keys, packets);
+    for (packet, (low, high)) in packets.iter_mut().zip(low.into_iter().zip(high)) {
+        let Some((_, tag)) = packet.parts() else { continue };
+        let [tag_low, tag_high]: [[u8; 8]; 2] = zerocopy::transmute!(*tag);
+        let difference = (u64::from_le_bytes(tag_low) ^ low) | (u64::from_le_bytes(tag_high) ^ high);
+        packet.is_good = difference.ct_eq(&0).into();
     }
     for (span, packet) in spans.iter_mut().zip(packets.iter_mut()) {
         if packet.is_good {
@@ -87,7 +90,7 @@ fn text_blocks(packet: &Packet<'_>) -> u32 {
 
 /// Makes all blocks of `spans`, 16 at a time, puts those numbered 0 into `keys` and the others over the texts.
 #[target_feature(enable = "avx512f")]
-fn run(key: &[u32; 8], packets: &mut [Packet<'_>], spans: &[Span; LANES], keys: &mut [[u64; 4]; LANES]) {
+fn run(key: &[u32; 8], packets: &mut [Packet<'_>], spans: &[Span; LANES], keys: &mut poly::Keys) {
     let mut next = Place { packet: 0, block: spans[0].from };
     loop {
         let mut places = [Place::default(); LANES];
@@ -120,9 +123,11 @@ fn run(key: &[u32; 8], packets: &mut [Packet<'_>], spans: &[Span; LANES], keys: 
                 let at = (place.block as usize - 1) * BLOCK_BYTES;
                 let text = packet.parts().and_then(|(text, _)| text.get_mut(at..));
                 chacha::xor(text.unwrap_or_default(), *stream);
-            } else if let Some(one_time) = keys.get_mut(place.packet) {
+            } else {
                 let words: [u64; 8] = zerocopy::transmute!(*stream);
-                *one_time = [words[0], words[1], words[2], words[3]];
+                for (key, word) in keys.iter_mut().zip(words) {
+                    key.get_mut(place.packet).into_iter().for_each(|key| *key = word);
+                }
             }
         }
     }

@@ -15,9 +15,11 @@ pub(super) const BLOCK_BYTES: usize = 64;
 pub(super) struct Lanes {
     /// Block counters.
     pub(super) block: [u32; LANES],
+    /// First words of the nonces; zero but for published vectors.
+    pub(super) first: [u32; LANES],
     /// Second words of the nonces.
     pub(super) low: [u32; LANES],
-    /// Third words of the nonces; the first are zero.
+    /// Third words of the nonces.
     pub(super) high: [u32; LANES],
 }
 
@@ -56,7 +58,7 @@ pub(super) fn blocks(key: &[u32; 8], lanes: &Lanes) -> [__m512i; LANES] {
         same(key[6]),
         same(key[7]),
         zerocopy::transmute!(lanes.block),
-        same(0),
+        zerocopy::transmute!(lanes.first),
         zerocopy::transmute!(lanes.low),
         zerocopy::transmute!(lanes.high),
     ];

@@ -14,13 +14,12 @@
 //! which a block adds less than 2⁴⁴. So all factors stay below 2⁵², and sums of 52-bit parts far below 2⁶⁴.
 
 use core::arch::x86_64::{
-    __m512i, _mm512_add_epi64, _mm512_and_si512, _mm512_madd52hi_epu64, _mm512_madd52lo_epu64, _mm512_mask_mov_epi64,
-    _mm512_or_si512, _mm512_set1_epi64, _mm512_setzero_si512, _mm512_slli_epi64, _mm512_srli_epi64,
-    _mm512_unpackhi_epi64, _mm512_unpacklo_epi64,
+    __m512i, _mm512_add_epi64, _mm512_and_si512, _mm512_cmplt_epu64_mask, _mm512_madd52hi_epu64, _mm512_madd52lo_epu64,
+    _mm512_mask_add_epi64, _mm512_mask_and_epi64, _mm512_mask_mov_epi64, _mm512_or_si512, _mm512_set1_epi64,
+    _mm512_setzero_si512, _mm512_slli_epi64, _mm512_srli_epi64, _mm512_test_epi64_mask, _mm512_unpackhi_epi64,
+    _mm512_unpacklo_epi64,
 };
 use std::array;
-
-use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
 use super::chacha::transpose_quarters;
 use crate::key::{LANES, Packet, TAG_BYTES};
@@ -32,38 +31,47 @@ const STEP_BYTES: usize = 64;
 const LOW_44: u64 = (1 << 44) - 1;
 const LOW_42: u64 = (1 << 42) - 1;
 
-/// Computes the codes of packets from their one-time keys.
+/// The one-time keys of the packets, word by word: two words that sums are multiplied with, two that are added at last.
+pub(super) type Keys = [[u64; LANES]; 4];
+
+/// Computes the codes of packets from their one-time keys: lower and upper halves.
 #[target_feature(enable = "avx512f,avx512ifma")]
-pub(super) fn tags(keys: &[[u64; 4]; LANES], packets: &[Packet<'_>]) -> [[u8; TAG_BYTES]; LANES] {
-    let mut texts: [&[u8]; LANES] = [&[]; LANES];
-    for (text, packet) in texts.iter_mut().zip(packets) {
-        *text = packet.buffer.split_last_chunk::<TAG_BYTES>().map_or(&[], |(text, _)| text);
+pub(super) fn tags(keys: &Keys, packets: &[Packet<'_>]) -> [[u64; LANES]; 2] {
+    let text = |packet: &'_ Packet<'_>| packet.buffer.len().saturating_sub(TAG_BYTES);
+    let first_text = packets.first().map_or(&[][..], |packet| packet.buffer.get(..text(packet)).unwrap_or_default());
+    // Lanes without a packet compute that of the first once more.
+    let mut texts = [first_text; LANES];
+    for (to, packet) in texts.iter_mut().zip(packets) {
+        *to = packet.buffer.get(..text(packet)).unwrap_or_default();
     }
-    let (first_texts, second_texts) = halves(&texts);
-    let (first_keys, second_keys) = halves(keys);
-    let mut first = Group::new(first_keys);
-    let shortest = texts.iter().take(packets.len()).map(|text| text.len()).min().unwrap_or_default();
+    let shortest = texts.iter().map(|text| text.len()).min().unwrap_or_default();
     let longest = texts.iter().map(|text| text.len()).max().unwrap_or_default();
+    let [first_texts, second_texts] = halves(&texts);
+    let [first_keys, second_keys] = key_halves(keys);
+    let mut first = Group::new(&first_keys);
     let mut at = 0;
-    let mut tags = [[0; TAG_BYTES]; LANES];
+    let mut tags = [[0; LANES]; 2];
     if packets.len() <= GROUP {
-        // The lanes without a packet compute something that nobody reads.
+        while at + STEP_BYTES <= shortest {
+            for [low, high] in load(first_texts, at) {
+                first.absorb(low, high);
+            }
+            at += STEP_BYTES;
+        }
         while at < longest {
             first.absorb_some(first_texts, at);
             at += STEP_BYTES;
         }
         first.absorb_lengths(first_texts);
     } else {
-        let mut second = Group::new(second_keys);
-        if packets.len() == LANES {
-            while at + STEP_BYTES <= shortest {
-                let (one, two) = (load(first_texts, at), load(second_texts, at));
-                for ([one_low, one_high], [two_low, two_high]) in one.into_iter().zip(two) {
-                    first.absorb(one_low, one_high);
-                    second.absorb(two_low, two_high);
-                }
-                at += STEP_BYTES;
+        let mut second = Group::new(&second_keys);
+        while at + STEP_BYTES <= shortest {
+            let (one, two) = (load(first_texts, at), load(second_texts, at));
+            for ([one_low, one_high], [two_low, two_high]) in one.into_iter().zip(two) {
+                first.absorb(one_low, one_high);
+                second.absorb(two_low, two_high);
             }
+            at += STEP_BYTES;
         }
         while at < longest {
             first.absorb_some(first_texts, at);
@@ -72,19 +80,41 @@ pub(super) fn tags(keys: &[[u64; 4]; LANES], packets: &[Packet<'_>]) -> [[u8; TA
         }
         first.absorb_lengths(first_texts);
         second.absorb_lengths(second_texts);
-        let (_, second_tags) = tags.split_at_mut(GROUP);
-        second_tags.copy_from_slice(&second.finish(second_keys));
+        for (tags, made) in tags.iter_mut().zip(second.finish(&second_keys)) {
+            tags.iter_mut().skip(GROUP).zip(made).for_each(|(tag, made)| *tag = made);
+        }
     }
-    let (first_tags, _) = tags.split_at_mut(GROUP);
-    first_tags.copy_from_slice(&first.finish(first_keys));
+    for (tags, made) in tags.iter_mut().zip(first.finish(&first_keys)) {
+        tags.iter_mut().zip(made).for_each(|(tag, made)| *tag = made);
+    }
     tags
 }
 
 /// Splits what belongs to 16 packets into what belongs to each group.
-fn halves<T>(all: &[T; LANES]) -> (&[T; GROUP], &[T; GROUP]) {
-    let (halves, _) = all.as_chunks::<GROUP>();
-    let [first, second] = halves else { unreachable!("16 are two times 8") };
-    (first, second)
+fn halves<T>(all: &[T; LANES]) -> [&[T; GROUP]; 2] {
+    let (Some(first), Some(second)) = (all.first_chunk(), all.last_chunk()) else { unreachable!("8 of 16") };
+    [first, second]
+}
+
+/// Gives each group the words of its keys.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn key_halves(keys: &Keys) -> [[__m512i; 4]; 2] {
+    let words = [halves(&keys[0]), halves(&keys[1]), halves(&keys[2]), halves(&keys[3])];
+    [
+        [
+            zerocopy::transmute!(*words[0][0]),
+            zerocopy::transmute!(*words[1][0]),
+            zerocopy::transmute!(*words[2][0]),
+            zerocopy::transmute!(*words[3][0]),
+        ],
+        [
+            zerocopy::transmute!(*words[0][1]),
+            zerocopy::transmute!(*words[1][1]),
+            zerocopy::transmute!(*words[2][1]),
+            zerocopy::transmute!(*words[3][1]),
+        ],
+    ]
 }
 
 /// Sum and key of eight packets.
@@ -98,10 +128,11 @@ struct Group {
 impl Group {
     #[target_feature(enable = "avx512f")]
     #[inline]
-    fn new(keys: &[[u64; 4]; GROUP]) -> Self {
-        let low: [u64; GROUP] = array::from_fn(|at| keys.get(at).map_or(0, |key| key[0] & 0x0fff_fffc_0fff_ffff));
-        let high: [u64; GROUP] = array::from_fn(|at| keys.get(at).map_or(0, |key| key[1] & 0x0fff_fffc_0fff_fffc));
-        let key = limbs(zerocopy::transmute!(low), zerocopy::transmute!(high));
+    fn new(key: &[__m512i; 4]) -> Self {
+        // RFC 8439 wants these bits cleared.
+        let low = _mm512_and_si512(key[0], same(0x0fff_fffc_0fff_ffff));
+        let high = _mm512_and_si512(key[1], same(0x0fff_fffc_0fff_fffc));
+        let key = limbs(low, high);
         let folded = [times_20(key[1]), times_20(key[2])];
         Self { sum: [_mm512_setzero_si512(); 3], key, folded }
     }
@@ -110,26 +141,20 @@ impl Group {
     #[target_feature(enable = "avx512f,avx512ifma")]
     #[inline]
     fn absorb_some(&mut self, texts: &[&[u8]; GROUP], at: usize) {
-        let mut padded = [[0; STEP_BYTES]; GROUP];
+        let mut rows = [_mm512_setzero_si512(); GROUP];
         let mut masks = [0_u8; 4];
-        for (lane, (text, padded)) in texts.iter().zip(&mut padded).enumerate() {
+        for (lane, (text, row)) in texts.iter().zip(&mut rows).enumerate() {
             let rest = text.get(at..).unwrap_or_default();
-            let rest = rest.get(..STEP_BYTES).unwrap_or(rest);
-            padded.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
-            for (mask, _) in masks.iter_mut().zip(rest.chunks(TAG_BYTES)) {
-                *mask |= 1 << lane;
+            let blocks = rest.len().div_ceil(TAG_BYTES);
+            masks.iter_mut().take(blocks).for_each(|mask| *mask |= 1 << lane);
+            if let Some(bytes) = rest.first_chunk::<STEP_BYTES>() {
+                *row = zerocopy::transmute!(*bytes);
+            } else if !rest.is_empty() {
+                let mut padded = [0; STEP_BYTES];
+                padded.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+                *row = zerocopy::transmute!(padded);
             }
         }
-        let rows = [
-            zerocopy::transmute!(padded[0]),
-            zerocopy::transmute!(padded[1]),
-            zerocopy::transmute!(padded[2]),
-            zerocopy::transmute!(padded[3]),
-            zerocopy::transmute!(padded[4]),
-            zerocopy::transmute!(padded[5]),
-            zerocopy::transmute!(padded[6]),
-            zerocopy::transmute!(padded[7]),
-        ];
         for ([low, high], mask) in columns(&rows).into_iter().zip(masks) {
             if mask == 0 {
                 return;
@@ -186,63 +211,68 @@ impl Group {
         ];
     }
 
-    /// Reduces the sums, adds the second halves of the keys and returns the codes.
+    /// Reduces the sums modulo 2¹³⁰ − 5, adds the second halves of the keys and returns the codes, both halves.
     #[target_feature(enable = "avx512f")]
     #[inline]
-    fn finish(&self, keys: &[[u64; 4]; GROUP]) -> [[u8; TAG_BYTES]; GROUP] {
-        let h0: [u64; GROUP] = zerocopy::transmute!(self.sum[0]);
-        let h1: [u64; GROUP] = zerocopy::transmute!(self.sum[1]);
-        let h2: [u64; GROUP] = zerocopy::transmute!(self.sum[2]);
-        let mut tags = [[0; TAG_BYTES]; GROUP];
-        for ((tag, key), ((h0, h1), h2)) in tags.iter_mut().zip(keys).zip(h0.into_iter().zip(h1).zip(h2)) {
-            let pad = u128::from(key[2]) | u128::from(key[3]) << 64;
-            *tag = reduced([h0, h1, h2]).wrapping_add(pad).to_le_bytes();
-        }
-        tags
+    fn finish(&self, key: &[__m512i; 4]) -> [[u64; GROUP]; 2] {
+        let [h0, h1, h2] = carried(carried(self.sum));
+        // Limbs are in range now, so this is below 2¹³⁰: it may be too large by the prime, but not by more.
+        let g0 = _mm512_add_epi64(h0, same(5));
+        let g1 = _mm512_add_epi64(h1, _mm512_srli_epi64::<44>(g0));
+        let g2 = _mm512_add_epi64(h2, _mm512_srli_epi64::<44>(g1));
+        let too_large = _mm512_test_epi64_mask(g2, same(1 << 42));
+        let h0 = _mm512_mask_and_epi64(h0, too_large, g0, same(LOW_44));
+        let h1 = _mm512_mask_and_epi64(h1, too_large, g1, same(LOW_44));
+        let h2 = _mm512_mask_and_epi64(h2, too_large, g2, same(LOW_42));
+
+        let low = _mm512_or_si512(h0, _mm512_slli_epi64::<44>(h1));
+        let high = _mm512_or_si512(_mm512_srli_epi64::<20>(h1), _mm512_slli_epi64::<24>(h2));
+        let low = _mm512_add_epi64(low, key[2]);
+        let high = _mm512_add_epi64(high, key[3]);
+        let carry = _mm512_cmplt_epu64_mask(low, key[2]);
+        let high = _mm512_mask_add_epi64(high, carry, high, same(1));
+        [zerocopy::transmute!(low), zerocopy::transmute!(high)]
     }
 }
 
-/// Returns the lower 128 bits of a sum modulo 2¹³⁰ − 5.
-fn reduced(sum: [u64; 3]) -> u128 {
-    let [h0, h1, h2] = carried(carried(sum));
-    // All limbs are in range now, so this is below 2¹³⁰: it may be too large by the prime, but not by more.
-    let g0 = h0 + 5;
-    let g1 = h1 + (g0 >> 44);
-    let g2 = h2 + (g1 >> 44);
-    let too_large = (g2 >> 42).ct_eq(&1);
-    let h0 = u64::conditional_select(&h0, &(g0 & LOW_44), too_large);
-    let h1 = u64::conditional_select(&h1, &(g1 & LOW_44), too_large);
-    let h2 = u64::conditional_select(&h2, &(g2 & LOW_42), too_large);
-    u128::from(h0) | u128::from(h1) << 44 | u128::from(h2) << 88
-}
-
 /// Carries once around; after the second time limbs are in range.
-const fn carried([h0, h1, h2]: [u64; 3]) -> [u64; 3] {
-    let h1 = h1 + (h0 >> 44);
-    let h2 = h2 + (h1 >> 44);
-    let h0 = (h0 & LOW_44) + 5 * (h2 >> 42);
-    let h1 = (h1 & LOW_44) + (h0 >> 44);
-    [h0 & LOW_44, h1, h2 & LOW_42]
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn carried([h0, h1, h2]: [__m512i; 3]) -> [__m512i; 3] {
+    let (low_44, low_42) = (same(LOW_44), same(LOW_42));
+    let h1 = _mm512_add_epi64(h1, _mm512_srli_epi64::<44>(h0));
+    let h2 = _mm512_add_epi64(h2, _mm512_srli_epi64::<44>(h1));
+    let carry = _mm512_srli_epi64::<42>(h2);
+    let five = _mm512_add_epi64(carry, _mm512_slli_epi64::<2>(carry));
+    let h0 = _mm512_add_epi64(_mm512_and_si512(h0, low_44), five);
+    let h1 = _mm512_add_epi64(_mm512_and_si512(h1, low_44), _mm512_srli_epi64::<44>(h0));
+    [_mm512_and_si512(h0, low_44), h1, _mm512_and_si512(h2, low_42)]
 }
 
 /// Loads four blocks of each packet at `at`, where each has 64 bytes: their lower and upper halves, one packet a lane.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn load(texts: &[&[u8]; GROUP], at: usize) -> [[__m512i; 2]; 4] {
-    let row = |text: &[u8]| {
-        let bytes = text.get(at..).and_then(|text| text.first_chunk::<STEP_BYTES>());
-        zerocopy::transmute!(bytes.copied().unwrap_or([0; STEP_BYTES]))
-    };
     columns(&[
-        row(texts[0]),
-        row(texts[1]),
-        row(texts[2]),
-        row(texts[3]),
-        row(texts[4]),
-        row(texts[5]),
-        row(texts[6]),
-        row(texts[7]),
+        row(texts[0], at),
+        row(texts[1], at),
+        row(texts[2], at),
+        row(texts[3], at),
+        row(texts[4], at),
+        row(texts[5], at),
+        row(texts[6], at),
+        row(texts[7], at),
     ])
+}
+
+/// Loads 64 bytes at `at`.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn row(text: &[u8], at: usize) -> __m512i {
+    match text.get(at..).and_then(|rest| rest.first_chunk::<STEP_BYTES>()) {
+        Some(bytes) => zerocopy::transmute!(*bytes),
+        None => _mm512_setzero_si512(),
+    }
 }
 
 /// Turns four blocks of each of eight packets, a packet a vector, into blocks of a packet a lane.
@@ -283,3 +313,6 @@ fn times_20(limb: __m512i) -> __m512i {
 fn same(word: u64) -> __m512i {
     _mm512_set1_epi64(word.cast_signed())
 }
+
+#[cfg(test)]
+mod tests;
