@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use warren_wg::{Event, HEADROOM, Origin, Session, SessionTable, TAILROOM, Tunnels};
+use warren_wg::{Event, HEADROOM, Incoming, Origin, Outgoing, Session, SessionTable, TAILROOM, Tunnels};
 use warren_wire::key::{NodeKey, NodeSecret};
 
 const ORIGIN: Origin = Origin::Udp(SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1));
@@ -22,7 +22,11 @@ fn main() {
     for bytes in [64, 1420] {
         packets(bytes, rounds, count);
     }
+    for bytes in [64, 1420] {
+        batches(bytes, rounds);
+    }
     handshakes(rounds, if is_bench { 20 } else { 2 });
+    flood(if is_bench { 20_000 } else { 300 });
     idle(if is_bench { 10_000 } else { 10 });
 }
 
@@ -131,6 +135,87 @@ fn packets(bytes: usize, rounds: usize, count: u64) {
         println!("{bytes:>6} {what:>8}  {bare:>8.0}  {ours:>9.0}  {:>7.0}  {:>6.3}", ours - bare, ours / bare);
     }
     println!("{bytes:>6} {:>8}  {:>8}  {lookup:>9.0}  (part of open)", "lookup", "");
+}
+
+/// A batch through a session, beside the same packets one by one.
+fn batches(bytes: usize, rounds: usize) {
+    let mut pair = Pair::new();
+    let session = pair.connect();
+    let now = pair.now;
+    let mut buffers = vec![vec![0_u8; HEADROOM + bytes + TAILROOM]; 64];
+    for count in [1, 4, 8, 16, 45, 64] {
+        let mut times: [Vec<f64>; 4] = Default::default();
+        for _ in 0..rounds {
+            for (at, step) in [count, 1].into_iter().enumerate() {
+                let mut lengths = vec![];
+                times[2 * at].push(per_call(1, |_| {
+                    for part in buffers[..count].chunks_mut(step) {
+                        let mut packets: Vec<_> =
+                            part.iter_mut().map(|buffer| Outgoing { buffer, length: bytes }).collect();
+                        session.seal_batch(&mut packets, 65_535, now).unwrap();
+                        lengths.extend(packets.iter().map(|packet| packet.length));
+                    }
+                }));
+                let receiver = pair.tables[1].for_message(&buffers[0]).unwrap();
+                times[2 * at + 1].push(per_call(1, |_| {
+                    for (part, lengths) in buffers[..count].chunks_mut(step).zip(lengths.chunks(step)) {
+                        let datagrams = part.iter_mut().zip(lengths).map(|(buffer, length)| &mut buffer[..*length]);
+                        let mut packets: Vec<_> = datagrams.map(Incoming::new).collect();
+                        receiver.open_batch(&mut packets, now);
+                        assert!(packets.iter().all(|packet| packet.opened.is_ok()));
+                    }
+                }));
+            }
+        }
+        let [seal, open, one_seal, one_open] = times.map(|times| least(times) / count as f64);
+        println!(
+            "{bytes:>6} batch of {count:>2}: seal {seal:>4.0} ns each, {:.2} × one by one; open {open:>4.0} ns, {:.2} ×",
+            one_seal / seal,
+            one_open / open
+        );
+    }
+}
+
+/// What initiations cost a node that nobody in particular sends: the more that can be told before a key agreement, the
+/// less.
+fn flood(count: u64) {
+    let mut pair = Pair::new();
+    pair.connect();
+    let victim = pair.keys[1];
+    // From somebody who knows our key and is no peer: right first codes.
+    let stranger = || {
+        let table = Arc::new(SessionTable::new());
+        let mut node = Tunnels::new(NodeSecret::from_bytes([9; 32]), table, [9; 32], pair.now, Duration::from_secs(1));
+        node.add_peer(victim);
+        node.start_handshake(&victim, pair.now).unwrap();
+        node.poll_transmit().unwrap().bytes
+    };
+    let valid = stranger();
+    let mut invalid = valid.clone();
+    invalid[100] ^= 1;
+    let now = pair.now + Duration::from_secs(10);
+    let node = &mut pair.nodes[1];
+    let mut replies = 0;
+    let mut send = |message: &[u8], count: u64, spread: u64| {
+        per_call(count, |number| {
+            let host = std::net::Ipv4Addr::from_bits(0x0a00_0000 + u32::try_from(number % 60_000).unwrap());
+            // A second apart there is no load.
+            let now = now + Duration::from_millis(spread * number);
+            node.handle_datagram(message, Origin::Udp(SocketAddr::from((host, 1))), now);
+            while black_box(node.poll_transmit()).is_some() {
+                replies += 1;
+            }
+        })
+    };
+    let wrong = send(&invalid, count, 0);
+    let quiet = send(&valid, count.min(2000), 10);
+    send(&valid, 300, 0);
+    let loaded = send(&valid, count, 0);
+    println!("initiation with a wrong code: {wrong:.0} ns; from a stranger at rest: {quiet:.0} ns");
+    println!(
+        "under load: {loaded:.0} ns, {:.0} % of a core at 50,000 a second; {replies} cookie replies",
+        loaded * 5e4 / 1e7
+    );
 }
 
 fn handshakes(rounds: usize, count: u64) {
