@@ -14,11 +14,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, R
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use warren_wire::control::DerpNode;
-use warren_wire::derp::{self, ClientInfo, Frame, FrameError, GoneReason, Reader, ServerInfo};
+use warren_wire::derp::{self, ClientInfo, Frame, FrameError, GoneReason, MeshKey, Reader, ServerInfo};
 use warren_wire::key::{NodeKey, NodeSecret};
 
 use crate::dial;
-use crate::pin::{Demand, Verifier, meta_key};
+use crate::pin::{Demand, Renamed, Verifier, meta_key};
 
 /// Time for the whole of connecting: names, TCP, TLS, upgrade, introductions.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -40,7 +40,7 @@ const TRY_FOR_MAX: Duration = Duration::from_secs(300);
 const PIN_PREFIX: &str = "sha256-raw:";
 
 /// A byte stream to a relay.
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// Says why there is no connection.
@@ -70,9 +70,20 @@ pub enum ConnectError {
     /// It closed the connection after our introduction.
     #[error("the relay {0} does not admit this node")]
     Refused(String),
+    /// A relay that was to be another one of the region is this one.
+    #[error("the relay {0} is this one")]
+    Itself(String),
     /// The system gives no randomness.
     #[error("no randomness: {0}")]
     Random(#[from] getrandom::Error),
+}
+
+/// Who connects.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Who<'a> {
+    pub(crate) secret: &'a NodeSecret,
+    /// Another relay shows it, to one of its region.
+    pub(crate) mesh: Option<&'a MeshKey>,
 }
 
 /// Says why a connection ended.
@@ -125,11 +136,11 @@ pub enum Received {
 }
 
 /// Receives; give it a task of its own, for its methods must not be dropped half way.
-pub struct ClientReader(BufReader<ReadHalf<Box<dyn Stream>>>);
+pub struct ClientReader(pub(crate) BufReader<ReadHalf<Box<dyn Stream>>>);
 
 /// Sends.
 pub struct ClientWriter {
-    stream: WriteHalf<Box<dyn Stream>>,
+    pub(crate) stream: WriteHalf<Box<dyn Stream>>,
     buffer: Vec<u8>,
 }
 
@@ -150,10 +161,15 @@ impl fmt::Debug for ClientWriter {
 /// # Errors
 /// [`ConnectError`]; try again later, or the region's next relay.
 pub async fn connect(node: &DerpNode, secret: &NodeSecret) -> Result<(ClientReader, ClientWriter), ConnectError> {
+    connect_as(node, Who { secret, mesh: None }).await
+}
+
+/// Connects to a relay of the map.
+pub(crate) async fn connect_as(node: &DerpNode, who: Who<'_>) -> Result<(ClientReader, ClientWriter), ConnectError> {
     let name = || node.host_name.clone();
     let connecting = async {
         let (stream, known) = open(node).await?;
-        introduce(stream, secret, known, name).await
+        introduce(stream, who, known, name).await
     };
     timeout(CONNECT_DEADLINE, connecting).await.unwrap_or_else(|_| Err(ConnectError::Deadline(name())))
 }
@@ -174,15 +190,15 @@ async fn open(node: &DerpNode) -> Result<(Box<dyn Stream>, Option<NodeKey>), Con
             dialling.await.map_err(|_| io(io::ErrorKind::TimedOut.into()))?.map_err(io)?
         }
     };
-    let verified = if node.cert_name.is_empty() || node.cert_name.starts_with(PIN_PREFIX) {
-        &node.host_name
-    } else {
-        &node.cert_name
+    let name = |name: &str| {
+        ServerName::try_from(name.to_owned())
+            .map_err(|_| io(io::Error::new(io::ErrorKind::InvalidInput, "the relay's name is none")))
     };
-    let verified = ServerName::try_from(verified.clone())
-        .map_err(|_| io(io::Error::new(io::ErrorKind::InvalidInput, "the relay's name is none")))?;
-    let connector = TlsConnector::from(Arc::new(tls(node)?));
-    let stream = connector.connect(verified, stream).await.map_err(io)?;
+    // A name for the certificate is none to ask for.
+    let is_name = !node.cert_name.is_empty() && !node.cert_name.starts_with(PIN_PREFIX);
+    let certified = is_name.then(|| name(&node.cert_name)).transpose()?;
+    let connector = TlsConnector::from(Arc::new(tls(node, certified)?));
+    let stream = connector.connect(name(&node.host_name)?, stream).await.map_err(io)?;
     let (_, tls) = stream.get_ref();
     // Under TLS 1.2 certificates are not covered by the handshake as a whole.
     let is_covered = tls.protocol_version() == Some(ProtocolVersion::TLSv1_3);
@@ -215,13 +231,18 @@ async fn addresses(node: &DerpNode) -> Vec<SocketAddr> {
     found
 }
 
-fn tls(node: &DerpNode) -> Result<ClientConfig, ConnectError> {
+fn tls(node: &DerpNode, certified: Option<ServerName<'static>>) -> Result<ClientConfig, ConnectError> {
     let provider = Arc::new(default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
     let demand = match node.cert_name.strip_prefix(PIN_PREFIX) {
         Some(pin) => Some(Demand::Pin(pin.to_ascii_lowercase())),
         None => node.insecure_for_tests.then_some(Demand::Nothing),
     };
+    if let (None, Some(name)) = (&demand, certified) {
+        let inner = rustls_platform_verifier::Verifier::new(Arc::clone(&provider))?;
+        let verifier = Arc::new(Renamed { inner: Arc::new(inner), name });
+        return Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth());
+    }
     Ok(match demand {
         Some(demand) => builder
             .dangerous()
@@ -232,9 +253,9 @@ fn tls(node: &DerpNode) -> Result<ClientConfig, ConnectError> {
 }
 
 /// Upgrades and introduces us. With a key that is `known` this is a fast start: one write, no answer but frames.
-async fn introduce(
+pub(crate) async fn introduce(
     stream: Box<dyn Stream>,
-    secret: &NodeSecret,
+    who: Who<'_>,
     known: Option<NodeKey>,
     name: impl Fn() -> String,
 ) -> Result<(ClientReader, ClientWriter), ConnectError> {
@@ -243,8 +264,12 @@ async fn introduce(
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = BufReader::with_capacity(16 << 10, reader);
     let mut bytes = request(&name(), known.is_some());
+    let is_itself = |server: NodeKey| who.mesh.is_some() && server == who.secret.public();
     if let Some(server) = known {
-        introduction(secret, &server, &mut bytes)?.ok_or_else(not_a_relay)?;
+        if is_itself(server) {
+            return Err(ConnectError::Itself(name()));
+        }
+        introduction(who, &server, &mut bytes)?.ok_or_else(not_a_relay)?;
     }
     writer.write_all(&bytes).await.map_err(io)?;
     writer.flush().await.map_err(io)?;
@@ -260,14 +285,17 @@ async fn introduce(
         Some(_) => return Err(not_a_relay()),
         None => {
             bytes.clear();
-            introduction(secret, &server, &mut bytes)?.ok_or_else(not_a_relay)?;
+            if is_itself(server) {
+                return Err(ConnectError::Itself(name()));
+            }
+            introduction(who, &server, &mut bytes)?.ok_or_else(not_a_relay)?;
             writer.write_all(&bytes).await.map_err(io)?;
             writer.flush().await.map_err(io)?;
         }
     }
     let (kind, payload) = read_frame(&mut reader).await.map_err(|_| ConnectError::Refused(name()))?;
     match Frame::decode(kind, &payload) {
-        Ok(Frame::ServerInfo { sealed }) if derp::open_info::<ServerInfo>(sealed, secret, &server).is_some() => {}
+        Ok(Frame::ServerInfo { sealed }) if derp::open_info::<ServerInfo>(sealed, who.secret, &server).is_some() => {}
         _ => return Err(not_a_relay()),
     }
     Ok((ClientReader(reader), ClientWriter { stream: writer, buffer: Vec::new() }))
@@ -279,12 +307,13 @@ fn request(host: &str, is_fast: bool) -> Vec<u8> {
 }
 
 /// Appends our introduction to the relay of key `server`; `None` if that key is of low order.
-fn introduction(secret: &NodeSecret, server: &NodeKey, out: &mut Vec<u8>) -> Result<Option<()>, getrandom::Error> {
+fn introduction(who: Who<'_>, server: &NodeKey, out: &mut Vec<u8>) -> Result<Option<()>, getrandom::Error> {
     let mut nonce = [0; 24];
     getrandom::fill(&mut nonce)?;
-    let info = ClientInfo { version: u32::from(derp::VERSION), can_ack_pings: true, is_prober: false };
-    let sealed = derp::seal_info(&info, secret, server, nonce);
-    Ok(sealed.map(|sealed| Frame::ClientInfo { key: secret.public(), sealed: &sealed }.encode(out)))
+    let version = u32::from(derp::VERSION);
+    let info = ClientInfo { version, can_ack_pings: true, is_prober: false, mesh_key: who.mesh.cloned() };
+    let sealed = derp::seal_info(&info, who.secret, server, nonce);
+    Ok(sealed.map(|sealed| Frame::ClientInfo { key: who.secret.public(), sealed: &sealed }.encode(out)))
 }
 
 /// Reads the head of the answer to the upgrade, byte by byte out of the buffer, and tells whether it is status 101.
@@ -301,7 +330,7 @@ async fn is_switching<R: AsyncRead + Unpin>(reader: &mut BufReader<R>) -> io::Re
     Ok(answer.parse(&head).is_ok() && answer.code == Some(101))
 }
 
-async fn read_frame<R: AsyncRead + Unpin>(reader: &mut R) -> Result<(u8, Vec<u8>), ClientError> {
+pub(crate) async fn read_frame<R: AsyncRead + Unpin>(reader: &mut R) -> Result<(u8, Vec<u8>), ClientError> {
     let mut header = [0; derp::HEADER_BYTES];
     reader.read_exact(&mut header).await?;
     let (kind, length) = derp::parse_header(header, Reader::Client)?;
@@ -315,10 +344,20 @@ impl ClientReader {
     ///
     /// # Errors
     /// [`ClientError`]: the connection is over.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "other frames are signs of life, also those not known yet")]
     pub async fn next(&mut self) -> Result<Received, ClientError> {
-        let (kind, mut payload) =
+        let (kind, payload) =
             timeout(READ_DEADLINE, read_frame(&mut self.0)).await.map_err(|_| ClientError::Silent)??;
+        Ok(Received::of(kind, payload)?)
+    }
+}
+
+impl Received {
+    /// Reads a frame.
+    ///
+    /// # Errors
+    /// [`FrameError`].
+    #[expect(clippy::wildcard_enum_match_arm, reason = "other frames are signs of life, also those not known yet")]
+    pub fn of(kind: u8, mut payload: Vec<u8>) -> Result<Self, FrameError> {
         Ok(match Frame::decode(kind, &payload)? {
             Frame::RecvPacket { from, packet } => {
                 // The packet stays where it was read to.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::hub::Kind;
 
-/// Counts what a relay does. Everything but `connections` only grows.
+/// Counts what a relay does. Everything but `connections` and `mesh_links` only grows.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Connections open now.
@@ -14,6 +14,12 @@ pub struct Counters {
     pub admitted: AtomicU64,
     /// Connections whose key was not admitted.
     pub rejected: AtomicU64,
+    /// Connections to other relays of the region that are up now.
+    pub mesh_links: AtomicU64,
+    /// Packets handed on to another relay of the region.
+    pub forwarded: AtomicU64,
+    /// Packets that another relay of the region handed on to this one.
+    pub received_forwarded: AtomicU64,
     /// Packets put into a queue; disco, then others.
     packets: [AtomicU64; 2],
     /// Bytes of those packets with their frames' heads; disco, then others.
@@ -31,17 +37,33 @@ pub enum DropReason {
     QueueFull,
     /// Its receiver's connection ended while it waited.
     Gone,
+    /// Another relay of the region forwarded it, and nobody of that key is here.
+    UnknownDestinationOnForward,
+    /// It was being written when the connection broke, or did not take it in time.
+    WriteError,
+    /// It waited for a connection that was ended because its key had too many.
+    DuplicateClient,
 }
 
 impl DropReason {
     /// All reasons, in the order of their declaration.
-    pub const ALL: [Self; 3] = [Self::UnknownDestination, Self::QueueFull, Self::Gone];
+    pub const ALL: [Self; 6] = [
+        Self::UnknownDestination,
+        Self::QueueFull,
+        Self::Gone,
+        Self::UnknownDestinationOnForward,
+        Self::WriteError,
+        Self::DuplicateClient,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
             Self::UnknownDestination => "unknown_destination",
             Self::QueueFull => "queue_full",
             Self::Gone => "gone",
+            Self::UnknownDestinationOnForward => "unknown_destination_on_forward",
+            Self::WriteError => "write_error",
+            Self::DuplicateClient => "duplicate_client",
         }
     }
 }
@@ -84,6 +106,9 @@ impl Counters {
         one("connections", "gauge", "", &self.connections);
         one("admitted_total", "counter", "", &self.admitted);
         one("rejected_total", "counter", "", &self.rejected);
+        one("mesh_links", "gauge", "", &self.mesh_links);
+        one("forwarded_total", "counter", "", &self.forwarded);
+        one("received_forwarded_total", "counter", "", &self.received_forwarded);
         for (name, values) in [("packets_total", &self.packets), ("bytes_total", &self.bytes)] {
             for (at, kind) in Kind::ALL.into_iter().enumerate() {
                 let declare = if at == 0 { "counter" } else { "" };

@@ -4,15 +4,18 @@
 //! Each connection has two bounded queues, one for disco, so that bulk traffic cannot starve the messages that lead
 //! away from the relay.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::Ordering;
+mod mesh;
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use warren_wire::derp::{Frame, GoneReason};
+use warren_wire::derp::{Frame, GoneReason, present};
 use warren_wire::disco;
 use warren_wire::key::NodeKey;
 
@@ -26,11 +29,26 @@ const NOTICES: usize = 64;
 /// Peers that are told when a key leaves; a key that writes to more leaves the rest untold.
 const WATCHERS: usize = 1024;
 
+/// Arrivals and departures that one relay of the region may still have to be told; who is that slow must come anew.
+const UPDATES: usize = 1 << 17;
+/// About how many of them go out in one write.
+const UPDATES_AT_ONCE: usize = 512;
+
 /// Everything that a relay knows.
 #[derive(Debug, Default)]
 pub(crate) struct Hub {
-    keys: Mutex<HashMap<NodeKey, Entry>>,
+    state: Mutex<State>,
     pub(crate) counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Who is here.
+    keys: HashMap<NodeKey, Entry>,
+    /// Who is on other relays of the region.
+    remote: HashMap<NodeKey, mesh::Remote>,
+    /// Relays of the region that are told who is here.
+    watching: Vec<Arc<Connection>>,
 }
 
 /// The connections of one key.
@@ -53,6 +71,18 @@ pub(crate) struct Connection {
     pub(crate) closed: CancellationToken,
     /// What the client takes besides the frames that every client takes.
     pub(crate) dialect: Dialect,
+    presence: Presence,
+    /// It was ended because its key had too many.
+    is_surplus: AtomicBool,
+}
+
+/// What other relays of the region are told of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Presence {
+    /// Where it comes from.
+    pub(crate) source: IpAddr,
+    /// Sum of [`present`]'s numbers.
+    pub(crate) flags: u8,
 }
 
 /// Which frames a client understands.
@@ -73,6 +103,10 @@ struct Queues {
     restarting: Option<(Duration, Duration)>,
     disco: Queue,
     data: Queue,
+    /// Arrivals and departures, the last of each key, for another relay.
+    updates: BTreeMap<NodeKey, Option<Presence>>,
+    /// How many packets, disco and others, are in the write that began last.
+    writing: [u64; 2],
     ended: bool,
 }
 
@@ -125,91 +159,136 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Hub {
     /// Adds a connection of `key`, which becomes the active one.
-    pub(crate) fn join(&self, key: NodeKey, closed: CancellationToken, dialect: Dialect) -> Arc<Connection> {
-        let connection = Arc::new(Connection { key, queues: Mutex::default(), wake: Notify::new(), closed, dialect });
-        let mut keys = locked(&self.keys);
-        let connections = &mut keys.entry(key).or_default().connections;
+    pub(crate) fn join(
+        &self,
+        key: NodeKey,
+        closed: CancellationToken,
+        dialect: Dialect,
+        presence: Presence,
+    ) -> Arc<Connection> {
+        let connection = Arc::new(Connection::new(key, closed, dialect, presence));
+        let mut state = locked(&self.state);
+        let connections = &mut state.keys.entry(key).or_default().connections;
         // Those that are ending count, too, until their tasks have ended.
         if let Some(silent) = connections.len().checked_sub(PER_KEY).and_then(|surplus| connections.get(surplus)) {
+            silent.is_surplus.store(true, Ordering::Relaxed);
             silent.closed.cancel();
         }
         connections.push(Arc::clone(&connection));
-        drop(keys);
+        state.announce(key, Some(presence));
+        drop(state);
         self.counters.connections.fetch_add(1, Ordering::Relaxed);
         self.counters.admitted.fetch_add(1, Ordering::Relaxed);
         connection
     }
 
-    /// Removes a connection; when it was the last of its key, tells those who were sent packets from there.
+    /// Removes a connection; when it was the last of its key in the region, tells those who were sent packets from there.
     pub(crate) fn leave(&self, connection: &Arc<Connection>) {
-        let mut keys = locked(&self.keys);
-        let Some(entry) = keys.get_mut(&connection.key) else { return };
+        let mut state = locked(&self.state);
+        state.watching.retain(|other| !Arc::ptr_eq(other, connection));
+        let Some(entry) = state.keys.get_mut(&connection.key) else { return };
         let before = entry.connections.len();
         entry.connections.retain(|other| !Arc::ptr_eq(other, connection));
         if entry.connections.len() < before {
             self.counters.connections.fetch_sub(1, Ordering::Relaxed);
-            for (kind, waiting) in connection.end() {
-                self.counters.drop(DropReason::Gone, kind, waiting);
-            }
+            connection.end(&self.counters);
         }
         if !entry.connections.is_empty() {
             return;
         }
-        let watchers = keys.remove(&connection.key).map(|entry| entry.watchers).unwrap_or_default();
-        for watcher in watchers {
-            if let Some(active) = keys.get(&watcher).and_then(|entry| entry.connections.last()) {
-                active.notice(connection.key, GoneReason::Disconnected);
-            }
+        let watchers = state.keys.remove(&connection.key).map(|entry| entry.watchers).unwrap_or_default();
+        state.announce(connection.key, None);
+        match state.remote.get_mut(&connection.key) {
+            // It is still in the region.
+            Some(remote) => remote.watchers.extend(watchers),
+            None => state.tell_gone(connection.key, watchers),
         }
     }
 
     /// Marks a connection as the one that wrote last.
     pub(crate) fn wrote(&self, connection: &Arc<Connection>) {
-        if let Some(entry) = locked(&self.keys).get_mut(&connection.key) {
+        if let Some(entry) = locked(&self.state).keys.get_mut(&connection.key) {
             entry.wrote(connection);
         }
     }
 
-    /// Queues a packet, a whole frame, that came in on `from` for the active connection of `to`.
+    /// Queues a packet, a whole frame, that came in on `from` for the active connection of `to`, or for the relay of the
+    /// region where that is.
     pub(crate) fn deliver(&self, from: &Arc<Connection>, to: NodeKey, frame: Bytes, kind: Kind) -> Delivery {
-        let mut keys = locked(&self.keys);
-        let active = keys.get(&to).and_then(|entry| entry.connections.last()).map(Arc::clone);
-        if let Some(entry) = keys.get_mut(&from.key) {
+        let mut state = locked(&self.state);
+        let active = state.active(&to);
+        let relay = if active.is_none() { state.relay_of(&to) } else { None };
+        if let Some(entry) = state.keys.get_mut(&from.key) {
             entry.wrote(from);
             if active.is_some() && entry.watchers.len() < WATCHERS {
                 entry.watchers.insert(to);
             }
         }
-        drop(keys);
-        let Some(active) = active else {
-            self.counters.drop(DropReason::UnknownDestination, kind, 1);
-            return Delivery::Absent;
-        };
-        self.counters.pass(kind, frame.len());
-        match active.push(from.key, frame, kind) {
-            Some(dropped) => self.counters.drop(DropReason::QueueFull, kind, dropped),
-            None => self.counters.drop(DropReason::Gone, kind, 1),
+        drop(state);
+        match (active, relay) {
+            (Some(active), _) => {
+                self.counters.pass(kind, frame.len());
+                self.hand_to(&active, from.key, frame, kind);
+            }
+            (None, Some(relay)) => {
+                self.counters.forwarded.fetch_add(1, Ordering::Relaxed);
+                self.hand_to(&relay, from.key, mesh::forward(from.key, to, &frame), kind);
+            }
+            (None, None) => {
+                self.counters.drop(DropReason::UnknownDestination, kind, 1);
+                return Delivery::Absent;
+            }
         }
         Delivery::Queued
     }
 
+    /// Puts a frame into a connection's queue.
+    fn hand_to(&self, connection: &Connection, from: NodeKey, frame: Bytes, kind: Kind) {
+        match connection.push(from, frame, kind) {
+            Some(dropped) => self.counters.drop(DropReason::QueueFull, kind, dropped),
+            None => self.counters.drop(DropReason::Gone, kind, 1),
+        }
+    }
+
     /// Returns all connections that are open.
     pub(crate) fn connections(&self) -> Vec<Arc<Connection>> {
-        locked(&self.keys).values().flat_map(|entry| entry.connections.iter().map(Arc::clone)).collect()
+        locked(&self.state).keys.values().flat_map(|entry| entry.connections.iter().map(Arc::clone)).collect()
     }
 
     /// Ends all connections of a key.
     pub(crate) fn disconnect(&self, key: &NodeKey) {
-        if let Some(entry) = locked(&self.keys).get(key) {
+        if let Some(entry) = locked(&self.state).keys.get(key) {
             entry.connections.iter().for_each(|connection| connection.closed.cancel());
         }
     }
 
-    /// Ends the connections of every key for which `stays` is false.
+    /// Ends the connections of every key for which `stays` is false; other relays of the region are nobody's to judge.
     pub(crate) fn retain(&self, mut stays: impl FnMut(&NodeKey) -> bool) {
-        for (key, entry) in locked(&self.keys).iter() {
+        for (key, entry) in &locked(&self.state).keys {
             if !stays(key) {
-                entry.connections.iter().for_each(|connection| connection.closed.cancel());
+                let nodes = entry.connections.iter().filter(|connection| !connection.is_mesh());
+                nodes.for_each(|connection| connection.closed.cancel());
+            }
+        }
+    }
+}
+
+impl State {
+    /// Returns the connection of a key that wrote last.
+    fn active(&self, key: &NodeKey) -> Option<Arc<Connection>> {
+        self.keys.get(key).and_then(|entry| entry.connections.last()).map(Arc::clone)
+    }
+
+    /// Tells the region's other relays of an arrival, or with nothing of a departure.
+    fn announce(&self, key: NodeKey, presence: Option<Presence>) {
+        self.watching.iter().for_each(|watching| watching.update(key, presence));
+    }
+
+    /// Tells those who are here that `key` has left the region.
+    fn tell_gone(&self, key: NodeKey, watchers: HashSet<NodeKey>) {
+        for watcher in watchers {
+            if let Some(active) = self.active(&watcher) {
+                active.notice(key, GoneReason::Disconnected);
             }
         }
     }
@@ -228,6 +307,16 @@ impl Entry {
 }
 
 impl Connection {
+    fn new(key: NodeKey, closed: CancellationToken, dialect: Dialect, presence: Presence) -> Self {
+        let is_surplus = AtomicBool::new(false);
+        Self { key, queues: Mutex::default(), wake: Notify::new(), closed, dialect, presence, is_surplus }
+    }
+
+    /// Tells whether another relay of the region is at the far end.
+    pub(crate) fn is_mesh(&self) -> bool {
+        self.presence.flags & present::MESH_PEER != 0
+    }
+
     /// Queues a packet and returns how many older ones had to go; `None` if the connection has ended.
     fn push(&self, from: NodeKey, frame: Bytes, kind: Kind) -> Option<u64> {
         let mut queues = locked(&self.queues);
@@ -243,11 +332,28 @@ impl Connection {
         Some(dropped)
     }
 
-    /// Takes nothing more, and returns how many packets of each kind were waiting.
-    fn end(&self) -> [(Kind, u64); 2] {
+    /// Takes nothing more, and counts what was waiting or being written.
+    fn end(&self, counters: &Counters) {
         let mut queues = locked(&self.queues);
         let queues = std::mem::replace(&mut *queues, Queues { ended: true, ..Queues::default() });
-        [(Kind::Disco, queues.disco.len() as u64), (Kind::Data, queues.data.len() as u64)]
+        let is_surplus = self.is_surplus.load(Ordering::Relaxed);
+        let reason = if is_surplus { DropReason::DuplicateClient } else { DropReason::Gone };
+        for (kind, waiting) in [(Kind::Disco, queues.disco.len()), (Kind::Data, queues.data.len())] {
+            counters.drop(reason, kind, waiting as u64);
+            counters.drop(DropReason::WriteError, kind, *kind.of_two(&queues.writing));
+        }
+    }
+
+    /// Queues an arrival, or with nothing a departure, for another relay.
+    fn update(&self, key: NodeKey, presence: Option<Presence>) {
+        let mut queues = locked(&self.queues);
+        queues.updates.insert(key, presence);
+        if queues.updates.len() > UPDATES {
+            queues.updates.clear();
+            self.closed.cancel();
+        }
+        drop(queues);
+        self.wake.notify_one();
     }
 
     /// Queues the announcement that the relay restarts.
@@ -286,14 +392,34 @@ impl Connection {
                 Frame::Restarting { reconnect_in_millis: millis(reconnect_in), try_for_millis: millis(try_for) };
             frame.encode(out);
         }
+        // Disco first: it is small, leads away from the relay, and is no more than its queue at a time.
+        let mut writing = [0, 0];
         while out.len() < limit {
-            // Disco first: it is small, leads away from the relay, and is no more than its queue at a time.
-            let Some(frame) = queues.disco.pop().or_else(|| queues.data.pop()) else { break };
+            let (disco, data) = (queues.disco.pop(), &mut writing);
+            let (frame, count) = match disco {
+                Some(frame) => (frame, &mut data[0]),
+                None => match queues.data.pop() {
+                    Some(frame) => (frame, &mut data[1]),
+                    None => break,
+                },
+            };
+            *count += 1;
             out.extend_from_slice(&frame);
         }
+        queues.writing = writing;
         // After the packets: one from a peer that has left since would make the client believe that it is back.
         for (key, reason) in std::mem::take(&mut queues.notices) {
             Frame::PeerGone { key, reason }.encode(out);
+        }
+        // After the notices: whoever was not here may have come since.
+        for _ in 0..UPDATES_AT_ONCE {
+            let Some((key, presence)) = queues.updates.pop_first() else { break };
+            match presence {
+                Some(Presence { source, flags }) => {
+                    Frame::PeerPresent { key, source: Some(SocketAddr::new(source, 0)), flags }.encode(out);
+                }
+                None => Frame::PeerGone { key, reason: GoneReason::Disconnected }.encode(out),
+            }
         }
         out.len() > start
     }

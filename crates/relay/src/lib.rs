@@ -11,13 +11,14 @@ mod counters;
 pub mod dial;
 pub mod http;
 mod hub;
+mod mesh;
 pub mod noise_stream;
 mod pin;
 mod queue;
 mod server;
 mod station;
 mod stun;
-mod websocket;
+pub mod websocket;
 
 pub use ask::{AskError, AskServer};
 pub use certificate::{Certificate, CertificateError, SelfMade};
@@ -25,5 +26,6 @@ pub use client::{ClientError, ClientReader, ClientWriter, ConnectError, Received
 pub use counters::{Counters, DropReason};
 pub use hub::Kind;
 pub use server::{Admission, RateLimit, ServeError, Server, Taken};
-pub use station::{Addresses, BindError, Limits, Station, TlsHandle};
+pub use station::{Addresses, BindError, Limits, Station, TlsHandle, prepare_socket};
 pub use stun::serve_stun;
+pub use warren_wire::derp::MeshKey;

@@ -73,6 +73,48 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
+/// Verifies a certificate by another name than the one that was asked for.
+#[derive(Debug)]
+pub(crate) struct Renamed {
+    pub(crate) inner: Arc<dyn ServerCertVerifier>,
+    pub(crate) name: ServerName<'static>,
+}
+
+impl ServerCertVerifier for Renamed {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.inner.verify_server_cert(end_entity, intermediates, &self.name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls12_signature(message, cert, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls13_signature(message, cert, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
 /// Tells whether a certificate carries a relay's key: its common name, a printable text, begins with the prefix.
 fn is_meta(certificate: &CertificateDer<'_>) -> bool {
     after_prefix(certificate).is_some()

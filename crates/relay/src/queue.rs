@@ -21,6 +21,8 @@ pub(crate) struct Queue {
     lines: VecDeque<Line>,
     packets: usize,
     bytes: usize,
+    /// How many times more than usual may wait, beyond once.
+    more: usize,
 }
 
 #[derive(Debug)]
@@ -31,6 +33,19 @@ struct Line {
 }
 
 impl Queue {
+    /// Makes a queue in which so many times more may wait.
+    pub(crate) fn of_times(times: usize) -> Self {
+        Self { more: times.saturating_sub(1), ..Self::default() }
+    }
+
+    fn has_too_many(&self) -> bool {
+        self.packets > QUEUE_PACKETS.saturating_mul(1 + self.more)
+    }
+
+    fn has_too_much(&self) -> bool {
+        self.bytes > QUEUE_BYTES.saturating_mul(1 + self.more)
+    }
+
     /// Adds a frame, which always has room, and returns how many older ones had to go.
     pub(crate) fn push(&mut self, sender: NodeKey, frame: Bytes) -> u64 {
         let size = frame.len();
@@ -44,7 +59,7 @@ impl Queue {
         self.packets += 1;
         self.bytes = self.bytes.saturating_add(size);
         let mut dropped = 0;
-        while self.packets > 1 && (self.packets > QUEUE_PACKETS || self.bytes > QUEUE_BYTES) && self.drop_one() {
+        while self.packets > 1 && (self.has_too_many() || self.has_too_much()) && self.drop_one() {
             dropped += 1;
         }
         dropped
@@ -53,7 +68,7 @@ impl Queue {
     /// Drops the oldest packet of the line that holds most of what is scarce; of equals, of the one served next, whose
     /// packet has waited longest.
     fn drop_one(&mut self) -> bool {
-        let by_number = self.packets > QUEUE_PACKETS;
+        let by_number = self.has_too_many();
         let mut most = None;
         for (at, line) in self.lines.iter().enumerate() {
             let holds = if by_number { line.frames.len() } else { line.bytes };

@@ -13,13 +13,13 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use warren_wire::derp::{self, ClientInfo, Frame, FrameError, GoneReason, Reader, ServerInfo};
+use warren_wire::derp::{self, ClientInfo, Frame, FrameError, GoneReason, MeshKey, Reader, ServerInfo, present};
 use warren_wire::key::{NodeKey, NodeSecret};
 
 use crate::bucket::{Bucket, Rate};
 use crate::counters::Counters;
 use crate::http::{self, HEAD_MAX, Request, Start};
-use crate::hub::{Connection, Delivery, Dialect, Hub, Kind};
+use crate::hub::{Connection, Delivery, Dialect, Hub, Kind, Presence};
 use crate::websocket;
 
 /// Time for a request's head, and between requests of one connection.
@@ -28,6 +28,8 @@ const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// Time for each write to a client, before the time that its bytes take at the least rate.
 const WRITE_DEADLINE: Duration = Duration::from_secs(2);
+/// The same for other relays of the region. Source: Tailscale `derp/derpserver`.
+const MESH_WRITE_DEADLINE: Duration = Duration::from_secs(30);
 /// Bytes a second that every client must be able to take. Who takes less is as good as gone, and would only be sent
 /// packets that are too old.
 const LEAST_RATE: usize = 8 << 10;
@@ -36,12 +38,12 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// Requests on one connection before it is closed.
 const REQUESTS: usize = 16;
 /// About how many bytes go out in one write.
-const WRITE_BYTES: usize = 32 << 10;
+pub(crate) const WRITE_BYTES: usize = 32 << 10;
 /// Bytes of the reading buffer of a connection.
 const READ_BYTES: usize = 4 << 10;
 /// Bytes of a packet's frame before the packet.
 const PACKET_OFFSET: usize = derp::HEADER_BYTES + 32;
-/// Types of frames for relays of one region among themselves, which this relay does not do: who sends them is wrong here.
+/// Types of frames for relays of one region among themselves: who sends them without the mesh key is wrong here.
 const MESH_ONLY: [u8; 3] = [0x0A, 0x10, 0x11];
 /// Notices that a peer is not here, for each sender.
 const NOTICES: Rate = Rate { rate: 1, burst: 3 };
@@ -76,18 +78,20 @@ pub trait Admission: Send + Sync + 'static {
 
 /// A relay; clones are the same relay.
 #[derive(Clone)]
-pub struct Server(Arc<Inner>);
+pub struct Server(pub(crate) Arc<Inner>);
 
-struct Inner {
-    secret: NodeSecret,
-    key: NodeKey,
+pub(crate) struct Inner {
+    pub(crate) secret: NodeSecret,
+    pub(crate) key: NodeKey,
     admission: Box<dyn Admission>,
-    hub: Hub,
+    /// What other relays of the region show, and are shown.
+    pub(crate) mesh: Option<MeshKey>,
+    pub(crate) hub: Hub,
     /// What each client may send: bytes a second, no limit if 0, and burst.
     rate: [AtomicU64; 2],
     /// Set when no new connections are taken.
     draining: CancellationToken,
-    stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
 }
 
 impl fmt::Debug for Server {
@@ -150,11 +154,18 @@ impl Server {
     /// Makes a relay with the key `secret`.
     #[must_use]
     pub fn new(secret: NodeSecret, admission: impl Admission) -> Self {
+        Self::with_mesh(secret, admission, None)
+    }
+
+    /// Makes a relay with the key `secret`, which takes whoever shows the mesh key for another relay of its region.
+    #[must_use]
+    pub fn with_mesh(secret: NodeSecret, admission: impl Admission, mesh: Option<MeshKey>) -> Self {
         let key = secret.public();
         Self(Arc::new(Inner {
             secret,
             key,
             admission: Box::new(admission),
+            mesh,
             hub: Hub::default(),
             rate: Default::default(),
             draining: CancellationToken::new(),
@@ -199,10 +210,11 @@ impl Server {
         self.0.hub.retain(stays);
     }
 
-    /// Returns the keys that are connected, each once for every connection.
+    /// Returns the keys that are connected, each once for every connection, but for other relays of the region.
     #[must_use]
     pub fn keys(&self) -> Vec<NodeKey> {
-        self.0.hub.connections().iter().map(|connection| connection.key).collect()
+        let connections = self.0.hub.connections();
+        connections.iter().filter(|connection| !connection.is_mesh()).map(|connection| connection.key).collect()
     }
 
     /// Prepares the end: takes no new connections, tells the clients that understand it to come back soon, and serves
@@ -329,10 +341,13 @@ impl Server {
             return Err(ServeError::Unexpected);
         };
         let info: ClientInfo = derp::open_info(sealed, &self.0.secret, &key).ok_or(ServeError::Introduction)?;
-        if !key.is_zero() {
-            self.0.admission.prepare(&key, source).await;
+        let is_mesh = !key.is_zero() && info.mesh_key.as_ref().is_some_and(|shown| Some(shown) == self.0.mesh.as_ref());
+        if !is_mesh {
+            if !key.is_zero() {
+                self.0.admission.prepare(&key, source).await;
+            }
+            self.admit(&key, source)?;
         }
-        self.admit(&key, source)?;
         if self.0.draining.is_cancelled() {
             return Err(ServeError::Draining);
         }
@@ -340,10 +355,18 @@ impl Server {
 
         let mut random = [0; 32];
         getrandom::fill(&mut random)?;
-        let connection = self.0.hub.join(key, self.0.stop.child_token(), dialect(&info));
+        let flags = match (is_mesh, info.is_prober) {
+            (true, _) => present::MESH_PEER,
+            (false, true) => present::PROBER,
+            (false, false) => present::REGULAR,
+        };
+        let presence = Presence { source, flags };
+        let connection = self.0.hub.join(key, self.0.stop.child_token(), dialect(&info), presence);
         let _leave = Leave { hub: &self.0.hub, connection: &connection };
         // Once more, now that `disconnect` finds us: the node may have been removed in between.
-        self.admit(&key, source)?;
+        if !is_mesh {
+            self.admit(&key, source)?;
+        }
         let nonce = random.first_chunk().copied().unwrap_or_default();
         let answer = ServerInfo { version: u32::from(derp::VERSION), ..ServerInfo::default() };
         let sealed = derp::seal_info(&answer, &self.0.secret, &key, nonce).ok_or(ServeError::Introduction)?;
@@ -383,10 +406,15 @@ impl Server {
         let hub = &self.0.hub;
         let mut notices = Bucket::new(now());
         let mut sent = Bucket::new(now());
+        let limits = if connection.is_mesh() { Reader::Mesh } else { Reader::Server };
         loop {
-            let (kind, len) = read_header(reader, Reader::Server).await?;
+            let (kind, len) = read_header(reader, limits).await?;
+            if MESH_ONLY.contains(&kind) && !connection.is_mesh() {
+                return Err(ServeError::Unexpected);
+            }
             // Charged before the payload is read: what does not come in time stays with the sender.
-            while let Some(rate) = self.rate()
+            while !connection.is_mesh()
+                && let Some(rate) = self.rate()
                 && let Err(wait) = sent.take(len as u64, rate, now())
             {
                 // The limit may be changed or lifted meanwhile.
@@ -421,7 +449,18 @@ impl Server {
                 Frame::ServerKey(_) | Frame::ClientInfo { .. } | Frame::ServerInfo { .. } => {
                     return Err(ServeError::Unexpected);
                 }
-                Frame::Unknown(kind) if MESH_ONLY.contains(&kind) => return Err(ServeError::Unexpected),
+                // A relay whose list names itself needs not to be told of itself.
+                Frame::WatchConns if connection.key == self.0.key => {}
+                Frame::WatchConns if hub.watch(connection) => {}
+                Frame::WatchConns => return Err(ServeError::Unexpected),
+                Frame::ClosePeer(key) => hub.disconnect(&key),
+                Frame::ForwardPacket { from, to, packet } => {
+                    let mut frame = Vec::with_capacity(PACKET_OFFSET + packet.len());
+                    Frame::RecvPacket { from, packet }.encode(&mut frame);
+                    if hub.deliver_forwarded(from, to, Bytes::from(frame), Kind::of(packet)) == Delivery::Absent {
+                        connection.notice(to, GoneReason::NotHere);
+                    }
+                }
                 // Homes are counted nowhere; unknown types are skipped, as every server does.
                 _ => {}
             }
@@ -461,10 +500,11 @@ async fn write_loop<W: AsyncWrite + Unpin>(
     let mut ticks = tokio::time::interval(keep_alive);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     ticks.reset();
+    let least = if connection.is_mesh() { MESH_WRITE_DEADLINE } else { WRITE_DEADLINE };
     let mut out = Vec::new();
     loop {
         if connection.drain(&mut out, WRITE_BYTES) {
-            write(writer, &out, write_deadline(out.len())).await?;
+            write(writer, &out, write_deadline(out.len(), least)).await?;
             out.clear();
             continue;
         }
@@ -475,16 +515,16 @@ async fn write_loop<W: AsyncWrite + Unpin>(
             _ = ticks.tick() => Frame::KeepAlive.encode(&mut out),
         }
         if !out.is_empty() {
-            write(writer, &out, WRITE_DEADLINE).await?;
+            write(writer, &out, least).await?;
             out.clear();
         }
     }
 }
 
 /// Returns the time that a write of so many bytes may take.
-fn write_deadline(bytes: usize) -> Duration {
+fn write_deadline(bytes: usize, least: Duration) -> Duration {
     let millis = bytes.saturating_mul(1000) / LEAST_RATE;
-    WRITE_DEADLINE.saturating_add(Duration::from_millis(millis as u64))
+    least.saturating_add(Duration::from_millis(millis as u64))
 }
 
 /// Reads until the request in `read` is complete.

@@ -197,13 +197,19 @@ impl Station {
     }
 }
 
+/// Sets what a relay needs of a connection: nothing waits for more, and a client that is gone is noticed.
+///
+/// # Errors
+/// What the system says: the connection is broken.
+pub fn prepare_socket(stream: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&KEEPALIVE)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))
+}
+
 async fn serve_client(stream: TcpStream, peer: SocketAddr, tls: TlsAcceptor, server: Server) {
-    let socket = SockRef::from(&stream);
-    let set = socket
-        .set_tcp_nodelay(true)
-        .and_then(|()| socket.set_tcp_keepalive(&KEEPALIVE))
-        .and_then(|()| socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED)));
-    if let Err(error) = set {
+    if let Err(error) = prepare_socket(&stream) {
         return tracing::debug!(%peer, %error, "a connection broke at once");
     }
     let stream = match timeout(TLS_DEADLINE, tls.accept(stream)).await {

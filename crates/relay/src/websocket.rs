@@ -2,6 +2,7 @@
 //! have nothing to do with the messages' ends. The server's side alone. Source: RFC 6455, paths.md §1.4.
 
 use std::io;
+use std::task::{Context, Waker};
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::Engine as _;
@@ -72,32 +73,7 @@ where
     let (mut from_relay, mut to_relay) = tokio::io::split(inner);
     // Pongs wait in a place of one: a client that sends many pings gets some answers.
     let (pongs, mut pong) = tokio::sync::mpsc::channel::<Vec<u8>>(1);
-    let inward = async {
-        let mut buffer = vec![0; CHUNK];
-        loop {
-            let Head { opcode, mut length, mask } = Head::read(&mut reader).await?;
-            let (mut at, mut control) = (0_usize, Vec::new());
-            while length > 0 {
-                let most = buffer.len().min(usize::try_from(length).unwrap_or(usize::MAX));
-                let part = buffer.get_mut(..most).unwrap_or_default();
-                let read = reader.read(part).await?;
-                let part = part.get_mut(..read).filter(|part| !part.is_empty()).ok_or(io::ErrorKind::UnexpectedEof)?;
-                part.iter_mut().zip(mask.iter().cycle().skip(at % 4)).for_each(|(byte, mask)| *byte ^= mask);
-                at = (at + read) % 4;
-                length -= read as u64;
-                if opcode == CONTINUATION || opcode == BINARY {
-                    to_relay.write_all(part).await?;
-                } else {
-                    control.extend_from_slice(part);
-                }
-            }
-            match opcode {
-                CLOSE => return Ok::<_, io::Error>(()),
-                PING => drop(pongs.try_send(control)),
-                _ => {}
-            }
-        }
-    };
+    let inward = inward(&mut reader, &mut to_relay, |ping| drop(pongs.try_send(ping)));
     let outward = async {
         let mut buffer = vec![0; CHUNK];
         let mut frame = Vec::new();
@@ -123,6 +99,50 @@ where
     writer.write_all(&goodbye).await?;
     writer.shutdown().await?;
     ended
+}
+
+/// Moves what a client says in messages into `to_relay` until it says goodbye, and tells its pings.
+async fn inward<R, W>(reader: &mut R, to_relay: &mut W, mut ping: impl FnMut(Vec<u8>)) -> io::Result<()>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let Head { opcode, mut length, mask } = Head::read(reader).await?;
+        let (mut at, mut control) = (0_usize, Vec::new());
+        while length > 0 {
+            let most = buffer.len().min(usize::try_from(length).unwrap_or(usize::MAX));
+            let part = buffer.get_mut(..most).unwrap_or_default();
+            let read = reader.read(part).await?;
+            let part = part.get_mut(..read).filter(|part| !part.is_empty()).ok_or(io::ErrorKind::UnexpectedEof)?;
+            part.iter_mut().zip(mask.iter().cycle().skip(at % 4)).for_each(|(byte, mask)| *byte ^= mask);
+            at = (at + read) % 4;
+            length -= read as u64;
+            if opcode == CONTINUATION || opcode == BINARY {
+                to_relay.write_all(part).await?;
+            } else {
+                control.extend_from_slice(part);
+            }
+        }
+        match opcode {
+            CLOSE => return Ok(()),
+            PING => ping(control),
+            _ => {}
+        }
+    }
+}
+
+/// Reads what a client has sent as a server does; returns what its messages carried, up to the first fault, and its pings.
+#[must_use]
+pub fn read_all(sent: &[u8]) -> (Vec<u8>, Vec<Vec<u8>>) {
+    let (mut reader, mut carried, mut pings) = (sent, Vec::new(), Vec::new());
+    {
+        let mut reading = std::pin::pin!(inward(&mut reader, &mut carried, |ping| pings.push(ping)));
+        // Memory makes nobody wait: one step goes to the end.
+        let _ = reading.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    }
+    (carried, pings)
 }
 
 /// Appends a whole frame of a server, of at most 65,535 bytes.

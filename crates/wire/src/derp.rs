@@ -2,10 +2,16 @@
 //!
 //! Frame = type u8, length u32 (big-endian), payload. Source: Tailscale `derp/derp.go`.
 
+mod mesh;
+
+use std::net::{IpAddr, SocketAddr};
+
 use serde::{Deserialize, Serialize};
 
 use crate::key::{NodeKey, NodeSecret};
 use crate::nacl::{NONCE_BYTES, SharedBox};
+
+pub use mesh::MeshKey;
 
 /// Version of the protocol.
 pub const VERSION: u8 = 2;
@@ -31,6 +37,10 @@ const RECV_PACKET: u8 = 0x05;
 const KEEP_ALIVE: u8 = 0x06;
 const NOTE_PREFERRED: u8 = 0x07;
 const PEER_GONE: u8 = 0x08;
+const PEER_PRESENT: u8 = 0x09;
+const FORWARD_PACKET: u8 = 0x0A;
+const WATCH_CONNS: u8 = 0x10;
+const CLOSE_PEER: u8 = 0x11;
 const PING: u8 = 0x12;
 const PONG: u8 = 0x13;
 const HEALTH: u8 = 0x14;
@@ -79,6 +89,28 @@ pub enum Frame<'a> {
         /// Why.
         reason: GoneReason,
     },
+    /// Server to another one that watches: a client is here.
+    PeerPresent {
+        /// Who.
+        key: NodeKey,
+        /// Where it connects from; old servers do not say.
+        source: Option<SocketAddr>,
+        /// Sum of [`present`]'s numbers; 0 from old servers.
+        flags: u8,
+    },
+    /// Server to another one of its region: deliver to a client of yours.
+    ForwardPacket {
+        /// From whom.
+        from: NodeKey,
+        /// To whom.
+        to: NodeKey,
+        /// What.
+        packet: &'a [u8],
+    },
+    /// Server to another one of its region: tell me who is here.
+    WatchConns,
+    /// Server to another one of its region: end all connections of that key.
+    ClosePeer(NodeKey),
     /// Asks for a pong.
     Ping([u8; 8]),
     /// Answers a ping.
@@ -94,6 +126,18 @@ pub enum Frame<'a> {
     },
     /// A type that we do not know, to be skipped.
     Unknown(u8),
+}
+
+/// What a client is that is announced to other servers: numbers that are added up.
+pub mod present {
+    /// None of the others.
+    pub const REGULAR: u8 = 1;
+    /// A server of the region.
+    pub const MESH_PEER: u8 = 2;
+    /// It only probes.
+    pub const PROBER: u8 = 4;
+    /// It would rather be on another server of the region.
+    pub const NOT_IDEAL: u8 = 8;
 }
 
 /// Why a peer is not there.
@@ -154,6 +198,8 @@ pub enum Reader {
     ServerHandshake,
     /// A server of an admitted client.
     Server,
+    /// A server of another one that has shown the mesh key.
+    Mesh,
     /// A client.
     Client,
 }
@@ -164,10 +210,11 @@ impl Reader {
     pub const fn limit(self, kind: u8) -> usize {
         match (self, kind) {
             (Self::ServerHandshake, _) => CLIENT_INFO_MAX,
-            (Self::Server, SEND_PACKET) => 32 + PACKET_MAX,
-            (Self::Server, PING) => PING_MAX,
-            (Self::Server, NOTE_PREFERRED) => 1,
-            (Self::Server, _) => CLIENT_INFO_MAX,
+            (Self::Mesh, FORWARD_PACKET) => 64 + PACKET_MAX,
+            (Self::Server | Self::Mesh, SEND_PACKET) => 32 + PACKET_MAX,
+            (Self::Server | Self::Mesh, PING) => PING_MAX,
+            (Self::Server | Self::Mesh, NOTE_PREFERRED) => 1,
+            (Self::Server | Self::Mesh, _) => CLIENT_INFO_MAX,
             (Self::Client, _) => CLIENT_PAYLOAD_MAX,
         }
     }
@@ -222,6 +269,22 @@ impl<'a> Frame<'a> {
                 let (key, rest) = key(payload)?;
                 Self::PeerGone { key, reason: GoneReason::of(rest.first().copied().unwrap_or_default()) }
             }
+            PEER_PRESENT => {
+                let (key, rest) = key(payload)?;
+                let source = rest.split_first_chunk::<18>();
+                let flags = source.and_then(|(_, rest)| rest.first()).copied().unwrap_or_default();
+                Self::PeerPresent { key, source: source.map(|(address, _)| mesh::address(*address)), flags }
+            }
+            FORWARD_PACKET => {
+                let (from, rest) = key(payload)?;
+                let (to, packet) = key(rest)?;
+                Self::ForwardPacket { from, to, packet }
+            }
+            WATCH_CONNS => Self::WatchConns,
+            CLOSE_PEER => match key(payload)? {
+                (key, []) => Self::ClosePeer(key),
+                _ => return None,
+            },
             PING => Self::Ping(*payload.first_chunk()?),
             PONG => Self::Pong(*payload.first_chunk()?),
             HEALTH => Self::Health(std::str::from_utf8(payload).ok()?),
@@ -247,6 +310,20 @@ impl<'a> Frame<'a> {
             Self::KeepAlive => put(out, KEEP_ALIVE, &[]),
             Self::NotePreferred(home) => put(out, NOTE_PREFERRED, &[&[u8::from(*home)]]),
             Self::PeerGone { key, reason } => put(out, PEER_GONE, &[key.as_bytes(), &[reason.number()]]),
+            Self::PeerPresent { key, source: None, .. } => put(out, PEER_PRESENT, &[key.as_bytes()]),
+            Self::PeerPresent { key, source: Some(source), flags } => {
+                let ip = match source.ip() {
+                    IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+                    IpAddr::V6(ip) => ip,
+                };
+                let parts = [key.as_bytes().as_slice(), &ip.octets(), &source.port().to_be_bytes(), &[*flags]];
+                put(out, PEER_PRESENT, &parts);
+            }
+            Self::ForwardPacket { from, to, packet } => {
+                put(out, FORWARD_PACKET, &[from.as_bytes(), to.as_bytes(), packet]);
+            }
+            Self::WatchConns => put(out, WATCH_CONNS, &[]),
+            Self::ClosePeer(key) => put(out, CLOSE_PEER, &[key.as_bytes()]),
             Self::Ping(data) => put(out, PING, &[data]),
             Self::Pong(data) => put(out, PONG, &[data]),
             Self::Health(text) => put(out, HEALTH, &[text.as_bytes()]),
@@ -280,6 +357,9 @@ pub struct ClientInfo {
     /// It only probes the relay.
     #[serde(rename = "IsProber", alias = "is_prober", skip_serializing_if = "std::ops::Not::not")]
     pub is_prober: bool,
+    /// What servers of one region show each other. Anything but 64 hex digits makes the introduction unreadable.
+    #[serde(rename = "meshKey", with = "mesh::text", skip_serializing_if = "Option::is_none")]
+    pub mesh_key: Option<MeshKey>,
 }
 
 /// What a server says of itself.
@@ -351,6 +431,44 @@ mod tests {
         assert!(parse_header(header(0x77, u32::MAX), Reader::Client).is_err());
     }
 
+    /// Bytes written out by hand from the protocol page: address as IPv6, port, flags.
+    #[test]
+    fn frames_among_servers_have_the_documented_bytes() {
+        let (key, mut out) = (NodeKey::from_bytes([9; 32]), Vec::new());
+        let source = Some("192.0.2.1:258".parse().unwrap());
+        Frame::PeerPresent { key, source, flags: present::MESH_PEER | present::NOT_IDEAL }.encode(&mut out);
+        let address = [&[0; 10][..], &[0xff, 0xff, 192, 0, 2, 1, 1, 2]].concat();
+        assert_eq!(out, [&b"\x09\0\0\0\x33"[..], &[9; 32], &address, &[10]].concat());
+        out.clear();
+        Frame::ForwardPacket { from: key, to: NodeKey::from_bytes([8; 32]), packet: b"x" }.encode(&mut out);
+        assert_eq!(out, [&b"\x0A\0\0\0\x41"[..], &[9; 32], &[8; 32], b"x"].concat());
+        assert_eq!(Frame::decode(CLOSE_PEER, &[9; 33]), Err(FrameError::Malformed { kind: CLOSE_PEER }));
+        // Servers of before say less.
+        let present = |bytes: &[u8]| {
+            Frame::decode(PEER_PRESENT, bytes).map(|frame| frame == Frame::PeerPresent { key, source, flags: 0 })
+        };
+        assert_eq!(present(&[&[9; 32][..], &address].concat()), Ok(true));
+        assert_eq!(Frame::decode(PEER_PRESENT, &[9; 32]), Ok(Frame::PeerPresent { key, source: None, flags: 0 }));
+    }
+
+    #[test]
+    fn mesh_key_that_is_none_makes_the_introduction_unreadable() {
+        let (client, server) = (NodeSecret::from_bytes([1; 32]), NodeSecret::from_bytes([2; 32]));
+        let digits = "0123456789abcdef".repeat(4);
+        for (json, expected) in [
+            (format!(r#"{{"version":2,"meshKey":"{digits}"}}"#), Some(true)),
+            (r#"{"version":2,"mesh_key":"none"}"#.to_owned(), Some(false)),
+            (format!(r#"{{"version":2,"meshKey":"{digits}00"}}"#), None),
+            (r#"{"version":2,"meshKey":""}"#.to_owned(), None),
+        ] {
+            let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+            let sealed = seal_info(&value, &client, &server.public(), [3; 24]).unwrap();
+            let info = open_info::<ClientInfo>(&sealed, &server, &client.public());
+            assert_eq!(info.as_ref().map(|info| info.mesh_key == MeshKey::from_hex(&digits)), expected, "{json}");
+            assert!(!format!("{info:?}").contains("89abcdef"));
+        }
+    }
+
     #[test]
     fn peer_gone_of_an_old_server_has_no_reason() {
         let gone = Frame::decode(PEER_GONE, &[3; 32]);
@@ -368,7 +486,7 @@ mod tests {
             let value: serde_json::Value = serde_json::from_str(json).unwrap();
             let sealed = seal_info(&value, &client, &server.public(), [3; 24]).unwrap();
             let info: ClientInfo = open_info(&sealed, &server, &client.public()).unwrap();
-            assert_eq!(info, ClientInfo { version: 2, can_ack_pings, is_prober: false });
+            assert_eq!(info, ClientInfo { version: 2, can_ack_pings, ..ClientInfo::default() });
             assert!(open_info::<ClientInfo>(&sealed, &server, &server.public()).is_none(), "another sender");
         }
         let info = ServerInfo { version: 2, ..ServerInfo::default() };
@@ -386,6 +504,12 @@ mod tests {
                 Frame::Ping(data),
                 Frame::Pong(data),
                 Frame::PeerGone { key, reason: GoneReason::of(data[0]) },
+                Frame::PeerPresent { key, source: None, flags: 0 },
+                Frame::PeerPresent { key, source: Some(([data[1]; 4], 7).into()), flags: data[0] },
+                Frame::PeerPresent { key, source: Some(([0x2001, 1, 0, 0, 0, 0, 0, 1], 7).into()), flags: data[0] },
+                Frame::ForwardPacket { from: NodeKey::from_bytes([data[0]; 32]), to: key, packet: &packet },
+                Frame::WatchConns,
+                Frame::ClosePeer(key),
                 Frame::Health("slow"),
                 Frame::Restarting { reconnect_in_millis: 5, try_for_millis: u32::from(data[1]) },
             ] {

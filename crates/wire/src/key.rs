@@ -52,7 +52,7 @@ fn diffie_hellman(secret: &[u8; 32], public: [u8; 32]) -> Option<SharedSecret> {
 }
 
 /// Reads 64 hex digits of either case; leaves no copy of the bytes behind.
-fn parse_hex(text: &str) -> Option<Zeroizing<[u8; 32]>> {
+pub(crate) fn parse_hex(text: &str) -> Option<Zeroizing<[u8; 32]>> {
     let digits = text.as_bytes();
     if digits.len() != 64 {
         return None;

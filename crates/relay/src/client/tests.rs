@@ -25,7 +25,8 @@ impl Relay {
         let (near, stream) = tokio::io::duplex(8 << 10);
         let connect = async move {
             let own = secret(1);
-            let connecting = introduce(Box::new(near), &own, known, || NAME.to_owned());
+            let who = Who { secret: &own, mesh: None };
+            let connecting = introduce(Box::new(near), who, known, || NAME.to_owned());
             timeout(CONNECT_DEADLINE, connecting).await.unwrap_or_else(|_| Err(ConnectError::Deadline(NAME.to_owned())))
         };
         Self { stream, client: tokio::spawn(connect) }

@@ -4,12 +4,14 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 use warren_wire::derp::PACKET_MAX;
 
+const HERE: Presence = Presence { source: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), flags: present::REGULAR };
+
 fn key(byte: u8) -> NodeKey {
     NodeKey::from_bytes([byte; 32])
 }
 
 fn join(hub: &Hub, byte: u8) -> Arc<Connection> {
-    hub.join(key(byte), CancellationToken::new(), Dialect::Full)
+    hub.join(key(byte), CancellationToken::new(), Dialect::Full, HERE)
 }
 
 fn drained(connection: &Connection) -> Vec<u8> {
@@ -137,19 +139,19 @@ fn watchers_and_notices_are_bounded() {
         .map(|number| {
             let mut bytes = [1; 32];
             bytes[..2].copy_from_slice(&number.to_be_bytes());
-            hub.join(NodeKey::from_bytes(bytes), CancellationToken::new(), Dialect::Full)
+            hub.join(NodeKey::from_bytes(bytes), CancellationToken::new(), Dialect::Full, HERE)
         })
         .collect();
     for peer in &everybody {
         hub.deliver(&busy, peer.key, Bytes::from_static(b"x"), Kind::Data);
         hub.deliver(peer, busy.key, Bytes::from_static(b"x"), Kind::Data);
     }
-    assert_eq!(locked(&hub.keys)[&busy.key].watchers.len(), WATCHERS);
+    assert_eq!(locked(&hub.state).keys[&busy.key].watchers.len(), WATCHERS);
     drained(&busy);
     everybody.iter().for_each(|peer| hub.leave(peer));
     assert_eq!(drained(&busy).len(), NOTICES * gone(1).len());
     hub.leave(&busy);
-    assert!(locked(&hub.keys).is_empty());
+    assert!(locked(&hub.state).keys.is_empty());
 }
 
 #[test]
@@ -251,4 +253,137 @@ proptest! {
         let open = usize::try_from(hub.counters.connections.load(Ordering::Relaxed)).unwrap();
         prop_assert_eq!(open, list.len());
     }
+}
+
+fn update(presence: Option<Presence>, byte: u8) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    match presence {
+        Some(Presence { source, flags }) => {
+            Frame::PeerPresent { key: key(byte), source: Some(SocketAddr::new(source, 0)), flags }.encode(&mut bytes);
+        }
+        None => return gone(byte),
+    }
+    bytes
+}
+
+fn link(byte: u8) -> Arc<Connection> {
+    Hub::link(key(byte), HERE.source, CancellationToken::new())
+}
+
+#[test]
+fn relays_that_watch_hear_who_is_here_and_who_comes_and_goes() {
+    let hub = Hub::default();
+    let relay = join(&hub, 100);
+    let (_a, b) = (join(&hub, 1), join(&hub, 2));
+    assert!(hub.watch(&relay));
+    let everybody: Vec<u8> = [1, 2, 100].into_iter().flat_map(|byte| update(Some(HERE), byte)).collect();
+    assert_eq!(drained(&relay), everybody);
+    let again = join(&hub, 2);
+    hub.leave(&b);
+    assert_eq!(drained(&relay), update(Some(HERE), 2), "one connection of the key is left");
+    hub.leave(&again);
+    assert_eq!(drained(&relay), gone(2));
+    // Whoever was missed and has come since is here.
+    relay.notice(key(3), GoneReason::Disconnected);
+    let _c = join(&hub, 3);
+    assert_eq!(drained(&relay), [gone(3), update(Some(HERE), 3)].concat());
+    hub.leave(&relay);
+    let _d = join(&hub, 4);
+    assert!(drained(&relay).is_empty());
+}
+
+#[test]
+fn packets_go_to_the_relay_that_claims_their_receiver_longest() {
+    let hub = Hub::default();
+    let (a, one, two) = (join(&hub, 1), link(101), link(102));
+    let frame = || {
+        let mut bytes = Vec::new();
+        Frame::RecvPacket { from: key(1), packet: b"hello" }.encode(&mut bytes);
+        Bytes::from(bytes)
+    };
+    let mut forwarded = Vec::new();
+    Frame::ForwardPacket { from: key(1), to: key(2), packet: b"hello" }.encode(&mut forwarded);
+    let send = || hub.deliver(&a, key(2), frame(), Kind::Data);
+    assert_eq!(send(), Delivery::Absent);
+    for link in [&one, &two] {
+        hub.hear_present(link, key(2));
+    }
+    assert_eq!(send(), Delivery::Queued);
+    assert_eq!((drained(&one), drained(&two)), (forwarded.clone(), Vec::new()));
+    hub.hear_gone(&one, &key(2));
+    assert_eq!(send(), Delivery::Queued);
+    assert_eq!((drained(&one), drained(&two)), (Vec::new(), forwarded));
+    // Whoever is here is served here.
+    let b = join(&hub, 2);
+    assert_eq!(send(), Delivery::Queued);
+    assert_eq!(drained(&b), frame());
+    hub.leave(&b);
+    hub.lose_link(&two);
+    assert_eq!(send(), Delivery::Absent);
+    assert_eq!(hub.counters.forwarded.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn a_forwarded_packet_is_not_forwarded_again_and_its_sender_is_watched() {
+    let hub = Hub::default();
+    let (b, one, two) = (join(&hub, 2), link(101), link(102));
+    hub.hear_present(&one, key(1));
+    hub.hear_present(&two, key(3));
+    let deliver = |to: u8| hub.deliver_forwarded(key(1), key(to), Bytes::from_static(b"packet"), Kind::Data);
+    assert_eq!(deliver(3), Delivery::Absent, "it is on another relay");
+    assert!(drained(&two).is_empty());
+    assert_eq!(hub.counters.dropped(DropReason::UnknownDestinationOnForward, Kind::Data), 1);
+    assert_eq!(deliver(2), Delivery::Queued);
+    assert_eq!(drained(&b), b"packet");
+    // It moves within the region: nobody needs to know. Then it leaves.
+    hub.hear_present(&two, key(1));
+    hub.lose_link(&one);
+    assert!(drained(&b).is_empty());
+    let here = join(&hub, 1);
+    hub.hear_gone(&two, &key(1));
+    assert!(drained(&b).is_empty());
+    hub.leave(&here);
+    assert_eq!(drained(&b), gone(1));
+}
+
+#[test]
+fn a_hostile_relay_is_bounded() {
+    let hub = Hub::default();
+    let (relay, link) = (join(&hub, 100), link(101));
+    assert!(hub.watch(&relay));
+    let key = |number: u32| {
+        let mut bytes = [7; 32];
+        bytes[..4].copy_from_slice(&number.to_be_bytes());
+        NodeKey::from_bytes(bytes)
+    };
+    for number in 0..(1 << 18) + 9 {
+        hub.hear_present(&link, key(number));
+    }
+    assert_eq!(locked(&hub.state).remote.len(), 1 << 18);
+    for number in 0..=1 << 17 {
+        relay.update(key(number), None);
+    }
+    assert!(relay.closed.is_cancelled(), "it does not take what it is told");
+    assert!(locked(&relay.queues).updates.len() < UPDATES);
+    let watching = (0..70).filter(|byte| hub.watch(&join(&hub, *byte))).count();
+    assert_eq!(watching, 63);
+}
+
+#[test]
+fn what_was_being_written_and_what_waited_for_a_surplus_connection_is_counted() {
+    let hub = Hub::default();
+    let a = join(&hub, 1);
+    let connections: Vec<_> = (0..2).map(|_| join(&hub, 2)).collect();
+    data(&hub, &a, 2, "x");
+    data(&hub, &a, 2, "y");
+    let mut out = Vec::new();
+    connections[1].drain(&mut out, 1);
+    assert_eq!(out, b"x");
+    hub.leave(&connections[1]);
+    assert_eq!(hub.counters.dropped(DropReason::WriteError, Kind::Data), 1);
+    assert_eq!(hub.counters.dropped(DropReason::Gone, Kind::Data), 1);
+    data(&hub, &a, 2, "z");
+    let _more: Vec<_> = (0..PER_KEY).map(|_| join(&hub, 2)).collect();
+    hub.leave(&connections[0]);
+    assert_eq!(hub.counters.dropped(DropReason::DuplicateClient, Kind::Data), 1);
 }

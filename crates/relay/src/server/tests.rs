@@ -1,4 +1,5 @@
 mod hostile;
+mod mesh;
 
 use super::*;
 use tokio::io::DuplexStream;
@@ -44,7 +45,7 @@ impl Peer {
         let mut bytes = FAST_START.to_vec();
         introduction(server, byte, &mut bytes);
         peer.stream.write_all(&bytes).await.unwrap();
-        peer.expect(|frame| assert_eq!(frame, Frame::ServerKey(secret(100).public()))).await;
+        peer.expect(|frame| assert_eq!(frame, Frame::ServerKey(server.key()))).await;
         peer.expect(|frame| assert!(matches!(frame, Frame::ServerInfo { .. }), "{frame:?}")).await;
         peer
     }
@@ -62,7 +63,7 @@ impl Peer {
 }
 
 fn introduction(server: &Server, byte: u8, out: &mut Vec<u8>) {
-    introduction_of(&ClientInfo { version: 2, can_ack_pings: true, is_prober: false }, server, byte, out);
+    introduction_of(&ClientInfo { version: 2, can_ack_pings: true, ..ClientInfo::default() }, server, byte, out);
 }
 
 fn introduction_of(info: &ClientInfo, server: &Server, byte: u8, out: &mut Vec<u8>) {
