@@ -8,6 +8,8 @@
 //! Neither a branch nor an index. Loops and branches depend on the number and the lengths of packets, and on whether
 //! a packet was authentic, which everybody may know. Codes are compared for all packets, whatever comes out for
 //! others, by `subtle`. The vector code multiplies with instructions whose time does not depend on their operands.
+//! Checked in the machine code (x86-64, optimised): conditional jumps of the vector functions compare lengths, counts and
+//! positions; the only one on a verdict comes when all codes are compared. There is no gather, and no division.
 //!
 //! # Refused packets
 //! No plaintext of a packet that does not authenticate can be read afterwards: its buffer is filled with zeros. The
