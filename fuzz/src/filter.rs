@@ -13,8 +13,10 @@ use crate::input::Input;
 
 mod conversation;
 mod naive;
+mod segments;
 
 pub use conversation::firewall;
+pub use segments::{join, split};
 
 /// An arbitrary moment, the same for a whole run.
 static START: LazyLock<Instant> = LazyLock::new(|| {

@@ -58,6 +58,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("paths", path::paths),
     ("policy", policy::policy),
     ("relay_head", relay::head),
+    ("segments_join", filter::join),
+    ("segments_split", filter::split),
     ("server_url", node::server_url),
     ("stun", udp::stun),
     ("tsmp", filter::tsmp),

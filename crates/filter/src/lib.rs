@@ -1,8 +1,9 @@
-//! IP header views, prefix tables, the compiled packet filter and its flow state.
+//! IP header views, super-packets, prefix tables, the compiled packet filter and its flow state.
 //!
 //! [`Packet`] reads a packet's headers once and proves that they are sound. [`Filter`] is the immutable form of the rules
 //! that coordination sends. [`Firewall`] judges packets by a filter and by the conversations it has seen; it is the whole
-//! policy of a node's data plane. [`Grants`] holds what rules allow beyond packets. [`PrefixTable`] also serves to find the peer of an address. [`tsmp`] reads and makes the
+//! policy of a node's data plane. [`segments`] cuts super-packets
+//! of the host and makes them of received packets. [`Grants`] holds what rules allow beyond packets. [`PrefixTable`] also serves to find the peer of an address. [`tsmp`] reads and makes the
 //! control messages that nodes exchange inside the tunnel.
 //!
 //! Nothing here reads a clock, touches a socket or allocates per packet.
@@ -15,6 +16,7 @@ mod packet;
 mod prefix;
 mod recent;
 mod rules;
+pub mod segments;
 #[cfg(test)]
 mod testing;
 pub mod tsmp;
