@@ -18,6 +18,8 @@ use warren_wire::key::{DiscoSecret, NodeKey, NodeSecret};
 
 use crate::netmap::Peer;
 
+pub use warren_os::Offload;
+
 mod decision;
 mod forwarder;
 mod gateway;
@@ -39,6 +41,8 @@ pub struct Options {
     pub interface: String,
     /// UDP port; 0 takes a free one.
     pub port: u16,
+    /// Whether packets pass between this machine and the engine in large pieces, as far as the kernel can do that.
+    pub offload: Offload,
 }
 
 /// Says why the engine cannot start. Each text says what to do.

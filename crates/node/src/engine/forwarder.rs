@@ -1,17 +1,22 @@
 //! What becomes of a packet, without I/O: the worker gives it bytes and does what it answers.
 //!
-//! Packets lie in buffers with [`HEADROOM`] bytes before and [`warren_wg::TAILROOM`] behind them; they are sealed and opened in
-//! place. Nothing is allocated for a packet that passes.
+//! Packets of the host, which may be super-packets, are judged once, then cut into a [`Burst`] for their peer; there they lie
+//! with [`HEADROOM`] bytes before and [`warren_wg::TAILROOM`] behind them. They are sealed and opened in place. Nothing is
+//! allocated for a packet that passes.
 
+mod burst;
 mod echo;
 mod waiting;
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use warren_filter::segments::SplitError;
 use warren_filter::tsmp::{Message, Reason, Reject};
 use warren_filter::{Body, DropReason, Firewall, Packet, PacketError, PeerMode, Verdict};
 use warren_wg::{HEADROOM, MessageType, SealError, Session, SessionTable};
+
+pub(super) use burst::{Burst, Run};
 
 use super::shared::{PeerSlot, Snapshot};
 use waiting::Waiting;
@@ -31,11 +36,9 @@ pub(super) struct Forwarder {
 /// Says what to do with a packet of the host.
 #[derive(Debug)]
 pub(super) enum Outbound<'s> {
-    /// Send the sealed datagram, the first `length` bytes of the buffer, to the peer.
+    /// Send the packet, the first `length` bytes, to the peer: with [`Forwarder::seal`].
     Send { slot: &'s Arc<PeerSlot>, length: usize },
-    /// The packet waits for a session; ask for a handshake.
-    Wait { slot: &'s Arc<PeerSlot> },
-    /// Write the answer of this many bytes at [`HEADROOM`] back to the host.
+    /// Write the answer of this many bytes back to the host.
     Answer { length: usize },
     /// Forget it.
     Drop(Refusal),
@@ -76,8 +79,10 @@ pub(super) enum Refusal {
     NoPeer,
     /// The tunnel's own datagram came back into the tunnel.
     Loop,
-    /// No room around the packet.
-    NoRoom,
+    /// The host's super-packet cannot be cut.
+    NotCut(SplitError),
+    /// The host left a checksum to us that is not in the packet.
+    NoChecksum,
     /// A datagram that is nothing we know.
     Unknown,
     /// No session has this index.
@@ -99,17 +104,8 @@ impl Forwarder {
         self.firewall.use_filter(&snapshot.filter);
     }
 
-    /// Judges and seals the packet of `length` bytes at [`HEADROOM`] in `buffer`, which came from the host.
-    pub(super) fn outbound<'s>(
-        &mut self,
-        snapshot: &'s Snapshot,
-        buffer: &mut [u8],
-        length: usize,
-        now: Instant,
-    ) -> Outbound<'s> {
-        let Some(bytes) = buffer.get_mut(HEADROOM..).and_then(|rest| rest.get_mut(..length)) else {
-            return Outbound::Drop(Refusal::NoRoom);
-        };
+    /// Judges a packet, or a super-packet, which came from the host.
+    pub(super) fn outbound<'s>(&mut self, snapshot: &'s Snapshot, bytes: &mut [u8], now: Instant) -> Outbound<'s> {
         if let Some(length) = echo::answer(bytes) {
             return Outbound::Answer { length };
         }
@@ -126,30 +122,26 @@ impl Forwarder {
         let Some(slot) = snapshot.peers.lookup(packet.destination()) else {
             return Outbound::Drop(Refusal::NoPeer);
         };
-        if let Verdict::Drop(reason) = self.firewall.check_outbound(&packet, now) {
-            return Outbound::Drop(Refusal::Filtered(reason));
+        match self.firewall.check_outbound(&packet, now) {
+            Verdict::Drop(reason) => Outbound::Drop(Refusal::Filtered(reason)),
+            Verdict::Accept | Verdict::Tsmp => Outbound::Send { slot, length: packet.bytes().len() },
         }
-        let length = packet.bytes().len();
-        self.seal(slot, buffer, length, now)
     }
 
-    /// Seals a packet that has been judged. One that cannot be sealed now is kept if there is hope.
-    fn seal<'s>(&mut self, slot: &'s Arc<PeerSlot>, buffer: &mut [u8], length: usize, now: Instant) -> Outbound<'s> {
+    /// Seals packets that have been judged. Those that cannot be sealed now are kept if there is hope, and are no longer
+    /// in the burst then; tells whether there are any, so that a handshake is wanted.
+    pub(super) fn seal(&mut self, slot: &Arc<PeerSlot>, burst: &mut Burst, now: Instant) -> bool {
         let session = slot.session();
-        let sealed = match session.as_ref() {
-            Some(session) => session.seal(buffer, length, MTU_BYTES.into(), now),
-            None => Err(SealError::Expired),
+        let (sealed, error) = match session.as_ref() {
+            Some(session) => burst.seal(session, now),
+            None => (0, Some(SealError::Expired)),
         };
-        match sealed {
-            Ok(length) => Outbound::Send { slot, length },
-            Err(SealError::Expired) => {
-                if let Some(packet) = buffer.get(HEADROOM..).and_then(|rest| rest.get(..length)) {
-                    self.waiting.push(slot, packet, now);
-                }
-                Outbound::Wait { slot }
-            }
-            Err(_) => Outbound::Drop(Refusal::NoRoom),
+        let left = burst.split_off(sealed);
+        if error != Some(SealError::Expired) {
+            return false;
         }
+        left.for_each(|packet| self.waiting.push(slot, packet, now));
+        true
     }
 
     /// Opens and judges a datagram of the network in place.

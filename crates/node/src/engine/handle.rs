@@ -7,7 +7,7 @@ use std::time::Instant;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::{Notify, mpsc, oneshot};
-use warren_os::{LinkWatch, Netlink, NetlinkError, Offload, Tun, TunError, Waker};
+use warren_os::{LinkWatch, Netlink, NetlinkError, Tun, TunError, Waker};
 use warren_wire::key::NodeKey;
 
 use super::decision::{Decision, Machine, Parts};
@@ -70,8 +70,8 @@ pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Pack
             options.interface
         ))
     })?;
-    let tun = Tun::open(&name, MTU_BYTES, Offload::Off).map_err(|error| no_tun(&options.interface, &error))?;
-    let sockets = Sockets::bind(options.port).map_err(|error| {
+    let tun = Tun::open(&name, MTU_BYTES, options.offload).map_err(|error| no_tun(&options.interface, &error))?;
+    let sockets = Sockets::bind(options.port, options.offload).map_err(|error| {
         if error.kind() == io::ErrorKind::AddrInUse {
             StartError::PortBusy(options.port)
         } else {
@@ -96,7 +96,7 @@ pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Pack
     machine.set_down().await;
     let (shared, worker_ends, decision_ends) = Shared::new(waker, sockets, now);
     let forwarder = Forwarder::new(rng.random(), now);
-    let thread = worker::spawn(Arc::clone(&shared), worker_ends, tun, forwarder)
+    let thread = worker::spawn(Arc::clone(&shared), worker_ends, tun, forwarder, options.offload)
         .map_err(|error| StartError::Other(format!("cannot start a thread: {error}")))?;
 
     let (requests, asked) = mpsc::channel(REQUESTS);

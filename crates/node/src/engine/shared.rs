@@ -182,11 +182,11 @@ impl Sockets {
     ///
     /// # Errors
     /// Returns the kernel's answer if neither family can be had.
-    pub(super) fn bind(port: u16) -> std::io::Result<Self> {
-        match UdpSocket::bind_pair(port, Offload::Probe) {
+    pub(super) fn bind(port: u16, offload: Offload) -> std::io::Result<Self> {
+        match UdpSocket::bind_pair(port, offload) {
             Ok((v4, v6)) => Ok(Self { v4: Some(v4), v6 }),
             // A machine without IPv4.
-            Err(error) => match UdpSocket::bind(Family::V6, port) {
+            Err(error) => match UdpSocket::bind_with(Family::V6, port, offload) {
                 Ok(v6) => Ok(Self { v4: None, v6: Some(v6) }),
                 Err(_) => Err(error),
             },

@@ -6,23 +6,34 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use warren_os::{Errno, Outgoing, RecvBatch, SendReport, Tun, TunRead, UdpSocket, Watched, poll_many};
+use warren_filter::segments::Join;
+use warren_os::{Errno, MAX_PACKET_BYTES, Offload, RecvBatch, SendReport, Tun, TunRead, UdpSocket, Watched, poll_many};
 use warren_path::{SocketId, Via};
-use warren_wg::{HEADROOM, TAILROOM};
+use warren_wg::HEADROOM;
 use warren_wire::datagram::{Class, classify};
 use warren_wire::key::NodeKey;
 
-use super::forwarder::{Action, Forwarder, Inbound, Outbound, Refusal};
+use super::forwarder::{Action, Burst, Forwarder, Inbound, Outbound, Refusal, Run};
 use super::shared::{Datagram, Drops, Extras, PeerSlot, Shared, Signal, Snapshot, Sockets, ToRelay, WorkerEnds};
+use host::Cut;
 
-/// Packets per turn and source; then the others get their turn.
-const BATCH: usize = 64;
-/// Bytes of a buffer: the largest packet that another implementation may send through a tunnel of 1500 bytes, and room.
+mod host;
+
+/// Bytes of the host per turn; then the network gets its turn. What waits meanwhile waits in the host's queues, where flows
+/// are fair to each other.
+const TURN_BYTES: usize = 128 << 10;
+/// Packets of the host per turn.
+const TURN_PACKETS: usize = 256;
+/// Relayed packets per turn.
+const RELAYED: usize = 64;
+/// Bytes of a buffer for one packet that does not travel in a burst: the largest that another implementation may send
+/// through a tunnel of 1500 bytes, and room.
 const BUFFER_BYTES: usize = 2048;
 /// Signals that are kept while their queue is full; then the newest are dropped.
 const BACKLOG: usize = 1024;
@@ -38,8 +49,10 @@ pub(super) fn spawn(
     ends: WorkerEnds,
     tun: Tun,
     forwarder: Forwarder,
+    offload: Offload,
 ) -> io::Result<JoinHandle<()>> {
     let worker = Worker {
+        offload,
         sockets: shared.sockets.load_full(),
         extras: Arc::default(),
         port: configured_port(&shared),
@@ -47,8 +60,6 @@ pub(super) fn spawn(
         ends,
         tun,
         forwarder,
-        buffers: vec![[0; BUFFER_BYTES]; BATCH],
-        planned: Vec::with_capacity(BATCH),
         backlog: VecDeque::new(),
     };
     std::thread::Builder::new().name("packets".into()).spawn(move || worker.run())
@@ -69,18 +80,20 @@ struct Worker {
     extras: Arc<Extras>,
     port: u16,
     forwarder: Forwarder,
-    buffers: Vec<[u8; BUFFER_BYTES]>,
-    planned: Vec<Planned>,
     backlog: VecDeque<Signal>,
+    offload: Offload,
 }
 
-/// A sealed datagram in a buffer, to be sent.
-struct Planned {
-    socket: SocketId,
-    to: SocketAddr,
-    peer: NodeKey,
-    buffer: usize,
-    length: usize,
+/// The worker's memory for packets: less than 1 MiB, however many peers there are.
+struct Buffers {
+    /// Packets of the network.
+    received: RecvBatch,
+    /// Which of them go to the host as one.
+    join: Join,
+    /// A packet of the host.
+    host: Vec<u8>,
+    /// Packets of the host on their way to one peer.
+    burst: Burst,
 }
 
 /// Says why the worker ends.
@@ -91,9 +104,15 @@ enum End {
 
 impl Worker {
     fn run(mut self) {
-        let mut received = RecvBatch::new();
+        let offloads = self.tun.offloads();
+        let mut buffers = Buffers {
+            received: RecvBatch::new(),
+            join: Join::new(offloads.headers, offloads.udp),
+            host: vec![0; MAX_PACKET_BYTES],
+            burst: Burst::new(),
+        };
         let end = loop {
-            if let Err(end) = self.turn(&mut received) {
+            if let Err(end) = self.turn(&mut buffers) {
                 break end;
             }
         };
@@ -108,7 +127,7 @@ impl Worker {
     }
 
     /// Waits until something can be done and does it.
-    fn turn(&mut self, received: &mut RecvBatch) -> Result<(), End> {
+    fn turn(&mut self, buffers: &mut Buffers) -> Result<(), End> {
         self.drain_backlog();
         let timeout = (!self.backlog.is_empty()).then_some(BACKLOG_RETRY);
         let watched = [
@@ -139,23 +158,23 @@ impl Worker {
             if self.shared.requests.flush.swap(false, Ordering::AcqRel) {
                 self.flush_waiting(now);
             }
-            self.take_relayed(&snapshot, now);
+            self.take_relayed(&snapshot, buffers, now);
         }
         let sockets = Arc::clone(&self.sockets);
         for (ready, socket) in [(v4, &sockets.v4), (v6, &sockets.v6)] {
             if let Some(socket) = socket
                 && (ready.readable || ready.failed)
             {
-                self.take_datagrams(&snapshot, (0, socket), received, now);
+                self.take_datagrams(&snapshot, (0, socket), buffers, now);
             }
         }
         for ((name, socket), ready) in extras.iter().zip(more) {
             if ready.readable || ready.failed {
-                self.take_datagrams(&snapshot, (*name, &**socket), received, now);
+                self.take_datagrams(&snapshot, (*name, &**socket), buffers, now);
             }
         }
         if tun.readable || tun.failed {
-            self.take_packets(&snapshot, now)?;
+            self.take_packets(&snapshot, buffers, now)?;
         }
         let pushed_out = self.forwarder.take_pushed_out();
         Drops::count(&self.shared.drops.waiting, pushed_out);
@@ -167,7 +186,8 @@ impl Worker {
         // All owners must be gone before the port is free.
         self.shared.sockets.store(Arc::new(Sockets::default()));
         self.sockets = Arc::new(Sockets::default());
-        let sockets = Sockets::bind(self.port).map_err(|error| End::Fatal(format!("cannot open UDP: {error}")))?;
+        let sockets =
+            Sockets::bind(self.port, self.offload).map_err(|error| End::Fatal(format!("cannot open UDP: {error}")))?;
         self.sockets = Arc::new(sockets);
         self.shared.sockets.store(Arc::clone(&self.sockets));
         self.signal(Signal::Rebound);
@@ -176,14 +196,17 @@ impl Worker {
 
     // From the host.
 
-    fn take_packets(&mut self, snapshot: &Snapshot, now: Instant) -> Result<(), End> {
-        let mut buffers = std::mem::take(&mut self.buffers);
-        let stamp = self.shared.stamp(now);
+    fn take_packets(&mut self, snapshot: &Snapshot, buffers: &mut Buffers, now: Instant) -> Result<(), End> {
+        let Buffers { host, burst, .. } = buffers;
+        let mut peer: Option<&Arc<PeerSlot>> = None;
         let mut end = Ok(());
-        for (at, buffer) in buffers.iter_mut().enumerate() {
-            let Some(room) = buffer.get_mut(HEADROOM..BUFFER_BYTES - TAILROOM) else { break };
-            let length = match self.tun.read(room) {
-                Ok(TunRead::Packet { length, .. }) => length,
+        let mut taken = 0;
+        for _ in 0..TURN_PACKETS {
+            if taken >= TURN_BYTES {
+                break;
+            }
+            let (length, header) = match self.tun.read(host) {
+                Ok(TunRead::Packet { length, header }) => (length, header),
                 Ok(TunRead::Empty) => break,
                 // EBADFD: somebody has deleted the interface.
                 Err(errno) => {
@@ -191,41 +214,91 @@ impl Worker {
                     break;
                 }
             };
-            match self.forwarder.outbound(snapshot, buffer, length, now) {
-                Outbound::Send { slot, length } => {
-                    if slot.note_sent(length.saturating_sub(HEADROOM), stamp) {
-                        self.signal(Signal::Sent(slot.key()));
-                    }
-                    self.plan(slot, at, buffer.get(..length).unwrap_or_default(), now);
+            taken += length;
+            let bytes = host.get_mut(..length).unwrap_or_default();
+            let (slot, length) = match self.forwarder.outbound(snapshot, bytes, now) {
+                Outbound::Send { slot, length } => (slot, length),
+                Outbound::Answer { length } => {
+                    self.deliver(bytes.get(..length));
+                    continue;
                 }
-                Outbound::Wait { slot } => {
-                    if slot.ask(stamp) && !self.signal(Signal::HandshakeWanted(slot.key())) {
-                        slot.handshake_failed();
-                    }
+                Outbound::Drop(refusal) => {
+                    trace("host", refusal);
+                    continue;
                 }
-                Outbound::Answer { length } => self.deliver(buffer.get(HEADROOM..HEADROOM + length)),
-                Outbound::Drop(refusal) => trace("host", refusal),
+            };
+            let cut = match Cut::new(bytes.get_mut(..length).unwrap_or_default(), header) {
+                Ok(cut) => cut,
+                Err(refusal) => {
+                    trace("host", refusal);
+                    continue;
+                }
+            };
+            if let Some(other) = peer.filter(|peer| !Arc::ptr_eq(peer, slot)) {
+                self.send_burst(other, burst, now);
+            }
+            peer = Some(slot);
+            for number in 0..cut.count() {
+                if burst.is_full() {
+                    self.send_burst(slot, burst, now);
+                }
+                burst.add(cut.length(number), |room| cut.write(number, room));
             }
         }
-        self.send_planned(&buffers);
-        self.buffers = buffers;
+        if let Some(slot) = peer {
+            self.send_burst(slot, burst, now);
+        }
         end
     }
 
-    /// Decides by the peer's path where a sealed datagram in buffer `at` goes.
-    fn plan(&mut self, slot: &PeerSlot, at: usize, datagram: &[u8], now: Instant) {
+    /// Seals and sends what is there for a peer; then the burst is empty.
+    fn send_burst(&mut self, slot: &Arc<PeerSlot>, burst: &mut Burst, now: Instant) {
+        if burst.is_empty() {
+            return;
+        }
+        let stamp = self.shared.stamp(now);
+        let waits = self.forwarder.seal(slot, burst, now);
+        if waits && slot.ask(stamp) && !self.signal(Signal::HandshakeWanted(slot.key())) {
+            slot.handshake_failed();
+        }
+        if !burst.is_empty() {
+            self.send_runs(slot, burst.runs(), now);
+        }
+        burst.clear();
+    }
+
+    /// Sends sealed datagrams by the peer's path.
+    fn send_runs<'b>(&mut self, slot: &PeerSlot, runs: impl Iterator<Item = Run<'b>> + Clone, now: Instant) {
+        let stamp = self.shared.stamp(now);
+        let bytes = runs.clone().flat_map(Run::datagrams).map(|datagram| datagram.len().saturating_sub(HEADROOM)).sum();
+        if slot.note_sent(bytes, stamp) {
+            self.signal(Signal::Sent(slot.key()));
+        }
         let path = slot.path();
-        let planned = |socket, to| Planned { socket, to, peer: slot.key(), buffer: at, length: datagram.len() };
         if let Some(direct) = path.direct {
-            self.planned.push(planned(direct.socket, direct.address));
+            self.send_to(slot, direct.socket, direct.address, runs.clone());
             if now <= direct.trusted_until {
                 return;
             }
         }
         if let Some(second) = path.second {
-            self.planned.push(planned(0, second));
+            self.send_to(slot, 0, second, runs.clone());
         }
-        self.send_over_relay(slot.key(), datagram);
+        for datagram in runs.flat_map(Run::datagrams) {
+            self.send_over_relay(slot.key(), datagram);
+        }
+    }
+
+    /// Sends datagrams to one address.
+    fn send_to<'b>(&mut self, slot: &PeerSlot, name: SocketId, to: SocketAddr, runs: impl Iterator<Item = Run<'b>>) {
+        for run in runs {
+            let tried = run.bytes.len().div_ceil(run.segment.max(1));
+            let report = match self.socket(name, to) {
+                Some(socket) => socket.send_run(to, run.bytes, run.segment),
+                None => SendReport { refused: tried, error: Some(Errno::AFNOSUPPORT), ..SendReport::default() },
+            };
+            self.judge(slot.key(), to, tried, report);
+        }
     }
 
     fn send_over_relay(&self, peer: NodeKey, datagram: &[u8]) {
@@ -233,27 +306,6 @@ impl Worker {
         if self.ends.to_relay.try_send(ToRelay { peer, bytes: datagram.to_vec() }).is_err() {
             Drops::count(&self.shared.drops.to_relay, 1);
         }
-    }
-
-    /// Sends what was planned, a system call for each run of datagrams to one address.
-    fn send_planned(&mut self, buffers: &[[u8; BUFFER_BYTES]]) {
-        let planned = std::mem::take(&mut self.planned);
-        for run in planned.chunk_by(|one, next| (one.socket, one.to) == (next.socket, next.to)) {
-            let Some(first) = run.first() else { continue };
-            let mut batch = [Outgoing { to: first.to, bytes: &[] }; BATCH];
-            let mut count = 0;
-            for (to, from) in batch.iter_mut().zip(run) {
-                to.bytes = buffers.get(from.buffer).and_then(|buffer| buffer.get(..from.length)).unwrap_or_default();
-                count += 1;
-            }
-            let report = match self.socket(first.socket, first.to) {
-                Some(socket) => socket.send_batch(batch.get(..count).unwrap_or_default()),
-                None => SendReport { refused: count, error: Some(Errno::AFNOSUPPORT), ..SendReport::default() },
-            };
-            self.judge(first.peer, first.to, count, report);
-        }
-        self.planned = planned;
-        self.planned.clear();
     }
 
     fn socket(&self, name: SocketId, to: SocketAddr) -> Option<&UdpSocket> {
@@ -276,36 +328,12 @@ impl Worker {
         }
     }
 
-    /// Sends one datagram by the peer's path, apart from the batches.
-    fn send_now(&mut self, slot: &PeerSlot, datagram: &[u8], now: Instant) {
-        let path = slot.path();
-        if let Some(direct) = path.direct {
-            let error = match self.socket(direct.socket, direct.address) {
-                Some(socket) => socket.send(direct.address, datagram).err(),
-                None => Some(Errno::AFNOSUPPORT),
-            };
-            let sent = usize::from(error.is_none());
-            self.judge(slot.key(), direct.address, 1, SendReport { sent, error, ..SendReport::default() });
-            if now <= direct.trusted_until {
-                return;
-            }
-        }
-        if let Some(second) = path.second {
-            // The relay has it, too.
-            let _ = self.sockets.send(second, datagram);
-        }
-        self.send_over_relay(slot.key(), datagram);
-    }
-
     /// Sends the packets that waited for a session that is there now.
     fn flush_waiting(&mut self, now: Instant) {
-        let stamp = self.shared.stamp(now);
         let mut buffer = [0; BUFFER_BYTES];
         while let Some((slot, length)) = self.forwarder.take_ready(&mut buffer, now) {
-            if slot.note_sent(length.saturating_sub(HEADROOM), stamp) {
-                self.signal(Signal::Sent(slot.key()));
-            }
-            self.send_now(&slot, buffer.get(..length).unwrap_or_default(), now);
+            let bytes = buffer.get(..length).unwrap_or_default();
+            self.send_runs(&slot, std::iter::once(Run { bytes, segment: length }), now);
         }
     }
 
@@ -315,9 +343,10 @@ impl Worker {
         &mut self,
         snapshot: &Snapshot,
         (name, socket): (SocketId, &UdpSocket),
-        received: &mut RecvBatch,
+        buffers: &mut Buffers,
         now: Instant,
     ) {
+        let Buffers { received, join, .. } = buffers;
         if let Err(errno) = socket.recv_batch(received) {
             // An extra one that fails is found out by its pings.
             if name == 0 {
@@ -325,26 +354,59 @@ impl Worker {
             }
             return;
         }
-        for datagram in received.datagrams() {
-            match classify(datagram.bytes) {
-                Class::WireGuard => self.take_wireguard(snapshot, datagram.bytes, Via::Direct(datagram.from), now),
-                Class::Disco | Class::Stun => self.pass_on(name, datagram.from, datagram.bytes),
-                // Relays among peers are not used yet.
-                Class::GeneveDisco | Class::GeneveWireGuard => {}
+        let (runs, buffer) = received.parts();
+        for run in runs {
+            for place in run.datagrams() {
+                let Some(datagram) = buffer.get(place.clone()) else { continue };
+                match classify(datagram) {
+                    Class::WireGuard => {
+                        self.take_wireguard(snapshot, (buffer, place), join, Via::Direct(run.from), now);
+                    }
+                    Class::Disco | Class::Stun => self.pass_on(name, run.from, datagram),
+                    // Relays among peers are not used yet.
+                    Class::GeneveDisco | Class::GeneveWireGuard => {}
+                }
             }
         }
+        self.deliver_joined(join, buffer);
     }
 
-    fn take_relayed(&mut self, snapshot: &Snapshot, now: Instant) {
-        for _ in 0..BATCH {
-            let Ok(mut relayed) = self.ends.relayed.try_recv() else { return };
-            self.take_wireguard(snapshot, &mut relayed.bytes, Via::Relay(relayed.region), now);
+    fn take_relayed(&mut self, snapshot: &Snapshot, buffers: &mut Buffers, now: Instant) {
+        let Buffers { received, join, .. } = buffers;
+        let (_, buffer) = received.parts();
+        let mut has_more = true;
+        let mut start = 0;
+        for _ in 0..RELAYED {
+            let Ok(relayed) = self.ends.relayed.try_recv() else {
+                has_more = false;
+                break;
+            };
+            let place = start..start + relayed.bytes.len();
+            let Some(room) = buffer.get_mut(place.clone()) else {
+                Drops::count(&self.shared.drops.relayed, 1);
+                continue;
+            };
+            room.copy_from_slice(&relayed.bytes);
+            start = place.end;
+            self.take_wireguard(snapshot, (buffer, place), join, Via::Relay(relayed.region), now);
         }
-        // There may be more, and the waker has been cleared.
-        self.shared.waker.wake();
+        self.deliver_joined(join, buffer);
+        if has_more {
+            // The waker has been cleared.
+            self.shared.waker.wake();
+        }
     }
 
-    fn take_wireguard(&mut self, snapshot: &Snapshot, datagram: &mut [u8], via: Via, now: Instant) {
+    /// Takes the WireGuard datagram at `place`; a packet for the host goes to `join`.
+    fn take_wireguard(
+        &mut self,
+        snapshot: &Snapshot,
+        (buffer, place): (&mut [u8], Range<usize>),
+        join: &mut Join,
+        via: Via,
+        now: Instant,
+    ) {
+        let datagram = buffer.get_mut(place.clone()).unwrap_or_default();
         let Inbound { confirmed, action } = self.forwarder.inbound(snapshot, &self.shared.table, datagram, now);
         if let Some(session) = confirmed {
             self.signal(Signal::Confirmed(session));
@@ -352,13 +414,18 @@ impl Worker {
         match action {
             Action::Deliver { slot, length } => {
                 self.note_received(slot, length, via, now);
-                self.deliver(datagram.get(HEADROOM..HEADROOM + length));
+                if join.is_full() {
+                    self.deliver_joined(join, buffer);
+                }
+                let start = place.start + HEADROOM;
+                join.push(buffer, start..start + length);
             }
             Action::Reply { slot, packet } => {
                 self.note_received(slot, packet.len(), via, now);
                 let mut buffer = [0; BUFFER_BYTES];
                 if let Some(length) = Forwarder::seal_own(slot, &packet, &mut buffer, now) {
-                    self.send_now(slot, buffer.get(..length).unwrap_or_default(), now);
+                    let bytes = buffer.get(..length).unwrap_or_default();
+                    self.send_runs(slot, std::iter::once(Run { bytes, segment: length }), now);
                 }
             }
             Action::Done => {}
@@ -392,6 +459,22 @@ impl Worker {
         {
             Drops::count(&self.shared.drops.unwritten, 1);
             tracing::trace!(%errno, "the host takes no packet");
+        }
+    }
+
+    /// Writes what was received to the host, joined where that is the same to it.
+    fn deliver_joined(&self, join: &mut Join, buffer: &mut [u8]) {
+        let mut refuses_joined = false;
+        join.flush(buffer, |joined, buffer, parts| {
+            if let Err(errno) = host::write(&self.tun, joined, buffer, parts) {
+                Drops::count(&self.shared.drops.unwritten, joined.map_or(1, |_| parts.len()));
+                refuses_joined |= joined.is_some() && errno == Errno::INVAL;
+                tracing::trace!(%errno, "the host takes no packet");
+            }
+        });
+        if refuses_joined {
+            tracing::debug!("the host takes no joined packets; each is written alone from now on");
+            join.stop();
         }
     }
 

@@ -45,6 +45,9 @@ pub(crate) struct Node {
     /// UDP port for tunnels; 0 takes any free one. Without this option 41641, or any free one if that is taken.
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
+    /// Move packets one by one, for kernels and network cards that do it wrong in large pieces.
+    #[arg(long)]
+    no_offload: bool,
 }
 
 /// The port that firewalls know.
@@ -62,7 +65,8 @@ impl Node {
         }
         let listener = local_api::listen(&socket)?;
         let (events, engine_events) = mpsc::channel(EVENTS);
-        let options = engine::Options { interface: self.tun, port: self.port.unwrap_or(USUAL_PORT) };
+        let offload = if self.no_offload { engine::Offload::Off } else { engine::Offload::Probe };
+        let options = engine::Options { interface: self.tun, port: self.port.unwrap_or(USUAL_PORT), offload };
         let engine = match engine::start(options, events).await {
             Ok(engine) => engine,
             Err(error) => {

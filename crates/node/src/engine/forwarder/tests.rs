@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use warren_filter::tsmp::Message;
 use warren_filter::{Filter, FilterInput, PrefixTable, Shields};
-use warren_wg::{Event, Origin, TAILROOM, Tunnels};
+use warren_wg::{Event, Origin, Tunnels};
 use warren_wire::control::{FilterRule, NetPortRange, PortRange};
 use warren_wire::key::{NodeKey, NodeSecret};
 
@@ -89,14 +89,24 @@ impl Side {
     }
 
     fn send(&mut self, packet: &[u8], now: Instant) -> Sent {
-        let mut buffer = vec![0; HEADROOM + packet.len() + TAILROOM];
-        buffer[HEADROOM..HEADROOM + packet.len()].copy_from_slice(packet);
-        match self.forwarder.outbound(&self.snapshot, &mut buffer, packet.len(), now) {
-            Outbound::Send { slot, length } => Sent::Datagram(slot.key(), buffer[..length].to_vec()),
-            Outbound::Wait { slot } => Sent::Waits(slot.key()),
-            Outbound::Answer { .. } => Sent::Answered,
-            Outbound::Drop(refusal) => Sent::Dropped(refusal),
+        let mut bytes = packet.to_vec();
+        let (slot, length) = match self.forwarder.outbound(&self.snapshot, &mut bytes, now) {
+            Outbound::Send { slot, length } => (slot, length),
+            Outbound::Answer { .. } => return Sent::Answered,
+            Outbound::Drop(refusal) => return Sent::Dropped(refusal),
+        };
+        let mut burst = Burst::new();
+        burst.add(length, |room| {
+            room.copy_from_slice(&packet[..length]);
+            Some(length)
+        });
+        if self.forwarder.seal(slot, &mut burst, now) {
+            assert!(burst.is_empty());
+            return Sent::Waits(slot.key());
         }
+        let datagrams: Vec<Vec<u8>> = burst.runs().flat_map(Run::datagrams).map(<[u8]>::to_vec).collect();
+        let [datagram] = &datagrams[..] else { panic!("{} datagrams", datagrams.len()) };
+        Sent::Datagram(slot.key(), datagram.clone())
     }
 
     /// Takes a datagram in; returns what the host gets.
@@ -234,6 +244,51 @@ fn packets_arrive_as_they_were_whatever_their_length() {
         assert_eq!(net.beta.receive(&bytes, net.now), Got::Packet(key(1), packet));
         assert_eq!(net.beta.receive(&bytes, net.now), Got::Dropped(Refusal::NotAuthentic), "a replay");
     }
+}
+
+/// Datagrams of one size lie side by side, a shorter one at the end, and all arrive.
+#[test]
+fn a_burst_is_sealed_in_order_and_falls_into_runs() {
+    let mut net = Net::new();
+    let lengths = [100_usize, 100, 100, 60, 60, 90, 1252, 1252, 3];
+    let packets: Vec<Vec<u8>> = lengths.iter().map(|length| udp(ALPHA, 5000, BETA, 6000, &vec![7; *length])).collect();
+    let mut burst = Burst::new();
+    for packet in &packets {
+        burst.add(packet.len(), |room| {
+            room.copy_from_slice(packet);
+            Some(packet.len())
+        });
+    }
+    let slot = Arc::clone(&net.alpha.slots[0]);
+    assert!(!net.alpha.forwarder.seal(&slot, &mut burst, net.now));
+    // 28 bytes of inner headers, filled up to 16, and 32 around it.
+    let shapes: Vec<_> = burst.runs().map(|run| (run.segment, run.bytes.len())).collect();
+    assert_eq!(shapes, [(160, 3 * 160 + 128), (128, 128), (160, 160), (1312, 2 * 1312 + 64)]);
+    let datagrams: Vec<&[u8]> = burst.runs().flat_map(Run::datagrams).collect();
+    assert_eq!(datagrams.len(), packets.len());
+    for (datagram, packet) in datagrams.into_iter().zip(packets) {
+        assert_eq!(net.beta.receive(datagram, net.now), Got::Packet(key(1), packet));
+    }
+}
+
+#[test]
+fn a_burst_takes_what_one_read_may_bring_until_it_is_full() {
+    let mut burst = Burst::new();
+    let mut count = 0;
+    while !burst.is_full() {
+        burst.add(1280, |_| Some(1280));
+        count += 1;
+    }
+    assert_eq!(count, 50, "50 datagrams of 1312 bytes are the first beyond 64 KiB");
+    burst.clear();
+    burst.add(100, |_| None);
+    assert!(burst.is_empty(), "nothing was written");
+    for _ in 0..49 {
+        burst.add(1280, |_| Some(1280));
+    }
+    assert!(!burst.is_full());
+    burst.add(65_535, |_| Some(65_535));
+    assert_eq!(burst.split_off(49).map(<[u8]>::len).collect::<Vec<_>>(), [65_535]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
-use warren_os::Waker;
+use warren_os::{Offload, Waker};
 use warren_path::{Direct, Path};
 use warren_wg::{SessionTable, Tunnels};
 use warren_wire::control::{DerpMap, DerpNode, DerpRegion, Node, NodeId};
@@ -43,7 +43,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let now = Instant::now();
-        let (shared, _, ends) = Shared::new(Waker::new().unwrap(), Sockets::bind(0).unwrap(), now);
+        let (shared, _, ends) = Shared::new(Waker::new().unwrap(), Sockets::bind(0, Offload::Probe).unwrap(), now);
         let (events, links) = mpsc::channel(64);
         let (found, found_out) = mpsc::channel(64);
         let local = Local {

@@ -1,0 +1,124 @@
+//! Packets for one peer, side by side as they are sealed and sent.
+
+use std::time::Instant;
+
+use warren_wg::{HEADROOM, SealError, Session, TAILROOM};
+
+use super::MTU_BYTES;
+
+/// Bytes from which on a burst is to be sent: about one run of datagrams as the kernel takes it.
+const FULL_BYTES: usize = 64 << 10;
+/// Packets from which on a burst is to be sent.
+const FULL_PACKETS: usize = 128;
+/// Bytes of the buffer: one that is not full has room for the largest packet.
+const CAPACITY: usize = FULL_BYTES + HEADROOM + 65_535 + TAILROOM;
+
+/// Holds packets for one peer, later the datagrams that they became.
+///
+/// They lie so that datagrams of one size have nothing between them: such a run is one piece of memory.
+#[derive(Debug)]
+pub(in crate::engine) struct Burst {
+    bytes: Vec<u8>,
+    used: usize,
+    places: Vec<Place>,
+}
+
+/// Where a packet lies with room around it, or where a datagram lies.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    start: usize,
+    /// Of the packet without the room, or of the datagram.
+    length: usize,
+}
+
+/// Datagrams of one size, but for the last, which may be shorter.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::engine) struct Run<'b> {
+    pub(in crate::engine) bytes: &'b [u8],
+    pub(in crate::engine) segment: usize,
+}
+
+impl<'b> Run<'b> {
+    /// Returns the datagrams.
+    pub(in crate::engine) fn datagrams(self) -> impl Iterator<Item = &'b [u8]> {
+        self.bytes.chunks(self.segment.max(1))
+    }
+}
+
+impl Burst {
+    pub(in crate::engine) fn new() -> Self {
+        Self { bytes: vec![0; CAPACITY], used: 0, places: Vec::with_capacity(FULL_PACKETS) }
+    }
+
+    /// Tells whether it is time to send.
+    pub(in crate::engine) fn is_full(&self) -> bool {
+        self.used >= FULL_BYTES || self.places.len() >= FULL_PACKETS
+    }
+
+    pub(in crate::engine) fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    pub(in crate::engine) fn clear(&mut self) {
+        self.used = 0;
+        self.places.clear();
+    }
+
+    /// Adds a packet of `length` bytes, which `write` writes; nothing if it says so, or if there is no room.
+    pub(in crate::engine) fn add(&mut self, length: usize, write: impl FnOnce(&mut [u8]) -> Option<usize>) {
+        let start = self.used;
+        let end = start + HEADROOM + length.next_multiple_of(16) + TAILROOM - 15;
+        if end > self.bytes.len() {
+            return;
+        }
+        let room = self.bytes.get_mut(start + HEADROOM..).and_then(|rest| rest.get_mut(..length));
+        if room.is_some_and(|room| write(room) == Some(length)) {
+            self.places.push(Place { start, length });
+            self.used = end;
+        }
+    }
+
+    /// Seals the packets in turn; from the first that cannot be sealed on they are left as they are.
+    ///
+    /// Returns how many were sealed, and why no more.
+    pub(super) fn seal(&mut self, session: &Session, now: Instant) -> (usize, Option<SealError>) {
+        for (number, place) in self.places.iter_mut().enumerate() {
+            let buffer = self.bytes.get_mut(place.start..).unwrap_or_default();
+            match session.seal(buffer, place.length, MTU_BYTES.into(), now) {
+                Ok(length) => place.length = length,
+                Err(error) => return (number, Some(error)),
+            }
+        }
+        (self.places.len(), None)
+    }
+
+    /// Takes out the packets from `number` on.
+    pub(super) fn split_off(&mut self, number: usize) -> impl Iterator<Item = &[u8]> {
+        let bytes = &self.bytes;
+        self.places
+            .drain(number.min(self.places.len())..)
+            .filter_map(|place| bytes.get(place.start + HEADROOM..).and_then(|rest| rest.get(..place.length)))
+    }
+
+    /// Returns the datagrams, which all packets must have become, in runs as long as possible.
+    pub(in crate::engine) fn runs(&self) -> impl Iterator<Item = Run<'_>> + Clone {
+        let mut rest = self.places.as_slice();
+        std::iter::from_fn(move || {
+            let (first, others) = rest.split_first()?;
+            let (segment, mut end) = (first.length, first.start + first.length);
+            let mut taken = 1;
+            for next in others {
+                if next.start != end || next.length > segment {
+                    break;
+                }
+                end += next.length;
+                taken += 1;
+                if next.length < segment {
+                    break;
+                }
+            }
+            rest = rest.get(taken..).unwrap_or_default();
+            Some(Run { bytes: self.bytes.get(first.start..end).unwrap_or_default(), segment })
+        })
+    }
+}

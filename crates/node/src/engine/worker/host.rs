@@ -1,0 +1,96 @@
+//! Between the host's TUN device and packets as they travel.
+
+use std::io::IoSlice;
+use std::ops::Range;
+
+use warren_filter::Packet;
+use warren_filter::segments::{Joined, SegmentKind, Split, finish_checksum};
+use warren_os::{Checksum, Errno, MAX_PARTS, SegmentKind as OsKind, Segments, Tun, VnetHeader};
+
+use crate::engine::forwarder::Refusal;
+
+/// A packet of the host, to be written as those that travel.
+#[derive(Debug)]
+pub(super) enum Cut<'p> {
+    /// As it is.
+    Whole(&'p [u8]),
+    /// Into several.
+    Split(Split<'p>),
+}
+
+impl<'p> Cut<'p> {
+    /// Reads what the host left to do on `packet`, a sound packet without anything behind it.
+    ///
+    /// # Errors
+    /// Says why it cannot be done.
+    pub(super) fn new(packet: &'p mut [u8], header: VnetHeader) -> Result<Self, Refusal> {
+        let Some(segments) = header.segments else {
+            if let Some(Checksum { start, offset }) = header.checksum
+                && !finish_checksum(packet, start, offset)
+            {
+                return Err(Refusal::NoChecksum);
+            }
+            return Ok(Self::Whole(packet));
+        };
+        let kind = match segments.kind {
+            OsKind::Tcp4 | OsKind::Tcp6 => SegmentKind::Tcp,
+            OsKind::Udp => SegmentKind::Udp,
+        };
+        let packet = Packet::parse(packet).map_err(Refusal::Malformed)?;
+        Split::new(&packet, kind, segments.bytes).map(Self::Split).map_err(Refusal::NotCut)
+    }
+
+    /// Returns how many packets travel.
+    pub(super) fn count(&self) -> usize {
+        match self {
+            Self::Whole(_) => 1,
+            Self::Split(split) => split.count(),
+        }
+    }
+
+    /// Returns the length of packet `number`.
+    pub(super) fn length(&self, number: usize) -> usize {
+        match self {
+            Self::Whole(packet) => packet.len(),
+            Self::Split(split) => split.length(number),
+        }
+    }
+
+    /// Writes packet `number` into `room`, which has its length; `None` if it has not.
+    pub(super) fn write(&self, number: usize, room: &mut [u8]) -> Option<usize> {
+        match self {
+            Self::Whole(packet) => {
+                room.get_mut(..packet.len())?.copy_from_slice(packet);
+                Some(packet.len())
+            }
+            Self::Split(split) => split.write(number, room),
+        }
+    }
+}
+
+/// Writes a packet to the host whose parts lie in `buffer`.
+///
+/// # Errors
+/// As [`Tun::write_parts`].
+pub(super) fn write(tun: &Tun, joined: Option<&Joined>, buffer: &[u8], parts: &[Range<usize>]) -> Result<(), Errno> {
+    let mut slices = [IoSlice::new(&[]); MAX_PARTS];
+    let mut count = 0;
+    for (slice, part) in slices.iter_mut().zip(parts) {
+        *slice = IoSlice::new(buffer.get(part.clone()).unwrap_or_default());
+        count += 1;
+    }
+    let header = joined.map_or_else(VnetHeader::default, |joined| VnetHeader {
+        checksum: Some(Checksum { start: joined.transport_at, offset: joined.checksum_at }),
+        segments: Some(Segments {
+            kind: match (joined.kind, joined.is_v6) {
+                (SegmentKind::Tcp, false) => OsKind::Tcp4,
+                (SegmentKind::Tcp, true) => OsKind::Tcp6,
+                (SegmentKind::Udp, _) => OsKind::Udp,
+            },
+            bytes: joined.segment,
+            header_bytes: joined.headers,
+            ecn: joined.cwr,
+        }),
+    });
+    tun.write_parts(header, slices.get(..count).unwrap_or_default())
+}
