@@ -14,7 +14,7 @@ use std::time::Instant;
 use warren_filter::segments::SplitError;
 use warren_filter::tsmp::{Message, Reason, Reject};
 use warren_filter::{Body, DropReason, Firewall, Packet, PacketError, PeerMode, Verdict};
-use warren_wg::{HEADROOM, MessageType, SealError, Session, SessionTable};
+use warren_wg::{HEADROOM, MessageType, OpenError, Opened, SealError, Session, SessionTable};
 
 pub(super) use burst::{Burst, Run};
 
@@ -161,15 +161,28 @@ impl Forwarder {
         let Some(session) = table.for_message(datagram) else {
             return only(Action::Drop(Refusal::NoSession));
         };
-        let Ok(opened) = session.open(datagram, now) else {
-            return only(Action::Drop(Refusal::NotAuthentic));
+        let opened = session.open(datagram, now);
+        self.opened(snapshot, &session, datagram, opened, now)
+    }
+
+    /// Judges what came out of a datagram of `session`.
+    pub(super) fn opened<'s>(
+        &mut self,
+        snapshot: &'s Snapshot,
+        session: &Arc<Session>,
+        datagram: &[u8],
+        opened: Result<Opened, OpenError>,
+        now: Instant,
+    ) -> Inbound<'s> {
+        let Ok(opened) = opened else {
+            return Inbound { confirmed: None, action: Action::Drop(Refusal::NotAuthentic) };
         };
-        let confirmed = opened.confirmed.then(|| Arc::clone(&session));
+        let confirmed = opened.confirmed.then(|| Arc::clone(session));
         let action = if opened.length == 0 {
             Action::Done
         } else {
             let inner = datagram.get(HEADROOM..).and_then(|rest| rest.get(..opened.length)).unwrap_or_default();
-            self.admit(snapshot, &session, inner, now)
+            self.admit(snapshot, session, inner, now)
         };
         Inbound { confirmed, action }
     }

@@ -21,8 +21,10 @@ use warren_wire::key::NodeKey;
 
 use super::forwarder::{Action, Burst, Forwarder, Inbound, Outbound, Refusal, Run};
 use super::shared::{Datagram, Drops, Extras, PeerSlot, Shared, Signal, Snapshot, Sockets, ToRelay, WorkerEnds};
+use group::Group;
 use host::Cut;
 
+mod group;
 mod host;
 
 /// Bytes of the host per turn; then the network gets its turn. What waits meanwhile waits in the host's queues, where flows
@@ -356,17 +358,24 @@ impl Worker {
         }
         let (runs, buffer) = received.parts();
         for run in runs {
+            let mut group = Group::default();
             for place in run.datagrams() {
                 let Some(datagram) = buffer.get(place.clone()) else { continue };
+                if group.is_joined_by(buffer, datagram) {
+                    group.push(place);
+                    continue;
+                }
+                self.take_group(snapshot, (buffer, &group), join, Via::Direct(run.from), now);
+                group.clear();
+                let Some(datagram) = buffer.get(place.clone()) else { continue };
                 match classify(datagram) {
-                    Class::WireGuard => {
-                        self.take_wireguard(snapshot, (buffer, place), join, Via::Direct(run.from), now);
-                    }
+                    Class::WireGuard => group.push(place),
                     Class::Disco | Class::Stun => self.pass_on(name, run.from, datagram),
                     // Relays among peers are not used yet.
                     Class::GeneveDisco | Class::GeneveWireGuard => {}
                 }
             }
+            self.take_group(snapshot, (buffer, &group), join, Via::Direct(run.from), now);
         }
         self.deliver_joined(join, buffer);
     }
@@ -388,7 +397,9 @@ impl Worker {
             };
             room.copy_from_slice(&relayed.bytes);
             start = place.end;
-            self.take_wireguard(snapshot, (buffer, place), join, Via::Relay(relayed.region), now);
+            let mut group = Group::default();
+            group.push(place);
+            self.take_group(snapshot, (buffer, &group), join, Via::Relay(relayed.region), now);
         }
         self.deliver_joined(join, buffer);
         if has_more {
@@ -397,17 +408,44 @@ impl Worker {
         }
     }
 
-    /// Takes the WireGuard datagram at `place`; a packet for the host goes to `join`.
-    fn take_wireguard(
+    /// Takes WireGuard datagrams of one session; packets for the host go to `join`.
+    fn take_group(
         &mut self,
         snapshot: &Snapshot,
+        (buffer, group): (&mut [u8], &Group),
+        join: &mut Join,
+        via: Via,
+        now: Instant,
+    ) {
+        let [place, _, ..] = group.places() else {
+            if let [place] = group.places() {
+                let datagram = buffer.get_mut(place.clone()).unwrap_or_default();
+                let inbound = self.forwarder.inbound(snapshot, &self.shared.table, datagram, now);
+                self.take_packet(inbound, (buffer, place.clone()), join, via, now);
+            }
+            return;
+        };
+        let first = buffer.get(place.clone()).unwrap_or_default();
+        let Some(session) = self.shared.table.for_message(first) else {
+            return trace("network", Refusal::NoSession);
+        };
+        let results = group.open(&session, buffer, now);
+        for (place, opened) in group.places().iter().zip(results) {
+            let datagram = buffer.get(place.clone()).unwrap_or_default();
+            let inbound = self.forwarder.opened(snapshot, &session, datagram, opened, now);
+            self.take_packet(inbound, (buffer, place.clone()), join, via, now);
+        }
+    }
+
+    /// Does what is to be done with a packet, which came in the datagram at `place`.
+    fn take_packet(
+        &mut self,
+        Inbound { confirmed, action }: Inbound<'_>,
         (buffer, place): (&mut [u8], Range<usize>),
         join: &mut Join,
         via: Via,
         now: Instant,
     ) {
-        let datagram = buffer.get_mut(place.clone()).unwrap_or_default();
-        let Inbound { confirmed, action } = self.forwarder.inbound(snapshot, &self.shared.table, datagram, now);
         if let Some(session) = confirmed {
             self.signal(Signal::Confirmed(session));
         }
@@ -431,7 +469,7 @@ impl Worker {
             Action::Done => {}
             Action::Decide => match via {
                 // A handshake is answered by the path to the peer, whichever socket it came to.
-                Via::Direct(from) => self.pass_on(0, from, datagram),
+                Via::Direct(from) => self.pass_on(0, from, buffer.get(place).unwrap_or_default()),
                 // Relay connections give the worker nothing but data.
                 Via::Relay(_) => {}
             },

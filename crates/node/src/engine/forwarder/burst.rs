@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use warren_wg::{HEADROOM, SealError, Session, TAILROOM};
+use warren_wg::{BATCH, HEADROOM, Outgoing, SealError, Session, TAILROOM};
 
 use super::MTU_BYTES;
 
@@ -38,6 +38,11 @@ pub(in crate::engine) struct Run<'b> {
     pub(in crate::engine) segment: usize,
 }
 
+/// Returns how much a packet of this length needs with header, padding and tag.
+fn room_for(length: usize) -> usize {
+    HEADROOM + length.next_multiple_of(16) + TAILROOM - 15
+}
+
 impl<'b> Run<'b> {
     /// Returns the datagrams.
     pub(in crate::engine) fn datagrams(self) -> impl Iterator<Item = &'b [u8]> {
@@ -67,7 +72,7 @@ impl Burst {
     /// Adds a packet of `length` bytes, which `write` writes; nothing if it says so, or if there is no room.
     pub(in crate::engine) fn add(&mut self, length: usize, write: impl FnOnce(&mut [u8]) -> Option<usize>) {
         let start = self.used;
-        let end = start + HEADROOM + length.next_multiple_of(16) + TAILROOM - 15;
+        let end = start + room_for(length);
         if end > self.bytes.len() {
             return;
         }
@@ -82,14 +87,29 @@ impl Burst {
     ///
     /// Returns how many were sealed, and why no more.
     pub(super) fn seal(&mut self, session: &Session, now: Instant) -> (usize, Option<SealError>) {
-        for (number, place) in self.places.iter_mut().enumerate() {
-            let buffer = self.bytes.get_mut(place.start..).unwrap_or_default();
-            match session.seal(buffer, place.length, MTU_BYTES.into(), now) {
-                Ok(length) => place.length = length,
-                Err(error) => return (number, Some(error)),
+        let mut sealed = 0;
+        let (mut rest, mut at) = (self.bytes.as_mut_slice(), 0);
+        for group in self.places.chunks_mut(BATCH) {
+            let mut packets: [Outgoing<'_>; BATCH] = std::array::from_fn(|_| Outgoing { buffer: &mut [], length: 0 });
+            // Places lie one behind the other.
+            for (packet, place) in packets.iter_mut().zip(&*group) {
+                let gap = place.start.saturating_sub(at);
+                let Some((_, behind)) = std::mem::take(&mut rest).split_at_mut_checked(gap) else { break };
+                let Some((buffer, behind)) = behind.split_at_mut_checked(room_for(place.length)) else { break };
+                at = place.start + buffer.len();
+                rest = behind;
+                *packet = Outgoing { buffer, length: place.length };
             }
+            let packets = packets.get_mut(..group.len()).unwrap_or_default();
+            if let Err(error) = session.seal_batch(packets, MTU_BYTES.into(), now) {
+                return (sealed, Some(error));
+            }
+            for (place, packet) in group.iter_mut().zip(packets) {
+                place.length = packet.length;
+            }
+            sealed += group.len();
         }
-        (self.places.len(), None)
+        (sealed, None)
     }
 
     /// Takes out the packets from `number` on.
