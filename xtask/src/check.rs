@@ -13,12 +13,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("warren-wg", &["warren-wire", "warren-aead"]),
     ("warren-filter", &["warren-wire"]),
     ("warren-path", &["warren-wire"]),
+    ("warren-dns", &["warren-wire"]),
     ("warren-policy", &["warren-wire", "warren-filter"]),
     ("warren-sim", &["warren-wire", "warren-path"]),
     ("warren-os", &[]),
     ("warren-relay", &["warren-wire"]),
     ("warren-control", &["warren-wire", "warren-policy", "warren-relay"]),
-    ("warren-node", &["warren-wire", "warren-wg", "warren-filter", "warren-path", "warren-os", "warren-relay"]),
+    (
+        "warren-node",
+        &["warren-wire", "warren-wg", "warren-filter", "warren-path", "warren-dns", "warren-os", "warren-relay"],
+    ),
     ("warren", &["warren-wire", "warren-os", "warren-policy", "warren-relay", "warren-control", "warren-node"]),
     (
         "warren-fuzz",
@@ -28,6 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "warren-wg",
             "warren-filter",
             "warren-path",
+            "warren-dns",
             "warren-policy",
             "warren-relay",
             "warren-control",
@@ -41,7 +46,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const UNSAFE: &[&str] = &["crates/os/", "crates/aead/"];
 
 /// Crates that must not know an asynchronous runtime: the cores.
-const CORES: &[&str] = &["warren-wire", "warren-wg", "warren-filter", "warren-path", "warren-policy"];
+const CORES: &[&str] = &["warren-wire", "warren-wg", "warren-filter", "warren-path", "warren-dns", "warren-policy"];
 
 /// Crates that the product must not contain: one TLS provider, and none that is not Rust or AWS-LC.
 const BANNED: &[&str] = &["ring", "openssl", "openssl-sys", "native-tls"];
