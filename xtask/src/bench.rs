@@ -49,9 +49,9 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 5)]
         runs: u32,
     },
-    /// How surely, how soon and with how many packets a hard NAT is met from an easy one.
+    /// How surely, how soon and with how many packets a hard NAT is met from an easy one, and from another.
     Punch {
-        /// How many pairs of fresh nodes.
+        /// How many pairs of fresh nodes of each kind.
         #[arg(long, default_value_t = 20)]
         runs: u32,
     },
