@@ -123,7 +123,10 @@ impl Host {
         );
         let file = self.dir.join(format!("{}-miniupnpd.conf", self.name));
         std::fs::write(&file, config)?;
-        let mut daemon = self.spawn("miniupnpd", Path::new("miniupnpd"), &["-d", "-f", &file.to_string_lossy()])?;
+        // Its usual file would keep a second one, on another router, from starting.
+        let pid = self.dir.join(format!("{}-miniupnpd.pid", self.name));
+        let words = ["-d", "-f", &file.to_string_lossy(), "-P", &pid.to_string_lossy()];
+        let mut daemon = self.spawn("miniupnpd", Path::new("miniupnpd"), &words)?;
         let sign = if pcp { "Listening for NAT-PMP/PCP" } else { "HTTP listening on port" };
         daemon.wait_log(sign, crate::fleet::PATIENCE)?;
         Ok(daemon)
