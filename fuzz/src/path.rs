@@ -90,7 +90,7 @@ pub fn paths(data: &[u8]) {
             8 => drop(world.paths.ping(&world.peer, now)),
             _ => match input.below(3) {
                 0 => world.paths.handle_rebind(now),
-                1 => world.paths.set_own_endpoints(vec![some_address(&mut input)], now),
+                1 => world.paths.set_own_endpoints(vec![some_address(&mut input)], now, now),
                 _ => world.paths.remove_peer(&world.peer),
             },
         }

@@ -80,10 +80,19 @@ pub struct Paths {
 struct OwnEndpoints {
     addresses: Vec<SocketAddr>,
     measured: Option<Instant>,
+    /// When something last gave reason to believe that they changed.
+    suspected: Option<Instant>,
     /// When fresh ones were last asked for; until they come.
     wanted: Option<Instant>,
     /// Peers to call when they come.
     callees: BTreeSet<NodeKey>,
+}
+
+impl OwnEndpoints {
+    /// Tells whether they were not measured since they were suspected to have changed.
+    fn is_suspect(&self) -> bool {
+        self.suspected.is_some_and(|at| self.measured.is_none_or(|measured| measured < at))
+    }
 }
 
 impl Paths {
@@ -154,22 +163,62 @@ impl Paths {
     }
 
     /// Takes over this node's own addresses, best first, for call-me-maybe: the first 64 usable ones. `measured` is
-    /// when the STUN servers were last asked, whatever they said.
-    pub fn set_own_endpoints(&mut self, endpoints: Vec<SocketAddr>, measured: Instant) {
+    /// when the STUN servers were last asked, whatever they said. Peers in use to which there is no trusted direct path
+    /// are called if the addresses are others than before, or were waited for.
+    pub fn set_own_endpoints(&mut self, endpoints: Vec<SocketAddr>, measured: Instant, now: Instant) {
         let mut addresses = endpoints;
         addresses.iter_mut().for_each(|address| *address = plain(*address));
         addresses.retain(|address| is_usable(*address));
         addresses.truncate(MAX_ENDPOINTS);
+        let have_changed = self.own.addresses.iter().ne(&addresses) && self.own.measured.is_some();
         self.own.addresses = addresses;
         self.own.measured = Some(measured);
-        if self.own.wanted.is_some_and(|wanted| measured + ENDPOINTS_FRESH >= wanted) {
+        let mut callees = BTreeSet::new();
+        if self.own.wanted.is_some_and(|wanted| measured + ENDPOINTS_FRESH >= wanted) && !self.own.is_suspect() {
             self.own.wanted = None;
-            for key in std::mem::take(&mut self.own.callees) {
-                let trusted = self.peers.get(&key).and_then(|peer| peer.trusted(measured));
-                if trusted.is_none() {
-                    self.send_call(&key);
-                }
+            callees = std::mem::take(&mut self.own.callees);
+        }
+        if have_changed {
+            callees.extend(self.peers.iter().filter(|(_, peer)| peer.heartbeat.is_some()).map(|(key, _)| *key));
+        }
+        for key in callees {
+            let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.trusted(now).is_none()) else { continue };
+            if have_changed && peer.is_in_use(now) {
+                // Their pings meet ours.
+                peer.be_eager();
+                peer.ping_candidates(&key, Which::Due, &mut self.outbox, now);
+                self.beat_soon(&key, now);
             }
+            self.send_call(&key);
+        }
+    }
+
+    /// Tells that the connection to a relay region is up after it was down: what was said over it in between is lost, so
+    /// peers in use without a trusted direct path are told again that they are sought.
+    pub fn handle_relay_up(&mut self, region: RegionId, now: Instant) {
+        let is_waiting = |peer: &Peer| peer.is_in_use(now) && peer.relay() == Some(region) && peer.trusted(now).is_none();
+        let keys: Vec<NodeKey> = self.peers.iter().filter(|(_, peer)| is_waiting(peer)).map(|(key, _)| *key).collect();
+        for key in keys {
+            let Some(peer) = self.peers.get_mut(&key) else { continue };
+            // By this the peer, whose path to us has broken with ours, hears of it before data comes over the relay.
+            if let Some(disco) = peer.disco.filter(|_| peer.best_address().is_some()) {
+                self.outbox.ping(&key, &disco, Destination::Relay { region, peer: key }, None, now);
+            }
+            self.call(&key, now);
+        }
+    }
+
+    /// Tells that this machine has one more address or another way out: what failed before may succeed now.
+    pub fn handle_link_gained(&mut self, now: Instant) {
+        self.suspect_own(now);
+        let is_waiting = |peer: &Peer| peer.is_in_use(now) && peer.trusted(now).is_none();
+        let keys: Vec<NodeKey> = self.peers.iter().filter(|(_, peer)| is_waiting(peer)).map(|(key, _)| *key).collect();
+        for key in keys {
+            if let Some(peer) = self.peers.get_mut(&key) {
+                peer.be_eager();
+            }
+            self.search(&key, now);
+            self.beat_soon(&key, now);
         }
     }
 
@@ -386,7 +435,9 @@ impl Paths {
             watch::Act::Ping => drop(peer.ping_best(key, None, &mut self.outbox, now)),
             watch::Act::Doubt => {
                 peer.doubt(key, &mut self.outbox, now);
-                if peer.is_in_use(now) {
+                let is_in_use = peer.is_in_use(now);
+                self.suspect_own(now);
+                if is_in_use {
                     self.search(key, now);
                     self.beat_soon(key, now);
                 }
@@ -441,12 +492,23 @@ impl Paths {
         }
         if self.own.measured.is_some_and(is_fresh) {
             self.send_call(key);
-            return;
+            if !self.own.is_suspect() {
+                return;
+            }
         }
         self.own.callees.insert(*key);
         if self.own.wanted.is_none_or(|at| now.saturating_duration_since(at) >= ASK_AGAIN) {
             self.own.wanted = Some(now);
             self.events.push_back(Event::EndpointsWanted);
+        }
+    }
+
+    /// Has own addresses measured again before they are relied on: it may be our NAT that has changed. Once in 10 s.
+    fn suspect_own(&mut self, now: Instant) {
+        if self.own.suspected.is_none_or(|at| now.saturating_duration_since(at) >= ASK_AGAIN) {
+            self.own.suspected = Some(now);
+            // The measurement that was asked for may have begun before.
+            self.own.wanted = None;
         }
     }
 

@@ -72,11 +72,12 @@ impl Paths {
     pub fn handle_received(&mut self, key: &NodeKey, via: Via, now: Instant) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         match via {
-            Via::Direct(_) => {
-                if peer.trusted(now).is_some() {
-                    peer.watch().note_data(now);
-                }
-            }
+            Via::Direct(from) => match peer.trusted(now) {
+                Some(best) if best == plain(from) => peer.watch().note_data(now),
+                // It says nothing of the way there, but the peer may have moved.
+                Some(_) => self.heed_elsewhere(key, plain(from), now),
+                None => {}
+            },
             Via::Relay(region) => {
                 peer.heard_region = region.known();
                 self.heed_hint(key, now);
@@ -90,7 +91,20 @@ impl Paths {
         let Some(peer) = self.peers.get_mut(key) else { return };
         if peer.is_in_use(now) && peer.trusted(now).is_some() && peer.watch().heeds_hint(now) {
             peer.doubt(key, &mut self.outbox, now);
+            self.suspect_own(now);
             self.beat_soon(key, now);
+        }
+    }
+
+    /// Doubts a direct path that has been silent, since the peer is heard from elsewhere.
+    fn heed_elsewhere(&mut self, key: &NodeKey, from: SocketAddr, now: Instant) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        let is_other = peer.trusted(now).is_some_and(|best| best != from && best.is_ipv4() == from.is_ipv4());
+        if is_other && peer.watch().note_elsewhere(from) && peer.watch().heeds_hint(now) {
+            peer.doubt(key, &mut self.outbox, now);
+            peer.ping_back(key, from, 0, &mut self.outbox, now);
+            self.beat_soon(key, now);
+            self.publish(key);
         }
     }
 
@@ -122,6 +136,8 @@ impl Paths {
                 Heard::Known if socket != 0 && peer.is_in_use(now) && peer.trusted(now).is_none() => {
                     peer.ping_back(&key, address, socket, &mut self.outbox, now);
                 }
+                // It may have come back to where it was a moment ago.
+                Heard::Known if socket == 0 && peer.is_in_use(now) => self.heed_elsewhere(&key, address, now),
                 Heard::Awake | Heard::Known => {}
             }
             self.settle(&key, now);

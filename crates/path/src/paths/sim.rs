@@ -17,6 +17,11 @@ pub(super) const REGION: RegionId = RegionId(900);
 const NAT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a node takes to ask the STUN server.
 const MEASURING: Duration = Duration::from_millis(200);
+/// Time in which a relay's connection that its NAT has forgotten is reset and made anew: that of the packet that meets the
+/// reset, a delay, and three round trips.
+const RECONNECTING: Duration = Duration::from_millis(350);
+/// How often a worker tells of the same at most.
+const REPORTS: Duration = Duration::from_millis(100);
 
 /// How a node meets the Internet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,12 +46,23 @@ pub(super) struct SimNode {
     /// Extra sockets.
     pub(super) sockets: Vec<SocketId>,
     measure_at: Option<Instant>,
+    /// Its relay connection goes through a NAT that has forgotten it.
+    is_relay_broken: bool,
+    /// When the relay connection is up again, and what waits for that.
+    relay_up_at: Option<Instant>,
+    waiting: Vec<(usize, Payload)>,
+    /// When the worker last told that packets were sent, if nothing came since, and that some came.
+    told_sent: Option<Instant>,
+    told_received: Option<Instant>,
     /// The published paths.
     pub(super) slots: BTreeMap<NodeKey, Path>,
     /// All other events.
     pub(super) events: Vec<Event>,
     /// Numbers of the data packets that arrived.
     pub(super) received: Vec<u64>,
+    /// When the last of them did, and the longest time between two.
+    pub(super) last_received: Option<Instant>,
+    pub(super) longest_gap: Duration,
     /// Disco messages sent so far, by way.
     pub(super) sent_udp: usize,
     pub(super) sent_relay: usize,
@@ -97,9 +113,16 @@ impl Internet {
                 mappings: BTreeMap::new(),
                 sockets: Vec::new(),
                 measure_at: None,
+                is_relay_broken: false,
+                relay_up_at: None,
+                waiting: Vec::new(),
+                told_sent: None,
+                told_received: None,
                 slots: BTreeMap::new(),
                 events: Vec::new(),
                 received: Vec::new(),
+                last_received: None,
+                longest_gap: Duration::ZERO,
                 sent_udp: 0,
                 sent_relay: 0,
             }
@@ -155,9 +178,13 @@ impl Internet {
         result
     }
 
-    /// Sends a data packet as the path says, and reports it like a worker that reports every packet. Returns its number.
+    /// Sends a data packet as the path says, and reports it like a worker. Returns its number.
     pub(super) fn send_data(&mut self, from: usize) -> u64 {
-        self.with(from, |paths, peer, now| paths.handle_activity(&peer, now));
+        let now = self.now;
+        if self.nodes[from].told_sent.is_none_or(|at| now - at >= REPORTS) {
+            self.nodes[from].told_sent = Some(now);
+            self.with(from, |paths, peer, now| paths.handle_activity(&peer, now));
+        }
         self.data += 1;
         let (number, path) = (self.data, self.path(from));
         if let Some(direct) = path.direct {
@@ -177,7 +204,8 @@ impl Internet {
         let end = self.now + time;
         loop {
             let arrival = self.flying.keys().next().map(|(at, _)| *at);
-            let deadlines = self.nodes.iter().flat_map(|node| [node.paths.poll_timeout(), node.measure_at]);
+            let deadlines =
+                self.nodes.iter().flat_map(|node| [node.paths.poll_timeout(), node.measure_at, node.relay_up_at]);
             let Some(at) = deadlines.chain([arrival]).flatten().min().filter(|at| *at <= end) else { break };
             assert!(at >= self.now || arrival != Some(at), "time runs forward");
             self.now = self.now.max(at);
@@ -207,9 +235,16 @@ impl Internet {
             if node.measure_at.is_some_and(|due| due <= now) {
                 node.measure_at = None;
                 let endpoints = node.endpoints();
-                node.paths.set_own_endpoints(endpoints, now);
+                node.paths.set_own_endpoints(endpoints, now - MEASURING, now);
             }
-            node.paths.handle_timeout(now);
+            if node.relay_up_at.is_some_and(|due| due <= now) {
+                (node.relay_up_at, node.is_relay_broken) = (None, false);
+                let waiting = std::mem::take(&mut node.waiting);
+                node.paths.handle_relay_up(REGION, now);
+                self.drain(at);
+                waiting.into_iter().for_each(|(to, payload)| self.send_relayed(at, to, payload));
+            }
+            self.nodes[at].paths.handle_timeout(now);
             self.drain(at);
         }
     }
@@ -219,8 +254,14 @@ impl Internet {
         let node = &mut self.nodes[packet.receiver];
         match (packet.payload, packet.from) {
             (Payload::Data(number), from) => {
+                // WireGuard lets nothing pass twice.
                 if !node.received.contains(&number) {
-                    node.paths.handle_received(&sender, from.map_or(Via::Relay(REGION), Via::Direct), now);
+                    let gap = node.last_received.map_or(Duration::ZERO, |at| now - at);
+                    (node.longest_gap, node.last_received) = (node.longest_gap.max(gap), Some(now));
+                    if node.told_received.is_none_or(|at| now - at >= REPORTS) {
+                        (node.told_received, node.told_sent) = (Some(now), None);
+                        node.paths.handle_received(&sender, from.map_or(Via::Relay(REGION), Via::Direct), now);
+                    }
                 }
                 node.received.push(number);
             }
@@ -285,8 +326,23 @@ impl Internet {
         self.nodes[node].mappings.clear();
     }
 
+    /// Lets a node's NAT forget everything, the relay connection, too, and come back with another address. Nobody is told.
+    pub(super) fn reboot_nat(&mut self, node: usize, number: u8) {
+        self.renumber(node, number);
+        self.nodes[node].is_relay_broken = true;
+    }
+
     fn send_relayed(&mut self, sender: usize, receiver: usize, payload: Payload) {
-        if self.is_relay_cut {
+        if self.is_relay_cut || self.nodes[receiver].is_relay_broken {
+            return;
+        }
+        let node = &mut self.nodes[sender];
+        if node.is_relay_broken {
+            match node.relay_up_at {
+                // What meets the reset is lost with the connection.
+                None => node.relay_up_at = Some(self.now + RECONNECTING),
+                Some(_) => node.waiting.push((receiver, payload)),
+            }
             return;
         }
         let packet = Packet { from: None, sender, receiver, socket: 0, payload };
@@ -316,6 +372,11 @@ impl SimNode {
     /// Address of its NAT, or its own.
     fn public(&self, port: u16) -> SocketAddr {
         SocketAddr::from(([198, 51, 100, self.number], port))
+    }
+
+    /// Returns the number in its addresses.
+    pub(super) fn number(&self) -> u8 {
+        self.number
     }
 
     /// What it would tell the server: what STUN says, and the interface's address.

@@ -31,6 +31,8 @@ pub(super) struct Watch {
     pongs_alone: u32,
     /// When others last made us doubt.
     hinted: Option<Instant>,
+    /// Another address from which the peer was last heard.
+    elsewhere: Option<SocketAddr>,
     /// Another address that answers, for the time when the best does not.
     pub(super) second: Option<SocketAddr>,
     /// When the timer rings; set if and only if it is.
@@ -83,12 +85,30 @@ impl Watch {
         true
     }
 
+    /// Notes that the peer was heard from another address than the path's; tells whether that is news. Whose packets and
+    /// pings always come another way than ours go is not doubted each time.
+    pub(super) fn note_elsewhere(&mut self, address: SocketAddr) -> bool {
+        self.elsewhere.replace(address) != Some(address)
+    }
+
     /// Returns when something is to be done on a path with this latency.
     pub(super) fn due(&self, latency: Duration) -> Option<Instant> {
-        match self.asked {
-            Some((at, is_second)) => Some(at + patience(latency) * if is_second { 4 } else { 1 }),
-            None => Some(self.unheard? + (QUIET * 2_u32.saturating_pow(self.pongs_alone.min(5))).min(HEARTBEAT)),
+        let patience = patience(latency);
+        let Some((at, is_second)) = self.asked else {
+            return Some(self.unheard? + (QUIET * 2_u32.saturating_pow(self.pongs_alone.min(5))).min(HEARTBEAT));
+        };
+        let soon = at + patience;
+        if !is_second || self.is_silent_since(at) {
+            return Some(soon);
         }
+        // Data came after the ping, so that it may be the pongs alone that get lost; unless data has ended, too.
+        let late = at + patience * 4;
+        Some(self.unheard.map_or(late, |sent| late.min((sent + QUIET + patience).max(soon))))
+    }
+
+    /// Tells whether something waits for an answer and nothing came since.
+    fn is_silent_since(&self, at: Instant) -> bool {
+        self.unheard.is_some() && self.heard.is_none_or(|heard| heard <= at)
     }
 
     /// Says what to do at `now`.
@@ -99,7 +119,7 @@ impl Watch {
         match self.asked {
             None => Act::Ping,
             // A lost ping alone is no reason to doubt: if nothing waits for an answer, or data came meanwhile, once more.
-            Some((at, false)) if self.unheard.is_none() || self.heard.is_some_and(|heard| heard > at) => {
+            Some((at, false)) if !self.is_silent_since(at) => {
                 self.asked = Some((now, true));
                 Act::Ping
             }
