@@ -43,6 +43,9 @@ pub struct Options {
     pub port: u16,
     /// Whether packets pass between this machine and the engine in large pieces, as far as the kernel can do that.
     pub offload: Offload,
+    /// Whether somebody chose the port; else another is taken where that helps: behind a NAT that holds the port for the
+    /// address that this machine had before.
+    pub keeps_port: bool,
 }
 
 /// Says why the engine cannot start. Each text says what to do.

@@ -91,9 +91,7 @@ impl Netcheck {
         self.regions = regions;
         self.chooser.retain(|region| self.regions.contains(region));
         self.last_full = None;
-        self.run = None;
-        self.transmits.clear();
-        self.relay_requests.clear();
+        self.cancel();
     }
 
     /// Starts a measurement, which ends with a report within 5 s; does nothing while one runs.
@@ -115,6 +113,13 @@ impl Netcheck {
         let is_full = last.is_none();
         self.run = Some(Run::new(sets, is_full, families, now));
         self.handle_timeout(now);
+    }
+
+    /// Drops a measurement under way without a report, because the network has changed.
+    pub fn cancel(&mut self) {
+        self.run = None;
+        self.transmits.clear();
+        self.relay_requests.clear();
     }
 
     /// Says whether the server can be told of another home; until it can, the home stays, since peers would go on sending to

@@ -32,8 +32,8 @@ const HOMELESS: Duration = Duration::from_secs(3);
 const REMEMBERED: Duration = Duration::from_secs(310);
 /// Most such addresses.
 const MAX_REMEMBERED: usize = 12;
-/// How often the worker tells that a peer is in use.
-const NOTE_SPACING: Duration = Duration::from_secs(1);
+/// How often the worker tells of the same at most.
+const NOTE_SPACING: Duration = Duration::from_millis(100);
 
 /// What the server is told of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,6 +205,7 @@ impl Node {
             self.links.reconnect(now, &mut self.acts);
             self.paths.handle_rebind(now);
         }
+        self.netcheck.cancel();
         self.want(Kind::Full, now);
         self.drain(now);
     }
@@ -294,6 +295,7 @@ impl Node {
         if self.links.handle_up(conn, now, &mut self.acts) {
             self.tell_home();
             self.netcheck.handle_relay_frame(conn.region, now);
+            self.paths.handle_relay_up(conn.region, now);
         }
         self.drain(now);
     }
@@ -487,7 +489,7 @@ impl Node {
             mapped: self.mapped.is_some(),
         });
         let endpoints = self.endpoints();
-        self.paths.set_own_endpoints(endpoints.clone(), self.started.unwrap_or(now));
+        self.paths.set_own_endpoints(endpoints.clone(), self.started.unwrap_or(now), now);
         if self.info.endpoints != endpoints {
             self.info.endpoints = endpoints;
             self.acts.push(Act::Tell);

@@ -11,6 +11,7 @@ mod traffic;
 mod update;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -23,7 +24,7 @@ use super::outlet::Outlet;
 use super::relay_link::{LinkEvent, LinkSetup};
 use super::shared::{DecisionEnds, Shared, Signal};
 use super::{Event, Netcheck, PingError, Status};
-use measure::Found;
+use measure::{Found, Rebind};
 use routes::Link;
 use tailnet::Tailnet;
 
@@ -52,6 +53,8 @@ pub(super) struct Parts {
     pub(super) interface: String,
     /// Rings when interfaces, addresses or routes have changed.
     pub(super) links_changed: Arc<Notify>,
+    /// The UDP port must stay.
+    pub(super) keeps_port: bool,
     pub(super) worker: JoinHandle<()>,
     /// Freshly seeded.
     pub(super) rng: StdRng,
@@ -67,6 +70,7 @@ pub(super) struct Decision {
     machine: Machine,
     interface: String,
     links_changed: Arc<Notify>,
+    keeps_port: bool,
     worker: JoinHandle<()>,
     links: mpsc::Receiver<LinkEvent>,
     link_setup: LinkSetup,
@@ -101,6 +105,7 @@ impl Decision {
             machine: parts.machine,
             interface: parts.interface,
             links_changed: parts.links_changed,
+            keeps_port: parts.keeps_port,
             worker: parts.worker,
             links,
             link_setup,
@@ -226,7 +231,7 @@ impl Decision {
             Signal::SocketFailed(errno) => {
                 if self.rebound_at.is_none_or(|at| now.saturating_duration_since(at) >= REBIND_SPACING) {
                     tracing::debug!(%errno, "opening the UDP sockets anew");
-                    self.rebind(now);
+                    self.rebind(false, now);
                 }
             }
             Signal::HandshakeWanted(_)
@@ -242,8 +247,12 @@ impl Decision {
         }
     }
 
-    fn rebind(&mut self, now: Instant) {
+    /// Opens the UDP sockets anew, with another port if that is `fresh` and nobody has chosen the port.
+    fn rebind(&mut self, fresh: bool, now: Instant) {
         self.rebound_at = Some(now);
+        if fresh && !self.keeps_port {
+            self.shared.requests.other_port.store(true, Ordering::Release);
+        }
         self.shared.ask(&self.shared.requests.rebind);
     }
 
@@ -258,8 +267,10 @@ impl Decision {
                     link = Link::Up;
                 }
                 let routes = self.machine.netlink().default_routes().await.unwrap_or_default();
-                if tailnet.handle_interfaces(&interfaces, routes.gateway_v4, self.machine.index(), now()) {
-                    self.rebind(now());
+                match tailnet.handle_interfaces(&interfaces, routes.gateway_v4, self.machine.index(), now()) {
+                    Rebind::No => {}
+                    Rebind::SamePort => self.rebind(false, now()),
+                    Rebind::OtherPort => self.rebind(true, now()),
                 }
             }
             Err(error) => tracing::debug!(%error, "interfaces cannot be listed"),

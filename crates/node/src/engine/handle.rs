@@ -112,6 +112,7 @@ pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Pack
         machine,
         interface: options.interface,
         links_changed,
+        keeps_port: options.keeps_port,
         worker: thread,
         rng,
     });

@@ -25,6 +25,9 @@ pub(super) use queue::Kind;
 const MAX_DELAY: Duration = Duration::from_secs(5);
 /// Age at which the end of a connection is no failure in a row.
 const STEADY: Duration = Duration::from_secs(3);
+/// Longest wait before the first attempt after the end of a connection that held: long enough that the clients of a relay that
+/// died do not all knock at the same instant.
+const FIRST_DELAY: Duration = Duration::from_millis(30);
 /// Longest wait between two attempts while a relay restarts, as it said it would.
 const RESTART_DELAY: Duration = Duration::from_millis(400);
 /// How often a connection tells at most that it lives. Source: paths.md 2.3, point 6.
@@ -130,7 +133,7 @@ impl RelayLink {
             restart: Mutex::default(),
         });
         let region = definition.region_id;
-        let runner = Runner { id, region, secret, setup, outbox: Arc::clone(&outbox), failures: 0 };
+        let runner = Runner { id, region, secret, setup, outbox: Arc::clone(&outbox), failures: 0, was_steady: false };
         let task = tokio::spawn(runner.run()).abort_handle();
         Self { id, definition, outbox, task }
     }
@@ -224,6 +227,8 @@ struct Runner {
     setup: LinkSetup,
     outbox: Arc<Outbox>,
     failures: u32,
+    /// The last attempt led to a connection that held for [`STEADY`].
+    was_steady: bool,
 }
 
 impl Runner {
@@ -239,7 +244,7 @@ impl Runner {
                     let error = self.serve(reader, writer).await;
                     // A relay that admits and drops us at once must not be asked ten times a second.
                     if now().saturating_duration_since(since) >= STEADY {
-                        self.failures = 0;
+                        (self.failures, self.was_steady) = (0, true);
                     }
                     error.to_string()
                 }
@@ -253,7 +258,8 @@ impl Runner {
         }
     }
 
-    /// Returns how long to wait after one more failure: 0.1 s, doubled each time, times 0.5 to 1.5.
+    /// Returns how long to wait after one more failure: up to 30 ms if the connection held before, since it may only be the
+    /// connection that something on the way has forgotten; else 0.1 s, doubled each time, times 0.5 to 1.5.
     fn delay(&mut self) -> Duration {
         let mut restart = self.outbox.restart.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(Restart { reconnect_in, until }) = *restart
@@ -265,6 +271,10 @@ impl Runner {
             return reconnect_in;
         }
         drop(restart);
+        if self.was_steady {
+            self.was_steady = false;
+            return FIRST_DELAY.mul_f64(rand::random());
+        }
         let base = Duration::from_millis(100_u64 << self.failures.min(6)).min(MAX_DELAY);
         self.failures = self.failures.saturating_add(1);
         base.mul_f64(0.5 + rand::random::<f64>()).min(MAX_DELAY)

@@ -63,6 +63,8 @@ pub(super) struct Requests {
     pub(super) flush: AtomicBool,
     /// Open the UDP sockets anew.
     pub(super) rebind: AtomicBool,
+    /// Take another port when doing so.
+    pub(super) other_port: AtomicBool,
     /// End.
     pub(super) stop: AtomicBool,
 }
@@ -255,6 +257,8 @@ pub(super) struct PeerSlot {
     last_write: AtomicU64,
     told_sent: AtomicU64,
     told_received: AtomicU64,
+    /// Packets were reported to come since packets to the peer were last reported: whether more go there is news.
+    is_heard: AtomicBool,
 }
 
 impl PeerSlot {
@@ -271,6 +275,7 @@ impl PeerSlot {
             last_write: AtomicU64::new(0),
             told_sent: AtomicU64::new(0),
             told_received: AtomicU64::new(0),
+            is_heard: AtomicBool::new(false),
         }
     }
 
@@ -325,13 +330,23 @@ impl PeerSlot {
     pub(super) fn note_sent(&self, bytes: usize, stamp: u64) -> bool {
         Drops::count(&self.tx_bytes, bytes);
         self.last_write.store(stamp, Ordering::Relaxed);
+        // A path that goes dead after the last packet that came is noticed by what is sent from then on.
+        if self.is_heard.load(Ordering::Relaxed) {
+            self.is_heard.store(false, Ordering::Relaxed);
+            self.told_sent.store(stamp, Ordering::Relaxed);
+            return true;
+        }
         is_due(&self.told_sent, stamp, ACTIVITY_SPACING)
     }
 
     /// Counts a packet from the peer and tells whether it is time to report it.
     pub(super) fn note_received(&self, bytes: usize, stamp: u64) -> bool {
         Drops::count(&self.rx_bytes, bytes);
-        is_due(&self.told_received, stamp, ACTIVITY_SPACING)
+        let is_news = is_due(&self.told_received, stamp, ACTIVITY_SPACING);
+        if is_news {
+            self.is_heard.store(true, Ordering::Relaxed);
+        }
+        is_news
     }
 
     /// Returns the bytes of packets received and sent.

@@ -183,15 +183,19 @@ impl Worker {
         Ok(())
     }
 
-    /// Closes the sockets and binds the same port again.
+    /// Closes the sockets and binds the same port again, or another if that is asked for.
     fn rebind(&mut self) -> Result<(), End> {
         // All owners must be gone before the port is free.
         self.shared.sockets.store(Arc::new(Sockets::default()));
         self.sockets = Arc::new(Sockets::default());
+        if self.shared.requests.other_port.swap(false, Ordering::AcqRel) {
+            self.port = 0;
+        }
         let sockets =
             Sockets::bind(self.port, self.offload).map_err(|error| End::Fatal(format!("cannot open UDP: {error}")))?;
         self.sockets = Arc::new(sockets);
         self.shared.sockets.store(Arc::clone(&self.sockets));
+        self.port = configured_port(&self.shared);
         self.signal(Signal::Rebound);
         Ok(())
     }

@@ -59,6 +59,8 @@ pub(super) struct Measure {
     mapping: PortMapping,
     /// Where the gateway is, and our address on the way there.
     way_out: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// The last that there was.
+    last_way_out: Option<(Ipv4Addr, Ipv4Addr)>,
     /// Whether the gateway may be asked by UPnP.
     upnp: bool,
     /// Own addresses on other interfaces, as peers may use them.
@@ -84,6 +86,7 @@ impl Measure {
             gateway: Gateway::start(gateway, found.clone(), Found::Mapping),
             mapping: PortMapping::default(),
             way_out: None,
+            last_way_out: None,
             upnp: true,
             netcheck: Netcheck::new(netcheck),
             rng: StdRng::from_seed(own),
@@ -116,13 +119,17 @@ impl Measure {
         change
     }
 
-    /// Takes over the gateway of the default route.
-    pub(super) fn set_gateway(&mut self, gateway: Option<Ipv4Addr>, interfaces: &[Interface]) {
+    /// Takes over the gateway of the default route; tells how the way out has changed.
+    pub(super) fn set_gateway(&mut self, gateway: Option<Ipv4Addr>, interfaces: &[Interface]) -> WayOut {
+        let before = self.way_out;
         let nets = || interfaces.iter().filter(|interface| interface.up).flat_map(|interface| &interface.addresses);
         self.way_out = gateway.and_then(|gateway| {
             let own = nets().find(|net| net.contains(&IpAddr::V4(gateway)))?;
             if let IpAddr::V4(own) = own.addr() { Some((gateway, own)) } else { None }
         });
+        let Some((gateway, own)) = self.way_out.filter(|_| self.way_out != before) else { return WayOut::Same };
+        let last = self.last_way_out.replace((gateway, own));
+        if last.is_some_and(|last| last.0 == gateway && last.1 != own) { WayOut::OtherAddress } else { WayOut::Other }
     }
 
     /// Allows or forbids UPnP from the next [`Self::map_port`] on.
@@ -164,6 +171,12 @@ impl Measure {
             _ => kind,
         };
         self.due = Some((now, kind));
+    }
+
+    /// Measures everything at once: what a measurement under way finds is of a network that is no more.
+    pub(super) fn restart(&mut self, now: Instant) {
+        self.netcheck.cancel();
+        self.want(Kind::Full, now);
     }
 
     /// Measures if the last measurement is older than the longest period: packets flow again after a rest.
@@ -335,6 +348,25 @@ impl Measure {
 /// Node key with which relays are measured.
 pub(super) type RelaySecret = Arc<warren_wire::key::NodeSecret>;
 
+/// Says how the way out over IPv4 changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WayOut {
+    /// Not at all, or there is none.
+    Same,
+    /// There is one, another than before.
+    Other,
+    /// The last gateway that there was, from another own address.
+    OtherAddress,
+}
+
+/// Says whether the sockets must be opened anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rebind {
+    No,
+    SamePort,
+    OtherPort,
+}
+
 /// Says how the addresses of this machine changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AddressChange {
@@ -418,6 +450,19 @@ mod tests {
         assert_eq!(change(&["192.0.2.1/24", "192.0.2.2/24"]), AddressChange::Gained);
         assert_eq!(change(&["192.0.2.2/24"]), AddressChange::Lost);
         assert_eq!(change(&["192.0.2.3/24"]), AddressChange::Lost);
+    }
+
+    #[tokio::test]
+    async fn another_address_behind_the_same_gateway_is_told_apart() {
+        let mut measure = measure();
+        let gateway: Ipv4Addr = "192.0.2.254".parse().unwrap();
+        let mut change = |gateway, addresses| measure.set_gateway(gateway, &[interface(2, addresses)]);
+        assert_eq!(change(Some(gateway), &["192.0.2.1/24"]), WayOut::Other);
+        assert_eq!(change(Some(gateway), &["192.0.2.1/24"]), WayOut::Same);
+        assert_eq!(change(None, &["192.0.2.1/24"]), WayOut::Same);
+        assert_eq!(change(Some(gateway), &[]), WayOut::Same, "no way there");
+        assert_eq!(change(Some(gateway), &["192.0.2.2/24"]), WayOut::OtherAddress);
+        assert_eq!(change("192.0.2.253".parse().ok(), &["192.0.2.2/24"]), WayOut::Other);
     }
 
     #[tokio::test]

@@ -330,6 +330,15 @@ impl Relays {
         }
     }
 
+    /// Connects at once where there is no connection, because there may be a way out now.
+    pub(super) fn retry(&mut self, now: Instant) {
+        self.links.retain(|_, open| matches!(open.state, State::Up));
+        if let Some(home) = self.home.filter(|home| !self.is_up(*home)) {
+            self.home = None;
+            self.set_home(home, now);
+        }
+    }
+
     /// Returns troubles, for people.
     pub(super) fn troubles(&self, now: Instant) -> impl Iterator<Item = String> {
         self.links.iter().filter_map(move |(id, open)| {

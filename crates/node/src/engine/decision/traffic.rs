@@ -14,7 +14,7 @@ use warren_wire::control::RegionId;
 use warren_wire::datagram::{Class, classify};
 use warren_wire::key::NodeKey;
 
-use super::measure::{AddressChange, Found};
+use super::measure::{AddressChange, Found, Rebind, WayOut};
 use super::ping_error;
 use super::tailnet::Tailnet;
 use crate::engine::relay_link::{Kind, LinkEvent, News};
@@ -65,7 +65,7 @@ impl Tailnet {
                 self.ports_changed();
                 self.measure.map_port(&self.shared.sockets.load());
                 self.paths.handle_rebind(now);
-                self.measure.want(Measurement::Full, now);
+                self.measure.restart(now);
             }
             // These are not about a tailnet.
             Signal::SocketFailed(_) | Signal::Fatal(_) => {}
@@ -96,6 +96,7 @@ impl Tailnet {
                 self.relays.handle_up(region, link, relay);
                 self.tell_home();
                 self.measure.netcheck.handle_relay_frame(region, now);
+                self.paths.handle_relay_up(region, now);
             }
             News::Down(reason) => {
                 if self.relays.handle_down(region, link, reason, now) {
@@ -142,28 +143,39 @@ impl Tailnet {
         self.drain(now);
     }
 
-    /// Takes over the machine's interfaces; tells whether the sockets must be opened anew.
+    /// Takes over the machine's interfaces; tells whether the sockets must be opened anew, and how.
     pub(super) fn handle_interfaces(
         &mut self,
         interfaces: &[Interface],
         gateway: Option<Ipv4Addr>,
         own_tun: IfIndex,
         now: Instant,
-    ) -> bool {
+    ) -> Rebind {
         let change = self.measure.set_interfaces(interfaces, own_tun);
-        self.measure.set_gateway(gateway, interfaces);
+        let way_out = self.measure.set_gateway(gateway, interfaces);
         self.measure.map_port(&self.shared.sockets.load());
         match change {
-            AddressChange::None => {}
-            AddressChange::Gained => self.measure.want(Measurement::Full, now),
+            AddressChange::None if way_out == WayOut::Same => {}
+            // What was begun before there was a way out has failed, or will.
+            AddressChange::None | AddressChange::Gained => {
+                self.relays.retry(now);
+                self.paths.handle_link_gained(now);
+                self.measure.restart(now);
+            }
             AddressChange::Lost => {
                 self.relays.reconnect(now);
                 self.paths.handle_rebind(now);
-                self.measure.want(Measurement::Full, now);
+                self.measure.restart(now);
             }
         }
         self.drain(now);
-        change == AddressChange::Lost
+        match (way_out, change) {
+            // To the NAT we are another host, and it may hold our port for the one that we were before: then it gives us
+            // other ports, for each peer a different one.
+            (WayOut::OtherAddress, _) => Rebind::OtherPort,
+            (_, AddressChange::Lost) => Rebind::SamePort,
+            (_, AddressChange::None | AddressChange::Gained) => Rebind::No,
+        }
     }
 
     /// Acts on every deadline at or before `now`.
@@ -334,7 +346,7 @@ impl Tailnet {
         self.paths.set_own_nat(self.measure.nat(report));
         let endpoints = self.measure.endpoints(&self.shared.sockets.load());
         let addresses = endpoints.iter().map(|endpoint| endpoint.address).collect();
-        self.paths.set_own_endpoints(addresses, self.measure.started().unwrap_or(now));
+        self.paths.set_own_endpoints(addresses, self.measure.started().unwrap_or(now), now);
         self.news.push(Event::Endpoints(endpoints));
         let told = self.net_info.preferred_derp;
         self.net_info = report.net_info();
