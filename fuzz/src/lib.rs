@@ -56,6 +56,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("noise_handshake", noise::handshake),
     ("noise_records", noise::records),
     ("paths", path::paths),
+    ("peer_relay", path::peer_relay),
     ("policy", policy::policy),
     ("relay_head", relay::head),
     ("segments_join", filter::join),

@@ -5,9 +5,13 @@ use std::net::SocketAddr;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use warren_path::{Destination, Event, Families, Kind, Netcheck, Paths, PeerConfig, RelayAddress};
+use warren_path::{
+    Destination, Event, Families, Kind, Netcheck, Paths, PeerConfig, PeerRelay, PeerRelayRoles, PeerRelayServer,
+    RelayAddress, Verdict,
+};
 use warren_wire::control::{DerpMap, RegionId, from_json};
-use warren_wire::disco::{self, Message, Pong};
+use warren_wire::disco::{self, Bind, Message, Pong};
+use warren_wire::geneve::{Header, Protocol};
 use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey};
 use warren_wire::nacl::SharedBox;
 use warren_wire::stun;
@@ -48,6 +52,8 @@ struct World {
     pings: Vec<(disco::Ping, Destination)>,
     /// Addresses at which pings were answered.
     proved: BTreeSet<SocketAddr>,
+    /// Endpoints of peer relays at which pings were answered.
+    relays_proved: BTreeSet<PeerRelay>,
 }
 
 /// Takes steps from `data`. No address becomes a path at which no ping was answered.
@@ -59,6 +65,7 @@ pub fn paths(data: &[u8]) {
         peer: NodeKey::from_bytes([8; 32]),
         pings: Vec::new(),
         proved: BTreeSet::new(),
+        relays_proved: BTreeSet::new(),
     };
     world.configure(&mut input);
     for _ in 0..STEPS_MAX {
@@ -66,7 +73,14 @@ pub fn paths(data: &[u8]) {
             return;
         }
         let now = world.now;
-        match input.below(10) {
+        match input.below(11) {
+            10 => {
+                let from = some_address(&mut input);
+                let choice = u32::from(input.byte());
+                let header = Header { control: choice & 1 == 0, protocol: Protocol::Disco, vni: choice >> 4 };
+                let bytes = header.wrap(&some_message(&mut input));
+                world.paths.handle_peer_relayed(from, &bytes, now);
+            }
             0 => world.configure(&mut input),
             1 => world.paths.handle_activity(&world.peer, now),
             2 => {
@@ -107,6 +121,9 @@ impl World {
             endpoints: (0..choice >> 6).map(|_| some_address(input)).collect(),
         };
         self.paths.set_peer(self.peer, &config, self.now);
+        let roles = PeerRelayRoles { client: choice & 4 == 0, server: choice & 8 == 0 };
+        self.paths.set_peer_relay_roles(&self.peer, roles);
+        self.paths.set_own_peer_relay(choice & 16 == 0);
     }
 
     /// Answers a ping of the node as the peer would, from the address it went to or from another.
@@ -114,8 +131,8 @@ impl World {
         let choice = input.byte();
         let Some((ping, to)) = self.pings.get(usize::from(choice >> 1)).cloned() else { return };
         let from = match to {
-            Destination::Udp(address) if choice & 1 == 0 => address,
-            Destination::Udp(_) | Destination::Relay { .. } => some_address(input),
+            Destination::Udp(address) | Destination::PeerRelay(PeerRelay { address, .. }) if choice & 1 == 0 => address,
+            Destination::Udp(_) | Destination::PeerRelay(_) | Destination::Relay { .. } => some_address(input),
         };
         let (key, shared) = &OTHERS[0];
         let pong = Message::Pong(Pong { id: ping.id, source: "198.51.100.1:5".parse().unwrap() });
@@ -123,6 +140,11 @@ impl World {
         match to {
             Destination::Relay { region, peer } if choice & 1 == 0 => {
                 self.paths.handle_relayed(region, &peer, &bytes, self.now);
+            }
+            Destination::PeerRelay(relay) => {
+                self.relays_proved.insert(relay);
+                let bytes = relay.header(Protocol::Disco).wrap(&bytes);
+                self.paths.handle_peer_relayed(from, &bytes, self.now);
             }
             Destination::Udp(_) | Destination::Relay { .. } => {
                 // Whoever knows the ping has it from where it was sent, wherever the answer comes from.
@@ -140,8 +162,16 @@ impl World {
         while let Some(transmit) = self.paths.poll_transmit() {
             count += 1;
             assert!(count <= TRANSMITS_MAX, "a flood");
-            assert_eq!(disco::peek(&transmit.bytes), Some(OWN.public()));
-            let message = disco::open(&OTHERS[0].1, &transmit.bytes);
+            let envelope = match transmit.to {
+                Destination::Udp(_) | Destination::Relay { .. } => transmit.bytes.as_slice(),
+                Destination::PeerRelay(relay) => {
+                    let (header, envelope) = Header::decode(&transmit.bytes).expect("a header of ours");
+                    assert_eq!((header.vni, header.protocol), (relay.vni, Protocol::Disco));
+                    envelope
+                }
+            };
+            assert_eq!(disco::peek(envelope), Some(OWN.public()));
+            let message = disco::open(&OTHERS[0].1, envelope);
             if let Ok(Message::Ping(ping)) = message
                 && self.pings.len() < PINGS_MAX
             {
@@ -153,6 +183,9 @@ impl World {
                 assert_eq!(peer, self.peer);
                 if let Some(direct) = path.direct {
                     assert!(self.proved.contains(&direct.address), "{direct:?} never answered");
+                }
+                if let Some(relayed) = path.peer_relay {
+                    assert!(self.relays_proved.contains(&relayed.to), "{relayed:?} never answered");
                 }
             }
         }
@@ -171,6 +204,89 @@ fn some_message(input: &mut Input<'_>) -> Vec<u8> {
     let Some((key, shared)) = OTHERS.get(choice) else { return bytes.to_vec() };
     let nonce = [6; 24];
     [b"TS\xF0\x9F\x92\xAC", key.as_bytes().as_slice(), &nonce, &shared.seal(&nonce, bytes)].concat()
+}
+
+/// Takes steps from `data` against a relay for peers with one endpoint, of which the input plays a client, the other client
+/// and strangers. Nothing is forwarded but from one bound address to the other, and no answer is longer than what it
+/// answers.
+pub fn peer_relay(data: &[u8]) {
+    let mut input = Input::new(data);
+    let mut now = *START;
+    // The keys of the clients are those of the two others; the relay's is that of the node.
+    let mut relay = PeerRelayServer::new(OWN.clone(), [5; 32], now);
+    let clients = [OTHERS[0].0, OTHERS[1].0];
+    let node = NodeKey::from_bytes([8; 32]);
+    let mut challenges: Vec<(usize, SocketAddr, Bind)> = Vec::new();
+    let mut bound: [BTreeSet<SocketAddr>; 2] = Default::default();
+    let mut vni = 1;
+    for _ in 0..STEPS_MAX {
+        if input.is_empty() {
+            return;
+        }
+        let from = some_address(&mut input);
+        let (who, step) = (input.below(2), input.below(6));
+        let message = match step {
+            0 => {
+                if let Ok(endpoint) = relay.allocate(&node, clients, &[some_address(&mut input)], now) {
+                    assert!(!endpoint.addresses.is_empty());
+                    vni = endpoint.vni;
+                }
+                continue;
+            }
+            1 => {
+                now += Duration::from_secs(u64::from(input.byte()));
+                relay.handle_timeout(now);
+                continue;
+            }
+            2 => {
+                let generation = u32::from(input.byte());
+                Message::BindEndpoint(Bind { vni, generation, remote_key: clients[1 - who], challenge: [0; 32] })
+            }
+            3 => match challenges.get(input.below(8)) {
+                Some((_, _, bind)) => Message::BindAnswer(*bind),
+                None => continue,
+            },
+            _ => {
+                let header = Header { control: step == 4, protocol: input.choose(&PROTOCOLS), vni };
+                let datagram = header.wrap(&some_message(&mut input));
+                match relay.handle(from, &datagram, now) {
+                    Verdict::Drop => {}
+                    Verdict::Forward(to) => {
+                        let from = plain(from);
+                        let is_pair = |one: usize| bound[one].contains(&from) && bound[1 - one].contains(&to);
+                        assert!(is_pair(0) || is_pair(1), "{from} to {to}");
+                    }
+                    Verdict::Answer(answer) => assert!(answer.len() <= datagram.len()),
+                }
+                continue;
+            }
+        };
+        let (key, shared) = &OTHERS[who];
+        let envelope = disco::seal(shared, key, &[4; 24], &message);
+        let datagram = Header { control: true, protocol: Protocol::Disco, vni }.wrap(&envelope);
+        match relay.handle(from, &datagram, now) {
+            Verdict::Answer(answer) => {
+                assert!(answer.len() <= datagram.len(), "amplified");
+                let (_, sealed) = Header::decode(&answer).expect("a header of the relay");
+                let Ok(Message::BindChallenge(bind)) = disco::open(shared, sealed) else { panic!("no challenge") };
+                challenges.push((who, plain(from), bind));
+            }
+            Verdict::Drop => {
+                let Message::BindAnswer(bind) = message else { continue };
+                // It may have been taken only if it was this client's challenge for this address.
+                if challenges.contains(&(who, plain(from), bind)) {
+                    bound[who].insert(plain(from));
+                }
+            }
+            Verdict::Forward(_) => panic!("a control message was forwarded"),
+        }
+    }
+}
+
+const PROTOCOLS: [Protocol; 2] = [Protocol::Disco, Protocol::WireGuard];
+
+fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Reads the first line of `data` as a relay map, and takes steps from the rest: probes are answered, and time passes.

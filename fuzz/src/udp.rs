@@ -6,17 +6,21 @@ use std::sync::LazyLock;
 use warren_wire::datagram::{Class, classify};
 use warren_wire::key::{DiscoKey, DiscoSecret};
 use warren_wire::nacl::SharedBox;
-use warren_wire::{disco, stun};
+use warren_wire::{disco, geneve, stun};
 
 /// Sorts a datagram, and checks what each class promises to whoever handles it.
 pub fn datagram(data: &[u8]) {
     match classify(data) {
         Class::Stun => assert!(stun::is_stun(data)),
         Class::Disco => assert!(disco::peek(data).is_some(), "a disco envelope names its sender"),
-        Class::GeneveDisco => assert!(data.get(8..).and_then(disco::peek).is_some()),
+        Class::GeneveDisco => assert!(data.get(geneve::HEADER_BYTES..).and_then(disco::peek).is_some()),
         Class::WireGuard | Class::GeneveWireGuard => {
             assert!(!stun::is_stun(data) && !disco::looks_like_disco(data));
         }
+    }
+    if let Some((header, rest)) = geneve::Header::decode(data) {
+        assert!(header.vni <= geneve::MAX_VNI);
+        assert_eq!(header.wrap(rest), data);
     }
 }
 

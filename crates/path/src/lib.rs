@@ -1,10 +1,10 @@
 //! Where a peer's packets go, without I/O.
 //!
-//! Three machines, each with one owner. [`Paths`] finds and keeps the best path to each peer: it exchanges disco pings
+//! Four machines, each with one owner. [`Paths`] finds and keeps the best path to each peer: it exchanges disco pings
 //! with the addresses a peer may have, adopts the best that answers, trusts it for a while, and falls back to the
 //! relay. [`Netcheck`] finds out how this node looks from outside: it asks the STUN servers of the relay map for its
 //! addresses, measures how far the relays are, and chooses the home relay. [`PortMapper`] asks the gateway to
-//! let the node's UDP port be reached from outside.
+//! let the node's UDP port be reached from outside. [`PeerRelayServer`] makes this node a relay for its peers.
 //!
 //! Nothing here reads a clock, opens a socket or draws randomness that it was not given. After each call of a method
 //! that takes `now`, drain every `poll_*` before the next input.
@@ -16,13 +16,15 @@
 mod address;
 mod netcheck;
 mod paths;
+mod peer_relay;
 mod portmap;
 #[cfg(test)]
 mod testing;
 
 pub use netcheck::{Families, Kind, Latencies, Netcheck, Probe, RelayAddress, Report};
 pub use paths::{
-    CandidateStatus, Decision, Destination, Direct, Event, Origin, OwnNat, Path, PathStatus, Paths, PeerConfig,
-    PingError, PingId, Punched, Reason, SocketId, Transmit, Via,
+    Allocation, CandidateStatus, Decision, Destination, Direct, Event, Origin, OwnNat, Path, PathStatus, Paths,
+    PeerConfig, PeerRelay, PeerRelayRoles, PeerRelayed, PingError, PingId, Punched, Reason, SocketId, Transmit, Via,
 };
+pub use peer_relay::{AllocateError, PeerRelayServer, Verdict};
 pub use portmap::{MapRequest, MapServices, MapTarget, MapTransmit, PortMapper};

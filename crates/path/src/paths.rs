@@ -18,6 +18,7 @@ mod keys;
 mod outbox;
 mod output;
 mod peer;
+mod peer_relays;
 mod pings;
 mod punch;
 mod receive;
@@ -27,6 +28,7 @@ mod watch;
 
 pub use output::{Destination, Direct, Event, Path, PingId, SocketId, Transmit, Via};
 pub use peer::PeerConfig;
+pub use peer_relays::{Allocation, PeerRelay, PeerRelayRoles, PeerRelayed};
 pub use punch::{OwnNat, Punched};
 pub use status::{CandidateStatus, Decision, Origin, PathStatus, Reason};
 
@@ -73,6 +75,7 @@ pub struct Paths {
     own: OwnEndpoints,
     events: VecDeque<Event>,
     punch: punch::Puncher,
+    relays: peer_relays::Client,
 }
 
 /// This node's own addresses.
@@ -105,6 +108,7 @@ impl Paths {
             own: OwnEndpoints::default(),
             events: VecDeque::new(),
             punch: punch::Puncher::default(),
+            relays: peer_relays::Client::default(),
         }
     }
 
@@ -119,11 +123,13 @@ impl Paths {
         // Our own key would make us talk to ourselves.
         let disco = config.disco.filter(|disco| !disco.is_zero() && *disco != self.disco_key());
         let peer = self.peers.entry(key).or_default();
+        let mut is_restarted = false;
         if peer.disco != disco {
             if let Some(old) = peer.disco {
                 self.outbox.keys.remove(&old, &key);
                 self.own.callees.remove(&key);
                 peer.forget(now);
+                is_restarted = true;
             }
             if let Some(new) = disco {
                 self.outbox.keys.insert(new, key);
@@ -142,6 +148,9 @@ impl Paths {
             self.search(&key, now);
             self.beat_soon(&key, now);
         }
+        if is_restarted {
+            self.forget_relay_work(&key);
+        }
         self.publish(&key);
     }
 
@@ -158,6 +167,7 @@ impl Paths {
             self.outbox.timers.remove(&(at, Timer::Watch(*key)));
         }
         self.own.callees.remove(key);
+        self.forget_relay_peer(key);
         self.punch.hits.retain(|_, (peer, _)| peer != key);
         self.release_sockets();
     }
@@ -239,9 +249,11 @@ impl Paths {
     /// Tells that the system refused to send to a peer's address: no route to it.
     pub fn handle_unreachable(&mut self, key: &NodeKey, to: SocketAddr, now: Instant) {
         let Some(peer) = self.peers.get_mut(key) else { return };
-        if peer.best_address() != Some(plain(to)) {
-            return;
+        if peer.relaying.path().is_some_and(|path| path.to.address == plain(to)) {
+            peer.relaying.lose();
+            self.publish(key);
         }
+        let Some(peer) = self.peers.get_mut(key).filter(|peer| peer.best_address() == Some(plain(to))) else { return };
         peer.lose(Reason::Unreachable, now);
         if let Some(candidate) = peer.candidates.get(plain(to)) {
             candidate.trace().latency = None;
@@ -261,9 +273,12 @@ impl Paths {
         self.punch.hits.clear();
         self.end_punch();
         for key in keys {
+            self.forget_relay_work(&key);
             let Some(peer) = self.peers.get_mut(&key) else { continue };
             peer.candidates.forget_traces();
             peer.lose(Reason::NetworkChanged, now);
+            // Relays know us by our old address.
+            peer.relaying.forget();
             peer.be_eager();
             if peer.is_in_use(now) {
                 self.search(&key, now);
@@ -291,6 +306,9 @@ impl Paths {
         if let Some(peer) = self.peers.get_mut(key) {
             if peer.trusted(now).is_some() {
                 sent = peer.ping_best(key, Some(id), &mut self.outbox, now);
+            } else if peer.relaying.is_trusted(now) {
+                sent = self.ping_relay(key, Some(id), now);
+                self.search(key, now);
             } else {
                 if let Some(region) = relay {
                     let to = Destination::Relay { region, peer: *key };
@@ -324,6 +342,7 @@ impl Paths {
                 Timer::Heartbeat(key) => self.heartbeat(&key, now),
                 Timer::Ping(id) => self.ping_timed_out(&id, now),
                 Timer::Watch(key) => self.watch(&key, now),
+                Timer::PeerRelay(key) => self.relay_tick(&key, now),
                 Timer::Punch => self.punch_on(now),
             }
         }
@@ -399,12 +418,17 @@ impl Paths {
         peer.ping_best(key, None, &mut self.outbox, now);
         if peer.trusted(now).is_some() {
             peer.keep_second(key, &mut self.outbox, now);
+            peer.relaying.lose_lapsed(now);
+        } else {
+            self.ping_relay(key, None, now);
         }
+        let Some(peer) = self.peers.get_mut(key) else { return };
         if peer.wants_search(now) {
             self.search(key, now);
         }
         if self.peers.get(key).is_some_and(|peer| peer.trusted(now).is_none()) {
             self.maybe_punch(key, now);
+            self.maybe_ask_relays(key, now);
         }
         self.release_sockets();
         self.beat_soon(key, now);
@@ -453,7 +477,14 @@ impl Paths {
             self.events.push_back(Event::PingTimeout { id });
             self.forget_asked(&sent.peer, id);
         }
-        let Destination::Udp(address) = sent.to else { return };
+        let address = match sent.to {
+            Destination::Udp(address) => address,
+            Destination::PeerRelay(relay) => {
+                self.relay_silent(&sent.peer, relay, now);
+                return;
+            }
+            Destination::Relay { .. } => return,
+        };
         let Some(peer) = self.peers.get_mut(&sent.peer) else { return };
         if peer.best_address() == Some(address) && peer.trusted(now).is_none() {
             peer.lose(Reason::Lost, now);
@@ -477,7 +508,9 @@ impl Paths {
         let Some(peer) = self.peers.get_mut(key) else { return };
         if let (Some(id), Some(disco), Some(region)) = (peer.asked, peer.disco, peer.relay()) {
             self.outbox.ping(key, &disco, Destination::Relay { region, peer: *key }, Some(id), now);
+            self.ping_relay(key, Some(id), now);
         }
+        let Some(peer) = self.peers.get_mut(key) else { return };
         if peer.ping_candidates(key, Which::Due, &mut self.outbox, now) > 0 {
             self.call(key, now);
         }

@@ -394,6 +394,8 @@ impl Node {
                 let load = Load::Message(transmit.bytes);
                 match transmit.to {
                     Destination::Udp(to) => self.send_udp(transmit.socket, to, load),
+                    // Nobody relays for peers here.
+                    Destination::PeerRelay(_) => {}
                     Destination::Relay { region, peer } => {
                         let region = self.links.way_to(&peer, Some(region)).unwrap_or(region);
                         self.links.send(region, peer, load, now, &mut self.acts);

@@ -3,6 +3,7 @@
 //! The classes cannot be confused: WireGuard has zeros in bytes 1 to 3, disco has 0x53 and STUN 0x01 in byte 1.
 //! Source: Tailscale `wgengine/magicsock/magicsock.go`, `packetLooksLike`.
 
+use crate::geneve::{Header, Protocol};
 use crate::{disco, stun};
 
 /// Kind of a datagram, told by its first bytes.
@@ -20,26 +21,19 @@ pub enum Class {
     WireGuard,
 }
 
-/// Bytes of a Geneve header.
-pub const GENEVE_BYTES: usize = 8;
-
 /// Classifies a datagram.
 #[must_use]
 pub fn classify(bytes: &[u8]) -> Class {
     if stun::is_stun(bytes) {
         return Class::Stun;
     }
-    if let [version, flags, high, low, _, _, _, 0, rest @ ..] = bytes
-        && version & 0xC0 == 0
-        && flags & 0x3F == 0
-    {
-        match [*high, *low] {
-            [0x7A, 0x11] if disco::peek(rest).is_some() => return Class::GeneveDisco,
-            [0x7A, 0x12] => return Class::GeneveWireGuard,
-            _ => {}
-        }
+    match Header::decode(bytes) {
+        Some((Header { protocol: Protocol::Disco, .. }, rest)) if disco::peek(rest).is_some() => Class::GeneveDisco,
+        Some((Header { protocol: Protocol::WireGuard, .. }, _)) => Class::GeneveWireGuard,
+        Some(_) => Class::WireGuard,
+        None if disco::peek(bytes).is_some() => Class::Disco,
+        None => Class::WireGuard,
     }
-    if disco::peek(bytes).is_some() { Class::Disco } else { Class::WireGuard }
 }
 
 #[cfg(test)]

@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use warren_wire::disco::{Message, Ping, TransactionId};
+use warren_wire::disco::{self, Message, Ping, TransactionId};
+use warren_wire::geneve::{Header, Protocol};
 use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey};
+use warren_wire::nacl::SharedBox;
 
 use super::keys::DiscoKeys;
 use super::output::{Destination, PingId, SocketId, Transmit};
+use super::peer_relays::PeerRelay;
 use super::pings::{Pings, Sent};
 
 /// How long a pong is waited for.
@@ -26,6 +29,8 @@ pub(super) enum Timer {
     Watch(NodeKey),
     /// The attempt at a hard NAT goes on.
     Punch,
+    /// Requests to peer relays and handshakes with them go on, for a peer.
+    PeerRelay(NodeKey),
 }
 
 pub(super) struct Outbox {
@@ -58,8 +63,19 @@ impl Outbox {
     pub(super) fn send_from(&mut self, socket: SocketId, to: Destination, disco: &DiscoKey, message: &Message) -> bool {
         let nonce = self.rng.random();
         let Some(bytes) = self.keys.seal(disco, &nonce, message) else { return false };
+        let bytes = match to {
+            Destination::Udp(_) | Destination::Relay { .. } => bytes,
+            Destination::PeerRelay(relay) => relay.header(Protocol::Disco).wrap(&bytes),
+        };
         self.transmits.push_back(Transmit { to, socket, bytes });
         true
+    }
+
+    /// Sends a message to a peer relay itself.
+    pub(super) fn send_control(&mut self, to: PeerRelay, shared: &SharedBox, message: &Message) {
+        let sealed = disco::seal(shared, &self.keys.public(), &self.rng.random(), message);
+        let bytes = Header { control: true, ..to.header(Protocol::Disco) }.wrap(&sealed);
+        self.transmits.push_back(Transmit { to: Destination::PeerRelay(to), socket: 0, bytes });
     }
 
     /// Sends a ping and waits for its pong; false if nothing can be sealed for the peer.

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use warren_wire::control::RegionId;
 use warren_wire::key::NodeKey;
 
+use super::peer_relays::{Allocation, PeerRelay, PeerRelayed};
+
 /// A disco message to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transmit {
@@ -26,6 +28,8 @@ pub type SocketId = u16;
 pub enum Destination {
     /// Straight to this address.
     Udp(SocketAddr),
+    /// To a peer relay or through it, by UDP to its address; the message has its header already.
+    PeerRelay(PeerRelay),
     /// To the peer through a relay region.
     Relay {
         /// The region.
@@ -40,6 +44,8 @@ pub enum Destination {
 pub enum Via {
     /// Straight from or to this address.
     Direct(SocketAddr),
+    /// Through this endpoint of a peer relay.
+    PeerRelay(PeerRelay),
     /// Through this relay region.
     Relay(RegionId),
 }
@@ -64,6 +70,9 @@ pub enum Event {
         /// Their names, none of them 0.
         wanted: Vec<SocketId>,
     },
+    /// An endpoint of this node's own relay is asked for: if there is such a relay, and whoever asks may use it, let it
+    /// allocate one and call [`Paths::answer_allocation`](super::Paths::answer_allocation).
+    AllocationWanted(Allocation),
     /// A ping of [`Paths::ping`](super::Paths::ping) was answered; this is its only event.
     Pong {
         /// Which.
@@ -81,12 +90,15 @@ pub enum Event {
     },
 }
 
-/// Where to send a peer's packets: [`Self::direct`] alone while it is trusted; afterwards all that there is of `direct`,
+/// Where to send a peer's packets: [`Self::direct`] alone while it is trusted; afterwards to `direct` and
+/// [`Self::peer_relay`], which suffice while that is trusted; afterwards to all that there is of these,
 /// [`Self::second`] and [`Self::relay`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Path {
     /// The direct path, if one is known.
     pub direct: Option<Direct>,
+    /// The path over a peer relay, if one is known.
+    pub peer_relay: Option<PeerRelayed>,
     /// Another address of the peer that answered lately, from the main socket.
     pub second: Option<SocketAddr>,
     /// The relay region, if one is known.

@@ -10,7 +10,8 @@ use super::HEARTBEAT;
 use super::candidates::{Candidate, Candidates};
 use super::outbox::Outbox;
 use super::output::{Destination, Direct, Path, PingId, SocketId};
-use super::pings::{Budget, Sent};
+use super::peer_relays::Relaying;
+use super::pings::{Budget, Sent, Source};
 use super::punch::Attempted;
 use super::score;
 use super::status::{Decision, History, PathStatus, Reason};
@@ -77,6 +78,7 @@ pub(super) struct Peer {
     watch: Option<Box<Watch>>,
     /// When holes through a hard NAT were last tried, and what came of it.
     pub(super) punched: Option<Attempted>,
+    pub(super) relaying: Relaying,
     /// The last decisions, while in use.
     history: History,
     /// Why there is no best, if there was one.
@@ -90,7 +92,8 @@ pub(super) struct Peer {
     /// When the next heartbeat is due; set if and only if its timer is.
     pub(super) heartbeat: Option<Instant>,
     budget: Budget,
-    published: Path,
+    /// What was published, apart from the peer relay.
+    published: (Option<Direct>, Option<SocketAddr>, Option<RegionId>),
 }
 
 /// The best address of a peer.
@@ -140,6 +143,7 @@ impl Peer {
         self.candidates.rest(now);
         self.watch.take_if(|watch| watch.timer.is_none());
         self.history = History::default();
+        self.relaying.rest(now);
     }
 
     /// Returns the extra socket of the direct path, if it has one.
@@ -150,6 +154,21 @@ impl Peer {
     /// Returns the latency of the direct path if it is trusted.
     pub(super) fn trusted_latency(&self, now: Instant) -> Option<Duration> {
         self.best.filter(|best| best.is_trusted(now)).map(|best| best.latency)
+    }
+
+    /// Notes a decision.
+    pub(super) fn note(&mut self, decision: Decision) {
+        self.history.note(decision);
+    }
+
+    /// Takes one ping of the budget; false if there is none left.
+    pub(super) fn take_ping(&mut self, source: Source, now: Instant) -> bool {
+        self.budget.take(source, now)
+    }
+
+    /// Tells whether the search has gone on for half a second.
+    pub(super) fn has_searched_a_while(&self) -> bool {
+        self.tries >= 2
     }
 
     /// Tells whether the young search is over without a result.
@@ -255,6 +274,7 @@ impl Peer {
         self.candidates.forget_learned();
         self.last_full_ping = None;
         self.punched = None;
+        self.relaying.forget();
         self.lose(Reason::PeerRestarted, now);
     }
 
@@ -339,13 +359,20 @@ impl Peer {
     /// Returns the present path if it differs from the last that was returned.
     pub(super) fn publish(&mut self) -> Option<Path> {
         let path = self.path();
-        (std::mem::replace(&mut self.published, path) != path).then_some(path)
+        let told = (path.direct, path.second, path.relay);
+        let is_new = std::mem::replace(&mut self.published, told) != told;
+        (self.relaying.tell() || is_new).then_some(path)
     }
 
     fn path(&self) -> Path {
         let direct =
             |best: Best| Direct { address: best.address, socket: best.socket, trusted_until: best.trusted_until };
-        Path { direct: self.best.map(direct), second: self.second(), relay: self.relay() }
+        Path {
+            direct: self.best.map(direct),
+            peer_relay: self.relaying.path(),
+            second: self.second(),
+            relay: self.relay(),
+        }
     }
 
     #[cfg(test)]
@@ -355,7 +382,10 @@ impl Peer {
 
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
-        self.candidates.bytes() + self.watch.as_ref().map_or(0, |_| size_of::<Watch>()) + self.history.bytes()
+        self.candidates.bytes()
+            + self.watch.as_ref().map_or(0, |_| size_of::<Watch>())
+            + self.history.bytes()
+            + self.relaying.bytes()
     }
 
     pub(super) fn status(&self) -> PathStatus {
@@ -369,6 +399,7 @@ impl Peer {
         PathStatus {
             path: self.path(),
             latency: self.best.map(|best| best.latency),
+            peer_relay_latency: self.relaying.latency(),
             in_use: self.heartbeat.is_some(),
             reason: if self.best.is_some() { Reason::Answered } else { relayed },
             candidates: self.candidates.status(),

@@ -28,7 +28,7 @@ impl Paths {
         match self.outbox.keys.open(datagram) {
             Some((sender, Message::Ping(ping))) => self.handle_ping(&sender, &ping, from, socket, now),
             Some((sender, Message::Pong(pong))) => self.handle_pong(&sender, &pong, Via::Direct(from), now),
-            // Everything else needs a relay that vouches for the sender, or belongs to peer relays.
+            // Everything else needs a relay that vouches for the sender.
             Some(_) | None => {}
         }
     }
@@ -55,14 +55,13 @@ impl Paths {
             Message::Pong(pong) => self.handle_pong(&sender, &pong, Via::Relay(region), now),
             Message::CallMeMaybe(endpoints) => self.handle_call(from, &endpoints, now),
             Message::Punch(punch) => self.handle_punch(from, punch, now),
-            // What belongs to peer relays, and types that are not known yet.
-            Message::BindEndpoint(_)
-            | Message::BindChallenge(_)
-            | Message::BindAnswer(_)
-            | Message::CallMeMaybeVia(_)
-            | Message::AllocateRequest(_)
-            | Message::AllocateResponse { .. }
-            | _ => {}
+            Message::CallMeMaybeVia(endpoint) => self.handle_call_via(from, endpoint, now),
+            Message::AllocateRequest(request) => self.handle_request(region, from, &sender, request),
+            Message::AllocateResponse { generation, endpoint } => {
+                self.handle_allocated(Some(*from), generation, endpoint, now);
+            }
+            // What only goes straight between a peer relay and its client, and types that are not known yet.
+            Message::BindEndpoint(_) | Message::BindChallenge(_) | Message::BindAnswer(_) | _ => {}
         }
     }
 
@@ -78,6 +77,8 @@ impl Paths {
                 Some(_) => self.heed_elsewhere(key, plain(from), now),
                 None => {}
             },
+            // Pings alone keep it.
+            Via::PeerRelay(_) => {}
             Via::Relay(region) => {
                 peer.heard_region = region.known();
                 self.heed_hint(key, now);
@@ -151,7 +152,7 @@ impl Paths {
     }
 
     /// Tells which holder of a disco key sent a ping, if that is certain.
-    fn pinger(&self, sender: &DiscoKey, ping: &Ping) -> Option<NodeKey> {
+    pub(super) fn pinger(&self, sender: &DiscoKey, ping: &Ping) -> Option<NodeKey> {
         let holders = self.outbox.keys.holders(sender);
         let named = ping.node_key.filter(|key| holders.contains(key));
         named.or(match holders {
@@ -160,7 +161,7 @@ impl Paths {
         })
     }
 
-    fn handle_pong(&mut self, sender: &DiscoKey, pong: &Pong, via: Via, now: Instant) {
+    pub(super) fn handle_pong(&mut self, sender: &DiscoKey, pong: &Pong, via: Via, now: Instant) {
         let Some(sent) = self.outbox.pings.get(&pong.id).copied() else { return };
         let Some(peer) = self.peers.get_mut(&sent.peer) else { return };
         if peer.disco != Some(*sender) {
@@ -169,12 +170,15 @@ impl Paths {
         // The address that we pinged is the proved one, wherever the pong came from; but it must have come the same way.
         let pinged = match (sent.to, via) {
             (Destination::Udp(address), Via::Direct(_)) => Via::Direct(address),
+            (Destination::PeerRelay(relay), Via::PeerRelay(_)) => Via::PeerRelay(relay),
             (Destination::Relay { region, .. }, Via::Relay(_)) => Via::Relay(region),
-            (Destination::Udp(_), Via::Relay(_)) | (Destination::Relay { .. }, Via::Direct(_)) => return,
+            (Destination::Udp(_) | Destination::PeerRelay(_) | Destination::Relay { .. }, _) => return,
         };
         let latency = now.saturating_duration_since(sent.at);
-        if let Via::Direct(address) = pinged {
-            peer.answered(address, sent.socket, latency, now);
+        match pinged {
+            Via::Direct(address) => peer.answered(address, sent.socket, latency, now),
+            Via::PeerRelay(relay) => self.relay_answered(&sent.peer, relay, latency, now),
+            Via::Relay(_) => {}
         }
         self.outbox.timers.remove(&(sent.at + PING_TIMEOUT, Timer::Ping(pong.id)));
         if let Some(id) = self.outbox.pings.answer(&pong.id) {

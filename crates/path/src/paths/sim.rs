@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use warren_wire::control::RegionId;
+use warren_wire::geneve::{Header, Protocol};
 use warren_wire::key::{DiscoSecret, NodeKey, NodeSecret};
 
-use super::{Destination, Event, OwnNat, Path, Paths, PeerConfig, SocketId, Via};
+use super::{Destination, Event, OwnNat, Path, Paths, PeerConfig, PeerRelay, PeerRelayRoles, SocketId, Via};
+use crate::peer_relay::{PeerRelayServer, Verdict};
 use crate::testing::epoch;
 
 pub(super) const REGION: RegionId = RegionId(900);
@@ -93,6 +95,10 @@ pub(super) struct Internet {
     pub(super) is_cut: bool,
     /// Swallows what goes over the relay.
     pub(super) is_relay_cut: bool,
+    /// What a third node does for the two others.
+    pub(super) peer_relay: Option<PeerRelayServer>,
+    /// Swallows what goes to and from it.
+    pub(super) is_peer_relay_cut: bool,
     flying: BTreeMap<(Instant, u64), Packet>,
     count: u64,
     data: u64,
@@ -102,31 +108,7 @@ pub(super) struct Internet {
 impl Internet {
     /// Two nodes that know each other: disco key, home, and the addresses that STUN and their interfaces tell.
     pub(super) fn pair(nats: [Nat; 2], seed: u8) -> Self {
-        let nodes = nats.into_iter().zip(1..).map(|(nat, number)| {
-            let key = NodeSecret::from_bytes([number; 32]).public();
-            let paths = Paths::new(DiscoSecret::from_bytes([number + 100; 32]), key, [number ^ seed; 32]);
-            SimNode {
-                paths,
-                key,
-                nat,
-                number,
-                mappings: BTreeMap::new(),
-                sockets: Vec::new(),
-                measure_at: None,
-                is_relay_broken: false,
-                relay_up_at: None,
-                waiting: Vec::new(),
-                told_sent: None,
-                told_received: None,
-                slots: BTreeMap::new(),
-                events: Vec::new(),
-                received: Vec::new(),
-                last_received: None,
-                longest_gap: Duration::ZERO,
-                sent_udp: 0,
-                sent_relay: 0,
-            }
-        });
+        let nodes = nats.into_iter().zip(1..).map(|(nat, number)| SimNode::new(nat, number, seed));
         let mut internet = Self {
             now: epoch(),
             nodes: nodes.collect(),
@@ -135,6 +117,8 @@ impl Internet {
             loss: 0,
             is_cut: false,
             is_relay_cut: false,
+            peer_relay: None,
+            is_peer_relay_cut: false,
             flying: BTreeMap::new(),
             count: 0,
             data: 0,
@@ -143,6 +127,30 @@ impl Internet {
         internet.introduce(0, 1);
         internet.introduce(1, 0);
         internet
+    }
+
+    /// Adds a third node, open to all, that is a peer relay for the two.
+    pub(super) fn add_peer_relay(&mut self) {
+        self.nodes.push(SimNode::new(Nat::None, 3, 0));
+        self.peer_relay = Some(PeerRelayServer::new(DiscoSecret::from_bytes([120; 32]), [9; 32], self.now));
+        for client in 0..2 {
+            self.introduce(2, client);
+            self.introduce(client, 2);
+            let keys = [self.nodes[1 - client].key, self.nodes[2].key];
+            let paths = &mut self.nodes[client].paths;
+            paths.set_peer_relay_roles(&keys[0], PeerRelayRoles { client: true, server: false });
+            paths.set_peer_relay_roles(&keys[1], PeerRelayRoles { client: true, server: true });
+        }
+    }
+
+    /// Where the peer relay is.
+    pub(super) fn peer_relay_address() -> SocketAddr {
+        SocketAddr::from(([198, 51, 100, 3], 40_000))
+    }
+
+    /// Tells whether the path over the peer relay is there and trusted.
+    pub(super) fn is_peer_relayed(&self, from: usize) -> bool {
+        self.path(from).peer_relay.is_some_and(|path| self.now <= path.trusted_until)
     }
 
     /// Tells `to` of `about` as the server would.
@@ -190,10 +198,20 @@ impl Internet {
         if let Some(direct) = path.direct {
             self.send_udp(from, direct.socket, direct.address, Payload::Data(number));
         }
-        if let Some(second) = path.second.filter(|_| !self.is_direct(from)) {
+        if self.is_direct(from) {
+            return number;
+        }
+        if let Some(path) = path.peer_relay {
+            let bytes = path.to.header(Protocol::WireGuard).wrap(&number.to_be_bytes());
+            self.send_udp(from, 0, path.to.address, Payload::Disco(bytes));
+            if self.is_peer_relayed(from) {
+                return number;
+            }
+        }
+        if let Some(second) = path.second {
             self.send_udp(from, 0, second, Payload::Data(number));
         }
-        if path.relay.is_some() && !self.is_direct(from) {
+        if path.relay.is_some() {
             self.send_relayed(from, 1 - from, Payload::Data(number));
         }
         number
@@ -250,6 +268,10 @@ impl Internet {
     }
 
     fn arrive(&mut self, packet: Packet) {
+        if packet.receiver == PEER_RELAY {
+            self.pass_on(packet);
+            return;
+        }
         let (now, sender) = (self.now, self.nodes[packet.sender].key);
         let node = &mut self.nodes[packet.receiver];
         match (packet.payload, packet.from) {
@@ -265,16 +287,45 @@ impl Internet {
                 }
                 node.received.push(number);
             }
+            (Payload::Disco(bytes), Some(from)) if from == Self::peer_relay_address() => {
+                match Header::decode(&bytes).unwrap() {
+                    (Header { protocol: Protocol::Disco, .. }, _) => node.paths.handle_peer_relayed(from, &bytes, now),
+                    (header, data) => {
+                        let via = Via::PeerRelay(PeerRelay { address: from, vni: header.vni });
+                        node.paths.handle_received(&sender, via, now);
+                        node.received.push(u64::from_be_bytes(data.try_into().unwrap()));
+                    }
+                }
+            }
             (Payload::Disco(bytes), Some(from)) => node.paths.handle_udp_at(packet.socket, from, &bytes, now),
             (Payload::Disco(bytes), None) => node.paths.handle_relayed(REGION, &sender, &bytes, now),
         }
         self.drain(packet.receiver);
     }
 
+    /// The peer relay does its work.
+    fn pass_on(&mut self, packet: Packet) {
+        let (Payload::Disco(bytes), Some(from), Some(relay)) = (packet.payload, packet.from, &mut self.peer_relay)
+        else {
+            return;
+        };
+        relay.handle_timeout(self.now);
+        let (to, bytes) = match relay.handle(from, &bytes, self.now) {
+            Verdict::Drop => return,
+            Verdict::Forward(to) => (to, bytes),
+            Verdict::Answer(answer) => (from, answer),
+        };
+        let (now, own) = (self.now, Self::peer_relay_address());
+        let find = |(at, node): (usize, &SimNode)| Some((at, node.lets_in(own, to, now)?));
+        let Some((receiver, socket)) = self.nodes.iter().enumerate().find_map(find) else { return };
+        let payload = Payload::Disco(bytes);
+        self.fly(self.latency, Packet { from: Some(own), sender: packet.sender, receiver, socket, payload });
+    }
+
     fn drain(&mut self, at: usize) {
         while let Some(transmit) = self.nodes[at].paths.poll_transmit() {
             match transmit.to {
-                Destination::Udp(to) => {
+                Destination::Udp(to) | Destination::PeerRelay(PeerRelay { address: to, .. }) => {
                     self.nodes[at].sent_udp += 1;
                     self.send_udp(at, transmit.socket, to, Payload::Disco(transmit.bytes));
                 }
@@ -288,6 +339,7 @@ impl Internet {
             }
         }
         let node = &mut self.nodes[at];
+        let mut answered = false;
         while let Some(event) = node.paths.poll_event() {
             match event {
                 Event::Path { peer, path } => drop(node.slots.insert(peer, path)),
@@ -296,8 +348,20 @@ impl Internet {
                     node.paths.handle_sockets(self.now);
                 }
                 Event::EndpointsWanted => node.measure_at = Some(self.now + MEASURING),
+                Event::AllocationWanted(wanted) => {
+                    let Some(relay) = &mut self.peer_relay else { continue };
+                    let asked_by = wanted.asked_by.map_or(node.key, |(_, key)| key);
+                    let addresses = [Self::peer_relay_address()];
+                    if let Ok(endpoint) = relay.allocate(&asked_by, wanted.clients, &addresses, self.now) {
+                        node.paths.answer_allocation(&wanted, endpoint, self.now);
+                        answered = true;
+                    }
+                }
                 Event::Pong { .. } | Event::PingTimeout { .. } => node.events.push(event),
             }
+        }
+        if answered {
+            self.drain(at);
         }
     }
 
@@ -355,8 +419,13 @@ impl Internet {
         let random = self.rng.random_range(1024..=u16::MAX);
         let from = self.nodes[sender].pass_out(socket, to, random, now);
         let find = |(at, node): (usize, &SimNode)| Some((at, node.lets_in(from, to, now)?));
-        let Some((receiver, socket)) = self.nodes.iter().enumerate().find_map(find) else { return };
-        if self.is_cut || self.rng.random_range(0..1000) < self.loss {
+        let is_relay = to == Self::peer_relay_address();
+        let found = if is_relay { Some((PEER_RELAY, 0)) } else { self.nodes.iter().enumerate().find_map(find) };
+        let Some((receiver, socket)) = found else { return };
+        if (is_relay && self.is_peer_relay_cut)
+            || (!is_relay && self.is_cut)
+            || self.rng.random_range(0..1000) < self.loss
+        {
             return;
         }
         self.fly(self.latency, Packet { from: Some(from), sender, receiver, socket, payload });
@@ -368,7 +437,36 @@ impl Internet {
     }
 }
 
+/// Stands for the peer relay's port as a receiver.
+const PEER_RELAY: usize = usize::MAX;
+
 impl SimNode {
+    fn new(nat: Nat, number: u8, seed: u8) -> Self {
+        let key = NodeSecret::from_bytes([number; 32]).public();
+        let paths = Paths::new(DiscoSecret::from_bytes([number + 100; 32]), key, [number ^ seed; 32]);
+        Self {
+            paths,
+            key,
+            nat,
+            number,
+            mappings: BTreeMap::new(),
+            sockets: Vec::new(),
+            measure_at: None,
+            is_relay_broken: false,
+            relay_up_at: None,
+            waiting: Vec::new(),
+            told_sent: None,
+            told_received: None,
+            slots: BTreeMap::new(),
+            events: Vec::new(),
+            received: Vec::new(),
+            last_received: None,
+            longest_gap: Duration::ZERO,
+            sent_udp: 0,
+            sent_relay: 0,
+        }
+    }
+
     /// Address of its NAT, or its own.
     fn public(&self, port: u16) -> SocketAddr {
         SocketAddr::from(([198, 51, 100, self.number], port))

@@ -14,6 +14,8 @@ pub struct PathStatus {
     pub path: Path,
     /// Time there and back on the direct path.
     pub latency: Option<Duration>,
+    /// Time there and back over the peer relay.
+    pub peer_relay_latency: Option<Duration>,
     /// Whether packets were sent to the peer in the last 45 s.
     pub in_use: bool,
     /// How `path` came about.
@@ -26,7 +28,7 @@ pub struct PathStatus {
     pub history: Vec<Decision>,
 }
 
-/// A change of a peer's direct path.
+/// A change of a peer's direct path, or of that over a peer relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision {
     /// When.
@@ -148,6 +150,10 @@ pub enum Reason {
     PeerRestarted,
     /// Over all ways at once: the direct path is silent although an answer is due.
     Doubted,
+    /// Over a peer relay: pings through it are answered.
+    RelayAnswered,
+    /// Relayed: the path over a peer relay stopped answering.
+    RelayLost,
 }
 
 impl fmt::Display for Reason {
@@ -164,6 +170,8 @@ impl fmt::Display for Reason {
             Self::NetworkChanged => "the network of this machine changed",
             Self::PeerRestarted => "the peer restarted",
             Self::Doubted => "the direct path is silent",
+            Self::RelayAnswered => "the peer answers over a peer relay",
+            Self::RelayLost => "the peer relay stopped answering",
         })
     }
 }

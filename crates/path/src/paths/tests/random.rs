@@ -129,7 +129,7 @@ proptest! {
             while let Some(event) = bench.paths.poll_event() {
                 match event {
                     Event::Pong { id, .. } | Event::PingTimeout { id } => prop_assert!(asked.remove(&id), "ends once"),
-                    Event::Path { .. } | Event::EndpointsWanted => {}
+                    Event::Path { .. } | Event::EndpointsWanted | Event::AllocationWanted(_) => {}
                     Event::Sockets { wanted } => {
                         prop_assert!(wanted.len() <= Paths::MAX_SOCKETS && !wanted.contains(&0));
                         bench.paths.handle_sockets(now);
