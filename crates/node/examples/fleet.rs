@@ -20,6 +20,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use warren_node::control_client::{AuthKey, Event, Login, Network, Report, Session, Target};
 use warren_node::engine::Endpoint;
 use warren_node::hostinfo;
+use warren_node::prefs::Prefs;
 use warren_node::state::NodeKeys;
 use warren_wire::control::NetInfo;
 use warren_wire::control::{EndpointType, MapResponse, RegionId};
@@ -157,7 +158,7 @@ fn first_report(number: usize) -> Report {
     let mut disco = [0xd1; 32];
     disco.iter_mut().zip(number.to_le_bytes()).for_each(|(to, from)| *to = from);
     Report {
-        hostinfo: hostinfo::collect(&format!("node{number}"), false),
+        hostinfo: hostinfo::collect(&Prefs { hostname: format!("node{number}"), ..Prefs::default() }),
         net_info: Some(NetInfo { preferred_derp: RegionId(900), ..NetInfo::default() }),
         endpoints: vec![Endpoint { address: SocketAddr::from(([192, 0, 2, 1], 41641)), kind: EndpointType::Local }],
         disco_key: DiscoKey::from_bytes(disco),

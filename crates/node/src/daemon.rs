@@ -119,7 +119,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
         let (store, state) = disk;
         let (requests, asked) = mpsc::channel(QUEUE);
         let report = Report {
-            hostinfo: hostinfo::collect(&state.prefs.hostname, state.prefs.shields_up),
+            hostinfo: hostinfo::collect(&state.prefs),
             net_info: None,
             endpoints: Vec::new(),
             disco_key: disco.public(),
@@ -280,7 +280,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
 
     fn settings(&self) -> Settings {
         let prefs = &self.disk.state.prefs;
-        Settings { accept_routes: prefs.route_all, shields_up: prefs.shields_up }
+        Settings { accept_routes: prefs.route_all, shields_up: prefs.shields_up, relay_port: prefs.relay_server_port }
     }
 
     // What the server says.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use warren_filter::Shields;
+use warren_path::PeerRelay;
 use warren_wire::control::{DerpMap, EndpointType, FilterRule, NetInfo, Node, RegionId};
 use warren_wire::key::{DiscoSecret, NodeKey, NodeSecret};
 
@@ -27,6 +28,7 @@ mod handle;
 mod names;
 mod null;
 mod outlet;
+mod peer_relay;
 mod relay_link;
 mod shared;
 mod worker;
@@ -188,6 +190,8 @@ pub struct Settings {
     pub accept_routes: bool,
     /// Refuse every connection that a peer opens.
     pub shields_up: bool,
+    /// Relay for peers that may use this node, on this UDP port; 0 takes a free one.
+    pub relay_port: Option<u16>,
 }
 
 impl Settings {
@@ -245,7 +249,9 @@ pub struct PeerStatus {
     pub key: NodeKey,
     /// Confirmed direct address, if any.
     pub direct: Option<SocketAddr>,
-    /// Region over which packets go while there is no direct address.
+    /// Endpoint of a peer relay over which packets go while there is no direct address, if any.
+    pub peer_relay: Option<PeerRelay>,
+    /// Region over which packets go while there is neither.
     pub relay: Option<RegionId>,
     /// Why the path is what it is, a few words ("pong 12 ms", "no endpoint answered").
     pub reason: Option<String>,
@@ -275,6 +281,8 @@ pub struct Pong {
 pub enum Via {
     /// Straight to this address.
     Direct(SocketAddr),
+    /// Over this endpoint of a peer relay.
+    PeerRelay(PeerRelay),
     /// Over this relay region.
     Relay(RegionId),
 }

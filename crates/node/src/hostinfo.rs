@@ -4,13 +4,15 @@ use warren_os::HostFacts;
 use warren_wire::control::Hostinfo;
 
 use crate::netmap::printable;
+use crate::prefs::Prefs;
 
 /// Longest text that is taken from the system.
 const MAX_TEXT: usize = 128;
 
-/// Describes this machine; `hostname` replaces the machine's own name if it is not empty.
+/// Describes this machine as the settings want it: their host name replaces the machine's own if it is not empty.
 #[must_use]
-pub fn collect(hostname: &str, shields_up: bool) -> Hostinfo {
+pub fn collect(prefs: &Prefs) -> Hostinfo {
+    let hostname = prefs.hostname.as_str();
     let facts = HostFacts::read();
     let text = |text: &str| printable(text, MAX_TEXT);
     Hostinfo {
@@ -24,7 +26,8 @@ pub fn collect(hostname: &str, shields_up: bool) -> Hostinfo {
         machine: text(&facts.machine),
         go_arch: go_arch(std::env::consts::ARCH).to_owned(),
         container: Some(facts.in_container),
-        shields_up,
+        shields_up: prefs.shields_up,
+        peer_relay: prefs.relay_server_port.is_some(),
         no_logs_no_support: true,
         ..Hostinfo::default()
     }
@@ -48,8 +51,9 @@ mod tests {
 
     #[test]
     fn the_chosen_name_wins() {
-        let chosen = collect("chosen", true);
-        assert_eq!((chosen.hostname.as_str(), chosen.shields_up), ("chosen", true));
-        assert!(!collect("", false).hostname.is_empty());
+        let chosen = collect(&Prefs { hostname: "chosen".to_owned(), shields_up: true, ..Prefs::default() });
+        assert_eq!((chosen.hostname.as_str(), chosen.shields_up, chosen.peer_relay), ("chosen", true, false));
+        assert!(!collect(&Prefs::default()).hostname.is_empty());
+        assert!(collect(&Prefs { relay_server_port: Some(0), ..Prefs::default() }).peer_relay);
     }
 }

@@ -39,6 +39,9 @@ pub struct Prefs {
     /// How many seconds after the server was last heard the map on disk may still be used; 0 keeps none. Not part of the
     /// official set.
     pub map_max_age: u64,
+    /// UDP port on which to relay for peers that may use this node; 0 takes a free one, absent means no relaying.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relay_server_port: Option<u16>,
 }
 
 impl Default for Prefs {
@@ -53,6 +56,7 @@ impl Default for Prefs {
             hostname: String::new(),
             operator_user: String::new(),
             map_max_age: MAP_MAX_AGE,
+            relay_server_port: None,
         }
     }
 }
@@ -170,6 +174,13 @@ impl Prefs {
                 let age = age.filter(|age| *age <= MAP_MAX_AGE_LIMIT);
                 self.map_max_age = age.ok_or(PrefsError::Invalid { field: "MapMaxAge", reason })?;
             }
+            "RelayServerPort" => {
+                let port = value.as_u64().and_then(|port| u16::try_from(port).ok());
+                if port.is_none() && !value.is_null() {
+                    return Err(PrefsError::Invalid { field: "RelayServerPort", reason: "expected a port, or null" });
+                }
+                self.relay_server_port = port;
+            }
             _ => {
                 return Err(PrefsError::Unknown(field.chars().filter(char::is_ascii_alphanumeric).take(40).collect()));
             }
@@ -275,7 +286,8 @@ mod tests {
             fields in proptest::collection::vec(
                 (prop_oneof![
                     Just("ControlURL"), Just("ServerKey"), Just("WantRunning"), Just("LoggedOut"), Just("RouteAll"),
-                    Just("ShieldsUp"), Just("Hostname"), Just("OperatorUser"), Just("MapMaxAge"), Just("ExitNodeID"), Just("")
+                    Just("ShieldsUp"), Just("Hostname"), Just("OperatorUser"), Just("MapMaxAge"), Just("RelayServerPort"),
+                    Just("ExitNodeID"), Just("")
                 ], arb_json(), arb_json()),
                 0..4,
             )

@@ -72,7 +72,8 @@ impl Buckets {
 
     fn number(&self, origin: &Origin) -> [u8; 2] {
         let owner = match origin {
-            Origin::Udp(address) => match address.ip().to_canonical() {
+            // Whoever knows a relay's address may pretend to send through it.
+            Origin::Udp(address) | Origin::PeerRelay { address, .. } => match address.ip().to_canonical() {
                 IpAddr::V4(ip) => ip.octets().to_vec(),
                 // An IPv6 host has at least a /64 of its own.
                 IpAddr::V6(ip) => Ipv6Addr::from(u128::from(ip) >> 64 << 64).octets().to_vec(),

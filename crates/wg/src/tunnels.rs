@@ -31,6 +31,13 @@ const LATEST_WALL: Duration = Duration::from_secs(1 << 40);
 pub enum Origin {
     /// Straight from this address.
     Udp(SocketAddr),
+    /// Through an endpoint of a relay among peers.
+    PeerRelay {
+        /// The relay's address.
+        address: SocketAddr,
+        /// The endpoint's number there.
+        vni: u32,
+    },
     /// Through a relay region, from the holder of this key as the relay says.
     Relay {
         /// Region's number.
@@ -43,15 +50,17 @@ pub enum Origin {
 impl Origin {
     /// Bytes that tell origins apart, for cookies.
     pub(crate) fn to_bytes(self) -> Vec<u8> {
+        let bytes = |address: SocketAddr| {
+            // A socket for both families shows IPv4 as mapped addresses.
+            let ip = match address.ip().to_canonical() {
+                IpAddr::V4(ip) => ip.octets().to_vec(),
+                IpAddr::V6(ip) => ip.octets().to_vec(),
+            };
+            [ip, address.port().to_be_bytes().to_vec()].concat()
+        };
         match self {
-            Self::Udp(address) => {
-                // A socket for both families shows IPv4 as mapped addresses.
-                let ip = match address.ip().to_canonical() {
-                    IpAddr::V4(ip) => ip.octets().to_vec(),
-                    IpAddr::V6(ip) => ip.octets().to_vec(),
-                };
-                [ip, address.port().to_be_bytes().to_vec()].concat()
-            }
+            Self::Udp(address) => bytes(address),
+            Self::PeerRelay { address, vni } => [bytes(address), vni.to_be_bytes().to_vec()].concat(),
             Self::Relay { region, peer } => [&region.to_be_bytes(), peer.as_bytes().as_slice()].concat(),
         }
     }

@@ -108,9 +108,10 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
     fn prefs_changed(&mut self, before: &Prefs) {
         let prefs = self.disk.state.prefs.clone();
         self.out.operator.send_replace(prefs.operator_user.clone());
-        let hostinfo = hostinfo::collect(&prefs.hostname, prefs.shields_up);
+        let hostinfo = hostinfo::collect(&prefs);
         self.edit_report(|report| report.hostinfo = hostinfo);
-        if (prefs.route_all, prefs.shields_up) != (before.route_all, before.shields_up) {
+        let settings = |prefs: &Prefs| (prefs.route_all, prefs.shields_up, prefs.relay_server_port);
+        if settings(&prefs) != settings(before) {
             self.tell_engine(Change { local: true, ..Change::default() });
         }
         let wanted = prefs.want_running && !prefs.logged_out;

@@ -135,6 +135,8 @@ impl View {
 fn add_engine(shown: &mut PeerStatus, seen: &engine::PeerStatus, now: Time) {
     shown.in_engine = true;
     shown.in_magic_sock = true;
+    let peer_relay = seen.peer_relay.filter(|_| seen.direct.is_none());
+    shown.peer_relay = peer_relay.map(|relay| relay.to_string()).unwrap_or_default();
     shown.cur_addr = seen.direct.map(|address| address.to_string()).unwrap_or_default();
     if !seen.endpoints.is_empty() {
         shown.addrs = seen.endpoints.iter().map(ToString::to_string).collect();
@@ -256,6 +258,7 @@ pub(super) fn ping_result(
             result.latency_seconds = pong.latency.as_secs_f64();
             match pong.via {
                 Via::Direct(address) => result.endpoint = address.to_string(),
+                Via::PeerRelay(relay) => result.peer_relay = relay.to_string(),
                 Via::Relay(region) => {
                     result.derp_region_id = i64::from(region.0);
                     result.derp_region_code = region_code(relays, region);

@@ -4,6 +4,7 @@
 //! published: a peer's session and path in the peer's slot, prefixes and filter as one snapshot.
 
 mod measure;
+mod peer_relays;
 mod relays;
 mod routes;
 mod tailnet;

@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 
 use warren_filter::segments::Join;
 use warren_os::{Errno, MAX_PACKET_BYTES, Offload, RecvBatch, SendReport, Tun, TunRead, UdpSocket, Watched, poll_many};
-use warren_path::{SocketId, Via};
+use warren_path::{PeerRelay, PeerRelayed, SocketId, Via};
 use warren_wg::HEADROOM;
 use warren_wire::datagram::{Class, classify};
+use warren_wire::geneve::{self, Header, Protocol};
 use warren_wire::key::NodeKey;
 
 use super::forwarder::{Action, Burst, Forwarder, Inbound, Outbound, Refusal, Run};
@@ -287,6 +288,11 @@ impl Worker {
                 return;
             }
         }
+        if let Some(relayed) = path.peer_relay
+            && self.send_over_peer(slot.key(), relayed, runs.clone().flat_map(Run::datagrams), now)
+        {
+            return;
+        }
         if let Some(second) = path.second {
             self.send_to(slot, 0, second, runs.clone());
         }
@@ -305,6 +311,24 @@ impl Worker {
             };
             self.judge(slot.key(), to, tried, report);
         }
+    }
+
+    /// Sends datagrams over a peer relay; tells whether that suffices. It costs a copy each, for the header in front.
+    fn send_over_peer<'b>(
+        &mut self,
+        peer: NodeKey,
+        path: PeerRelayed,
+        datagrams: impl Iterator<Item = &'b [u8]>,
+        now: Instant,
+    ) -> bool {
+        let PeerRelayed { to, trusted_until } = path;
+        let header = to.header(Protocol::WireGuard);
+        for datagram in datagrams {
+            let error = self.sockets.send(to.address, &header.wrap(datagram)).err();
+            let sent = usize::from(error.is_none());
+            self.judge(peer, to.address, 1, SendReport { sent, error, ..SendReport::default() });
+        }
+        now <= trusted_until
     }
 
     fn send_over_relay(&self, peer: NodeKey, datagram: &[u8]) {
@@ -374,9 +398,8 @@ impl Worker {
                 let Some(datagram) = buffer.get(place.clone()) else { continue };
                 match classify(datagram) {
                     Class::WireGuard => group.push(place),
-                    Class::Disco | Class::Stun => self.pass_on(name, run.from, datagram),
-                    // Relays among peers are not used yet.
-                    Class::GeneveDisco | Class::GeneveWireGuard => {}
+                    Class::Disco | Class::Stun | Class::GeneveDisco => self.pass_on(name, run.from, datagram),
+                    Class::GeneveWireGuard => self.take_from_peer(snapshot, (buffer, place), join, run.from, now),
                 }
             }
             self.take_group(snapshot, (buffer, &group), join, Via::Direct(run.from), now);
@@ -410,6 +433,22 @@ impl Worker {
             // The waker has been cleared.
             self.shared.waker.wake();
         }
+    }
+
+    /// Takes WireGuard that came over a peer relay, in the datagram at `place`.
+    fn take_from_peer(
+        &mut self,
+        snapshot: &Snapshot,
+        (buffer, place): (&mut [u8], Range<usize>),
+        join: &mut Join,
+        address: SocketAddr,
+        now: Instant,
+    ) {
+        let header = buffer.get(place.clone()).and_then(Header::decode);
+        let Some((Header { control: false, vni, .. }, _)) = header else { return };
+        let mut group = Group::default();
+        group.push(place.start + geneve::HEADER_BYTES..place.end);
+        self.take_group(snapshot, (buffer, &group), join, Via::PeerRelay(PeerRelay { address, vni }), now);
     }
 
     /// Takes WireGuard datagrams of one session; packets for the host go to `join`.
@@ -474,6 +513,10 @@ impl Worker {
             Action::Decide => match via {
                 // A handshake is answered by the path to the peer, whichever socket it came to.
                 Via::Direct(from) => self.pass_on(0, from, buffer.get(place).unwrap_or_default()),
+                Via::PeerRelay(relay) => {
+                    let datagram = buffer.get(place).unwrap_or_default();
+                    self.pass_on(0, relay.address, &relay.header(Protocol::WireGuard).wrap(datagram));
+                }
                 // Relay connections give the worker nothing but data.
                 Via::Relay(_) => {}
             },

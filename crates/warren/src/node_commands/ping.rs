@@ -109,7 +109,9 @@ fn text(result: &PingResult, peer: &str, address: IpAddr) -> String {
     if !result.err.is_empty() {
         return format!("ping {} ({address}): {}", clean(peer), clean(&result.err));
     }
-    let way = if result.endpoint.is_empty() {
+    let way = if !result.peer_relay.is_empty() {
+        format!("peer-relay {}", clean(&result.peer_relay))
+    } else if result.endpoint.is_empty() {
         format!("relayed through {}", clean(&result.derp_region_code))
     } else {
         format!("direct, {}", clean(&result.endpoint))
@@ -134,6 +136,8 @@ mod tests {
         assert_eq!(text(&direct, "b", address), "pong from beta (100.64.0.2): direct, 192.0.2.1:41641, 1.2 ms");
         let relayed = PingResult { endpoint: String::new(), derp_region_code: "home".into(), ..direct };
         assert_eq!(text(&relayed, "b", address), "pong from beta (100.64.0.2): relayed through home, 1.2 ms");
+        let by_peer = PingResult { endpoint: String::new(), peer_relay: "192.0.2.9:7:vni:3".into(), ..relayed.clone() };
+        assert_eq!(text(&by_peer, "b", address), "pong from beta (100.64.0.2): peer-relay 192.0.2.9:7:vni:3, 1.2 ms");
         let lost = PingResult { err: "no reply".into(), ..PingResult::default() };
         assert_eq!(text(&lost, "b", address), "ping b (100.64.0.2): no reply");
     }

@@ -94,8 +94,22 @@ pub(crate) struct Set {
     /// away, like 24h or 7d; 0 keeps no map.
     #[arg(long, value_name = "TIME", value_parser = parse_age)]
     map_max_age: Option<u64>,
+    /// UDP port on which to relay packets between peers that find no direct path, if the policy lets them; 0 for any port,
+    /// empty for no relaying.
+    #[arg(long, value_name = "PORT", value_parser = parse_port)]
+    relay_server_port: Option<RelayPort>,
     #[command(flatten)]
     socket: Socket,
+}
+
+/// What is set as the port of the peer relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct RelayPort(Option<u16>);
+
+/// Reads a port, or nothing.
+fn parse_port(text: &str) -> Result<RelayPort, String> {
+    let port = (!text.is_empty()).then(|| text.parse());
+    port.transpose().map(RelayPort).map_err(|_| "write a port, 0 for any, or nothing".to_owned())
 }
 
 /// Reads a time such as `90s`, `30m`, `24h` or `7d`, or 0, in seconds.
@@ -123,6 +137,7 @@ impl Set {
         changes.add("ShieldsUp", self.shields_up);
         changes.add("OperatorUser", self.operator);
         changes.add("MapMaxAge", self.map_max_age);
+        changes.add("RelayServerPort", self.relay_server_port.map(|port| json!(port.0)));
         if changes.is_empty() {
             return Err(Failure::new(Exit::Usage, "nothing to set; see: warren set --help"));
         }
@@ -160,6 +175,16 @@ mod tests {
         assert_eq!(parse_age("7d"), Ok(604_800));
         for wrong in ["", "7", "d", "-1d", "1.5h", "99999999999999999999d", "18446744073709551615h", "1\u{e9}"] {
             assert!(parse_age(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_relay_port_may_be_taken_away() {
+        assert_eq!(parse_port(""), Ok(RelayPort(None)));
+        assert_eq!(parse_port("0"), Ok(RelayPort(Some(0))));
+        assert_eq!(parse_port("65535"), Ok(RelayPort(Some(65535))));
+        for wrong in ["65536", "-1", "x", " "] {
+            assert!(parse_port(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -113,6 +113,8 @@ fn path(peer: &PeerStatus, now: Time) -> String {
         "key expired".to_owned()
     } else if peer.active && !peer.cur_addr.is_empty() {
         format!("active; direct {}", peer.cur_addr)
+    } else if peer.active && !peer.peer_relay.is_empty() {
+        format!("active; peer-relay {}", peer.peer_relay)
     } else if peer.active && !peer.relay.is_empty() {
         format!("active; relay \"{}\"", peer.relay)
     } else if peer.rx_bytes + peer.tx_bytes > 0 {
@@ -214,6 +216,8 @@ mod tests {
         assert_eq!(path(&direct, now), "active; direct 192.0.2.1:1, tx 1 rx 2");
         let relayed = PeerStatus { cur_addr: String::new(), ..direct.clone() };
         assert_eq!(path(&relayed, now), "active; relay \"home\", tx 1 rx 2");
+        let by_peer = PeerStatus { peer_relay: "192.0.2.9:7:vni:3".into(), ..relayed.clone() };
+        assert_eq!(path(&by_peer, now), "active; peer-relay 192.0.2.9:7:vni:3, tx 1 rx 2");
         let gone = PeerStatus { online: false, last_seen: at(1_800_000_000 - 7300).to_string(), ..peer };
         assert_eq!(path(&gone, now), "offline, last seen 2h ago");
         assert_eq!(path(&PeerStatus { active: false, ..direct }, now), "idle, tx 1 rx 2");

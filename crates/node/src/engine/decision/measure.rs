@@ -312,6 +312,20 @@ impl Measure {
         }
     }
 
+    /// Returns the addresses at which clients may find a peer relay on this machine's UDP ports, IPv4's and IPv6's: those of
+    /// this machine, and those with which servers see it, since the ports may be forwarded.
+    pub(super) fn relay_addresses(&self, [v4, v6]: [u16; 2]) -> Vec<SocketAddr> {
+        let seen = self.seen.iter().rev().map(|(address, _)| address.ip());
+        let mut all: Vec<SocketAddr> = Vec::new();
+        for ip in self.addresses.iter().copied().chain(seen) {
+            let address = SocketAddr::new(ip, if ip.is_ipv4() { v4 } else { v6 });
+            if address.port() != 0 && !all.contains(&address) {
+                all.push(address);
+            }
+        }
+        all
+    }
+
     /// Returns the addresses at which peers may find this node, best first.
     pub(super) fn endpoints(&self, sockets: &Sockets) -> Vec<Endpoint> {
         let mapped = self

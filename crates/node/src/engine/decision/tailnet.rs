@@ -17,6 +17,7 @@ use warren_wire::control::{DerpMap, FilterRule, NetInfo, RegionId};
 use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey, NodeSecret};
 
 use super::measure::{Found, Measure};
+use super::peer_relays::PeerRelays;
 use super::relays::Relays;
 use super::routes::{prefixes, routes};
 use super::traffic::HeldPing;
@@ -47,6 +48,7 @@ pub(super) struct Tailnet {
     /// What of the rules cannot be used, for people.
     rule_trouble: Option<String>,
     dirty: Dirty,
+    pub(super) peer_relays: PeerRelays,
 }
 
 /// A peer.
@@ -122,8 +124,10 @@ impl Tailnet {
             rules: Arc::from([]),
             rule_trouble: None,
             dirty: Dirty { prefixes: true, filter: true, ports: true, routes: true },
+            peer_relays: PeerRelays::default(),
         };
         tailnet.look_at_attributes();
+        tailnet.look_at_peer_relays(now);
         tailnet
     }
 
@@ -146,9 +150,10 @@ impl Tailnet {
     // What the daemon says.
 
     /// Takes over settings and own record; the key must be the same.
-    pub(super) fn set_local(&mut self, local: Local) {
+    pub(super) fn set_local(&mut self, local: Local, now: Instant) {
         self.local = local;
         self.look_at_attributes();
+        self.look_at_peer_relays(now);
         self.dirty = Dirty { prefixes: true, filter: true, routes: true, ..Dirty::default() };
     }
 
@@ -167,9 +172,11 @@ impl Tailnet {
     }
 
     /// Takes over the packet filter.
-    pub(super) fn set_rules(&mut self, rules: Arc<[FilterRule]>) {
+    pub(super) fn set_rules(&mut self, rules: Arc<[FilterRule]>, now: Instant) {
+        self.peer_relays.set_rules(&rules);
         self.rules = rules;
         self.dirty.filter = true;
+        self.look_at_peer_relays(now);
     }
 
     /// Adds a peer or takes over what changed.
@@ -213,6 +220,7 @@ impl Tailnet {
         // Sources of rules may be named by what nodes are capable of.
         self.dirty.filter |= self.rules.iter().any(|rule| rule.src_ips.iter().any(|source| source.starts_with("cap:")));
         self.paths.set_peer(key, &path, now);
+        self.set_peer_relay_roles(&config);
         if had_no_way && self.relays.way_to(&key, path.home).is_some() {
             self.send_initiation_again(&key, now);
         }
@@ -323,6 +331,7 @@ impl Tailnet {
         let mut news = std::mem::take(&mut self.news);
         news.push(Event::Live { relays: self.relays.connected(), peers: self.sessions });
         let troubles = self.relays.troubles(now).chain(self.rule_trouble.clone());
+        let troubles = troubles.chain(self.peer_relays.trouble());
         news.push(Event::Health(machine_troubles.iter().cloned().chain(troubles).collect()));
         news
     }
@@ -338,6 +347,11 @@ impl Tailnet {
             PeerStatus {
                 key: *key,
                 direct: direct.map(|direct| direct.address),
+                peer_relay: path
+                    .as_ref()
+                    .and_then(|status| status.path.peer_relay)
+                    .filter(|one| now <= one.trusted_until)
+                    .map(|one| one.to),
                 relay: self.relays.way_to(key, known.home),
                 reason: path.as_ref().map(|path| reason(path, &own_nat, now)),
                 rx_bytes,
@@ -356,11 +370,18 @@ impl Tailnet {
 
 /// Says why a path is what it is, and what would help if it is not direct.
 fn reason(status: &PathStatus, own: &OwnNat, now: Instant) -> String {
+    let over_peer = match (status.path.peer_relay.filter(|one| now <= one.trusted_until), status.peer_relay_latency) {
+        (Some(_), Some(latency)) => {
+            format!("over a peer relay, {:.1} ms; not direct: ", latency.as_secs_f64() * 1000.0)
+        }
+        _ => String::new(),
+    };
     let mut text = match (status.latency, status.advice(own)) {
         (_, Some(advice)) => advice,
         (Some(latency), None) => format!("{}, {:.1} ms", status.reason, latency.as_secs_f64() * 1000.0),
         (None, None) => status.reason.to_string(),
     };
+    text.insert_str(0, &over_peer);
     // What came before the present state.
     if let Some(before) = status.history.iter().rev().nth(1).filter(|_| status.history.len() > 1) {
         let seconds = now.saturating_duration_since(before.at).as_secs();

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use warren_os::{IfIndex, Interface};
 use warren_path::{
-    Destination, Event as PathEvent, Kind as Measurement, Report, Transmit as PathTransmit, Via as PathVia,
+    Destination, Event as PathEvent, Kind as Measurement, PeerRelay, Report, Transmit as PathTransmit, Via as PathVia,
 };
 use warren_wg::{Event as TunnelEvent, MessageType, Origin, Transmit};
 use warren_wire::control::RegionId;
 use warren_wire::datagram::{Class, classify};
+use warren_wire::geneve::{Header, Protocol};
 use warren_wire::key::NodeKey;
 
 use super::measure::{AddressChange, Found, Rebind, WayOut};
@@ -80,7 +81,12 @@ impl Tailnet {
             Class::Stun => self.measure.netcheck.handle_stun(*from, bytes, now),
             Class::Disco => self.paths.handle_udp_at(*socket, *from, bytes, now),
             Class::WireGuard => self.tunnels.handle_datagram(bytes, Origin::Udp(*from), now),
-            Class::GeneveDisco | Class::GeneveWireGuard => {}
+            Class::GeneveDisco => self.paths.handle_peer_relayed(*from, bytes, now),
+            Class::GeneveWireGuard => {
+                if let Some((Header { control: false, vni, .. }, bytes)) = Header::decode(bytes) {
+                    self.tunnels.handle_datagram(bytes, Origin::PeerRelay { address: *from, vni }, now);
+                }
+            }
         }
         self.drain(now);
     }
@@ -304,10 +310,12 @@ impl Tailnet {
         match event {
             PathEvent::Path { peer, path } => {
                 if let Some(known) = self.peers.get(&peer) {
-                    let is_new = path.direct.is_some() && known.slot.path().direct.is_none();
+                    let old = **known.slot.path();
+                    let is_new = path.direct.is_some() && old.direct.is_none()
+                        || path.peer_relay.is_some() && old.peer_relay.is_none();
                     known.slot.set_path(path);
                     if is_new {
-                        tracing::debug!(peer = %peer.short(), ?path, "direct path");
+                        tracing::debug!(peer = %peer.short(), ?path, "new path");
                         self.send_initiation_again(&peer, now);
                     }
                 }
@@ -319,10 +327,12 @@ impl Tailnet {
                 self.shared.waker.wake();
                 self.paths.handle_sockets(now);
             }
+            PathEvent::AllocationWanted(wanted) => self.allocate(&wanted, now),
             PathEvent::EndpointsWanted => self.measure.want(Measurement::Auto, now),
             PathEvent::Pong { id, via, latency } => {
                 let via = match via {
                     PathVia::Direct(address) => Via::Direct(address),
+                    PathVia::PeerRelay(relay) => Via::PeerRelay(relay),
                     PathVia::Relay(region) => Via::Relay(region),
                 };
                 self.answer_ping(id, Ok(Pong { latency, via }));
@@ -405,6 +415,12 @@ impl Tailnet {
                 return;
             }
         }
+        if let Some(relayed) = path.peer_relay {
+            self.shared.send(0, relayed.to.address, &relayed.to.header(Protocol::WireGuard).wrap(&bytes));
+            if now <= relayed.trusted_until {
+                return;
+            }
+        }
         if let Some(second) = path.second {
             self.shared.send(0, second, &bytes);
         }
@@ -420,7 +436,7 @@ impl Tailnet {
                 self.relays.send(region, kind, key, bytes, now);
             }
             None if path.direct.is_none() => {
-                self.send_back(origin.filter(|origin| matches!(origin, Origin::Relay { .. })), bytes, now);
+                self.send_back(origin.filter(|origin| !matches!(origin, Origin::Udp(_))), bytes, now);
             }
             None => {}
         }
@@ -432,6 +448,10 @@ impl Tailnet {
             Some(Origin::Udp(address)) => {
                 let _ = self.shared.sockets.load().send(address, &bytes);
             }
+            Some(Origin::PeerRelay { address, vni }) => {
+                let header = PeerRelay { address, vni }.header(Protocol::WireGuard);
+                let _ = self.shared.sockets.load().send(address, &header.wrap(&bytes));
+            }
             Some(Origin::Relay { region, peer }) => {
                 self.relays.send(RegionId(region), Kind::Urgent, peer, bytes, now);
             }
@@ -442,7 +462,9 @@ impl Tailnet {
     fn send_disco(&mut self, transmit: PathTransmit, now: Instant) {
         let PathTransmit { to, socket, bytes } = transmit;
         match to {
-            Destination::Udp(address) => self.shared.send(socket, address, &bytes),
+            Destination::Udp(address) | Destination::PeerRelay(PeerRelay { address, .. }) => {
+                self.shared.send(socket, address, &bytes);
+            }
             Destination::Relay { region, peer } => {
                 let region = self.relays.way_to(&peer, Some(region)).unwrap_or(region);
                 self.relays.send(region, Kind::Urgent, peer, bytes, now);

@@ -41,7 +41,7 @@ impl Decision {
             tailnet.set_map(map, now);
         }
         if let Some(rules) = update.filter {
-            tailnet.set_rules(rules);
+            tailnet.set_rules(rules, now);
         }
         for key in &update.removed {
             tailnet.remove_peer(key, now);
@@ -78,7 +78,7 @@ impl Decision {
             return;
         };
         if tailnet.local().secret.public() == local.secret.public() {
-            tailnet.set_local(local);
+            tailnet.set_local(local, now());
             return;
         }
         // All sessions belong to the old key: the same tailnet, from the beginning.
@@ -88,7 +88,7 @@ impl Decision {
         if let Some(tailnet) = &mut self.tailnet {
             let now = now();
             tailnet.set_map(map, now);
-            tailnet.set_rules(rules);
+            tailnet.set_rules(rules, now);
             peers.into_iter().for_each(|peer| tailnet.set_peer(peer, now));
         }
     }
