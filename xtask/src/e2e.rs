@@ -3,6 +3,7 @@
 mod failures;
 mod go_client;
 mod nat;
+mod peer_relay;
 mod policy;
 mod relays;
 mod rust_client;
@@ -38,12 +39,14 @@ const TESTS: &[Test] = &[
     Test { name: "hard_nat_is_met_from_an_easy_one", body: nat::hard_and_easy },
     Test { name: "port_mapping_leads_through_hard_nats", body: nat::port_mapping },
     Test { name: "port_mapping_by_upnp_leads_through_hard_nats", body: nat::upnp },
+    Test { name: "peer_relay_leads_through_hard_nats", body: peer_relay::nodes },
     Test { name: "failures_say_what_to_do", body: failures::messages },
     Test { name: "go_clients_mesh_directly", body: go_client::two_direct },
     Test { name: "go_clients_mesh_over_the_relay", body: go_client::two_relayed },
     Test { name: "go_client_and_node_both_ways_directly", body: go_client::with_node_direct },
     Test { name: "go_client_and_node_both_ways_over_the_relay", body: go_client::with_node_relayed },
     Test { name: "go_client_survives_a_killed_server", body: go_client::killed_server },
+    Test { name: "go_client_and_node_over_a_peer_relay", body: peer_relay::go_client },
     Test { name: "policy_changes_reach_a_go_client", body: policy::go_client },
     Test { name: "policy_ends_a_running_transfer_of_a_go_client", body: policy::go_transfer },
     Test { name: "policy_ends_running_transfers", body: policy::transfers },

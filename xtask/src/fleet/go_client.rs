@@ -63,6 +63,11 @@ impl GoClient {
         .with_context(|| format!("its log ends with:\n{}", last_lines(&self.process.log())))
     }
 
+    /// Returns its log.
+    pub(crate) fn log(&self) -> String {
+        self.process.log()
+    }
+
     /// Returns the end of its log.
     pub(crate) fn log_end(&self) -> String {
         last_lines(&self.process.log())
