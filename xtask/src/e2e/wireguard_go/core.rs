@@ -224,7 +224,7 @@ impl Core {
         while let Some(transmit) = self.tunnels.poll_transmit() {
             let to = match transmit.origin {
                 Some(Origin::Udp(address)) => address,
-                Some(Origin::Relay { .. }) | None => self.endpoint,
+                Some(Origin::Relay { .. } | Origin::PeerRelay { .. }) | None => self.endpoint,
             };
             self.transmit(&transmit.bytes, to);
         }
