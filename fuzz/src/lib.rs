@@ -59,6 +59,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("peer_relay", path::peer_relay),
     ("policy", policy::policy),
     ("relay_head", relay::head),
+    ("relay_received", relay::received),
+    ("relay_websocket", relay::websocket),
     ("segments_join", filter::join),
     ("segments_split", filter::split),
     ("server_url", node::server_url),

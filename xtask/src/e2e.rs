@@ -52,6 +52,7 @@ const TESTS: &[Test] = &[
     Test { name: "policy_ends_running_transfers", body: policy::transfers },
     Test { name: "policy_ends_a_running_transfer_by_time", body: policy::by_time },
     Test { name: "packets_go_over_the_recipients_relay", body: relays::homes },
+    Test { name: "relays_of_one_region_hand_packets_on", body: relays::mesh },
     Test { name: "moves_of_the_home_relay_lose_nothing", body: relays::moves },
     Test { name: "rust_client_fetches_from_go_client", body: rust_client::with_go_client },
     Test { name: "rust_client_echoes_with_node_and_go_client", body: rust_client::echoes },

@@ -221,24 +221,26 @@ impl Control {
         self.inner.derp.lock().unwrap_or_else(PoisonError::into_inner).others.clone()
     }
 
-    /// Makes a relay on another machine known to all clients. `make` gets all regions that are in use, the server's
-    /// own, too; nothing happens if it fails.
-    pub(crate) async fn add_relay<E: From<StoreError>>(
+    /// Makes a region of relays on other machines known to all clients, or replaces it; `what` is for the audit log.
+    /// `make` gets the regions that are in use, the server's own first, then the others; nothing happens if it fails.
+    pub(crate) async fn put_relays<E: From<StoreError>>(
         &self,
         who: &Who,
-        make: impl FnOnce(&BTreeMap<RegionId, DerpRegion>) -> Result<DerpRegion, E>,
+        what: &'static str,
+        make: impl FnOnce(&DerpMap, &BTreeMap<RegionId, DerpRegion>) -> Result<DerpRegion, E>,
     ) -> Result<DerpRegion, E> {
         let _changing = self.inner.changing.lock().await;
-        let present = self.inner.derp.lock().unwrap_or_else(PoisonError::into_inner).map();
-        let region = make(present.regions.as_ref().unwrap_or(&BTreeMap::new()))?;
-        let entry =
-            Entry { who: who.clone(), what: "relay.add", tailnet: None, change: Change::AddRelay(region.clone()) };
+        let region = {
+            let relays = self.inner.derp.lock().unwrap_or_else(PoisonError::into_inner);
+            make(&relays.own, &relays.others)?
+        };
+        let entry = Entry { who: who.clone(), what, tailnet: None, change: Change::PutRelays(region.clone()) };
         self.inner.shared.store.apply(vec![entry], self.clock().now()).await?;
         self.change_relays(|relays| _ = relays.others.insert(region.region_id, region.clone())).await?;
         Ok(region)
     }
 
-    /// Forgets a relay on another machine; fails with a conflict if there is none of that region.
+    /// Forgets a region of relays on other machines; fails with a conflict if there is none of that region.
     pub(crate) async fn remove_relay(&self, who: &Who, region: RegionId) -> Result<(), StoreError> {
         let _changing = self.inner.changing.lock().await;
         let change = Change::RemoveRelay(region);

@@ -25,26 +25,58 @@ struct Relay {
 impl Relay {
     /// Starts a relay and types its line on the server.
     fn start(context: &Context, server: &Server, host: Host) -> Result<Self> {
-        let process = spawn(context, server, &host)?;
-        let log = process.log();
-        let line = log.lines().find(|line| line.contains("warren admin relay add")).context("the relay's line")?;
-        let words: Vec<&str> = line.split_whitespace().skip(2).collect();
+        Self::start_in(context, server, host, &[])
+    }
+
+    /// The same, with more words in the line.
+    fn start_in(context: &Context, server: &Server, host: Host, more: &[&str]) -> Result<Self> {
+        let process = spawn(context, server, &host, &[])?;
+        let relay = Self { host, process };
+        let line = relay.line()?;
+        let words: Vec<&str> = line.split_whitespace().skip(2).chain(more.iter().copied()).collect();
         server.admin(&words)?;
-        Ok(Self { host, process })
+        Ok(relay)
+    }
+
+    /// Returns the line for the server that it printed.
+    fn line(&self) -> Result<String> {
+        let log = self.process.log();
+        let line = log.lines().find(|line| line.contains("warren admin relay add")).context("the relay's line")?;
+        Ok(line.to_owned())
+    }
+
+    /// Returns its address and the hash of its certificate, as another relay of the region wants them.
+    fn address(&self) -> Result<String> {
+        let line = self.line()?;
+        let pin = line.split_whitespace().skip_while(|word| *word != "--pin").nth(1).context("no pin")?;
+        Ok(format!("{}:8443={pin}", self.host.address))
+    }
+
+    /// Stops it and starts it with more arguments.
+    fn restart_with(&mut self, context: &Context, server: &Server, more: &[&str]) -> Result<()> {
+        self.process.signal("TERM")?;
+        self.process.wait_end(PATIENCE)?;
+        self.process = spawn(context, server, &self.host, more)?;
+        Ok(())
     }
 
     /// Returns how many packets that are no disco it has passed on.
     fn packets(&self) -> Result<u64> {
+        self.count("packets_total{kind=\"other\"}")
+    }
+
+    /// Returns one of its counts.
+    fn count(&self, name: &str) -> Result<u64> {
         let text = self.host.run("curl").args("-s").arg(format!("http://{METRICS}/metrics")).output()?;
-        let line = text.lines().find_map(|line| line.strip_prefix("warren_relay_packets_total{kind=\"other\"} "));
-        line.context("no count of packets")?.trim().parse().context("the count is no number")
+        let line = text.lines().find_map(|line| line.strip_prefix("warren_relay_")?.strip_prefix(name));
+        line.with_context(|| format!("no count {name}"))?.trim().parse().context("the count is no number")
     }
 }
 
-fn spawn(context: &Context, server: &Server, host: &Host) -> Result<Process> {
+fn spawn(context: &Context, server: &Server, host: &Host, more: &[&str]) -> Result<Process> {
     let state = host.dir().join(format!("{}-state", host.name)).to_string_lossy().into_owned();
     let listen = format!("{}:8443", host.address);
-    let words = [
+    let own = [
         "relay",
         "--server",
         &server.url,
@@ -59,6 +91,7 @@ fn spawn(context: &Context, server: &Server, host: &Host) -> Result<Process> {
         "--metrics",
         METRICS,
     ];
+    let words: Vec<&str> = own.into_iter().chain(more.iter().copied()).collect();
     let mut process = host.spawn("relay", &context.warren, &words)?;
     process.wait_log("warren admin relay add", PATIENCE)?;
     Ok(process)
@@ -131,7 +164,7 @@ pub(super) fn homes(context: &Context) -> Result<()> {
     let stopped = Instant::now();
     two.process.wait_end(PATIENCE)?;
     let drained = stopped.elapsed();
-    two.process = spawn(context, &server, &host)?;
+    two.process = spawn(context, &server, &host, &[])?;
     let lost = pinging.lost()?;
     println!("  restart of a relay: drained {} ms, {lost} of 200 pings lost at 50 ms each", drained.as_millis());
     ensure!(lost <= 40, "a restart of the relay cut beta off for {} ms", lost * 50);
@@ -191,6 +224,56 @@ pub(super) fn moves(context: &Context) -> Result<()> {
     let lost = pinging.lost()?;
     println!("  three moves of both homes: {lost} of 1500 pings lost at 20 ms each");
     ensure!(lost == 0, "moves of the home lost {lost} pings");
+    Ok(())
+}
+
+/// Two relays make one region; alpha is on the one, beta reaches only the other. They talk, and when beta's relay is
+/// gone, beta goes to the one that is left.
+pub(super) fn mesh(context: &Context) -> Result<()> {
+    let lab = Lab::new("mesh", &["server", "one", "two", "alpha", "beta"])?;
+    let server = Server::start(&context.warren, &lab.host("server"), &[])?;
+    let mut one = Relay::start(context, &server, lab.host("one"))?;
+    let mut two = Relay::start_in(context, &server, lab.host("two"), &["--region", "901"])?;
+    let (policy, key) = (lab.dir().join("relays.hujson"), lab.dir().join("mesh-key"));
+    std::fs::write(&policy, POLICY)?;
+    std::fs::write(&key, "0123456789abcdef".repeat(4))?;
+    let key = key.to_string_lossy().into_owned();
+    lab.host("one").run("chmod").args("600").arg(&key).output()?;
+    let (at_one, at_two) = (one.address()?, two.address()?);
+    one.restart_with(context, &server, &["--mesh-key", &key, "--mesh-with", &at_two])?;
+    two.restart_with(context, &server, &["--mesh-key", &key, "--mesh-with", &at_one, "--mesh-with", &at_two])?;
+    server.policy(&["set", &policy.to_string_lossy()])?;
+    for (relay, what) in [(&one, "relay one to know relay two"), (&two, "relay two to know relay one")] {
+        wait_for(what, PATIENCE, || relay.count("mesh_links").ok().filter(|links| *links == 1))?;
+    }
+
+    let (alpha, beta) = (lab.host("alpha"), lab.host("beta"));
+    only_udp_with(&alpha, &[&one.host, &two.host])?;
+    only_udp_with(&beta, &[&one.host, &two.host])?;
+    let rule = format!("add rule inet relay out ip daddr {} tcp dport 8443 reject with tcp reset", one.host.address);
+    for line in ["add table inet relay", "add chain inet relay out { type filter hook output priority 0; }", &rule] {
+        beta.run("nft").arg(line).output()?;
+    }
+    let invitation = server.invite(&["--reusable"])?;
+    let (alpha, beta) = (Node::start(&context.warren, &alpha)?, Node::start(&context.warren, &beta)?);
+    for node in [&alpha, &beta] {
+        node.up(&invitation, &[])?;
+        let what = format!("{} to be at home in the region", node.host.name);
+        wait_for(&what, PATIENCE, || is_home(node, &one).then_some(()))?;
+    }
+    let beta4 = beta.addresses()?.0;
+    wait_for("a first ping over both relays", PATIENCE, || icmp(&alpha.host, &beta4, 1).ok())?;
+    let lost = Pinging::start(&alpha.host, &beta4, "-i 0.02 -c 200").lost()?;
+    let forwarded = [one.count("forwarded_total")?, two.count("forwarded_total")?];
+    println!("  over two relays of a region: {lost} of 200 pings lost, forwarded {forwarded:?}");
+    ensure!(lost == 0 && forwarded.iter().all(|count| *count >= 200), "the pings did not all go over both relays");
+
+    beta.host.run("nft").args("delete table inet relay").output()?;
+    two.process.signal("TERM")?;
+    two.process.wait_end(PATIENCE)?;
+    let since = Instant::now();
+    wait_for("beta to come back over the relay that is left", PATIENCE, || icmp(&alpha.host, &beta4, 1).ok())?;
+    println!("  its relay stopped: beta is back over the other one within {} ms", since.elapsed().as_millis());
     Ok(())
 }
 

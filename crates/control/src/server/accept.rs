@@ -73,11 +73,11 @@ fn start(stream: TcpStream, peer: SocketAddr, offer: &Offer, shared: &Arc<Shared
         tracing::debug!(%peer, "too many connections, one is refused");
         return;
     };
-    let socket = SockRef::from(&stream);
-    let set = socket
-        .set_tcp_nodelay(true)
-        .and_then(|()| socket.set_tcp_keepalive(&KEEPALIVE))
-        .and_then(|()| socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED)));
+    let set = match offer {
+        Offer::Http => prepare_socket(&stream),
+        // Most of these are for the relay, and none is known before it has spoken.
+        Offer::Tls(..) => warren_relay::prepare_socket(&stream),
+    };
     if let Err(error) = set {
         return tracing::debug!(%peer, %error, "a connection broke at once");
     }
@@ -90,6 +90,14 @@ fn start(stream: TcpStream, peer: SocketAddr, offer: &Offer, shared: &Arc<Shared
             tokio::spawn(serve_tls(arrival, tls.acceptor(), Arc::clone(relaying), stream));
         }
     }
+}
+
+/// Sets what a connection for HTTP needs.
+fn prepare_socket(stream: &TcpStream) -> std::io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&KEEPALIVE)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))
 }
 
 async fn serve_tls(arrival: Arrival, acceptor: tokio_rustls::TlsAcceptor, relaying: Arc<Relaying>, stream: TcpStream) {

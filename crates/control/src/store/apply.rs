@@ -62,8 +62,8 @@ pub(crate) enum Change {
         /// Why it was set; may be empty.
         reason: String,
     },
-    /// Makes a relay on another machine known.
-    AddRelay(DerpRegion),
+    /// Makes a region of relays on other machines known, or replaces it.
+    PutRelays(DerpRegion),
     /// Forgets a relay.
     RemoveRelay(RegionId),
 }
@@ -92,11 +92,13 @@ pub(super) fn entry(connection: &Connection, entry: &Entry, at: Timestamp) -> Re
             let tailnet = entry.tailnet.ok_or(StoreError::Conflict { what: "a policy of no network" })?;
             put_policy(connection, tailnet, &row)?
         }
-        Change::AddRelay(region) => {
+        Change::PutRelays(region) => {
             let (id, after) = (i64::from(region.region_id.0), json(region)?);
-            let sql = "INSERT INTO relay (region, body) VALUES (?1, ?2)";
+            let before = body(connection, "SELECT body FROM relay WHERE region = ?1", id)?;
+            let sql = "INSERT INTO relay (region, body) VALUES (?1, ?2)
+                       ON CONFLICT (region) DO UPDATE SET body = excluded.body";
             connection.prepare_cached(sql)?.execute((id, &after))?;
-            (format!("relay:{id}"), None, Some(after))
+            (format!("relay:{id}"), before, Some(after))
         }
         Change::RemoveRelay(id) => {
             let sql = "DELETE FROM relay WHERE region = ?1 RETURNING body";

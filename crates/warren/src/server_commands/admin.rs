@@ -243,7 +243,7 @@ enum Relay {
         /// SHA-256 of its certificate, if it made it itself.
         #[arg(long, value_name = "HEX")]
         pin: Option<String>,
-        /// Number of its region; the first free one from 901 on unless given.
+        /// Number of its region, perhaps one that has relays already; the first free one from 901 on unless given.
         #[arg(long, value_name = "NUMBER")]
         region: Option<u16>,
     },
@@ -251,7 +251,7 @@ enum Relay {
     List,
     /// Tell machines to use a relay no more.
     Remove {
-        /// Its name or region.
+        /// Its name; the number of a region for all of it.
         name: String,
     },
 }

@@ -1,6 +1,7 @@
 //! `warren relay`: a relay on a machine of its own.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,9 +11,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use warren_os::{create_private_dir, write_private};
 use warren_relay::{
-    Addresses, Admission, AskServer, Certificate, Limits, RateLimit, SelfMade, Server, Station, TlsHandle,
+    Addresses, Admission, AskServer, Certificate, Limits, MeshKey, RateLimit, SelfMade, Server, Station, TlsHandle,
 };
-use warren_wire::control::Time;
+use warren_wire::control::{DerpNode, Time};
 use warren_wire::key::{NodeKey, NodeSecret};
 use zeroize::Zeroizing;
 
@@ -63,6 +64,13 @@ pub(crate) struct Arguments {
     /// SIGHUP reads it again.
     #[arg(long, value_name = "FILE")]
     rate_limit: Option<PathBuf>,
+    /// A file, for its owner alone, with what the relays of one region show each other: 64 hex digits, the same on each.
+    #[arg(long, value_name = "FILE")]
+    mesh_key: Option<PathBuf>,
+    /// Another relay of the region, so that machines on either reach each other; once for each. The SHA-256 is that of its
+    /// certificate, if it made it itself; it prints it as --pin.
+    #[arg(long, value_name = "HOST:PORT[=SHA256]", value_parser = mesh_relay, requires = "mesh_key")]
+    mesh_with: Vec<DerpNode>,
     /// New connections a second; more are refused.
     #[arg(long, value_name = "N", default_value_t = Limits::default().accepts)]
     accepts: u32,
@@ -95,6 +103,24 @@ fn host(text: &str) -> Result<String, String> {
     if is_fine && is_bounded { Ok(text.to_owned()) } else { Err("write a name or an address".to_owned()) }
 }
 
+/// Reads another relay of the region: a name or an address (IPv6 in brackets), a port, and perhaps its certificate's hash.
+fn mesh_relay(text: &str) -> Result<DerpNode, String> {
+    let (address, pin) = text.split_once('=').map_or((text, None), |(address, pin)| (address, Some(pin)));
+    let (name, port) = address.rsplit_once(':').ok_or("write HOST:PORT")?;
+    let derp_port = port.parse().ok().filter(|port| *port != 0).ok_or("write a port behind the colon")?;
+    let name = host(name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name))?;
+    if pin.is_some_and(|pin| pin.len() != 64 || !pin.bytes().all(|digit| digit.is_ascii_hexdigit())) {
+        return Err("write the SHA-256 as 64 hex digits".to_owned());
+    }
+    let (ipv4, ipv6) = match name.parse() {
+        Ok(IpAddr::V4(ip)) => (ip.to_string(), "none".to_owned()),
+        Ok(IpAddr::V6(ip)) => ("none".to_owned(), ip.to_string()),
+        Err(_) => (String::new(), String::new()),
+    };
+    let cert_name = pin.map(|pin| format!("sha256-raw:{}", pin.to_ascii_lowercase())).unwrap_or_default();
+    Ok(DerpNode { host_name: name, derp_port, ipv4, ipv6, cert_name, ..DerpNode::default() })
+}
+
 fn loopback(text: &str) -> Result<SocketAddr, String> {
     let address: SocketAddr = text.parse().map_err(|_| "write an address such as 127.0.0.1:9090".to_owned())?;
     if address.ip().is_loopback() { Ok(address) } else { Err("counts are for this machine: use 127.0.0.1".to_owned()) }
@@ -124,9 +150,10 @@ impl Arguments {
             }
             _ => None,
         };
+        let mesh = self.mesh_key.as_deref().map(mesh_key).transpose()?;
         let relay = match &ask {
-            Some(ask) => Server::new(secret, ask.clone()),
-            None => Server::new(secret, Anybody),
+            Some(ask) => Server::with_mesh(secret, ask.clone(), mesh),
+            None => Server::with_mesh(secret, Anybody, mesh),
         };
         if let Some(file) = &self.rate_limit {
             relay.set_rate_limit(rate_limit(file)?);
@@ -146,6 +173,10 @@ impl Arguments {
 
         let (stop, handle) = (CancellationToken::new(), station.tls());
         let mut serving = tokio::spawn(station.run(relay.clone(), stop.clone()));
+        for node in self.mesh_with.clone() {
+            let relay = relay.clone();
+            tokio::spawn(async move { relay.mesh_with(&node).await });
+        }
         let review = async {
             match &ask {
                 Some(ask) => ask.review(&relay, &stop).await,
@@ -255,6 +286,20 @@ fn own_key(state_dir: &Path) -> Result<NodeSecret, Failure> {
     let text = Zeroizing::new(read_text(&path)?);
     NodeSecret::from_storage_text(text.trim_end())
         .or_exit(Exit::General, format_args!("{} holds no key of a relay", path.display()))
+}
+
+/// Reads what the relays of the region show each other, from a file that nobody else may read.
+fn mesh_key(file: &Path) -> Result<MeshKey, Failure> {
+    let mode = std::fs::metadata(file).or_exit(Exit::General, format_args!("cannot read {}", file.display()))?;
+    if mode.permissions().mode() & 0o077 != 0 {
+        let what = format!("others may read {name}; type: chmod 600 {name}", name = file.display());
+        return Err(Failure::new(Exit::Usage, what));
+    }
+    let text = Zeroizing::new(read_text(file)?);
+    MeshKey::from_hex(text.trim()).ok_or_else(|| {
+        let what = "is no mesh key: write 64 hex digits, for instance from `openssl rand -hex 32`";
+        Failure::new(Exit::Usage, format!("{} {what}", file.display()))
+    })
 }
 
 fn rate_limit(file: &Path) -> Result<Option<RateLimit>, Failure> {
