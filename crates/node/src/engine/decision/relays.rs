@@ -332,7 +332,7 @@ impl Relays {
 
     /// Connects at once where there is no connection, because there may be a way out now.
     pub(super) fn retry(&mut self, now: Instant) {
-        self.links.retain(|_, open| matches!(open.state, State::Up));
+        self.links.retain(|_, open| open.is_up());
         if let Some(home) = self.home.filter(|home| !self.is_up(*home)) {
             self.home = None;
             self.set_home(home, now);
