@@ -206,7 +206,8 @@ impl Paths {
     /// Tells that the connection to a relay region is up after it was down: what was said over it in between is lost, so
     /// peers in use without a trusted direct path are told again that they are sought.
     pub fn handle_relay_up(&mut self, region: RegionId, now: Instant) {
-        let is_waiting = |peer: &Peer| peer.is_in_use(now) && peer.relay() == Some(region) && peer.trusted(now).is_none();
+        let is_waiting =
+            |peer: &Peer| peer.is_in_use(now) && peer.relay() == Some(region) && peer.trusted(now).is_none();
         let keys: Vec<NodeKey> = self.peers.iter().filter(|(_, peer)| is_waiting(peer)).map(|(key, _)| *key).collect();
         for key in keys {
             let Some(peer) = self.peers.get_mut(&key) else { continue };

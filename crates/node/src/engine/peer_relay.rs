@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use warren_os::{Outgoing, RecvBatch, UdpSocket, Waker, Watched, poll};
+use warren_os::{Offload, Outgoing, RecvBatch, UdpSocket, Waker, Watched, poll};
 use warren_path::{Allocation, PeerRelayServer, Verdict};
 use warren_wire::disco::RelayEndpoint;
 use warren_wire::key::{DiscoSecret, NodeKey};
@@ -33,7 +33,8 @@ impl PeerRelayThread {
     /// # Errors
     /// Says in words what the system refuses; the port may be taken.
     pub(super) fn start(port: u16, now: Instant) -> Result<Self, String> {
-        let sockets = Sockets::bind(port).map_err(|error| format!("no UDP port for the peer relay: {error}"))?;
+        let sockets =
+            Sockets::bind(port, Offload::Probe).map_err(|error| format!("no UDP port for the peer relay: {error}"))?;
         let ports = [&sockets.v4, &sockets.v6].map(|socket| socket.as_ref().map_or(0, UdpSocket::port));
         if port != 0 && ports.iter().any(|bound| ![0, port].contains(bound)) {
             return Err(format!("UDP port {port} for the peer relay is in use; choose another"));

@@ -67,7 +67,8 @@ impl Node {
         let (events, engine_events) = mpsc::channel(EVENTS);
         let offload = if self.no_offload { engine::Offload::Off } else { engine::Offload::Probe };
         let keeps_port = self.port.is_some_and(|port| port != 0);
-        let options = engine::Options { interface: self.tun, port: self.port.unwrap_or(USUAL_PORT), offload, keeps_port };
+        let options =
+            engine::Options { interface: self.tun, port: self.port.unwrap_or(USUAL_PORT), offload, keeps_port };
         let engine = match engine::start(options, events).await {
             Ok(engine) => engine,
             Err(error) => {
