@@ -275,7 +275,17 @@ impl PeerRelayServer {
                 }
                 None
             }
-            _ => return Verdict::Drop,
+            Message::Ping(_)
+            | Message::Pong(_)
+            | Message::CallMeMaybe(_)
+            | Message::BindEndpoint(_)
+            | Message::BindChallenge(_)
+            | Message::BindAnswer(_)
+            | Message::CallMeMaybeVia(_)
+            | Message::AllocateRequest(_)
+            | Message::AllocateResponse { .. }
+            | Message::Punch(_)
+            | _ => return Verdict::Drop,
         };
         let nonce = self.nonce();
         let public = self.public;

@@ -363,19 +363,19 @@ impl Received {
                 // The packet stays where it was read to.
                 let before = payload.len() - packet.len();
                 payload.drain(..before);
-                Received::Packet { from, packet: payload }
+                Self::Packet { from, packet: payload }
             }
-            Frame::PeerGone { key, reason } => Received::PeerGone { key, reason },
-            Frame::Ping(data) => Received::Ping(data),
-            Frame::Pong(data) => Received::Pong(data),
-            Frame::Restarting { reconnect_in_millis, try_for_millis } => Received::Restarting {
+            Frame::PeerGone { key, reason } => Self::PeerGone { key, reason },
+            Frame::Ping(data) => Self::Ping(data),
+            Frame::Pong(data) => Self::Pong(data),
+            Frame::Restarting { reconnect_in_millis, try_for_millis } => Self::Restarting {
                 reconnect_in: Duration::from_millis(reconnect_in_millis.into()).min(RECONNECT_IN_MAX),
                 try_for: Duration::from_millis(try_for_millis.into()).min(TRY_FOR_MAX),
             },
             Frame::Health(text) => {
-                Received::Health(text.chars().filter(|letter| !letter.is_control()).take(200).collect())
+                Self::Health(text.chars().filter(|letter| !letter.is_control()).take(200).collect())
             }
-            _ => Received::Nothing,
+            _ => Self::Nothing,
         })
     }
 }
