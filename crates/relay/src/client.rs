@@ -372,9 +372,7 @@ impl Received {
                 reconnect_in: Duration::from_millis(reconnect_in_millis.into()).min(RECONNECT_IN_MAX),
                 try_for: Duration::from_millis(try_for_millis.into()).min(TRY_FOR_MAX),
             },
-            Frame::Health(text) => {
-                Self::Health(text.chars().filter(|letter| !letter.is_control()).take(200).collect())
-            }
+            Frame::Health(text) => Self::Health(text.chars().filter(|letter| !letter.is_control()).take(200).collect()),
             _ => Self::Nothing,
         })
     }
