@@ -70,10 +70,10 @@ pub struct Key {
 }
 
 impl Key {
-    /// Loads a key for the [best](Backend::best) back end.
+    /// Loads a key for the [chosen](Backend::chosen) back end.
     #[must_use]
     pub fn new(key: &[u8; 32]) -> Self {
-        Self::with_backend(key, Backend::best())
+        Self::with_backend(key, Backend::chosen())
     }
 
     /// Loads a key for a certain back end, or for aws-lc-rs if this machine does not have that one.
