@@ -79,6 +79,7 @@ impl Key {
     /// Loads a key for a certain back end, or for aws-lc-rs if this machine does not have that one.
     #[must_use]
     pub fn with_backend(key: &[u8; 32], backend: Backend) -> Self {
+        // Only another length is refused, and the type has this one.
         let unbound = UnboundKey::new(&CHACHA20_POLY1305, key).expect("ChaCha20-Poly1305 takes keys of 32 bytes");
         let mut words = Zeroizing::new([0; 8]);
         for (word, bytes) in words.iter_mut().zip(key.as_chunks().0) {
@@ -122,7 +123,11 @@ impl Key {
         packet.is_good = false;
         let nonce = nonce(packet.counter);
         let Some((text, tag)) = packet.parts() else { return };
-        let Ok(made) = self.one_by_one.seal_in_place_separate_tag(nonce, Aad::empty(), text) else { return };
+        let Ok(made) = self.one_by_one.seal_in_place_separate_tag(nonce, Aad::empty(), text) else {
+            // No text of this size is refused; one that were must not go out as it is.
+            text.fill(0);
+            return;
+        };
         tag.copy_from_slice(made.as_ref());
         packet.is_good = true;
     }

@@ -218,7 +218,10 @@ pub(super) fn moves(context: &Context) -> Result<()> {
     policy(&without(902))?;
     all_home(&one)?;
     policy(POLICY)?;
-    std::thread::sleep(Duration::from_secs(2));
+    let before = one.packets()?;
+    wait_for("the pings to go over relay one", PATIENCE, || {
+        one.packets().ok().filter(|packets| *packets > before + 100)
+    })?;
     server.admin(&["relay", "remove", "one"])?;
     all_home(&two)?;
     let lost = pinging.lost()?;

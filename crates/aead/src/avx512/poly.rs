@@ -91,6 +91,8 @@ pub(super) fn tags(keys: &Keys, packets: &[Packet<'_>]) -> [[u64; LANES]; 2] {
 }
 
 /// Splits what belongs to 16 packets into what belongs to each group.
+///
+/// It cannot panic: an array of [`LANES`] elements has [`GROUP`] first ones and as many last ones, as the constants say.
 fn halves<T>(all: &[T; LANES]) -> [&[T; GROUP]; 2] {
     let (Some(first), Some(second)) = (all.first_chunk(), all.last_chunk()) else { unreachable!("8 of 16") };
     [first, second]

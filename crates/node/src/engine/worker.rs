@@ -289,7 +289,7 @@ impl Worker {
             }
         }
         if let Some(relayed) = path.peer_relay
-            && self.send_over_peer(slot.key(), relayed, runs.clone().flat_map(Run::datagrams), now)
+            && self.send_over_peer(slot, relayed, runs.clone(), now)
         {
             return;
         }
@@ -313,20 +313,25 @@ impl Worker {
         }
     }
 
-    /// Sends datagrams over a peer relay; tells whether that suffices. It costs a copy each, for the header in front.
+    /// Sends datagrams over a peer relay; tells whether that suffices. It costs a copy, for the headers in front.
     fn send_over_peer<'b>(
         &mut self,
-        peer: NodeKey,
+        slot: &PeerSlot,
         path: PeerRelayed,
-        datagrams: impl Iterator<Item = &'b [u8]>,
+        runs: impl Iterator<Item = Run<'b>>,
         now: Instant,
     ) -> bool {
         let PeerRelayed { to, trusted_until } = path;
-        let header = to.header(Protocol::WireGuard);
-        for datagram in datagrams {
-            let error = self.sockets.send(to.address, &header.wrap(datagram)).err();
-            let sent = usize::from(error.is_none());
-            self.judge(peer, to.address, 1, SendReport { sent, error, ..SendReport::default() });
+        let header = to.header(Protocol::WireGuard).encode();
+        let mut wrapped = Vec::new();
+        for run in runs {
+            wrapped.clear();
+            for datagram in run.datagrams() {
+                wrapped.extend_from_slice(&header);
+                wrapped.extend_from_slice(datagram);
+            }
+            let segment = run.segment + header.len();
+            self.send_to(slot, 0, to.address, std::iter::once(Run { bytes: &wrapped, segment }));
         }
         now <= trusted_until
     }

@@ -372,7 +372,7 @@ impl Tailnet {
 fn reason(status: &PathStatus, own: &OwnNat, now: Instant) -> String {
     let over_peer = match (status.path.peer_relay.filter(|one| now <= one.trusted_until), status.peer_relay_latency) {
         (Some(_), Some(latency)) => {
-            format!("over a peer relay, {:.1} ms; not direct: ", latency.as_secs_f64() * 1000.0)
+            format!("over a peer relay, {:.1} ms; ", latency.as_secs_f64() * 1000.0)
         }
         _ => String::new(),
     };
