@@ -1,4 +1,4 @@
--- Schema version 2. Written once on first start; later versions are reached by the steps in src/store/schema.rs.
+-- Schema version 4. Written once on first start; later versions are reached by the steps in src/store/schema.rs.
 -- A record's document is JSON in `body`; the columns beside it are what must be unique or is searched for.
 
 -- Private keys and certificates of the server: noise_key, relay_key, relay certificate.
@@ -22,6 +22,9 @@ CREATE TABLE user (
     body    TEXT NOT NULL CHECK (json_valid(body)),
     UNIQUE (tailnet, login)
 ) STRICT;
+
+-- A person of an identity provider is one user of a tailnet at most.
+CREATE UNIQUE INDEX user_identity ON user (tailnet, body ->> '$.identity.issuer', body ->> '$.identity.subject');
 
 -- AUTOINCREMENT: an ID is never given to another node, not even after removal.
 CREATE TABLE node (

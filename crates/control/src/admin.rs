@@ -218,6 +218,7 @@ impl Admin {
                     login: login.clone(),
                     display_name: display_name.clone(),
                     role: Role::Member,
+                    identity: None,
                     created: work.now,
                 };
                 let id = record.id;
@@ -324,7 +325,7 @@ fn invalid(what: &'static str, value: &str) -> AdminError {
 
 /// Tells whether `text` can be a login name; policies name users by it, letter by letter, so there is one way to write
 /// it only.
-fn is_login(text: &str) -> bool {
+pub(crate) fn is_login(text: &str) -> bool {
     let odd = |letter: char| letter.is_whitespace() || letter.is_control() || letter.is_uppercase();
     text.len() <= TEXT_MAX
         && !text.contains(odd)

@@ -125,6 +125,7 @@ impl Control {
             display_name: login.clone(),
             login,
             role: Role::Owner,
+            identity: None,
             created: now,
         };
         let entry = |what, change| Entry { who: who.clone(), what, tailnet: Some(record.id), change };

@@ -42,10 +42,15 @@ const PUBLIC: [&str; 36] = [
     "zoho.com",
 ];
 
+/// Tells whether anybody gets an address at a domain, written in lower case.
+pub(crate) fn is_public(domain: &str) -> bool {
+    PUBLIC.binary_search(&domain).is_ok()
+}
+
 /// Returns the domains of these logins that are the tailnet's own.
 pub(crate) fn of<'a>(logins: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
     let domains = logins.into_iter().filter_map(|login| login.rsplit_once('@')).map(|(_, domain)| domain);
-    domains.filter(|domain| PUBLIC.binary_search(domain).is_err()).map(str::to_owned).collect()
+    domains.filter(|domain| !is_public(domain)).map(str::to_owned).collect()
 }
 
 #[cfg(test)]

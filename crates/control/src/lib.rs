@@ -20,6 +20,7 @@ mod login;
 mod map;
 mod model;
 mod name;
+mod oidc;
 mod register;
 pub mod server;
 mod store;
@@ -31,6 +32,9 @@ pub use clock::Clock;
 pub use config::Config;
 pub use control::Control;
 pub use map::{MapError, MapStream};
-pub use model::{AuthKeyRecord, NodeRecord, NodeState, Owner, TailnetId, TailnetRecord, Unconfirmed, UserRecord, Who};
+pub use model::{
+    AuthKeyRecord, NodeRecord, NodeState, Owner, TailnetId, TailnetRecord, Unconfirmed, UserIdentity, UserRecord, Who,
+};
+pub use oidc::{OidcConfig, OidcConfigError};
 pub use store::audit::{AuditEntry, AuditVerdict};
 pub use store::{OpenError, Quarantined, StoreError};

@@ -42,6 +42,12 @@ impl Who {
         Self(format!("machine:{}", key.to_hex()))
     }
 
+    /// Names a person by the login name of their user.
+    #[must_use]
+    pub fn user(login: &str) -> Self {
+        Self(format!("user:{login}"))
+    }
+
     /// Names the server itself.
     #[must_use]
     pub fn server() -> Self {
@@ -82,6 +88,15 @@ pub struct Unconfirmed {
     pub back_to: u64,
 }
 
+/// Who somebody is, by the word of an identity provider; nothing else identifies a person.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct UserIdentity {
+    /// The provider.
+    pub issuer: String,
+    /// The person within it.
+    pub subject: String,
+}
+
 /// A person who owns nodes of a tailnet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserRecord {
@@ -96,6 +111,9 @@ pub struct UserRecord {
     /// What they may do to the tailnet.
     #[serde(default, with = "role")]
     pub role: Role,
+    /// Who it is; absent for a user whom an administrator made and who never logged in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<UserIdentity>,
     /// When it was made.
     pub created: Timestamp,
 }

@@ -9,7 +9,7 @@ use warren_wire::key::{MachineKey, NodeKey};
 
 use super::*;
 use crate::backup::{self, Existing, RestoreError};
-use crate::model::{AuthKeyRecord, NodeRecord, Owner, TailnetRecord, UserRecord, Who};
+use crate::model::{AuthKeyRecord, NodeRecord, Owner, TailnetRecord, UserIdentity, UserRecord, Who};
 use crate::store::audit::AuditVerdict;
 use crate::testing::{Folder, start_of_time};
 
@@ -33,6 +33,7 @@ fn user(id: i64, login: &str) -> UserRecord {
         login: login.to_owned(),
         display_name: login.to_owned(),
         role: Role::Member,
+        identity: None,
         created: start_of_time(),
     }
 }
@@ -350,7 +351,7 @@ fn other_databases_are_left_alone() {
     let folder = Folder::new();
     drop(open(&folder).unwrap());
     raw(&folder).pragma_update(None, "user_version", 99).unwrap();
-    assert_eq!(open(&folder).err(), Some(OpenError::Version { found: 99, known: 3 }));
+    assert_eq!(open(&folder).err(), Some(OpenError::Version { found: 99, known: 4 }));
     raw(&folder).pragma_update(None, "application_id", 1).unwrap();
     assert_eq!(open(&folder).err(), Some(OpenError::Foreign));
     fs::write(folder.join("state/warren.db"), "no database at all, but long enough to be looked at as one").unwrap();
@@ -470,18 +471,18 @@ async fn a_migration_is_whole_or_not_at_all_and_keeps_a_copy() {
     drop(filled(&folder).await);
     let dir = StateDir::open(&folder.join("state")).unwrap();
     let mut connection = raw(&folder);
-    let bad: &[(i64, &str)] = &[(4, "ALTER TABLE user ADD COLUMN a TEXT;"), (5, "ALTER TABLE nothing ADD COLUMN b;")];
+    let bad: &[(i64, &str)] = &[(5, "ALTER TABLE user ADD COLUMN a TEXT;"), (6, "ALTER TABLE nothing ADD COLUMN b;")];
     assert!(schema::migrate_by(&mut connection, &dir, bad).is_err());
     let version = |connection: &Connection| -> i64 {
         connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
     };
-    assert_eq!(version(&connection), 3);
+    assert_eq!(version(&connection), 4);
     assert!(connection.prepare("SELECT a FROM user").is_err());
     schema::migrate_by(&mut connection, &dir, &bad[..1]).unwrap();
-    assert_eq!(version(&connection), 4);
+    assert_eq!(version(&connection), 5);
     assert!(connection.prepare("SELECT a FROM user").is_ok());
-    let copy = Connection::open(folder.join("state/before-migration-from-3.db")).unwrap();
-    assert_eq!(version(&copy), 3);
+    let copy = Connection::open(folder.join("state/before-migration-from-4.db")).unwrap();
+    assert_eq!(version(&copy), 4);
 }
 
 #[tokio::test]
@@ -496,7 +497,7 @@ async fn a_database_of_the_first_schema_is_brought_forward() {
         .execute_batch(
             "ALTER TABLE policy DROP COLUMN at; ALTER TABLE policy DROP COLUMN author;
              ALTER TABLE policy DROP COLUMN reason; UPDATE user SET body = json_remove(body, '$.role');
-             DROP TABLE relay; PRAGMA user_version = 1;",
+             DROP TABLE relay; DROP INDEX user_identity; PRAGMA user_version = 1;",
         )
         .unwrap();
     drop(before);
@@ -517,6 +518,22 @@ async fn a_database_of_the_first_schema_is_brought_forward() {
     let fresh = Folder::new();
     assert!(loaded.relays.is_empty());
     assert_eq!(columns(store).await, columns(open(&fresh).unwrap().0).await, "as a new one is made");
+}
+
+#[tokio::test]
+async fn a_person_is_one_user_of_a_tailnet() {
+    let folder = Folder::new();
+    let store = filled(&folder).await;
+    let person = |id, login: &str, issuer: &str, subject: &str| {
+        let identity = Some(UserIdentity { issuer: issuer.to_owned(), subject: subject.to_owned() });
+        entry(Change::PutUser(UserRecord { identity, ..user(id, login) }))
+    };
+    let put = async |entry| store.apply(vec![entry], start_of_time()).await;
+    put(person(31, "a@x", "https://one.test", "7")).await.unwrap();
+    assert!(put(person(32, "b@x", "https://one.test", "7")).await.is_err(), "the same person again");
+    put(person(33, "c@x", "https://two.test", "7")).await.unwrap();
+    put(entry(Change::PutUser(user(34, "d@x")))).await.unwrap();
+    put(entry(Change::PutUser(user(35, "e@x")))).await.unwrap();
 }
 
 #[tokio::test]
