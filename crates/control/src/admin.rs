@@ -19,8 +19,8 @@ pub use crate::auth_key::AuthKeyText;
 pub use policy::{NewPolicy, PolicySource};
 pub use relays::{NewRelay, RelayView};
 pub use views::{
-    AttributesView, AuthKeyView, CreatedAuthKey, LoginState, LoginView, NodeView, PolicyVersionView, PolicyView,
-    TailnetView, UserView,
+    AttributesView, AuthKeyView, CreatedAuthKey, LoginState, LoginView, NodeView, PersonView, PolicyVersionView,
+    PolicyView, TailnetView, UserView,
 };
 
 use crate::Control;

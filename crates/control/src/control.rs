@@ -17,6 +17,7 @@ use crate::identity::{Identity, StateDir};
 use crate::login::Logins;
 use crate::map::{self, MapError, MapStream};
 use crate::model::{TailnetId, TailnetRecord, UserRecord, Who};
+use crate::oidc::Person;
 use crate::store::{Change, Entry, Loaded, LoadedTailnet, OpenError, Quarantined, Store, StoreError};
 use crate::tailnet::access::{PolicyInForce, has_relay};
 use crate::tailnet::registry::{Registered, Registry};
@@ -104,7 +105,25 @@ impl Control {
 
     /// Makes a tailnet with the default policy and one user, `owner@<name>`.
     pub(crate) async fn make_tailnet(&self, name: &str, who: &Who) -> Result<Tailnet, StoreError> {
+        self.make_tailnet_for(name, who, None).await
+    }
+
+    /// Makes a tailnet with the default policy, which `owner` owns or else the user `owner@<name>`. There is one tailnet
+    /// for an owner: if they have one meanwhile, that is returned.
+    pub(crate) async fn make_tailnet_for(
+        &self,
+        name: &str,
+        who: &Who,
+        owner: Option<&Person>,
+    ) -> Result<Tailnet, StoreError> {
         let _changing = self.inner.changing.lock().await;
+        if let Some(owner) = owner {
+            let is_owner = |user: &UserRecord| user.identity.as_ref() == Some(&owner.identity);
+            let theirs = |tailnet: &Tailnet| tailnet.snapshot().users.values().any(|user| is_owner(user));
+            if let Some(tailnet) = self.tailnets().into_iter().find(theirs) {
+                return Ok(tailnet);
+            }
+        }
         let (store, now) = (&self.inner.shared.store, self.clock().now());
         let policy = PolicyInForce::parse(DEFAULT_POLICY).unwrap_or_else(|errors| {
             tracing::error!(%errors, "the default policy is broken");
@@ -118,14 +137,14 @@ impl Control {
             policy_version: 1,
             unconfirmed: None,
         };
-        let login = format!("owner@{name}");
+        let login = owner.map_or_else(|| format!("owner@{name}"), |owner| owner.login.clone());
         let user = UserRecord {
             id: store.next_user(),
             tailnet: record.id,
-            display_name: login.clone(),
+            display_name: owner.map_or_else(|| login.clone(), |owner| owner.display_name.clone()),
             login,
             role: Role::Owner,
-            identity: None,
+            identity: owner.map(|owner| owner.identity.clone()),
             created: now,
         };
         let entry = |what, change| Entry { who: who.clone(), what, tailnet: Some(record.id), change };

@@ -23,6 +23,7 @@ mod name;
 mod oidc;
 mod register;
 pub mod server;
+mod sign_in;
 mod store;
 mod tailnet;
 #[cfg(test)]

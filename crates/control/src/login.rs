@@ -14,8 +14,9 @@ use tokio::time::Instant;
 use warren_wire::control::RegisterRequest;
 use warren_wire::key::MachineKey;
 
-use crate::admin::{LoginState, LoginView};
+use crate::admin::{LoginState, LoginView, PersonView};
 use crate::clock::Clock;
+use crate::oidc::Person;
 use crate::store::audit::hex;
 use crate::tailnet::bounds::bounded;
 
@@ -77,6 +78,8 @@ struct Pending {
     begun: Instant,
     /// Whether somebody is deciding it just now.
     claimed: bool,
+    /// Who confirmed it and waits for an administrator.
+    person: Option<Box<Person>>,
     state: watch::Sender<LoginState>,
 }
 
@@ -89,9 +92,18 @@ pub(crate) struct Claim<'a> {
     pub(crate) machine: MachineKey,
     /// What it asked for.
     pub(crate) request: Box<RegisterRequest>,
+    /// Who confirmed it and waits for an administrator.
+    pub(crate) person: Option<Box<Person>>,
 }
 
 impl Claim<'_> {
+    /// Remembers who confirmed the login, for the administrator who decides it.
+    pub(crate) fn note_person(&self, person: Person) {
+        if let Some(pending) = self.logins.lock().waiting.get_mut(&self.id) {
+            pending.person = Some(Box::new(person));
+        }
+    }
+
     /// Tells those who wait what was decided.
     pub(crate) fn decide(self, decision: LoginState) {
         if let Some(pending) = self.logins.lock().waiting.get(&self.id) {
@@ -151,6 +163,7 @@ impl Logins {
             created: clock.now(),
             begun: now,
             claimed: false,
+            person: None,
             state: watch::Sender::new(LoginState::Waiting),
         };
         inner.waiting.insert(id.clone(), pending);
@@ -193,8 +206,8 @@ impl Logins {
             return None;
         }
         pending.claimed = true;
-        let (machine, request) = (pending.machine, pending.request.clone());
-        Some(Claim { logins: self, id: id.to_owned(), machine, request })
+        let (machine, request, person) = (pending.machine, pending.request.clone(), pending.person.clone());
+        Some(Claim { logins: self, id: id.to_owned(), machine, request, person })
     }
 
     /// Returns all logins, the oldest first.
@@ -257,6 +270,12 @@ impl Pending {
             from: self.from,
             tailnet_hint: (!self.request.tailnet.is_empty()).then(|| self.request.tailnet.clone()),
             requested_tags: hostinfo.map(|info| info.request_tags.clone()).unwrap_or_default(),
+            person: self.person.as_ref().map(|person| PersonView {
+                login: person.login.clone(),
+                name: person.display_name.clone(),
+                issuer: person.identity.issuer.clone(),
+                subject: person.identity.subject.clone(),
+            }),
             created: self.created,
             expires,
             state: *self.state.borrow(),

@@ -49,6 +49,12 @@ pub(crate) enum Refusal {
     Tailnet { name: String },
     #[error("the user is not known here any more")]
     User,
+    #[error(
+        "the name {login} belongs to another account of this network; an administrator can let you in as that user"
+    )]
+    LoginTaken { login: String },
+    #[error("that user is another person, or that person is another user of this network")]
+    OtherPerson,
     #[error("no address is left in this tailnet")]
     Addresses,
     #[error("a key cannot be made to last longer than the server allows; log in again instead")]

@@ -8,8 +8,9 @@ use warren_wire::control::NodeId;
 
 use super::auth_keys::sorted_tags;
 use super::{Admin, AdminError, Expiry, LoginState, LoginView, NodeView, invalid, not_found, user_id};
+use crate::login::Claim;
 use crate::model::{NodeRecord, Owner};
-use crate::register::{Grant, Join, check_tailnet_hint};
+use crate::register::Grant;
 use crate::tailnet::Tailnet;
 use crate::tailnet::nodes::Node;
 use crate::tailnet::snapshot::Snapshot;
@@ -157,13 +158,39 @@ impl Admin {
         let tailnet = self.tailnet(tailnet)?;
         let user = user_id(tailnet.snapshot().users.values(), user)?;
         let claim = self.control.logins().claim(self.control.clock(), id).ok_or_else(|| not_found("login", id))?;
+        self.let_in(claim, &tailnet, Grant::Approved { user, by: self.who.clone(), is: None }).await
+    }
+
+    /// Lets the machine of a login in as a node of the person who logged in and confirmed it. They become a user; or,
+    /// with `user`, they are that user from now on, who never logged in before.
+    ///
+    /// # Errors
+    /// As [`Self::approve_login`]; [`AdminError::Invalid`] if nobody logged in, [`AdminError::Taken`] if the user is
+    /// somebody else.
+    pub async fn approve_person(&self, id: &str, tailnet: &str, user: Option<&str>) -> Result<NodeView, AdminError> {
+        let tailnet = self.tailnet(tailnet)?;
+        let claim = self.control.logins().claim(self.control.clock(), id).ok_or_else(|| not_found("login", id))?;
+        let person = claim.person.clone().ok_or_else(|| {
+            invalid("login that somebody confirmed: name a user with --user, or wait until they have logged in", id)
+        })?;
+        let grant = match user {
+            None => Grant::Person { person, approved_by: Some(self.who.clone()) },
+            Some(login) => {
+                let snapshot = tailnet.snapshot();
+                let user = user_id(snapshot.users.values(), login)?;
+                let identity = snapshot.users.get(&user).and_then(|user| user.identity.clone());
+                if identity.is_some_and(|identity| identity != person.identity) {
+                    return Err(AdminError::Taken { what: "person who is", name: login.to_owned() });
+                }
+                Grant::Approved { user, by: self.who.clone(), is: Some(person.identity.clone()) }
+            }
+        };
+        self.let_in(claim, &tailnet, grant).await
+    }
+
+    async fn let_in(&self, claim: Claim<'_>, tailnet: &Tailnet, grant: Grant) -> Result<NodeView, AdminError> {
         let refused = |reason: crate::register::Refusal| AdminError::Refused { reason: reason.to_string() };
-        check_tailnet_hint(&claim.request, &tailnet).map_err(refused)?;
-        let grant = Grant::Approved { user, by: self.who.clone() };
-        let join = Join::new(claim.machine, &claim.request, grant);
-        let node = tailnet.change(move |work: &mut Work<'_>| join.carry_out(work)).await.map_err(refused)?;
-        claim.decide(LoginState::Approved);
-        tracing::info!(tailnet = %tailnet.id, node = %node.id(), by = self.who.as_str(), "a login was approved");
+        let node = self.control.let_in(claim, tailnet, grant).await.map_err(refused)?;
         shown(&tailnet.snapshot(), node.id())
     }
 

@@ -169,12 +169,28 @@ pub struct LoginView {
     pub tailnet_hint: Option<String>,
     /// Tags that the client asks for.
     pub requested_tags: Vec<String>,
+    /// Who logged in, confirmed it, and waits for an administrator.
+    #[serde(default)]
+    pub person: Option<PersonView>,
     /// When it was made.
     pub created: Timestamp,
     /// When it ends by itself.
     pub expires: Timestamp,
     /// Where it stands.
     pub state: LoginState,
+}
+
+/// Somebody whom an identity provider vouches for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PersonView {
+    /// Login name that they get.
+    pub login: String,
+    /// Name to show.
+    pub name: String,
+    /// The provider.
+    pub issuer: String,
+    /// The person within it.
+    pub subject: String,
 }
 
 /// Where a login stands.

@@ -16,42 +16,148 @@ use crate::admin::NewRelay;
 #[expect(missing_docs, reason = "the variants are the verbs of `warren admin`, their fields its arguments")]
 pub enum Request {
     ServerShow,
-    Backup { to: PathBuf },
-    TailnetCreate { name: String },
+    Backup {
+        to: PathBuf,
+    },
+    TailnetCreate {
+        name: String,
+    },
     TailnetList,
-    TailnetApproval { tailnet: String, needed: bool },
-    UserCreate { tailnet: Option<String>, login: String, display_name: Option<String> },
-    UserList { tailnet: Option<String> },
-    UserSetRole { tailnet: Option<String>, login: String, role: String },
-    UserRemove { tailnet: Option<String>, login: String },
-    AuthKeyCreate { tailnet: Option<String>, key: NewAuthKey },
-    AuthKeyList { tailnet: Option<String> },
-    AuthKeyRevoke { id: String },
-    NodeList { tailnet: Option<String> },
-    NodeShow { tailnet: Option<String>, node: String },
-    NodeApprove { tailnet: Option<String>, node: String },
-    NodeRename { tailnet: Option<String>, node: String, name: Option<String> },
-    NodeTag { tailnet: Option<String>, node: String, tags: Vec<String> },
-    NodeExpire { tailnet: Option<String>, node: String, expiry: ExpiryChange },
-    NodeRemove { tailnet: Option<String>, node: String },
-    NodeAttrList { tailnet: Option<String>, node: String },
-    NodeAttrSet { tailnet: Option<String>, node: String, name: String, value: Value },
-    NodeAttrUnset { tailnet: Option<String>, node: String, name: String },
-    NodeApproveRoutes { tailnet: Option<String>, node: String, routes: Vec<IpNet> },
-    NodeRevokeRoutes { tailnet: Option<String>, node: String, routes: Vec<IpNet> },
-    RelayAdd { relay: NewRelay },
+    TailnetApproval {
+        tailnet: String,
+        needed: bool,
+    },
+    UserCreate {
+        tailnet: Option<String>,
+        login: String,
+        display_name: Option<String>,
+    },
+    UserList {
+        tailnet: Option<String>,
+    },
+    UserSetRole {
+        tailnet: Option<String>,
+        login: String,
+        role: String,
+    },
+    UserRemove {
+        tailnet: Option<String>,
+        login: String,
+    },
+    AuthKeyCreate {
+        tailnet: Option<String>,
+        key: NewAuthKey,
+    },
+    AuthKeyList {
+        tailnet: Option<String>,
+    },
+    AuthKeyRevoke {
+        id: String,
+    },
+    NodeList {
+        tailnet: Option<String>,
+    },
+    NodeShow {
+        tailnet: Option<String>,
+        node: String,
+    },
+    NodeApprove {
+        tailnet: Option<String>,
+        node: String,
+    },
+    NodeRename {
+        tailnet: Option<String>,
+        node: String,
+        name: Option<String>,
+    },
+    NodeTag {
+        tailnet: Option<String>,
+        node: String,
+        tags: Vec<String>,
+    },
+    NodeExpire {
+        tailnet: Option<String>,
+        node: String,
+        expiry: ExpiryChange,
+    },
+    NodeRemove {
+        tailnet: Option<String>,
+        node: String,
+    },
+    NodeAttrList {
+        tailnet: Option<String>,
+        node: String,
+    },
+    NodeAttrSet {
+        tailnet: Option<String>,
+        node: String,
+        name: String,
+        value: Value,
+    },
+    NodeAttrUnset {
+        tailnet: Option<String>,
+        node: String,
+        name: String,
+    },
+    NodeApproveRoutes {
+        tailnet: Option<String>,
+        node: String,
+        routes: Vec<IpNet>,
+    },
+    NodeRevokeRoutes {
+        tailnet: Option<String>,
+        node: String,
+        routes: Vec<IpNet>,
+    },
+    RelayAdd {
+        relay: NewRelay,
+    },
     RelayList,
-    RelayRemove { name: String },
+    RelayRemove {
+        name: String,
+    },
     LoginList,
-    LoginApprove { id: String, tailnet: Option<String>, user: String },
-    LoginReject { id: String },
-    PolicyGet { tailnet: Option<String>, version: Option<u64> },
-    PolicyHistory { tailnet: Option<String>, limit: u32 },
-    PolicySet { tailnet: Option<String>, text: String, terms: Option<PolicyTerms> },
-    PolicyRollback { tailnet: Option<String>, version: u64, terms: Option<PolicyTerms> },
-    PolicyConfirm { tailnet: Option<String> },
-    PolicyAsk { tailnet: Option<String>, policy: Option<String>, question: PolicyQuestion },
-    Audit { tailnet: Option<String>, before: Option<i64>, limit: u32 },
+    LoginApprove {
+        id: String,
+        tailnet: Option<String>,
+        user: Option<String>,
+        #[serde(default)]
+        link: bool,
+    },
+    LoginReject {
+        id: String,
+    },
+    PolicyGet {
+        tailnet: Option<String>,
+        version: Option<u64>,
+    },
+    PolicyHistory {
+        tailnet: Option<String>,
+        limit: u32,
+    },
+    PolicySet {
+        tailnet: Option<String>,
+        text: String,
+        terms: Option<PolicyTerms>,
+    },
+    PolicyRollback {
+        tailnet: Option<String>,
+        version: u64,
+        terms: Option<PolicyTerms>,
+    },
+    PolicyConfirm {
+        tailnet: Option<String>,
+    },
+    PolicyAsk {
+        tailnet: Option<String>,
+        policy: Option<String>,
+        question: PolicyQuestion,
+    },
+    Audit {
+        tailnet: Option<String>,
+        before: Option<i64>,
+        limit: u32,
+    },
     AuditVerify,
 }
 

@@ -143,12 +143,17 @@ pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Resul
             Ok(json!({ "removed": name }))
         }
         Request::LoginList => shown(&admin.logins()),
-        Request::LoginApprove { id, tailnet, user } => {
+        Request::LoginApprove { id, tailnet, user, link } => {
+            let hint = || admin.login(&id).map(|login| login.tailnet_hint);
             let tailnet = match tailnet {
-                None => admin.login(&id)?.tailnet_hint,
+                None => hint()?.map(|hint| hint.strip_prefix("required:").map(str::to_owned).unwrap_or(hint)),
                 named => named,
             };
-            shown(&admin.approve_login(&id, &some(tailnet)?, &user).await?)
+            let tailnet = some(tailnet)?;
+            shown(&match (&user, link) {
+                (Some(user), false) => admin.approve_login(&id, &tailnet, user).await?,
+                (user, _) => admin.approve_person(&id, &tailnet, user.as_deref()).await?,
+            })
         }
         Request::LoginReject { id } => shown(&admin.reject_login(&id)?),
         Request::PolicyGet { tailnet, version } => shown(&admin.policy(&some(tailnet)?, version).await?),

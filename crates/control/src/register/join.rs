@@ -9,7 +9,9 @@ use warren_wire::key::{MachineKey, NodeKey};
 use super::{KEY_LIFETIME, Refusal, find};
 use crate::auth_key::{self, AuthKeyError, Shown};
 use crate::model::TAGS_MAX;
-use crate::model::{NodeRecord, NodeState, Owner, Who};
+use crate::model::{NodeRecord, NodeState, Owner, UserIdentity, UserRecord, Who};
+use crate::oidc::Person;
+use crate::sign_in;
 use crate::tailnet::lease_end;
 use crate::tailnet::nodes::Node;
 use crate::tailnet::report::apply_hostinfo;
@@ -20,8 +22,10 @@ use crate::tailnet::work::Work;
 pub(crate) enum Grant {
     /// An auth key, to be checked.
     AuthKey(Shown),
-    /// Somebody approved it for that user.
-    Approved { user: UserId, by: Who },
+    /// Somebody approved it for that user, who is that person from now on.
+    Approved { user: UserId, by: Who, is: Option<UserIdentity> },
+    /// A person logged in who may be a user of this tailnet; perhaps an administrator said so.
+    Person { person: Box<Person>, approved_by: Option<Who> },
 }
 
 /// A machine that wants to come in.
@@ -63,6 +67,7 @@ impl Join {
 
     /// Checks the right and carries it out, in one transaction.
     pub(crate) fn carry_out(&self, work: &mut Work<'_>) -> Result<Arc<Node>, Refusal> {
+        // A refused change leaves no trace, so a user that is made here is gone again then.
         let terms = self.terms(work)?;
         let known = self.known(work, terms.owner)?;
         // All is checked; from here on the state changes.
@@ -77,7 +82,7 @@ impl Join {
         Ok(node)
     }
 
-    fn terms(&self, work: &Work<'_>) -> Result<Terms, Refusal> {
+    fn terms(&self, work: &mut Work<'_>) -> Result<Terms, Refusal> {
         let requested = self.requested_tags()?;
         match &self.grant {
             Grant::AuthKey(shown) => {
@@ -100,21 +105,43 @@ impl Join {
                     auth_key: Some(record.id),
                 })
             }
-            Grant::Approved { user, by } => {
+            Grant::Approved { user, by, is } => {
                 self.check_owner(work, *user)?;
-                self.check_tags(work, *user, &requested)?;
-                Ok(Terms {
-                    who: by.clone(),
-                    owner: if requested.is_empty() { Owner::User(*user) } else { Owner::Tagged },
-                    tags: requested,
-                    tags_are_asked: true,
-                    ephemeral: self.ephemeral,
-                    // Whoever approves a login on the server's command line approves the machine, too.
-                    approved: true,
-                    auth_key: None,
-                })
+                if let Some(identity) = is {
+                    link(work, by, *user, identity)?;
+                }
+                // Whoever approves a login on the server's command line approves the machine, too.
+                self.terms_of_user(work, by.clone(), *user, requested, true)
+            }
+            Grant::Person { person, approved_by } => {
+                let who = approved_by.clone().unwrap_or_else(|| Who::user(&person.login));
+                let may_join =
+                    approved_by.is_some() || person.tailnet.as_deref() == Some(work.state.tailnet.name.as_str());
+                let user = sign_in::user_of(work, &who, person, may_join)?;
+                let approved = approved_by.is_some() || !work.state.tailnet.machine_approval;
+                self.terms_of_user(work, who, user, requested, approved)
             }
         }
+    }
+
+    fn terms_of_user(
+        &self,
+        work: &Work<'_>,
+        who: Who,
+        user: UserId,
+        tags: Vec<String>,
+        approved: bool,
+    ) -> Result<Terms, Refusal> {
+        self.check_tags(work, user, &tags)?;
+        Ok(Terms {
+            who,
+            owner: if tags.is_empty() { Owner::User(user) } else { Owner::Tagged },
+            tags,
+            tags_are_asked: true,
+            ephemeral: self.ephemeral,
+            approved,
+            auth_key: None,
+        })
     }
 
     fn requested_tags(&self) -> Result<Vec<String>, Refusal> {
@@ -216,6 +243,22 @@ impl Join {
             Owner::User(_) => work.now.checked_add(KEY_LIFETIME).ok(),
             Owner::Tagged => None,
         }
+    }
+}
+
+/// Notes who a user is that an administrator made.
+fn link(work: &mut Work<'_>, who: &Who, user: UserId, identity: &UserIdentity) -> Result<(), Refusal> {
+    let users = &work.state.users;
+    let taken = users.values().any(|other| other.id != user && other.identity.as_ref() == Some(identity));
+    let record = users.get(&user).ok_or(Refusal::User)?;
+    match &record.identity {
+        Some(known) if known == identity => Ok(()),
+        None if !taken => {
+            let record = UserRecord { identity: Some(identity.clone()), ..(**record).clone() };
+            work.put_user(who, "user.link", record);
+            Ok(())
+        }
+        Some(_) | None => Err(Refusal::OtherPerson),
     }
 }
 

@@ -260,13 +260,16 @@ enum Relay {
 enum Login {
     /// List machines that wait, and those decided lately.
     List,
-    /// Let a machine in as one of USER's.
+    /// Let a machine in, as one of the person who logged in or of a user that you name.
     Approve {
         /// ID of the login, as the list or its page shows it.
         id: String,
-        /// Login name of the user.
+        /// Login name of the user; without it whoever logged in and confirmed becomes a user.
         #[arg(long, value_name = "LOGIN")]
-        user: String,
+        user: Option<String>,
+        /// Whoever logged in is that user from now on, and comes in by themselves next time.
+        #[arg(long, requires = "user")]
+        link: bool,
     },
     /// Refuse a machine.
     Reject {
@@ -338,7 +341,7 @@ fn request(family: Family, tailnet: Option<String>) -> AdminRequest {
         Family::Relay(Relay::List) => AdminRequest::RelayList,
         Family::Relay(Relay::Remove { name }) => AdminRequest::RelayRemove { name },
         Family::Login(Login::List) => AdminRequest::LoginList,
-        Family::Login(Login::Approve { id, user }) => AdminRequest::LoginApprove { id, tailnet, user },
+        Family::Login(Login::Approve { id, user, link }) => AdminRequest::LoginApprove { id, tailnet, user, link },
         Family::Login(Login::Reject { id }) => AdminRequest::LoginReject { id },
         Family::Audit { verify: true, .. } => AdminRequest::AuditVerify,
         Family::Audit { limit, before, .. } => AdminRequest::Audit { tailnet, before, limit },

@@ -210,11 +210,12 @@ fn logins(list: &[LoginView]) -> Result<(), Failure> {
                 login.os.clone(),
                 key_words(&login.machine_key),
                 login.from.to_string(),
+                login.person.as_ref().map_or_else(|| "-".to_owned(), |person| person.login.clone()),
                 state.to_owned(),
             ]
         })
         .collect();
-    output::table(["ID", "MACHINE", "SYSTEM", "KEY", "FROM", "STATE"], &rows)
+    output::table(["ID", "MACHINE", "SYSTEM", "KEY", "FROM", "PERSON", "STATE"], &rows)
 }
 
 fn relays(list: &[RelayView]) -> Result<(), Failure> {
