@@ -14,7 +14,7 @@ mod jws;
 mod provider;
 mod rules;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod token;
 
 pub(crate) use attempt::{AttemptError, Attempts, LIFETIME, RANDOM_BYTES, digest};

@@ -6,6 +6,7 @@
 pub(crate) mod accept;
 mod address;
 pub(crate) mod answers;
+mod fetch;
 pub(crate) mod limits;
 mod login_page;
 mod proxies;
@@ -14,6 +15,7 @@ mod replay;
 mod routes;
 mod rpc;
 mod shared;
+mod sign_in;
 mod upgrade;
 mod web;
 
@@ -40,13 +42,14 @@ pub use routes::MIN_CAPABILITY_VERSION;
 
 use crate::admin_socket::{self, Facts};
 use crate::store::StoreError;
-use crate::{Config, Control, OpenError};
+use crate::{Config, Control, OidcConfig, OpenError};
 use accept::Offer;
 use address::ServerUrl;
 use limits::{BodyBudget, Gate};
 use proxies::TrustedProxies;
 use relaying::{Relaying, Tls};
 use shared::Shared;
+use sign_in::SignIn;
 
 /// How long connections may take to end when the server stops.
 const GOODBYE: Duration = Duration::from_secs(8);
@@ -72,6 +75,8 @@ pub struct Options {
     pub certificate: Option<CertificateFiles>,
     /// Proxies whose forwarded headers are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Providers with which people log in.
+    pub oidc: OidcConfig,
     /// Domain under which every tailnet has a label of its own.
     pub base_domain: String,
     /// Where administrators connect.
@@ -123,6 +128,9 @@ pub enum StartError {
     /// A certificate cannot be used.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
+    /// The certificates that this machine trusts cannot be had, and identity providers are named.
+    #[error("the certificates that this machine trusts cannot be read, and without them no identity provider can: {0}")]
+    Roots(rustls::Error),
     /// The machine's clock is before 1970.
     #[error("this machine's clock is wrong; set it")]
     Clock,
@@ -163,6 +171,7 @@ impl Server {
         let listener = bind_tcp("clients on", options.listen, "--listen").await?;
         let clients = local(&listener, options.listen);
         let url = ServerUrl::new(options.url.as_deref(), clients, options.certificate.is_some())?;
+        let sign_in = SignIn::new(options.oidc, &url.text).map_err(StartError::Roots)?;
         let relay_listener = match (options.relay_listen, &options.certificate) {
             (Some(address), _) => Some(bind_tcp("the relay on", address, "--relay-listen").await?),
             (None, None) => {
@@ -211,6 +220,7 @@ impl Server {
             gate: Gate::new(options.connections),
             bodies: BodyBudget::new(BODY_BUDGET_KIB),
             proxies: TrustedProxies::new(options.trusted_proxies),
+            sign_in,
             own_host: url.host.clone(),
             stop: stop.clone(),
         });

@@ -52,6 +52,9 @@ pub(crate) enum SignInError {
     /// It is over, or somebody decided it.
     #[error("this login is over or was decided already; run warren up on the machine again")]
     Gone,
+    /// Somebody else confirmed it and waits for an administrator.
+    #[error("somebody else confirmed this login already")]
+    Other,
     /// That tailnet is not theirs.
     #[error("this network is not yours")]
     Tailnet,
@@ -95,6 +98,9 @@ impl Control {
         chosen: Option<&str>,
     ) -> Result<Outcome, SignInError> {
         let claim = self.logins().claim(self.clock(), id).ok_or(SignInError::Gone)?;
+        if claim.person.as_ref().is_some_and(|other| other.identity != person.identity) {
+            return Err(SignInError::Other);
+        }
         let tailnet = match self.destination(person, &claim.request.tailnet) {
             Destination::Tailnets(own) => {
                 let found = own.into_iter().find(|tailnet| chosen.is_none_or(|name| *tailnet.name == *name));

@@ -33,20 +33,20 @@ fn encode(bytes: impl AsRef<[u8]>) -> String {
 }
 
 /// A provider's keys, one of each kind.
-struct Signer {
+pub(crate) struct Signer {
     ed25519: Ed25519KeyPair,
     p256: EcdsaKeyPair,
     rsa: RsaKeyPair,
 }
 
 impl Signer {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let p256 = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
         let rsa = RsaKeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).unwrap();
         Self { ed25519: Ed25519KeyPair::generate().unwrap(), p256, rsa }
     }
 
-    fn set(&self) -> Value {
+    pub(crate) fn set(&self) -> Value {
         let point = self.p256.public_key().as_ref();
         // RSAPublicKey (RFC 8017, appendix A.1.1) of 2048 bits: two headers and a zero, the modulus, a header, 65537.
         let der = self.rsa.public_key().as_ref();
@@ -64,7 +64,7 @@ impl Signer {
         KeySet::parse(self.set().to_string().as_bytes()).unwrap()
     }
 
-    fn sign(&self, header: &Value, payload: &Value) -> String {
+    pub(crate) fn sign(&self, header: &Value, payload: &Value) -> String {
         let signed = format!("{}.{}", encode(header.to_string()), encode(payload.to_string()));
         let message = signed.as_bytes();
         let signature = match header["alg"].as_str().unwrap() {

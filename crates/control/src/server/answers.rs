@@ -1,13 +1,19 @@
 //! Answers: one way to say each kind of thing in HTTP.
 
 use std::convert::Infallible;
+use std::sync::LazyLock;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::header::{self, HeaderName};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use super::login_page::STYLE;
 
 /// The body of every answer.
 pub(crate) type AnswerBody = UnsyncBoxBody<Bytes, Infallible>;
@@ -42,19 +48,22 @@ pub(crate) fn document<T: Serialize>(document: &T) -> Answer {
     }
 }
 
-/// Sends a page for people: no script, no frame, nothing loaded from anywhere.
+/// Sends a page for people: no script, no frame, nothing loaded from anywhere, forms only back to here.
 pub(crate) fn page(status: StatusCode, html: String) -> Answer {
-    const POLICY: &str =
-        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
+        let style = STANDARD.encode(Sha256::digest(STYLE));
+        let policy = format!(
+            "default-src 'none'; style-src 'sha256-{style}'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        );
+        HeaderValue::try_from(policy).ok()
+    });
     let mut answer = bytes(status, "text/html; charset=utf-8", html);
-    let fields = [
-        (header::CONTENT_SECURITY_POLICY, POLICY),
-        (header::X_FRAME_OPTIONS, "DENY"),
-        (header::REFERRER_POLICY, "no-referrer"),
-    ];
-    for (name, value) in fields {
-        answer.headers_mut().insert(name, HeaderValue::from_static(value));
-    }
+    let headers = answer.headers_mut();
+    // The text is ASCII, so it is always there; a browser that was told nothing would still get no script from us.
+    headers.extend(POLICY.clone().map(|policy| (header::CONTENT_SECURITY_POLICY, policy)));
+    headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    // Others learn nothing, but our own forms say where they come from.
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));
     answer
 }
 

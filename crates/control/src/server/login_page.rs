@@ -1,51 +1,149 @@
-//! The page behind a login's URL: which machine waits, and what an administrator types to let it in.
+//! The pages behind a login's URL: which machine waits, who lets it in, and what became of it.
 //!
-//! It changes nothing and runs no script; who knows the URL learns what the machine said about itself.
+//! They run no script and load nothing; who knows the URL learns what the machine said about itself.
 
 use http::StatusCode;
 use warren_wire::key::MachineKey;
 
 use super::answers::{self, Answer};
-use super::shared::Arrival;
-use crate::Who;
 use crate::admin::{LoginState, LoginView};
+use crate::oidc::Person;
+use crate::sign_in::Outcome;
 
-/// Longest text of a stranger that the page shows.
+/// Longest text of a stranger that a page shows, in characters.
 const LONGEST: usize = 100;
 
-/// Shows the login `id`.
-pub(crate) fn answer(arrival: &Arrival, id: &str) -> Answer {
-    match arrival.shared.control.admin(Who::server()).login(id) {
-        Ok(login) => answers::page(StatusCode::OK, page(&login)),
-        Err(_) => answers::page(
-            StatusCode::NOT_FOUND,
-            frame(
-                "<h1>No such login</h1><p>It is over, or never was. Run <code>warren up</code> on the machine again.</p>",
-            ),
-        ),
-    }
+/// Longest sentence about what went wrong, in characters.
+const SENTENCE: usize = 500;
+
+/// Somebody who came back from a provider and may confirm.
+pub(crate) struct Known {
+    pub(crate) person: Person,
+    /// Name of the provider, to show.
+    pub(crate) provider: String,
+    /// What only this page knows.
+    pub(crate) csrf: String,
+    /// Tailnets to choose from, the likeliest first; empty if a new one is made; `None` if an administrator is asked.
+    pub(crate) tailnets: Option<Vec<String>>,
 }
 
-fn page(login: &LoginView) -> String {
+/// Shows a login. `providers` are names and titles.
+pub(crate) fn show(login: &LoginView, providers: &[(&str, &str)], known: Option<&Known>) -> Answer {
     let rows = [
-        ("Machine", text(&login.hostname)),
-        ("System", text(&login.os)),
-        ("Key", text(&key_words(&login.machine_key))),
-        ("Address", text(&login.from.to_string())),
+        ("Machine", login.hostname.clone()),
+        ("System", login.os.clone()),
+        ("Key", key_words(&login.machine_key)),
+        ("Address", login.from.to_string()),
     ];
-    let rows: String = rows.iter().map(|(name, value)| format!("<tr><th>{name}</th><td>{value}</td></tr>")).collect();
-    let rest = match login.state {
-        LoginState::Waiting => format!(
-            "<p>If it is yours and the key is the one that the machine shows, an administrator lets it in on the \
-             server with</p><pre>warren admin login approve {} --user NAME</pre><p>or refuses it with</p>\
-             <pre>warren admin login reject {}</pre>",
-            text(&login.id),
-            text(&login.id)
-        ),
-        LoginState::Approved => "<p><strong>It was let in.</strong> You can close this page.</p>".to_owned(),
-        LoginState::Rejected => "<p><strong>It was refused.</strong> You can close this page.</p>".to_owned(),
+    let mut rows: String = rows.iter().map(|(name, value)| row(name, value)).collect();
+    let rest = match (login.state, known, &login.person) {
+        (LoginState::Approved, ..) => "<p><strong>It was let in.</strong> You can close this page.</p>".to_owned(),
+        (LoginState::Rejected, ..) => "<p><strong>It was refused.</strong> You can close this page.</p>".to_owned(),
+        (LoginState::Waiting, _, Some(person)) => {
+            rows.push_str(&row("Person", &person.login));
+            waits_for_administrator()
+        }
+        (LoginState::Waiting, Some(known), None) => {
+            rows.push_str(&row("You", &format!("{} ({})", known.person.login, known.person.display_name)));
+            rows.push_str(&row("By", &known.provider));
+            question(&login.id, known)
+        }
+        (LoginState::Waiting, None, None) => ways(&login.id, providers),
     };
-    frame(&format!("<h1>A machine wants to join</h1><table>{rows}</table>{rest}"))
+    answers::page(StatusCode::OK, frame(&format!("<h1>A machine wants to join</h1><table>{rows}</table>{rest}")))
+}
+
+/// The ways to let a machine in.
+fn ways(id: &str, providers: &[(&str, &str)]) -> String {
+    let id = text(id);
+    let links: String = providers
+        .iter()
+        .map(|(name, title)| {
+            let (name, title) = (text(name), text(title));
+            format!("<p><a class=\"go\" href=\"/login/{id}/start?provider={name}\">Log in with {title}</a></p>")
+        })
+        .collect();
+    let begin = if links.is_empty() {
+        "If it is yours and the key is the one that the machine shows, an administrator"
+    } else {
+        "Without an account there, an administrator"
+    };
+    format!(
+        "{links}<p>{begin} lets it in on the server with</p><pre>warren admin login approve {id} --user NAME</pre>\
+         <p>or refuses it with</p><pre>warren admin login reject {id}</pre>"
+    )
+}
+
+/// Asks whether the machine is theirs.
+fn question(id: &str, known: &Known) -> String {
+    let place = match known.tailnets.as_deref() {
+        None => "<p>This account belongs to no network here yet, so an administrator will be asked.</p>".to_owned(),
+        Some([]) => "<p>A new network is made for you.</p>".to_owned(),
+        Some([only]) => format!(
+            "<p>It joins the network <strong>{0}</strong>.</p><input type=\"hidden\" name=\"tailnet\" value=\"{0}\">",
+            text(only)
+        ),
+        Some(several) => {
+            let options: String = several.iter().map(|name| format!("<option>{}</option>", text(name))).collect();
+            format!("<p><label>It joins the network <select name=\"tailnet\">{options}</select></label></p>")
+        }
+    };
+    format!(
+        "<p><strong>Is this your machine?</strong> Confirm only if you began this login yourself, on a machine in front \
+         of you. Whoever sent you this link may want to bring in theirs.</p>\
+         <form method=\"post\" action=\"/login/{}\"><input type=\"hidden\" name=\"csrf\" value=\"{}\">{place}\
+         <p><button name=\"decision\" value=\"confirm\">Let it in</button> \
+         <button name=\"decision\" value=\"reject\">Refuse it</button></p></form>",
+        text(id),
+        text(&known.csrf)
+    )
+}
+
+fn waits_for_administrator() -> String {
+    "<p><strong>An administrator was asked.</strong> The machine connects as soon as one lets it in; you can close this \
+     page.</p>"
+        .to_owned()
+}
+
+/// Says what became of a login that was confirmed.
+pub(crate) fn done(outcome: &Outcome) -> Answer {
+    let rest = match outcome {
+        Outcome::In { tailnet, machine_waits: false } => format!(
+            "<p><strong>The machine was let in</strong> to the network {}. You can close this page.</p>",
+            text(tailnet)
+        ),
+        Outcome::In { tailnet, machine_waits: true } => format!(
+            "<p><strong>The machine is yours</strong> in the network {}. It takes part as soon as an administrator \
+             approves it.</p>",
+            text(tailnet)
+        ),
+        Outcome::AsksAdministrator => waits_for_administrator(),
+    };
+    answers::page(StatusCode::OK, frame(&format!("<h1>Thank you</h1>{rest}")))
+}
+
+/// Says that a login was refused.
+pub(crate) fn rejected() -> Answer {
+    let rest = "<h1>Refused</h1><p>The machine was not let in. You can close this page.</p>";
+    answers::page(StatusCode::OK, frame(rest))
+}
+
+/// Says that there is no such login.
+pub(crate) fn gone() -> Answer {
+    let rest =
+        "<h1>No such login</h1><p>It is over, or never was. Run <code>warren up</code> on the machine again.</p>";
+    answers::page(StatusCode::NOT_FOUND, frame(rest))
+}
+
+/// Says what went wrong, and offers to begin again where the login is known.
+pub(crate) fn failed(status: StatusCode, sentence: &str, id: Option<&str>) -> Answer {
+    let again = id.map(|id| format!("<p><a href=\"/login/{}\">Back to the login</a></p>", text(id)));
+    let sentence = escaped(sentence.chars().take(SENTENCE));
+    answers::page(status, frame(&format!("<h1>That did not work</h1><p>{sentence}</p>{}", again.unwrap_or_default())))
+}
+
+fn row(name: &str, value: &str) -> String {
+    format!("<tr><th>{name}</th><td>{}</td></tr>", text(value))
 }
 
 /// Returns the first digits of a machine key in groups that a person can compare.
@@ -55,20 +153,28 @@ pub fn key_words(key: &MachineKey) -> String {
     digits.chunks(4).map(|group| group.iter().collect::<String>()).collect::<Vec<_>>().join(" ")
 }
 
+/// The style of every page; the policy of [`answers::page`] names its hash.
+pub(crate) const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:40em;margin:3em auto;padding:0 1em}\
+    th{text-align:left;padding-right:1.5em;font-weight:normal;color:#555}pre{background:#eee;padding:.7em;overflow-x:auto}\
+    .go,button{font:inherit;padding:.5em 1em;border:1px solid #345;border-radius:.3em;background:#345;color:#fff;\
+    text-decoration:none;cursor:pointer}button+button{background:#fff;color:#345}";
+
 fn frame(body: &str) -> String {
     format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width\"><title>warren</title><style>\
-         body{{font:16px/1.5 system-ui,sans-serif;max-width:40em;margin:3em auto;padding:0 1em}}\
-         th{{text-align:left;padding-right:1.5em;font-weight:normal;color:#666}}\
-         pre{{background:#eee;padding:.7em;overflow-x:auto}}</style></head><body>{body}</body></html>\n"
+         <meta name=\"viewport\" content=\"width=device-width\"><title>warren</title><style>{STYLE}</style></head>\
+         <body>{body}</body></html>\n"
     )
 }
 
 /// Writes a stranger's text so that it is nothing but text, and not longer than a line.
 fn text(raw: &str) -> String {
+    escaped(raw.chars().take(LONGEST))
+}
+
+fn escaped(raw: impl Iterator<Item = char>) -> String {
     let mut out = String::new();
-    for character in raw.chars().take(LONGEST) {
+    for character in raw {
         match character {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::limits::{BodyBudget, Gate, Pass};
 use super::proxies::TrustedProxies;
+use super::sign_in::SignIn;
 use crate::Control;
 
 /// What all connections of a server share.
@@ -16,6 +17,7 @@ pub(crate) struct Shared {
     pub(crate) gate: Arc<Gate>,
     pub(crate) bodies: BodyBudget,
     pub(crate) proxies: TrustedProxies,
+    pub(crate) sign_in: SignIn,
     /// Host of the server's URL: a name or a literal address without brackets.
     pub(crate) own_host: String,
     /// Cancelled when the server stops.

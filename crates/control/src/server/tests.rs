@@ -4,6 +4,7 @@ mod client;
 mod hostile;
 mod inside;
 mod outside;
+mod sign_in;
 mod whole;
 
 use std::path::PathBuf;
@@ -37,10 +38,14 @@ impl Rig {
     }
 
     async fn with(connections: ConnectionLimits, proxies: &[&str]) -> Self {
+        Self::with_oidc(connections, proxies, crate::OidcConfig::default(), "http://control.test:8080").await
+    }
+
+    async fn with_oidc(connections: ConnectionLimits, proxies: &[&str], oidc: crate::OidcConfig, url: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("warren-shell-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let folder = std::env::temp_dir().join(name);
-        let url = ServerUrl::new(Some("http://control.test:8080"), "127.0.0.1:8080".parse().unwrap(), false).unwrap();
+        let url = ServerUrl::new(Some(url), "127.0.0.1:8080".parse().unwrap(), false).unwrap();
         let control = Control::open(Config {
             state_dir: folder.clone(),
             server_url: url.text.clone(),
@@ -55,6 +60,7 @@ impl Rig {
             gate: Gate::new(connections),
             bodies: BodyBudget::new(16 * 1024),
             proxies: TrustedProxies::new(proxies),
+            sign_in: super::sign_in::SignIn::new(oidc, &url.text).unwrap(),
             own_host: url.host,
             stop: CancellationToken::new(),
         });

@@ -14,7 +14,7 @@ use warren_wire::control::{
 use super::answers::{self, Answer};
 use super::limits::BodyError;
 use super::shared::Arrival;
-use super::{login_page, upgrade};
+use super::{sign_in, upgrade};
 
 /// How long the own name may take to resolve.
 const NAME_DEADLINE: Duration = Duration::from_secs(3);
@@ -40,11 +40,30 @@ where
         "/key" | "/bootstrap-dns" | "/health" | "/" => answers::wrong_method("GET, HEAD"),
         "/verify/all" if request.method() == Method::POST => review(arrival, request.into_body()).await,
         "/verify" | "/verify/all" => answers::wrong_method("POST"),
-        path => match path.strip_prefix("/login/") {
-            Some(id) if reading => login_page::answer(arrival, id),
-            Some(_) => answers::wrong_method("GET, HEAD"),
-            None => answers::nothing_here(),
-        },
+        path => for_people(arrival, path.to_owned(), request).await,
+    }
+}
+
+/// Answers browsers on their way through a login.
+async fn for_people<B>(arrival: &Arrival, path: String, request: Request<B>) -> Answer
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let (headers, query) = (request.headers(), request.uri().query());
+    if let Some(provider) = path.strip_prefix("/oidc/").and_then(|rest| rest.strip_suffix("/callback")) {
+        // Not for HEAD: an attempt is for one use.
+        return match *request.method() {
+            Method::GET => Box::pin(sign_in::callback(arrival, provider, query, headers)).await,
+            _ => answers::wrong_method("GET"),
+        };
+    }
+    let Some(login) = path.strip_prefix("/login/") else { return answers::nothing_here() };
+    match (request.method(), login.strip_suffix("/start")) {
+        (&Method::GET, Some(id)) => Box::pin(sign_in::start(arrival, id, query)).await,
+        (_, Some(_)) => answers::wrong_method("GET"),
+        (&Method::GET | &Method::HEAD, None) => sign_in::show(arrival, login, headers),
+        (&Method::POST, None) => Box::pin(sign_in::confirm(arrival, login, request)).await,
+        (_, None) => answers::wrong_method("GET, HEAD, POST"),
     }
 }
 

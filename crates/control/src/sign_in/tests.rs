@@ -140,6 +140,8 @@ async fn whoever_has_no_tailnet_waits_for_an_administrator() {
     assert!(world.control.registered(&node_key(1)).is_none());
     let login = world.admin().login(&id).unwrap();
     assert_eq!(login.person.unwrap().login, "eve@gmail.com");
+    // Nobody else puts themselves in her place meanwhile.
+    assert_eq!(world.control.sign_in(&id, &ann(), None).await, Err(SignInError::Other));
     let wait = world.register(1, RegisterRequest { followup: answer.auth_url, ..register(1) });
     let admin = world.admin();
     let (answer, node) = tokio::join!(wait, admin.approve_person(&id, "default", None));

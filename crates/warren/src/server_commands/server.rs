@@ -8,10 +8,10 @@ use clap::Subcommand;
 use ipnet::IpNet;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
-use warren_control::OpenError;
 use warren_control::admin_socket::{self, AdminRequest, CallError};
 use warren_control::backup::{self, Existing, RestoreError};
 use warren_control::server::{CertificateFiles, ConnectionLimits, Options, Server, StartError};
+use warren_control::{OidcConfig, OpenError};
 
 use crate::exit::{Exit, Failure, OrExit};
 use crate::logging::Level;
@@ -55,6 +55,9 @@ struct Serve {
     /// A proxy in front of this server whose X-Forwarded-For is believed. May be repeated.
     #[arg(long = "trusted-proxy", value_name = "ADDRESS[/BITS]", value_parser = network)]
     trusted_proxies: Vec<IpNet>,
+    /// A file of identity providers with which people log in (TOML); see the README.
+    #[arg(long, value_name = "FILE")]
+    oidc: Option<PathBuf>,
     /// The domain below which every network has its names.
     #[arg(long, value_name = "DOMAIN", default_value = "warren.internal")]
     base_domain: String,
@@ -127,6 +130,10 @@ fn serve(arguments: Serve) -> Result<(), Failure> {
     let json = arguments.json;
     let state_dir = arguments.state_dir.unwrap_or_else(|| Role::Server.state_dir());
     let socket = arguments.socket.unwrap_or_else(|| Role::Server.socket());
+    let oidc = match &arguments.oidc {
+        Some(file) => OidcConfig::read(file).or_exit(Exit::Usage, "cannot use the identity providers")?,
+        None => OidcConfig::default(),
+    };
     let options = Options {
         state_dir: state_dir.clone(),
         listen: arguments.listen,
@@ -135,6 +142,7 @@ fn serve(arguments: Serve) -> Result<(), Failure> {
         stun_listen: arguments.stun_listen,
         certificate: arguments.tls_cert.zip(arguments.tls_key).map(|(chain, key)| CertificateFiles { chain, key }),
         trusted_proxies: arguments.trusted_proxies,
+        oidc,
         base_domain: arguments.base_domain,
         socket: socket.clone(),
         connections: ConnectionLimits::default(),
@@ -202,6 +210,7 @@ fn not_started(error: StartError) -> Failure {
         StartError::State(_)
         | StartError::Url(_)
         | StartError::Certificate(_)
+        | StartError::Roots(_)
         | StartError::Clock
         | StartError::Store(_) => None,
     };

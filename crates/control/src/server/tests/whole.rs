@@ -26,6 +26,7 @@ fn options(folder: &Folder) -> Options {
         stun_listen: Some(any),
         certificate: None,
         trusted_proxies: Vec::new(),
+        oidc: crate::OidcConfig::default(),
         base_domain: "warren.internal".to_owned(),
         socket: folder.join("admin.sock"),
         connections: ConnectionLimits::default(),
