@@ -24,7 +24,7 @@ pub use views::{
 };
 
 use crate::Control;
-use crate::model::{Owner, TailnetRecord, UserRecord, Who};
+use crate::model::{KeyLifetime, Owner, TailnetRecord, UserRecord, Who};
 use crate::store::StoreError;
 use crate::tailnet::Tailnet;
 use crate::tailnet::snapshot::Snapshot;
@@ -174,13 +174,37 @@ impl Admin {
     /// # Errors
     /// [`AdminError::NotFound`].
     pub async fn set_machine_approval(&self, tailnet: &str, needed: bool) -> Result<TailnetView, AdminError> {
+        self.set(tailnet, "tailnet.machine-approval", move |record| record.machine_approval = needed).await
+    }
+
+    /// Decides how long keys of users' nodes are valid from their next login on; keys in use keep their end.
+    ///
+    /// # Errors
+    /// [`AdminError::NotFound`]; [`AdminError::Invalid`] outside [`KeyLifetime::LEAST`] to [`KeyLifetime::MOST`].
+    pub async fn set_key_lifetime(&self, tailnet: &str, lifetime: KeyLifetime) -> Result<TailnetView, AdminError> {
+        if let KeyLifetime::Seconds(seconds) = lifetime
+            && !(KeyLifetime::LEAST..=KeyLifetime::MOST).contains(&seconds)
+        {
+            return Err(invalid("lifetime of keys: an hour at least, ten years at most", &format!("{seconds} s")));
+        }
+        self.set(tailnet, "tailnet.key-lifetime", move |record| record.key_lifetime = lifetime).await
+    }
+
+    /// Changes a setting of a tailnet.
+    async fn set(
+        &self,
+        tailnet: &str,
+        what: &'static str,
+        edit: impl Fn(&mut TailnetRecord) + Send + Sync + 'static,
+    ) -> Result<TailnetView, AdminError> {
         let tailnet = self.tailnet(tailnet)?;
         let who = self.who.clone();
         tailnet
             .change(move |work: &mut Work<'_>| {
-                let record = TailnetRecord { machine_approval: needed, ..(*work.state.tailnet).clone() };
+                let mut record = (*work.state.tailnet).clone();
+                edit(&mut record);
                 if record != *work.state.tailnet {
-                    work.put_tailnet(&who, "tailnet.machine-approval", record);
+                    work.put_tailnet(&who, what, record);
                 }
                 Ok::<_, AdminError>(())
             })
@@ -347,6 +371,7 @@ fn tailnet_view(snapshot: &Snapshot) -> TailnetView {
         domain: snapshot.suffix.to_string(),
         created: record.created,
         machine_approval: record.machine_approval,
+        key_lifetime: record.key_lifetime,
         users: snapshot.users.len(),
         nodes: snapshot.nodes.len(),
         online: snapshot.nodes.iter().filter(|node| node.online).count(),

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::identity::{Identity, StateDir};
 use crate::login::Logins;
 use crate::map::{self, MapError, MapStream};
-use crate::model::{TailnetId, TailnetRecord, UserRecord, Who};
+use crate::model::{KeyLifetime, TailnetId, TailnetRecord, UserRecord, Who};
 use crate::oidc::Person;
 use crate::store::{Change, Entry, Loaded, LoadedTailnet, OpenError, Quarantined, Store, StoreError};
 use crate::tailnet::access::{PolicyInForce, has_relay};
@@ -134,6 +134,7 @@ impl Control {
             name: name.to_owned(),
             created: now,
             machine_approval: false,
+            key_lifetime: KeyLifetime::default(),
             policy_version: 1,
             unconfirmed: None,
         };

@@ -34,7 +34,8 @@ pub use config::Config;
 pub use control::Control;
 pub use map::{MapError, MapStream};
 pub use model::{
-    AuthKeyRecord, NodeRecord, NodeState, Owner, TailnetId, TailnetRecord, Unconfirmed, UserIdentity, UserRecord, Who,
+    AuthKeyRecord, KeyLifetime, NodeRecord, NodeState, Owner, TailnetId, TailnetRecord, Unconfirmed, UserIdentity,
+    UserRecord, Who,
 };
 pub use oidc::{OidcConfig, OidcConfigError};
 pub use store::audit::{AuditEntry, AuditVerdict};

@@ -5,6 +5,7 @@ pub(crate) mod role;
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
@@ -72,11 +73,46 @@ pub struct TailnetRecord {
     pub created: Timestamp,
     /// Whether a new node waits until an administrator approves it.
     pub machine_approval: bool,
+    /// How long the key of a user's node is valid.
+    #[serde(default)]
+    pub key_lifetime: KeyLifetime,
     /// Version of the policy in force.
     pub policy_version: u64,
     /// Says that the policy in force is undone unless somebody confirms it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unconfirmed: Option<Unconfirmed>,
+}
+
+/// How long the key of a user's node is valid after a login. Those of tagged nodes never expire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyLifetime {
+    /// So many seconds, from [`Self::LEAST`] to [`Self::MOST`].
+    Seconds(u64),
+    /// For ever.
+    Never,
+}
+
+impl KeyLifetime {
+    /// An hour: shorter, and machines would be out before a person is back from lunch.
+    pub const LEAST: u64 = 3600;
+    /// Ten years.
+    pub const MOST: u64 = 10 * 366 * 86_400;
+
+    /// Returns when a key ends that becomes valid at `now`; `None` means never.
+    pub(crate) fn end(self, now: Timestamp) -> Option<Timestamp> {
+        match self {
+            Self::Seconds(seconds) => now.checked_add(Duration::from_secs(seconds.min(Self::MOST))).ok(),
+            Self::Never => None,
+        }
+    }
+}
+
+impl Default for KeyLifetime {
+    /// 180 days, as clients' users know it.
+    fn default() -> Self {
+        Self::Seconds(180 * 86_400)
+    }
 }
 
 /// What happens to a policy that nobody confirms.
@@ -156,6 +192,9 @@ pub struct NodeRecord {
     pub key: NodeKey,
     /// When the node key stops being valid; `None` means never.
     pub key_expiry: Option<Timestamp>,
+    /// Whether an administrator said that its key never expires, which a login does not change.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub key_expiry_disabled: bool,
     /// First label of the node's name.
     pub name: String,
     /// Whether an administrator chose the name, so that it does not follow the host name.

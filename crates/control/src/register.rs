@@ -5,7 +5,6 @@ mod join;
 mod tests;
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use warren_wire::control::{Login, RegisterRequest, RegisterResponse, User};
@@ -23,9 +22,6 @@ use crate::tailnet::snapshot::Snapshot;
 use crate::tailnet::{lease_end, work::Work};
 
 pub(crate) use join::{Grant, Join};
-
-/// How long the key of a user's node is valid.
-pub(crate) const KEY_LIFETIME: Duration = Duration::from_secs(180 * 24 * 3600);
 
 /// Says why a machine is not let in; the text is shown to the person at the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

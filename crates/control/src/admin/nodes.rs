@@ -101,12 +101,13 @@ impl Admin {
         .await
     }
 
-    /// Ends the time of a node's key now, or sets another end.
+    /// Ends the time of a node's key now, or sets another end. [`Expiry::Never`] holds for later logins, too.
     ///
     /// # Errors
     /// As [`Self::node`].
     pub async fn expire_node(&self, tailnet: Option<&str>, node: &str, expiry: Expiry) -> Result<NodeView, AdminError> {
         self.edit(tailnet, node, "node.expiry", move |record, work| {
+            record.key_expiry_disabled = expiry == Expiry::Never;
             record.key_expiry = match expiry {
                 Expiry::Now => Some(work.now),
                 Expiry::At(at) => Some(at),

@@ -10,7 +10,7 @@ use serde_json::Value;
 use warren_wire::key::{MachineKey, NodeKey};
 
 use crate::auth_key::AuthKeyText;
-use crate::model::Unconfirmed;
+use crate::model::{KeyLifetime, Unconfirmed};
 
 /// A tailnet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,8 @@ pub struct TailnetView {
     pub created: Timestamp,
     /// Whether new nodes wait for approval.
     pub machine_approval: bool,
+    /// How long the keys of users' nodes are valid after a login.
+    pub key_lifetime: KeyLifetime,
     /// Number of users.
     pub users: usize,
     /// Number of nodes.

@@ -27,6 +27,11 @@ pub enum Request {
         tailnet: String,
         needed: bool,
     },
+    /// Without a span, keys never expire.
+    TailnetKeyLifetime {
+        tailnet: String,
+        seconds: Option<u64>,
+    },
     UserCreate {
         tailnet: Option<String>,
         login: String,

@@ -5,6 +5,7 @@ use serde_json::Value;
 use warren_policy::PolicyAnswer;
 
 use super::*;
+use crate::KeyLifetime;
 use crate::admin::{
     AttributesView, AuthKeyView, LoginView, NodeView, PolicyVersionView, PolicyView, RelayView, TailnetView, UserView,
 };
@@ -108,6 +109,11 @@ async fn every_verb_answers_what_the_command_line_reads() {
     let tailnet: TailnetView =
         done(&world, json!({"verb": "tailnet-approval", "tailnet": "second", "needed": true})).await;
     assert!(tailnet.machine_approval);
+    let days = json!({"verb": "tailnet-key-lifetime", "tailnet": "second", "seconds": 7_776_000});
+    let never = json!({"verb": "tailnet-key-lifetime", "tailnet": "second"});
+    for (call, lifetime) in [(days, KeyLifetime::Seconds(7_776_000)), (never, KeyLifetime::Never)] {
+        assert_eq!(done::<TailnetView>(&world, call).await.key_lifetime, lifetime);
+    }
 
     let user: UserView = done(&world, json!({"verb": "user-create", "login": "ann@example.com"})).await;
     assert_eq!((user.tailnet.as_str(), user.display_name.as_str()), ("default", "ann@example.com"));

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::requests::{ExpiryChange, NewAuthKey, PolicyTerms, Request};
 use crate::admin::{self, Admin, AdminError, NewPolicy, PolicySource};
+use crate::model::KeyLifetime;
 
 /// Most entries of the audit log in one answer.
 const MAX_AUDIT_ENTRIES: u32 = 10_000;
@@ -93,6 +94,10 @@ pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Resul
         Request::TailnetCreate { name } => shown(&admin.create_tailnet(&name).await?),
         Request::TailnetList => shown(&admin.tailnets()),
         Request::TailnetApproval { tailnet, needed } => shown(&admin.set_machine_approval(&tailnet, needed).await?),
+        Request::TailnetKeyLifetime { tailnet, seconds } => {
+            let lifetime = seconds.map_or(KeyLifetime::Never, KeyLifetime::Seconds);
+            shown(&admin.set_key_lifetime(&tailnet, lifetime).await?)
+        }
         Request::UserCreate { tailnet, login, display_name } => {
             shown(&admin.create_user(&some(tailnet)?, &login, display_name.as_deref()).await?)
         }

@@ -6,7 +6,7 @@ use warren_policy::Attributes;
 use warren_wire::control::{Hostinfo, RegisterRequest, UserId};
 use warren_wire::key::{MachineKey, NodeKey};
 
-use super::{KEY_LIFETIME, Refusal, find};
+use super::{Refusal, find};
 use crate::auth_key::{self, AuthKeyError, Shown};
 use crate::model::TAGS_MAX;
 use crate::model::{NodeRecord, NodeState, Owner, UserIdentity, UserRecord, Who};
@@ -184,7 +184,7 @@ impl Join {
     fn renew(&self, work: &mut Work<'_>, terms: &Terms, node: &Node) -> Arc<Node> {
         let mut record = (*node.record).clone();
         record.key = self.key;
-        record.key_expiry = self.key_expiry(work, terms);
+        record.key_expiry = if record.key_expiry_disabled { None } else { self.key_expiry(work, terms) };
         record.ephemeral = terms.ephemeral;
         record.approved |= terms.approved;
         record.auth_key = terms.auth_key.clone();
@@ -214,6 +214,7 @@ impl Join {
             machine: self.machine,
             key: self.key,
             key_expiry: self.key_expiry(work, terms),
+            key_expiry_disabled: false,
             name: work.free_name(&crate::name::label(host), None),
             name_chosen: false,
             ipv4,
@@ -240,7 +241,7 @@ impl Join {
 
     fn key_expiry(&self, work: &Work<'_>, terms: &Terms) -> Option<jiff::Timestamp> {
         match terms.owner {
-            Owner::User(_) => work.now.checked_add(KEY_LIFETIME).ok(),
+            Owner::User(_) => work.state.tailnet.key_lifetime.end(work.now),
             Owner::Tagged => None,
         }
     }

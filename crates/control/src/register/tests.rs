@@ -6,12 +6,14 @@ use jiff::SignedDuration;
 use warren_wire::control::{CapabilityVersion, RegisterRequest, RegisterResponse, Time};
 use warren_wire::key::NodeKey;
 
-use super::KEY_LIFETIME;
 use crate::admin::{AdminError, Expiry, LoginState, NewAuthKey, NodeView};
 use crate::login::LIFETIME;
 use crate::map::view::time;
 use crate::testing::*;
-use crate::{Control, NodeRecord, Who};
+use crate::{Control, KeyLifetime, NodeRecord, Who};
+
+/// How long keys last unless somebody says otherwise, in seconds: 180 days.
+const HALF_A_YEAR: u64 = 180 * 86_400;
 
 fn assert_in(answer: &RegisterResponse) {
     let wanted = ("", "", false, true);
@@ -76,7 +78,7 @@ async fn a_key_for_one_use_lets_one_node_in() {
     assert_eq!(node.addresses[0].to_string(), "100.64.0.1");
     assert_eq!(node.addresses[1].to_string(), "fd7a:115c:a1e0::6440:1");
     assert!(node.approved && !node.expired && !node.ephemeral);
-    let expiry = world.started() + SignedDuration::try_from(KEY_LIFETIME).unwrap();
+    let expiry = world.started() + SignedDuration::from_hours(180 * 24);
     assert_eq!(node.key_expiry, Some(expiry));
 
     assert_refused(&world.register(2, with_key(register(2), &key)).await, "has been used");
@@ -500,14 +502,14 @@ async fn an_expired_node_logs_in_again() {
     let spent = world.auth_key(NewAuthKey::default()).await;
     assert_in(&world.register(1, with_key(register(1), &spent)).await);
     let id = world.id(1);
-    tokio::time::advance(KEY_LIFETIME).await;
+    tokio::time::advance(Duration::from_secs(HALF_A_YEAR)).await;
     // It needs a new key; the one that it came with is spent, which is said in words.
     assert!(world.register(1, register(1)).await.node_key_expired);
     assert_refused(&world.register(1, with_key(register(1), &spent)).await, "has been used");
     let fresh = world.auth_key(NewAuthKey::default()).await;
     assert_in(&world.register(1, with_key(register(1), &fresh)).await);
     assert_eq!(world.id(1), id);
-    tokio::time::advance(KEY_LIFETIME).await;
+    tokio::time::advance(Duration::from_secs(HALF_A_YEAR)).await;
     // By login: the client came with a new key, which must never be called expired.
     let request = RegisterRequest { old_node_key: Some(node_key(1)), ..register(11) };
     let answer = world.register(1, request).await;
@@ -552,6 +554,52 @@ async fn an_administrator_ends_and_extends_a_key_and_the_client_notices() {
     let itself = own.map.own.as_ref().unwrap();
     assert!(!itself.expired && itself.key_expiry.is_none());
     assert_in(&world.register(1, register(1)).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tailnet_says_how_long_keys_last_from_the_next_login_on() {
+    let world = World::new().await;
+    let key = world.auth_key(NewAuthKey { reusable: true, ..NewAuthKey::default() }).await;
+    assert_in(&world.register(1, with_key(register(1), &key)).await);
+    let before = world.node(1).key_expiry;
+    for (lifetime, works) in [(3599, false), (3600, true), (KeyLifetime::MOST + 1, false), (86_400, true)] {
+        let set = world.admin().set_key_lifetime("default", KeyLifetime::Seconds(lifetime)).await;
+        assert_eq!(set.is_ok(), works, "{lifetime}: {set:?}");
+    }
+    assert_eq!(world.node(1).key_expiry, before, "who is in keeps the end");
+    assert_in(&world.register(2, with_key(register(2), &key)).await);
+    assert_eq!(world.node(2).key_expiry, Some(world.started() + SignedDuration::from_hours(24)));
+    // The key is alive until the new one is let in: nothing breaks while a person is on the way.
+    let renewed = |auth: &str| RegisterRequest { old_node_key: Some(node_key(1)), ..with_key(register(11), auth) };
+    let open = world.register(1, RegisterRequest { auth: None, ..renewed(&key) }).await;
+    assert!(!open.auth_url.is_empty() && world.is_known(1) && world.control.relay_admits(&node_key(1)));
+    assert_in(&world.register(1, renewed(&key)).await);
+    assert_eq!(world.node(11).key_expiry, Some(world.started() + SignedDuration::from_hours(24)));
+
+    world.admin().set_key_lifetime("default", KeyLifetime::Never).await.unwrap();
+    assert_in(&world.register(3, with_key(register(3), &key)).await);
+    assert_eq!(world.node(3).key_expiry, None);
+    let what: Vec<_> = world.admin().audit(None, None, 50).await.unwrap().into_iter().map(|entry| entry.what).collect();
+    assert_eq!(what.iter().filter(|what| *what == "tailnet.key-lifetime").count(), 3, "{what:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_an_administrator_keeps_alive_stays_so_over_logins() {
+    let world = World::new().await;
+    let key = world.auth_key(NewAuthKey { reusable: true, ..NewAuthKey::default() }).await;
+    assert_in(&world.register(1, with_key(register(1), &key)).await);
+    world.admin().expire_node(None, "host1", Expiry::Never).await.unwrap();
+    let renew = |new, old| RegisterRequest { old_node_key: Some(node_key(old)), ..with_key(register(new), &key) };
+    assert_in(&world.register(1, renew(11, 1)).await);
+    assert_eq!(world.node(11).key_expiry, None);
+    // A person who logs out is out all the same.
+    assert!(world.register(1, logout(11)).await.node_key_expired);
+    assert!(world.register(1, register(11)).await.node_key_expired);
+    assert_in(&world.register(1, renew(12, 11)).await);
+    assert_eq!(world.node(12).key_expiry, None);
+    world.admin().expire_node(None, &world.node(12).name, Expiry::Now).await.unwrap();
+    assert_in(&world.register(1, renew(13, 12)).await);
+    assert!(world.node(13).key_expiry.is_some(), "an administrator who ends it takes the exception back");
 }
 
 #[tokio::test(start_paused = true)]

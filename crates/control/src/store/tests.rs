@@ -21,6 +21,7 @@ fn tailnet() -> TailnetRecord {
         name: "default".to_owned(),
         created: start_of_time(),
         machine_approval: false,
+        key_lifetime: crate::model::KeyLifetime::default(),
         policy_version: 0,
         unconfirmed: None,
     }
@@ -47,6 +48,7 @@ fn node(number: u8) -> Arc<NodeRecord> {
         machine: MachineKey::from_bytes([number; 32]),
         key: NodeKey::from_bytes([number; 32]),
         key_expiry: None,
+        key_expiry_disabled: false,
         name: format!("node{number}"),
         name_chosen: false,
         ipv4: [100, 64, 0, number].into(),

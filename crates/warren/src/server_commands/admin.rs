@@ -82,6 +82,18 @@ enum Tailnet {
         #[arg(value_parser = on_off, action = clap::ArgAction::Set)]
         needed: bool,
     },
+    /// Say how long machines of people stay in before they must log in again: 180 days unless you say so. Machines that
+    /// are in now keep their end. Tagged machines stay for ever.
+    KeyLifetime {
+        /// The network.
+        name: String,
+        /// 12h, 90d; an hour at least, ten years at most.
+        #[arg(value_name = "SPAN", value_parser = times::span, required_unless_present = "never")]
+        span: Option<std::time::Duration>,
+        /// For ever.
+        #[arg(long, conflicts_with = "span")]
+        never: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -172,7 +184,7 @@ enum Node {
         /// After this span: 30m, 24h, 7d.
         #[arg(long = "in", value_name = "SPAN", value_parser = times::span, conflicts_with = "never")]
         after: Option<std::time::Duration>,
-        /// Never.
+        /// Never, also after later logins.
         #[arg(long)]
         never: bool,
     },
@@ -295,6 +307,9 @@ fn request(family: Family, tailnet: Option<String>) -> AdminRequest {
         Family::Tailnet(Tailnet::Create { name }) => AdminRequest::TailnetCreate { name },
         Family::Tailnet(Tailnet::List) => AdminRequest::TailnetList,
         Family::Tailnet(Tailnet::Approval { name, needed }) => AdminRequest::TailnetApproval { tailnet: name, needed },
+        Family::Tailnet(Tailnet::KeyLifetime { name, span, never: _ }) => {
+            AdminRequest::TailnetKeyLifetime { tailnet: name, seconds: span.map(|span| span.as_secs()) }
+        }
         Family::User(User::Create { login, display_name }) => AdminRequest::UserCreate { tailnet, login, display_name },
         Family::User(User::List) => AdminRequest::UserList { tailnet },
         Family::User(User::SetRole { login, role }) => AdminRequest::UserSetRole { tailnet, login, role },

@@ -2,6 +2,7 @@
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use warren_control::KeyLifetime;
 use warren_control::admin::{AuthKeyView, LoginState, LoginView, NodeView, RelayView, TailnetView, UserView};
 use warren_control::admin_socket::AdminRequest;
 use warren_control::server::key_words;
@@ -20,6 +21,14 @@ pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failur
                 "made the network {}, whose machines are called NAME.{}",
                 tailnet.name, tailnet.domain
             ))
+        }
+        AdminRequest::TailnetKeyLifetime { tailnet, .. } => {
+            let lifetime = typed::<TailnetView>(answer)?.key_lifetime;
+            let lasts = match lifetime {
+                KeyLifetime::Never => "stay in for ever".to_owned(),
+                KeyLifetime::Seconds(_) => format!("must log in again after {}", lasts(lifetime)),
+            };
+            output::line(format_args!("{tailnet}: machines of people {lasts}, from their next login on"))
         }
         AdminRequest::TailnetApproval { tailnet, needed } => {
             let wait = if *needed { "wait until they are approved" } else { "take part at once" };
@@ -125,10 +134,21 @@ fn tailnets(list: &[TailnetView]) -> Result<(), Failure> {
                 tailnet.users.to_string(),
                 format!("{} ({} online)", tailnet.nodes, tailnet.online),
                 if tailnet.machine_approval { "needed" } else { "-" }.to_owned(),
+                lasts(tailnet.key_lifetime),
             ]
         })
         .collect();
-    output::table(["NAME", "DOMAIN", "USERS", "NODES", "APPROVAL"], &rows)
+    output::table(["NAME", "DOMAIN", "USERS", "NODES", "APPROVAL", "KEYS LAST"], &rows)
+}
+
+/// Shows how long keys last, as it is typed.
+fn lasts(lifetime: KeyLifetime) -> String {
+    match lifetime {
+        KeyLifetime::Seconds(seconds) if seconds % 86_400 == 0 => format!("{}d", seconds / 86_400),
+        KeyLifetime::Seconds(seconds) if seconds % 3_600 == 0 => format!("{}h", seconds / 3_600),
+        KeyLifetime::Seconds(seconds) => format!("{seconds}s"),
+        KeyLifetime::Never => "for ever".to_owned(),
+    }
 }
 
 fn users(list: &[UserView]) -> Result<(), Failure> {
