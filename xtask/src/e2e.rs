@@ -2,6 +2,7 @@
 
 mod failures;
 mod go_client;
+mod login;
 mod nat;
 mod peer_relay;
 mod policy;
@@ -41,6 +42,7 @@ const TESTS: &[Test] = &[
     Test { name: "port_mapping_by_upnp_leads_through_hard_nats", body: nat::upnp },
     Test { name: "peer_relay_leads_through_hard_nats", body: peer_relay::nodes },
     Test { name: "failures_say_what_to_do", body: failures::messages },
+    Test { name: "people_log_in_with_their_provider", body: login::with_provider },
     Test { name: "go_clients_mesh_directly", body: go_client::two_direct },
     Test { name: "go_clients_mesh_over_the_relay", body: go_client::two_relayed },
     Test { name: "go_client_and_node_both_ways_directly", body: go_client::with_node_direct },

@@ -294,6 +294,11 @@ impl Node {
         &self.process
     }
 
+    /// Where `warren …` reaches the daemon.
+    pub(crate) fn socket(&self) -> &str {
+        &self.socket
+    }
+
     /// The directory with the node's state.
     pub(crate) fn state_dir(&self) -> &Path {
         Path::new(&self.state)

@@ -46,6 +46,23 @@ pub(crate) fn caddy() -> Result<PathBuf> {
     program.canonicalize().with_context(|| format!("{} is not in the package", program.display()))
 }
 
+/// Returns the folder of a certified OpenID provider, the npm package `oidc-provider`, with what it needs.
+pub(crate) fn oidc_provider() -> Result<PathBuf> {
+    const VERSION: &str = "9.13.3";
+    let dir = target().join(format!("tools/oidc-provider-{VERSION}"));
+    if !dir.join("node_modules/oidc-provider/package.json").exists() {
+        debian(&[("node", "nodejs"), ("npm", "npm")])?;
+        eprintln!("fetching an OpenID provider: npm package oidc-provider {VERSION}");
+        std::fs::create_dir_all(&dir)?;
+        Run::new("npm")
+            .args("install --no-audit --no-fund --ignore-scripts --loglevel error --prefix")
+            .arg(&dir)
+            .arg(format!("oidc-provider@{VERSION}"))
+            .go()?;
+    }
+    dir.canonicalize().with_context(|| format!("{} cannot be used", dir.display()))
+}
+
 fn on_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

@@ -28,8 +28,10 @@ impl GoClient {
         environment: &[(String, String)],
     ) -> Result<Self> {
         let name = &host.name;
+        // Without a key it shows a URL and waits for a person.
+        let key = if key.is_empty() { String::new() } else { format!("auth_key {key}") };
         let text = format!(
-            "{{\n admin off\n debug\n auto_https off\n tailscale {{\n  auth_key {key}\n  control_url {url}\n  state_dir ./{name}-go-state\n }}\n}}\n\
+            "{{\n admin off\n debug\n auto_https off\n tailscale {{\n  {key}\n  control_url {url}\n  state_dir ./{name}-go-state\n }}\n}}\n\
              http://:80 {{\n bind tailscale/{name}\n respond \"{page}\"\n}}\n\
              https://{name}.test:443 {{\n bind tailscale/{name}\n tls internal\n respond \"{page}\"\n}}\n\
              http://127.0.0.1:8000 {{\n bind 127.0.0.1\n reverse_proxy http://{target} {{\n  transport tailscale {name}\n }}\n}}\n"
