@@ -122,7 +122,7 @@ pub(super) fn with_provider(context: &Context) -> Result<()> {
          client_id = \"warren\"\nclient_secret_file = \"secret\"\n[provider.tailnets]\n\"example.com\" = \"default\"\n"
     );
     std::fs::write(&config, text)?;
-    let server = Server::start(&context.warren, &host, &["--oidc", &config.to_string_lossy()])?;
+    let mut server = Server::start(&context.warren, &host, &["--oidc", &config.to_string_lossy()])?;
     let key = server.invite(&[])?.value("--server-key")?;
 
     let alpha = Node::start(&context.warren, &lab.host("alpha"))?;
@@ -153,24 +153,75 @@ pub(super) fn with_provider(context: &Context) -> Result<()> {
         (fetch(&alpha.host, &format!("http://{address}/")).ok()? == "page of gopher").then_some(())
     })?;
 
-    // Bob logs in on Ann's machine: he gets a node of his own, and hers stays hers.
-    let (words, socket) = (["login", "--socket"], alpha.socket().to_owned());
-    let again = alpha.host.spawn("login-of-bob", &context.warren, &[words[0], words[1], &socket, "--timeout", "60"])?;
-    let url = wait_for("the URL of Bob's login", PATIENCE, || login_url(&again.log(), &server))?;
-    let bob = Browser::new(&host, "bob");
+    another_person(context, &server, &host, &alpha, &alpha4)?;
+    drop(issuer);
+    server.kill_and_restart()?;
+    without_provider(context, &server, &host, &alpha)?;
+    ensure!(server.admin(&["audit", "--verify"])?.contains("intact"), "the audit log is broken");
+    Ok(())
+}
+
+/// Bob logs in on Ann's machine: he gets a node of his own, and hers stays hers. His waits for approval.
+fn another_person(context: &Context, server: &Server, host: &Host, alpha: &Node, alpha4: &str) -> Result<()> {
+    server.admin(&["tailnet", "approval", "default", "on"])?;
+    let (_login, url) = begin_other(context, alpha, server, "bob")?;
+    let bob = Browser::new(host, "bob");
     let page = bob.log_in(&url, "bob")?;
     let done = bob.submit(&page, &[("decision", "confirm")])?;
-    ensure!(done.html.contains("was let in"), "Bob is not let in: {}", done.html);
-    let nodes: Vec<serde_json::Value> = serde_json::from_str(&server.admin(&["--json", "node", "list"])?)?;
+    ensure!(
+        done.html.contains("as soon as an administrator approves it"),
+        "Bob's machine does not wait: {}",
+        done.html
+    );
+    let nodes = nodes_of(server)?;
     let owner = |node: &serde_json::Value| node.get("user").and_then(|user| user.as_str().map(str::to_owned));
     let first = |node: &serde_json::Value| node.pointer("/addresses/0").and_then(|at| at.as_str().map(str::to_owned));
     let mut owners: Vec<_> =
         nodes.iter().map(|node| (first(node).unwrap_or_default(), owner(node).unwrap_or_default())).collect();
-    let hers = owners.iter().position(|(address, _)| *address == alpha4).context("the first node is gone")?;
+    let hers = owners.iter().position(|(address, _)| address == alpha4).context("the first node is gone")?;
     ensure!(owners.remove(hers).1 == "ann@example.com", "Ann's node changed hands: {nodes:?}");
     let mut owners: Vec<_> = owners.into_iter().map(|(_, user)| user).collect();
     owners.sort();
     ensure!(owners == ["ann@example.com", "bob@example.com"], "the other nodes belong to {owners:?}");
-    ensure!(server.admin(&["audit", "--verify"])?.contains("intact"), "the audit log is broken");
+    let waits = |node: &&serde_json::Value| node.get("approved") == Some(&serde_json::Value::Bool(false));
+    let waiting = nodes.iter().find(waits).context("no machine waits for approval")?;
+    ensure!(owner(waiting).as_deref() == Some("bob@example.com"), "another machine waits: {waiting}");
+    let id = waiting.get("stable_id").and_then(serde_json::Value::as_str).context("a node has no ID")?;
+    ensure!(is_running(alpha).is_none(), "a machine that waits takes part");
+    server.admin(&["node", "approve", id])?;
+    wait_for("Bob's machine to take part", PATIENCE, || is_running(alpha))?;
+    ensure!(server.admin(&["--json", "audit"])?.contains("node.approve"), "the approval is not in the audit log");
     Ok(())
+}
+
+/// The provider went away before the server started: a page says so, and whoever was in is in.
+fn without_provider(context: &Context, server: &Server, host: &Host, alpha: &Node) -> Result<()> {
+    wait_for("both machines to be back", PATIENCE, || {
+        let nodes = nodes_of(server).ok()?;
+        let online = |node: &&serde_json::Value| node.get("online") == Some(&serde_json::Value::Bool(true));
+        (nodes.iter().filter(online).count() == 2).then_some(())
+    })?;
+    wait_for("Bob's machine to go on", PATIENCE, || is_running(alpha))?;
+    let (_login, url) = begin_other(context, alpha, server, "carl")?;
+    let browser = Browser::new(host, "carl");
+    let page = browser.load(&url, &[])?;
+    let page = browser.follow(&page, "Log in with The Lab")?;
+    ensure!(page.html.contains("The Lab cannot be asked just now"), "the page does not say it: {}", page.html);
+    Ok(())
+}
+
+fn is_running(node: &Node) -> Option<()> {
+    node.status().ok().filter(|status| status["BackendState"] == "Running").map(|_| ())
+}
+
+fn nodes_of(server: &Server) -> Result<Vec<serde_json::Value>> {
+    Ok(serde_json::from_str(&server.admin(&["--json", "node", "list"])?)?)
+}
+
+/// Starts a login of somebody else on the machine of `node`, and returns its process once it shows a URL.
+fn begin_other(context: &Context, node: &Node, server: &Server, name: &str) -> Result<(Process, String)> {
+    let words = ["login", "--socket", node.socket(), "--timeout", "60"];
+    let login = node.host.spawn(&format!("login-of-{name}"), &context.warren, &words)?;
+    let url = wait_for("the URL of another login", PATIENCE, || login_url(&login.log(), server))?;
+    Ok((login, url))
 }
