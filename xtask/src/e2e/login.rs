@@ -153,6 +153,17 @@ pub(super) fn with_provider(context: &Context) -> Result<()> {
         (fetch(&alpha.host, &format!("http://{address}/")).ok()? == "page of gopher").then_some(())
     })?;
 
+    // Her key ends; she logs in again, and the machine is the one that it was.
+    server.admin(&["node", "expire", &alpha4])?;
+    wait_for("the machine to notice that its key ended", PATIENCE, || is_running(&alpha).is_none().then_some(()))?;
+    let (mut again, url) = begin_other(context, &alpha, &server, "ann")?;
+    let asks = ann.follow(&ann.load(&url, &[])?, "Log in with The Lab")?;
+    let done = ann.submit(&asks, &[("decision", "confirm")])?;
+    ensure!(done.html.contains("was let in"), "Ann is not let in again: {}", done.html);
+    ensure!(again.wait_end(PATIENCE)?.success(), "warren login failed: {}", again.log());
+    wait_for("the machine to be back", PATIENCE, || is_running(&alpha))?;
+    ensure!(alpha.addresses()?.0 == alpha4, "the machine has another address after the login");
+
     another_person(context, &server, &host, &alpha, &alpha4)?;
     drop(issuer);
     server.kill_and_restart()?;
