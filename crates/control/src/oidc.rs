@@ -1,4 +1,4 @@
-//! Logging in with OpenID Connect: the rules, without I/O.
+//! Logging in with OpenID Connect, or with GitHub ([`github`]): the rules, without I/O.
 //!
 //! A provider is what the operator wrote down ([`Provider`]); its [`Discovery`] document says where it answers. A login
 //! in a browser is an attempt of [`Attempts`]: state, nonce and PKCE verifier, bound to that browser, for one use. What
@@ -10,6 +10,7 @@
 mod attempt;
 mod claims;
 mod discovery;
+pub(crate) mod github;
 mod jws;
 mod provider;
 mod rules;
@@ -21,7 +22,7 @@ pub(crate) use attempt::{AttemptError, Attempts, LIFETIME, RANDOM_BYTES, digest}
 pub(crate) use claims::{Claims, ClaimsError, Expected};
 pub(crate) use discovery::{Discovery, DiscoveryError};
 pub(crate) use jws::{JwsError, KeySet};
-pub(crate) use provider::Provider;
+pub(crate) use provider::{Kind, Provider};
 pub use provider::{OidcConfig, OidcConfigError};
 pub(crate) use rules::{NotAllowed, Person};
 pub(crate) use token::{TokenError, TokenRequest, Tokens, authorization_url, merge_user_info};

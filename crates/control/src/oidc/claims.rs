@@ -80,6 +80,11 @@ impl Claims {
         if issued.max(not_before) > now.saturating_add(SKEW_SECONDS) {
             return Err(ClaimsError::Future);
         }
+        Self::of(all)
+    }
+
+    /// Takes claims whose origin is proved otherwise.
+    pub(super) fn of(all: Map<String, Value>) -> Result<Self, ClaimsError> {
         let subject = subject(&all).ok_or(ClaimsError::Missing("sub"))?.to_owned();
         Ok(Self { subject, all })
     }

@@ -28,7 +28,7 @@ pub(crate) struct Discovery {
     pub(crate) authorization: String,
     /// Where codes become tokens.
     pub(crate) token: String,
-    /// Where its keys are.
+    /// Where its keys are; empty if it signs nothing.
     pub(crate) keys: String,
     /// Where more is told about a person.
     pub(crate) user_info: Option<String>,

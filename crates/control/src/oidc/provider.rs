@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::discovery::is_secure;
+use super::discovery::{Discovery, is_secure};
+use super::github;
 use super::rules::EVERYBODY;
 use crate::domains;
 use crate::name::is_label;
@@ -17,9 +18,10 @@ const PROVIDERS_MAX: usize = 16;
 /// Longest file, of the configuration or of a secret, in bytes.
 const FILE_MAX: u64 = 256 * 1024;
 /// Issuers at which anybody gets an account, so that being known there means nothing.
-const OPEN_TO_ALL: [&str; 6] = [
+const OPEN_TO_ALL: [&str; 7] = [
     "https://accounts.google.com",
     "https://appleid.apple.com",
+    "https://github.com",
     "https://gitlab.com",
     "https://login.microsoftonline.com/9188040d-6c67-4c5b-b112-36a304b66dad/v2.0",
     "https://login.microsoftonline.com/common/v2.0",
@@ -87,6 +89,17 @@ impl fmt::Debug for ClientSecret {
     }
 }
 
+/// What a provider speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kind {
+    /// OpenID Connect.
+    #[default]
+    Oidc,
+    /// OAuth 2 as GitHub has it.
+    GitHub,
+}
+
 /// An identity provider.
 #[derive(Debug, Clone)]
 pub(crate) struct Provider {
@@ -94,6 +107,8 @@ pub(crate) struct Provider {
     pub(crate) name: String,
     /// Name to show.
     pub(crate) title: String,
+    /// What it speaks.
+    pub(crate) kind: Kind,
     /// Issuer, as its tokens have it.
     pub(crate) issuer: String,
     /// Our name there.
@@ -127,11 +142,12 @@ struct RawConfig {
 struct RawProvider {
     name: String,
     title: Option<String>,
+    #[serde(default)]
+    kind: Kind,
     issuer: String,
     client_id: String,
     client_secret_file: Option<PathBuf>,
-    #[serde(default = "usual_scopes")]
-    scopes: Vec<String>,
+    scopes: Option<Vec<String>>,
     #[serde(default)]
     allowed_domains: Vec<String>,
     #[serde(default)]
@@ -146,8 +162,14 @@ struct RawProvider {
     new_tailnets: bool,
 }
 
-fn usual_scopes() -> Vec<String> {
-    vec!["email".to_owned(), "profile".to_owned()]
+/// What is asked for unless the operator says otherwise.
+fn usual_scopes(raw: &RawProvider) -> Vec<String> {
+    let scopes: &[&str] = match (raw.kind, raw.allowed_groups.is_empty()) {
+        (Kind::Oidc, _) => &["email", "profile"],
+        (Kind::GitHub, true) => &["read:user", "user:email"],
+        (Kind::GitHub, false) => &["read:user", "user:email", "read:org"],
+    };
+    scopes.iter().map(|&scope| scope.to_owned()).collect()
 }
 
 fn usual_groups_claim() -> String {
@@ -215,12 +237,14 @@ fn provider(raw: RawProvider, secret: Option<Zeroizing<String>>) -> Result<Provi
         return Err("client_id and title must not be empty".to_owned());
     }
     let client_secret = match secret {
+        None if raw.kind == Kind::GitHub => return Err("client_secret_file is missing; GitHub wants one".to_owned()),
         None => None,
         Some(text) if text.trim().is_empty() => return Err("client_secret_file: the file is empty".to_owned()),
         Some(text) => Some(ClientSecret(Zeroizing::new(text.trim().to_owned()))),
     };
     let token = |scope: &&String| scope.is_empty() || !scope.bytes().all(|byte| byte.is_ascii_graphic());
-    if let Some(scope) = raw.scopes.iter().find(token) {
+    let scopes = raw.scopes.clone().unwrap_or_else(|| usual_scopes(&raw));
+    if let Some(scope) = scopes.iter().find(token) {
         return Err(format!("scopes: {scope:?} is no scope"));
     }
     let lists = !(raw.allowed_domains.is_empty() && raw.allowed_groups.is_empty() && raw.allowed_users.is_empty());
@@ -244,10 +268,11 @@ fn provider(raw: RawProvider, secret: Option<Zeroizing<String>>) -> Result<Provi
     Ok(Provider {
         title: raw.title.unwrap_or_else(|| raw.name.clone()),
         name: raw.name,
+        kind: raw.kind,
         issuer: raw.issuer,
         client_id: raw.client_id,
         client_secret,
-        scopes: raw.scopes,
+        scopes,
         allowed_domains: lower(raw.allowed_domains),
         allowed_groups: raw.allowed_groups,
         // Subjects are compared letter by letter, addresses in lower case.
@@ -265,8 +290,14 @@ fn provider(raw: RawProvider, secret: Option<Zeroizing<String>>) -> Result<Provi
 impl Provider {
     /// Returns all that we ask for, as the parameter `scope` has it.
     pub(crate) fn scope(&self) -> String {
+        let first = (self.kind == Kind::Oidc).then_some("openid");
         let more = self.scopes.iter().filter(|scope| *scope != "openid").map(String::as_str);
-        std::iter::once("openid").chain(more).collect::<Vec<_>>().join(" ")
+        first.into_iter().chain(more).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Returns where it answers, if that needs no discovery document.
+    pub(crate) fn well_known(&self) -> Option<Discovery> {
+        (self.kind == Kind::GitHub).then(|| github::discovery(self))
     }
 
     /// Returns the URL of the discovery document.

@@ -422,6 +422,8 @@ fn a_configuration_says_what_is_wrong_with_it() {
         (&head.replace("https:", "http:"), "no https URL"),
         (&head.replace("\"a\"", "\"A b\""), "lower-case letters"),
         (&head.replace("\"x\"", "\"\""), "client_id"),
+        (&format!("{head}kind = \"github\""), "client_secret_file is missing"),
+        (&format!("{head}kind = \"saml\""), "unknown variant `saml`"),
         (&format!("{head}scopes = [\"a b\"]"), "no scope"),
         (&format!("{head}[provider.tailnets]\n\"GMail.com\" = \"home\""), "belongs to no network"),
         (&format!("{head}[provider.tailnets]\n\"a.test\" = \"No\""), "no name of a network"),
@@ -436,4 +438,26 @@ fn a_configuration_says_what_is_wrong_with_it() {
     );
     let missing = OidcConfig::read(Path::new("/nowhere/oidc.toml")).unwrap_err();
     assert!(missing.to_string().contains("/nowhere/oidc.toml"));
+}
+
+#[test]
+fn github_answers_at_known_places() {
+    let at = |issuer: &str| {
+        let text = format!(
+            "[[provider]]\nname = \"hub\"\nkind = \"github\"\nissuer = \"{issuer}\"\nclient_id = \"x\"\n\
+             client_secret_file = \"s\"\nallowed_groups = [\"example\"]"
+        );
+        let provider = config(&text).unwrap().providers.remove(0);
+        assert_eq!(provider.scope(), "read:user user:email read:org");
+        (provider.well_known().unwrap().token, github::api(&provider, "user"))
+    };
+    for (issuer, api) in [
+        ("https://github.com", "https://api.github.com/user"),
+        ("https://example.ghe.com", "https://api.example.ghe.com/user"),
+        ("https://git.example.com", "https://git.example.com/api/v3/user"),
+        ("https://evilgithub.com", "https://evilgithub.com/api/v3/user"),
+    ] {
+        assert_eq!(at(issuer), (format!("{issuer}/login/oauth/access_token"), api.to_owned()));
+    }
+    assert_eq!(provider("").well_known(), None);
 }

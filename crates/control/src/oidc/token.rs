@@ -89,9 +89,9 @@ impl TokenRequest {
 
 /// What a code became.
 pub(crate) struct Tokens {
-    /// Says who it is.
-    pub(crate) id_token: String,
-    /// Opens the userinfo endpoint.
+    /// Says who it is, where the provider knows such tokens.
+    pub(crate) id_token: Option<String>,
+    /// Opens the userinfo endpoint, or the API.
     pub(crate) access_token: Option<Zeroizing<String>>,
 }
 
@@ -119,10 +119,11 @@ impl Tokens {
             return Err(TokenError::Refused(text));
         }
         let usable = |token: &String| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
-        Ok(Self {
-            id_token: raw.id_token.ok_or(TokenError::Form)?,
-            access_token: raw.access_token.filter(usable).map(Zeroizing::new),
-        })
+        let access_token = raw.access_token.filter(usable).map(Zeroizing::new);
+        match (raw.id_token, access_token) {
+            (None, None) => Err(TokenError::Form),
+            (id_token, access_token) => Ok(Self { id_token, access_token }),
+        }
     }
 }
 

@@ -21,8 +21,8 @@ use super::login_page::{self, Known};
 use super::shared::Arrival;
 use super::web::unread;
 use crate::oidc::{
-    Attempts, Claims, ClaimsError, Discovery, DiscoveryError, Expected, JwsError, KeySet, LIFETIME, NotAllowed,
-    OidcConfig, Person, Provider, RANDOM_BYTES, TokenError, TokenRequest, Tokens, authorization_url, digest,
+    Attempts, Claims, ClaimsError, Discovery, DiscoveryError, Expected, JwsError, KeySet, Kind, LIFETIME, NotAllowed,
+    OidcConfig, Person, Provider, RANDOM_BYTES, TokenError, TokenRequest, Tokens, authorization_url, digest, github,
     merge_user_info,
 };
 use crate::sign_in::{Destination, SignInError};
@@ -276,17 +276,19 @@ async fn came_back(
         return Err(fetch(FetchError::Status { url: discovery.token.clone(), status: status.as_u16() }));
     }
     let tokens = Tokens::parse(&body).map_err(|error| Failed::Token { title: title(), error })?;
-    let payload = source.verify(fetcher, &discovery, &tokens.id_token, clock.instant()).await?;
-    let expected =
-        Expected { issuer: &provider.issuer, client_id: &provider.client_id, nonce: &attempt.nonce, now: clock.now() };
-    let wrong = |error| Failed::Claims { title: title(), error };
-    let mut claims = Claims::check(&payload, &expected).map_err(wrong)?;
-    let told_all = claims.has("email") && (provider.allowed_groups.is_empty() || claims.has(&provider.groups_claim));
-    if let (false, Some(url), Some(token)) = (told_all, &discovery.user_info, &tokens.access_token) {
-        let bearer = zeroize::Zeroizing::new(format!("Bearer {}", **token));
-        let more = fetcher.get(url, Some(&bearer)).await.map_err(fetch)?;
-        merge_user_info(&mut claims, &more).map_err(wrong)?;
-    }
+    let claims = match provider.kind {
+        Kind::Oidc => {
+            let id_token = tokens.id_token.as_deref();
+            let id_token = id_token.ok_or_else(|| Failed::Token { title: title(), error: TokenError::Form })?;
+            let payload = source.verify(fetcher, &discovery, id_token, clock.instant()).await?;
+            let (issuer, client_id) = (provider.issuer.as_str(), provider.client_id.as_str());
+            let expected = Expected { issuer, client_id, nonce: &attempt.nonce, now: clock.now() };
+            let claims = Claims::check(&payload, &expected);
+            let claims = claims.map_err(|error| Failed::Claims { title: title(), error })?;
+            source.told_more(fetcher, &discovery, &tokens, claims).await?
+        }
+        Kind::GitHub => source.told_by_github(fetcher, &tokens).await?,
+    };
     let person = provider.admit(&claims)?;
     let mut random = [0; 32];
     getrandom::fill(&mut random).map_err(|_| Failed::Randomness)?;
@@ -300,6 +302,9 @@ async fn came_back(
 impl Source {
     /// Returns where the provider answers: as it said lately or, if it says nothing now, as it said last.
     async fn discovery(&self, fetcher: &Fetcher, now: Instant) -> Result<Arc<Discovery>, Failed> {
+        if let Some(discovery) = self.provider.well_known() {
+            return Ok(Arc::new(discovery));
+        }
         let kept = lock(&self.discovery).clone();
         if let Some((discovery, at)) = &kept
             && now.saturating_duration_since(*at) < FRESH
@@ -325,6 +330,49 @@ impl Source {
             }
             (Err(failed), None) => Err(failed),
         }
+    }
+
+    /// Asks for what the token does not say and the rules want to know.
+    async fn told_more(
+        &self,
+        fetcher: &Fetcher,
+        discovery: &Discovery,
+        tokens: &Tokens,
+        mut claims: Claims,
+    ) -> Result<Claims, Failed> {
+        let provider = &self.provider;
+        let told_all =
+            claims.has("email") && (provider.allowed_groups.is_empty() || claims.has(&provider.groups_claim));
+        if let (false, Some(url), Some(token)) = (told_all, &discovery.user_info, &tokens.access_token) {
+            let more = self.ask(fetcher, url, token).await?;
+            merge_user_info(&mut claims, &more)
+                .map_err(|error| Failed::Claims { title: provider.title.clone(), error })?;
+        }
+        Ok(claims)
+    }
+
+    /// Asks GitHub's API who it is.
+    async fn told_by_github(&self, fetcher: &Fetcher, tokens: &Tokens) -> Result<Claims, Failed> {
+        let provider = &self.provider;
+        let title = || provider.title.clone();
+        let token = tokens.access_token.as_ref();
+        let token = token.ok_or_else(|| Failed::Token { title: title(), error: TokenError::Form })?;
+        let url = |path| github::api(provider, path);
+        let user = self.ask(fetcher, &url("user"), token).await?;
+        let addresses = self.ask(fetcher, &url("user/emails?per_page=100"), token).await?;
+        let organisations = match provider.allowed_groups.is_empty() {
+            true => None,
+            false => Some(self.ask(fetcher, &url("user/orgs?per_page=100"), token).await?),
+        };
+        github::claims(provider, &user, &addresses, organisations.as_deref())
+            .map_err(|error| Failed::Claims { title: title(), error })
+    }
+
+    /// Gets a document in the name of the person.
+    async fn ask(&self, fetcher: &Fetcher, url: &str, token: &str) -> Result<Bytes, Failed> {
+        let bearer = zeroize::Zeroizing::new(format!("Bearer {token}"));
+        let got = fetcher.get(url, Some(&bearer)).await;
+        got.map_err(|error| Failed::Fetch { title: self.provider.title.clone(), error })
     }
 
     /// Checks a token, with fresh keys if it names one that is not known.

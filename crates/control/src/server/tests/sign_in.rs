@@ -95,6 +95,11 @@ impl Issuer {
                     assert!(request.contains("uthorization: Bearer access\r\n"), "{request}");
                     ("200 OK", self.user_info.lock().unwrap().clone().unwrap().to_string())
                 }
+                "/login/oauth/access_token" => self.github_token(request),
+                path if path.starts_with("/api/v3/user") => {
+                    assert!(request.contains("uthorization: Bearer access\r\n"), "{request}");
+                    ("200 OK", self.claims.lock().unwrap()[path].to_string())
+                }
                 _ => ("404 Not Found", String::new()),
             },
         };
@@ -126,6 +131,17 @@ impl Issuer {
         ("200 OK", json!({"id_token": id_token, "access_token": "access", "token_type": "Bearer"}).to_string())
     }
 
+    fn github_token(&self, request: &str) -> (&'static str, String) {
+        let form: Vec<(String, String)> = form_urlencoded::parse(body(request).as_bytes()).into_owned().collect();
+        let field = |name: &str| form.iter().find(|(key, _)| key == name).unwrap().1.clone();
+        assert_eq!(URL_SAFE_NO_PAD.encode(Sha256::digest(field("code_verifier"))), self.brought.lock().unwrap().0);
+        assert_eq!((field("client_id"), field("client_secret")), ("warren".to_owned(), "secret".to_owned()));
+        match field("code").as_str() {
+            "good" => ("200 OK", json!({"access_token": "access", "scope": "", "token_type": "bearer"}).to_string()),
+            _ => ("200 OK", json!({"error": "bad_verification_code"}).to_string()),
+        }
+    }
+
     fn mood(&self, mood: Mood) {
         *self.mood.lock().unwrap() = mood;
     }
@@ -143,6 +159,8 @@ struct Scene {
     rig: Rig,
     issuer: Arc<Issuer>,
     base: &'static str,
+    /// Path at the provider where browsers arrive.
+    authorization: &'static str,
     id: String,
     url: String,
 }
@@ -167,7 +185,8 @@ impl Scene {
         let rig = Rig::with_oidc(ConnectionLimits::default(), &[], config, base).await;
         let answer = rig.shared.control.register(machine(1), register(1), FROM).await;
         let id = rig.shared.control.login_id(&answer.auth_url).unwrap().to_owned();
-        Self { rig, issuer, base, id, url: answer.auth_url }
+        let authorization = if more.contains("github") { "login/oauth/authorize" } else { "auth" };
+        Self { rig, issuer, base, authorization, id, url: answer.auth_url }
     }
 
     async fn ask(&self, method: &str, path: &str, fields: &str, body: &str) -> String {
@@ -188,7 +207,8 @@ impl Scene {
         let answer = self.get(&format!("/login/{}/start?provider=example", self.id), "").await;
         assert_eq!(status(&answer), 303, "{answer}");
         let url = field(&answer, "location").unwrap();
-        assert!(url.starts_with(&format!("{}/auth?", self.issuer.url)), "{url}");
+        let start = format!("{}/{}?", self.issuer.url, self.authorization);
+        assert!(url.starts_with(&start), "{url}");
         let query: Vec<(String, String)> =
             form_urlencoded::parse(url.split_once('?').unwrap().1.as_bytes()).into_owned().collect();
         let parameter = |name: &str| query.iter().find(|(key, _)| key == name).unwrap().1.clone();
@@ -360,6 +380,58 @@ async fn more_is_asked_at_the_userinfo_endpoint_if_the_token_says_little() {
     *scene.issuer.user_info.lock().unwrap() = more("2");
     let (cookie, back) = scene.leave().await;
     assert!(scene.get(&back, &cookie).await.contains("different people"));
+}
+
+#[tokio::test]
+async fn github_tells_over_its_api_who_it_is() {
+    let scene = Scene::at(BASE, "kind = \"github\"\nallowed_groups = [\"7\"]").await;
+    let honest = json!({
+        "/api/v3/user": {"id": 42, "login": "ann", "name": null, "email": "root@example.com"},
+        "/api/v3/user/emails?per_page=100": [
+            {"email": "root@example.com", "primary": false, "verified": false},
+            {"email": "Ann@Example.com", "primary": true, "verified": true},
+        ],
+        "/api/v3/user/orgs?per_page=100": [{"login": "example", "id": 7}],
+    });
+    let set = |path: &str, value: Value| {
+        let mut claims = honest.clone();
+        claims[path] = value;
+        *scene.issuer.claims.lock().unwrap() = claims;
+    };
+    let (orgs, user) = ("/api/v3/user/orgs?per_page=100", "/api/v3/user");
+    for (path, value, told) in [
+        (orgs, json!([]), "none of the groups"),
+        (orgs, json!([{"login": "example", "id": 8}]), "none of the groups"),
+        (user, json!({"login": "ann"}), "cannot be believed"),
+        (user, json!({"id": "42", "login": "ann"}), "cannot be believed"),
+    ] {
+        set(path, value);
+        let (cookie, back) = scene.leave().await;
+        let answer = scene.get(&back, &cookie).await;
+        assert!(status(&answer) == 403 && answer.contains(told), "{told}: {answer}");
+    }
+    set("", json!(0));
+    let (cookie, back) = scene.leave().await;
+    let answer = scene.get(&back.replace("code=good", "code=bad"), &cookie).await;
+    assert!(status(&answer) == 403 && answer.contains("bad_verification_code"), "{answer}");
+    let (cookie, page) = scene.arrive().await;
+    // The primary address, and the account's name where it has no other.
+    assert!(page.contains("ann@example.com (ann)"), "{page}");
+    let form = format!("csrf={}&tailnet=default&decision=confirm", csrf(&page));
+    assert!(scene.post(&cookie, "", &form).await.contains("was let in"));
+    let asked = scene.issuer.asked.lock().unwrap().clone();
+    assert!(!asked.iter().any(|path| path.contains("well-known") || path == "/keys"), "{asked:?}");
+}
+
+#[tokio::test]
+async fn an_address_that_github_did_not_verify_counts_for_nothing() {
+    let scene = Scene::at(BASE, "kind = \"github\"").await;
+    *scene.issuer.claims.lock().unwrap() = json!({
+        "/api/v3/user": {"id": 42, "login": "ann@example.com", "name": "Ann"},
+        "/api/v3/user/emails?per_page=100": [{"email": "ann@example.com", "primary": true, "verified": false}],
+    });
+    let (_, page) = scene.arrive().await;
+    assert!(page.contains("42@example (Ann)") && page.contains("belongs to no network here"), "{page}");
 }
 
 #[tokio::test]
