@@ -9,6 +9,7 @@ use aws_lc_rs::signature::{
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -460,4 +461,92 @@ fn github_answers_at_known_places() {
         assert_eq!(at(issuer), (format!("{issuer}/login/oauth/access_token"), api.to_owned()));
     }
     assert_eq!(provider("").well_known(), None);
+}
+
+/// What a provider, or somebody who stands in for one, may send: no document at all, or one with odd values.
+fn documents() -> impl Strategy<Value = Vec<u8>> {
+    let name = prop::sample::select(vec![
+        "iss",
+        "sub",
+        "aud",
+        "azp",
+        "nonce",
+        "exp",
+        "iat",
+        "nbf",
+        "email",
+        "email_verified",
+        "groups",
+        "keys",
+        "kty",
+        "crv",
+        "x",
+        "y",
+        "n",
+        "e",
+        "kid",
+        "alg",
+        "issuer",
+        "token_endpoint",
+        "jwks_uri",
+        "id",
+        "login",
+        "primary",
+    ]);
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        ".{0,12}".prop_map(Value::from),
+        prop::sample::select(vec![ISSUER, "warren", "RSA", "EC", "OKP", "P-256", "Ed25519", "RS256", "n"])
+            .prop_map(Value::from),
+    ];
+    let value = leaf.prop_recursive(3, 24, 4, move |inner| {
+        let object = prop::collection::vec((name.clone(), inner.clone()), 0..8)
+            .prop_map(|pairs| pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect());
+        prop_oneof![object.prop_map(Value::Object), prop::collection::vec(inner, 0..4).prop_map(Value::Array)]
+    });
+    prop_oneof![prop::collection::vec(any::<u8>(), 0..64), value.prop_map(|value| value.to_string().into_bytes())]
+}
+
+proptest! {
+    #[test]
+    fn nothing_that_a_provider_sends_breaks_the_rules_or_is_believed(first in documents(), second in documents()) {
+        let provider = provider("");
+        prop_assert!(Discovery::parse(&first, &provider).is_err(), "it has no endpoints");
+        drop(Tokens::parse(&first));
+        let expected = Expected { issuer: ISSUER, client_id: "warren", nonce: "nobody knows it", now: start_of_time() };
+        prop_assert!(Claims::check(&first, &expected).is_err());
+        if let Ok(claims) = github::claims(&provider, &first, &second, Some(&second)) {
+            drop(provider.admit(&claims));
+        }
+        let keys = KeySet::parse(&first).unwrap_or_default();
+        for algorithm in ["RS256", "ES256", "EdDSA"] {
+            let header = json!({"alg": algorithm}).to_string();
+            let token = format!("{}.{}.{}", encode(header), encode(&first), encode(&second));
+            prop_assert!(keys.verify(&token).is_err());
+        }
+        prop_assert!(keys.verify(&String::from_utf8_lossy(&second)).is_err());
+        let mut claims = check(&json!({})).unwrap();
+        drop(merge_user_info(&mut claims, &first));
+        prop_assert_eq!(&claims.subject, "42");
+        drop(provider.admit(&claims));
+    }
+}
+
+#[test]
+fn a_token_is_believed_letter_by_letter() {
+    let signer = Signer::new();
+    let keys = signer.keys();
+    for (alg, kid) in [("EdDSA", "ed"), ("ES256", "ec"), ("RS256", "rsa")] {
+        let token = signer.sign(&json!({"alg": alg, "kid": kid}), &payload());
+        for at in 0..token.len() {
+            let mut changed = token.clone().into_bytes();
+            changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
+            assert!(keys.verify(&String::from_utf8(changed).unwrap()).is_err(), "{alg}: {at} of {token}");
+            assert!(keys.verify(&token[..at]).is_err(), "{alg}: cut at {at} of {token}");
+        }
+        assert!(keys.verify(&format!("{token}A")).is_err() && keys.verify(&format!("{token}.A")).is_err(), "{alg}");
+    }
 }
