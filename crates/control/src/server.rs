@@ -208,6 +208,15 @@ impl Server {
         let tls = Arc::new(Tls::open(&control, &url.host, options.certificate.as_ref()).await?);
         control.set_derp_map(map(tls.pin.as_deref())).await?;
 
+        let known: Vec<_> = control.tailnets().into_iter().map(|tailnet| tailnet.name).collect();
+        for (provider, tailnet) in sign_in.missing(|name| known.iter().any(|known| **known == *name)) {
+            tracing::warn!(
+                provider,
+                tailnet,
+                "there is no such network, so people of this provider wait; make it with: warren admin tailnet create"
+            );
+        }
+
         let admin_listener = admin_socket::bind(&options.socket).map_err(|error| StartError::Listen {
             what: "administrators on",
             address: options.socket.display().to_string(),

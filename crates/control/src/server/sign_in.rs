@@ -110,6 +110,14 @@ impl SignIn {
         })
     }
 
+    /// Returns provider and name of the tailnets that the configuration names and the server does not know.
+    pub(crate) fn missing(&self, known: impl Fn(&str) -> bool) -> Vec<(&str, &str)> {
+        let named = self.sources.iter().flat_map(|source| {
+            source.provider.tailnets.values().map(|tailnet| (source.provider.name.as_str(), tailnet.as_str()))
+        });
+        named.filter(|(_, tailnet)| !known(tailnet)).collect()
+    }
+
     fn source(&self, name: &str) -> Option<(&Source, &Fetcher)> {
         let source = self.sources.iter().find(|source| source.provider.name == name)?;
         Some((source, self.fetcher.as_ref()?))

@@ -383,6 +383,14 @@ async fn more_is_asked_at_the_userinfo_endpoint_if_the_token_says_little() {
 }
 
 #[tokio::test]
+async fn a_network_that_is_named_and_missing_is_noticed() {
+    let scene = Scene::new().await;
+    let sign_in = &scene.rig.shared.sign_in;
+    assert_eq!(sign_in.missing(|name| name == "default"), []);
+    assert_eq!(sign_in.missing(|_| false), [("example", "default")]);
+}
+
+#[tokio::test]
 async fn github_tells_over_its_api_who_it_is() {
     let scene = Scene::at(BASE, "kind = \"github\"\nallowed_groups = [\"7\"]").await;
     let honest = json!({
