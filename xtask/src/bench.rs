@@ -37,12 +37,8 @@ pub(crate) enum Bench {
         #[arg(long)]
         hub: bool,
     },
-    /// TCP through the tunnel of two nodes, beside wireguard-go on the same lab, in turns.
-    Tunnel {
-        /// How many turns for each.
-        #[arg(long, default_value_t = 3)]
-        runs: u32,
-    },
+    /// The tunnel of two nodes beside other programs and the bare minimum, in turns: speed, packets, CPU, pings, memory.
+    Tunnel(tunnel::Options),
     /// How long data stands still when the network changes under a connection.
     Gaps {
         /// How often each change happens.
@@ -75,7 +71,7 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
     match what {
         Some(Bench::Join { runs }) => join::measure(*runs),
         Some(Bench::Streams { count, rounds, rest, hub }) => streams::measure(*count, *rounds, *rest, *hub),
-        Some(Bench::Tunnel { runs }) => tunnel::measure(*runs),
+        Some(Bench::Tunnel(options)) => tunnel::measure(options),
         Some(Bench::Gaps { runs }) => gaps::measure(*runs),
         Some(Bench::Punch { runs }) => punch::measure(*runs),
         Some(Bench::Relay { idle, seconds }) => relay::measure(*idle, *seconds),
@@ -84,7 +80,7 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
         None => {
             join::measure(20)?;
             streams::measure(1000, 50, 60, false)?;
-            tunnel::measure(3)?;
+            tunnel::measure(&tunnel::Options::default())?;
             gaps::measure(5)?;
             punch::measure(20)?;
             relay::measure(19_500, 10)?;

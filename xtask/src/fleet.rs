@@ -140,6 +140,17 @@ impl Server {
     }
 }
 
+/// How a daemon of the lab is started.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Setting {
+    /// How far its time of day is off, in the words of `faketime`: `+1h` or `-90m`; empty if not at all.
+    pub(crate) clock: String,
+    /// Further environment variables.
+    pub(crate) environment: Vec<(String, String)>,
+    /// Further arguments of `warren node`.
+    pub(crate) arguments: Vec<String>,
+}
+
 /// A `warren node` on a host of the lab.
 pub(crate) struct Node {
     warren: PathBuf,
@@ -149,10 +160,7 @@ pub(crate) struct Node {
     process: Process,
     socket: String,
     state: String,
-    /// How far its time of day is off, in the words of `faketime`; empty if not at all.
-    clock: String,
-    /// Further environment variables of the daemon.
-    environment: Vec<(String, String)>,
+    setting: Setting,
 }
 
 impl Node {
@@ -163,26 +171,27 @@ impl Node {
 
     /// Starts the daemon on `host` with a time of day that is off by `clock`: `+1h` or `-90m` for instance.
     pub(crate) fn start_with_clock(warren: &Path, host: &Host, clock: &str) -> Result<Self> {
-        Self::start_as(warren, host, &host.name, clock, &[])
+        Self::start_as(warren, host, &host.name, Setting { clock: clock.to_owned(), ..Setting::default() })
     }
 
     /// Starts the daemon on `host` as the node `name`, with a state of its own.
     pub(crate) fn start_named(warren: &Path, host: &Host, name: &str) -> Result<Self> {
-        Self::start_as(warren, host, name, "", &[])
+        Self::start_as(warren, host, name, Setting::default())
     }
 
     /// Starts the daemon on `host` with further environment variables.
     pub(crate) fn start_with(warren: &Path, host: &Host, environment: &[(String, String)]) -> Result<Self> {
-        Self::start_as(warren, host, &host.name, "", environment)
+        let environment = environment.to_vec();
+        Self::start_as(warren, host, &host.name, Setting { environment, ..Setting::default() })
     }
 
-    fn start_as(warren: &Path, host: &Host, name: &str, clock: &str, environment: &[(String, String)]) -> Result<Self> {
+    /// Starts the daemon on `host` as the node `name`, as `setting` says.
+    pub(crate) fn start_as(warren: &Path, host: &Host, name: &str, setting: Setting) -> Result<Self> {
         let socket = path_text(&host.dir().join(format!("{name}.sock")));
         let state = path_text(&host.dir().join(format!("{name}-state")));
-        let process = Self::daemon(warren, host, name, [&state, &socket, clock], environment)?;
-        let (warren, name, clock) = (warren.to_owned(), name.to_owned(), clock.to_owned());
-        let environment = environment.to_vec();
-        let node = Self { warren, name, host: host.clone(), process, socket, state, clock, environment };
+        let process = Self::daemon(warren, host, name, [&state, &socket], &setting)?;
+        let (warren, name) = (warren.to_owned(), name.to_owned());
+        let node = Self { warren, name, host: host.clone(), process, socket, state, setting };
         node.wait_ready()?;
         Ok(node)
     }
@@ -191,17 +200,19 @@ impl Node {
         warren: &Path,
         host: &Host,
         name: &str,
-        [state, socket, clock]: [&str; 3],
-        further: &[(String, String)],
+        [state, socket]: [&str; 2],
+        Setting { clock, environment: further, arguments }: &Setting,
     ) -> Result<Process> {
-        let program = path_text(warren);
-        let words = ["-m", "-f", clock, &program, "node", "--state-dir", state, "--socket", socket];
-        let (program, words) =
-            if clock.is_empty() { (warren, &words[4..]) } else { (Path::new("faketime"), &words[..]) };
+        let warren_text = path_text(warren);
+        let (program, before): (_, &[&str]) =
+            if clock.is_empty() { (warren, &[]) } else { (Path::new("faketime"), &["-m", "-f", clock, &warren_text]) };
+        let mut words = before.to_vec();
+        words.extend(["node", "--state-dir", state, "--socket", socket]);
+        words.extend(arguments.iter().map(String::as_str));
         // The decisions are worth having when a test fails, and no packet writes a line at this level.
         let mut environment = vec![("WARREN_LOG", "info,warren_node=debug"), ("DONT_FAKE_MONOTONIC", "1")];
         environment.extend(further.iter().map(|(name, value)| (&**name, &**value)));
-        host.spawn_env(&format!("node-{name}"), program, words, &environment)
+        host.spawn_env(&format!("node-{name}"), program, &words, &environment)
     }
 
     fn wait_ready(&self) -> Result<()> {
@@ -278,8 +289,8 @@ impl Node {
 
     /// Starts the daemon, which has ended, again over the same state.
     pub(crate) fn start_again(&mut self) -> Result<()> {
-        let words: [&str; 3] = [&self.state, &self.socket, &self.clock];
-        self.process = Self::daemon(&self.warren, &self.host, &self.name, words, &self.environment)?;
+        let words = [&*self.state, &*self.socket];
+        self.process = Self::daemon(&self.warren, &self.host, &self.name, words, &self.setting)?;
         self.wait_ready()
     }
 

@@ -63,6 +63,19 @@ pub(crate) fn oidc_provider() -> Result<PathBuf> {
     dir.canonicalize().with_context(|| format!("{} cannot be used", dir.display()))
 }
 
+/// Returns a program from the Rust registry, built in the release profile as its authors publish it.
+pub(crate) fn cargo(package: &str, version: &str, program: &str) -> Result<PathBuf> {
+    let tools = target().join("tools");
+    let dir = tools.join(format!("{package}-{version}"));
+    let program = dir.join("bin").join(program);
+    if !program.exists() {
+        eprintln!("building {package} {version}");
+        let install = Run::cargo().args("install --quiet --locked --root").arg(&dir).arg("--target-dir");
+        install.arg(tools.join("build")).args("--version").arg(version).arg(package).go()?;
+    }
+    Ok(program)
+}
+
 fn on_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

@@ -36,6 +36,15 @@ mod worker;
 pub use handle::{PacketEngine, start};
 pub use null::NullEngine;
 
+/// The tunnel's MTU unless another is chosen, in bytes: the smallest that IPv6 allows, which fits into every network's
+/// packets.
+///
+/// Source: Tailscale `net/tstun`, `DefaultTUNMTU`.
+pub const USUAL_MTU: u16 = 1280;
+/// Least and most bytes of the tunnel's MTU: what IPv6 needs, and what fits into a packet of 9,000 bytes outside and into
+/// a place of the receive buffer.
+pub const MTU_LIMITS: (u16, u16) = (1280, 8000);
+
 /// Says how the engine meets this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -43,6 +52,8 @@ pub struct Options {
     pub interface: String,
     /// UDP port; 0 takes a free one.
     pub port: u16,
+    /// The largest packet of the tunnel, within [`MTU_LIMITS`].
+    pub mtu: u16,
     /// Whether packets pass between this machine and the engine in large pieces, as far as the kernel can do that.
     pub offload: Offload,
     /// Whether somebody chose the port; else another is taken where that helps: behind a NAT that holds the port for the

@@ -13,6 +13,7 @@
 pub mod control_client;
 pub mod daemon;
 pub mod engine;
+pub mod host;
 pub mod hostinfo;
 pub mod local_api;
 pub mod netmap;

@@ -1,97 +1,143 @@
-//! TCP through a tunnel: two of our nodes and two wireguard-go on the same kind of lab, in turns.
+//! The tunnel beside other programs and beside the bare minimum, on the same kind of lab, in turns.
+//!
+//! Each turn sets every subject up anew, in two namespaces with one switch between them, and takes every wanted figure
+//! of it: A B C … A B C …. What is printed are medians over the turns and ratios; a program that is missing voids the run.
+
+mod figure;
+mod subject;
 
 use super::{median, release_warren};
-use crate::fleet::{Node, Server, transfer};
-use crate::lab::{Host, Lab, Process, wait_for};
 use crate::packages;
-use crate::run::Run;
-use anyhow::{Context, Result};
-use std::path::Path;
-use std::time::Duration;
+use crate::run::{Run, target};
+use anyhow::{Result, bail};
+use figure::Figure;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use subject::Subject;
 
-/// Bytes of one measurement.
-const BYTES: u64 = 300_000_000;
-/// The tunnels' MTU, the same for both.
-const MTU: u32 = 1280;
+/// The programs that are compared.
+pub(super) struct Programs {
+    warren: PathBuf,
+    bare: PathBuf,
+    boringtun: PathBuf,
+    gotatun: PathBuf,
+}
 
-/// Measures `runs` turns A B A B … and prints medians and their ratio.
-pub(super) fn measure(runs: u32) -> Result<()> {
-    let warren = release_warren()?;
-    packages::debian(&[("wireguard-go", "wireguard-go"), ("wg", "wireguard-tools")])?;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for turn in 1..=runs {
-        let rate = ours_once(&warren)?;
-        println!("turn {turn}: warren       {rate:.0} Mbit/s");
-        ours.push(rate);
-        let rate = theirs_once()?;
-        println!("turn {turn}: wireguard-go {rate:.0} Mbit/s");
-        theirs.push(rate);
+/// What is wanted of a run.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// How many turns for each.
+    #[arg(long, default_value_t = 5)]
+    runs: u32,
+    /// Only these figures, by the names in the output (tcp1, pps …).
+    #[arg(long, value_delimiter = ',')]
+    figures: Vec<String>,
+    /// Only these subjects, by the names in the output (warren, bare-aws, gotatun …).
+    #[arg(long, value_delimiter = ',')]
+    subjects: Vec<String>,
+    /// Print one JSON object for each figure instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { runs: 5, figures: Vec::new(), subjects: Vec::new(), json: false }
     }
-    let (one, two) = (median(&mut ours), median(&mut theirs));
-    println!("TCP through the tunnel: warren {one:.0} Mbit/s, wireguard-go {two:.0} Mbit/s, ratio {:.2}", one / two);
+}
+
+/// Measures, prints a line for each subject and turn as it goes, then the medians.
+pub(super) fn measure(options: &Options) -> Result<()> {
+    let figures = wanted(&Figure::ALL, &options.figures, Figure::name, "figure")?;
+    let subjects = wanted(&Subject::ALL, &options.subjects, Subject::name, "subject")?;
+    let programs = programs()?;
+    let mut results: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
+    for turn in 1..=options.runs {
+        for subject in &subjects {
+            let pair = subject.set_up(&programs)?;
+            let mut line = format!("turn {turn}: {:<13}", subject.name());
+            for figure in &figures {
+                let values = figure.take(&pair, &programs.bare)?;
+                for (name, value) in figure.names().iter().zip(values) {
+                    line.push_str(&format!("  {name} {value:.*}", figure.digits()));
+                    results.entry((name, subject.name())).or_default().push(value);
+                }
+            }
+            eprintln!("{line}");
+        }
+    }
+    if options.json {
+        print_json(&figures, &mut results)
+    } else {
+        print_table(&figures, &subjects, &mut results)
+    }
     Ok(())
 }
 
-fn ours_once(warren: &Path) -> Result<f64> {
-    let lab = Lab::new("tunnel-ours", &["server", "alpha", "beta"])?;
-    let server = Server::start(warren, &lab.host("server"), &[])?;
-    let invitation = server.invite(&["--reusable"])?;
-    let alpha = Node::start(warren, &lab.host("alpha"))?;
-    let beta = Node::start(warren, &lab.host("beta"))?;
-    alpha.up(&invitation, &[])?;
-    beta.up(&invitation, &[])?;
-    alpha.wait_direct("beta")?;
-    beta.wait_direct("alpha")?;
-    rate(&transfer(&alpha.host, &beta.host, &beta.addresses()?.0, BYTES)?)
-}
-
-fn theirs_once() -> Result<f64> {
-    let lab = Lab::new("tunnel-wireguard-go", &["alpha", "beta"])?;
-    let (alpha, beta) = (lab.host("alpha"), lab.host("beta"));
-    let keys = [keys()?, keys()?];
-    let _one = wireguard_go(&alpha, &keys, 0, "10.77.0.1", &beta, "10.77.0.2")?;
-    let _two = wireguard_go(&beta, &keys, 1, "10.77.0.2", &alpha, "10.77.0.1")?;
-    rate(&transfer(&alpha, &beta, "10.77.0.2", BYTES)?)
-}
-
-/// Private and public key.
-type Keys = (String, String);
-
-fn keys() -> Result<Keys> {
-    let private = Run::new("wg").arg("genkey").output()?.trim().to_owned();
-    let public = Run::new("wg").arg("pubkey").input(&private)?.trim().to_owned();
-    Ok((private, public))
-}
-
-/// Starts wireguard-go on `host` with one peer; `own` picks our keys.
-fn wireguard_go(
-    host: &Host,
-    keys: &[Keys; 2],
-    own: usize,
-    address: &str,
-    peer: &Host,
-    allowed: &str,
-) -> Result<Process> {
-    // `wg` finds a device by the name of its socket, which namespaces share: one name for each.
-    let device = format!("wgt{own}");
-    let process = host.spawn("wireguard-go", Path::new("wireguard-go"), &["-f", &device])?;
-    let limit = Duration::from_secs(10);
-    wait_for("wireguard-go's device", limit, || host.run("wg").args("show").arg(&device).output().ok())?;
-    let file = host.dir().join(format!("{}.key", host.name));
-    std::fs::write(&file, &keys[own].0).context("cannot write the key")?;
-    host.run("wg").args(&format!("set {device} listen-port 51820 private-key")).arg(&file).output()?;
-    let endpoint = format!("{}:51820", peer.address);
-    let words = format!("set {device} peer {} allowed-ips {allowed}/32 endpoint {endpoint}", keys[1 - own].1);
-    host.run("wg").args(&words).output()?;
-    for words in [format!("address add {address}/24 dev {device}"), format!("link set {device} mtu {MTU} up")] {
-        host.run("ip").args(&words).output()?;
+/// Returns those of `all` that are named, or all.
+fn wanted<T: Copy>(all: &[T], names: &[String], name: fn(&T) -> &'static str, what: &str) -> Result<Vec<T>> {
+    if let Some(unknown) = names.iter().find(|wanted| !all.iter().any(|one| name(one) == **wanted)) {
+        let known: Vec<&str> = all.iter().map(name).collect();
+        bail!("there is no {what} {unknown}; there are {}", known.join(", "));
     }
-    Ok(process)
+    Ok(all.iter().copied().filter(|one| names.is_empty() || names.iter().any(|wanted| wanted == name(one))).collect())
 }
 
-/// Reads Mbit/s from the receiver's line `received from A in S s: N bytes …`.
-fn rate(line: &str) -> Result<f64> {
-    let seconds = line.split(" in ").nth(1).and_then(|rest| rest.split(' ').next());
-    let seconds: f64 = seconds.with_context(|| format!("no time in {line:?}"))?.parse()?;
-    Ok(BYTES as f64 * 8.0 / seconds / 1e6)
+fn programs() -> Result<Programs> {
+    let warren = release_warren()?;
+    Run::cargo().args("build --quiet --locked --release --package warren-node --example bare").go()?;
+    packages::debian(&[
+        ("wireguard-go", "wireguard-go"),
+        ("wg", "wireguard-tools"),
+        ("iperf3", "iperf3"),
+        ("ping", "iputils-ping"),
+    ])?;
+    Ok(Programs {
+        warren,
+        bare: target().join("release/examples/bare"),
+        boringtun: packages::cargo("boringtun-cli", "0.7.1", "boringtun-cli")?,
+        gotatun: packages::cargo("gotatun-cli", "0.10.2", "gotatun")?,
+    })
+}
+
+fn print_table(figures: &[Figure], subjects: &[Subject], results: &mut BTreeMap<(&str, &str), Vec<f64>>) {
+    let names = figures.iter().flat_map(|figure| figure.names().iter().map(move |name| (name, figure)));
+    for (name, figure) in names {
+        println!("{name}, {}, median (least–most), of warren's:", figure.unit());
+        let ours = results.get_mut(&(*name, Subject::WARREN)).map(|values| median(values));
+        for subject in subjects {
+            let Some(values) = results.get_mut(&(*name, subject.name())) else { continue };
+            let middle = median(values);
+            // Sorted by the median.
+            let (least, most) =
+                (values.first().copied().unwrap_or_default(), values.last().copied().unwrap_or_default());
+            let ratio = ours.map(|ours| format!("  {:.2}", middle / ours)).unwrap_or_default();
+            let digits = figure.digits();
+            println!("  {:<13} {middle:.digits$} ({least:.digits$}–{most:.digits$}){ratio}", subject.name());
+        }
+    }
+}
+
+fn print_json(figures: &[Figure], results: &mut BTreeMap<(&str, &str), Vec<f64>>) {
+    for figure in figures {
+        for name in figure.names() {
+            let of = |subject: &str| results.get(&(*name, subject)).map(|values| median(&mut values.clone()));
+            let others: Map<String, Value> = Subject::ALL
+                .iter()
+                .map(Subject::name)
+                .filter(|subject| *subject != Subject::WARREN)
+                .filter_map(|subject| Some((subject.to_owned(), json!(of(subject)?))))
+                .collect();
+            let line = json!({
+                "metric": name,
+                "unit": figure.unit(),
+                "warren": of(Subject::WARREN),
+                "ceiling": of(Subject::CEILING),
+                "others": others,
+                "runs": results.get(&(*name, Subject::WARREN)),
+            });
+            println!("{line}");
+        }
+    }
 }

@@ -40,11 +40,16 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Returns what the process itself has printed so far.
+    pub(crate) fn own_log(&self) -> String {
+        self.log().get(self.log_start..).unwrap_or_default().to_owned()
+    }
+
     /// Waits until the process has printed `text`; fails with the log's end if the process ends before.
     pub(crate) fn wait_log(&mut self, text: &str, limit: Duration) -> Result<()> {
         let what = format!("{text:?} in the log of {}", self.title);
         let found = wait_for(&what, limit, || {
-            if self.log().get(self.log_start..).is_some_and(|said| said.contains(text)) {
+            if self.own_log().contains(text) {
                 return Some(true);
             }
             matches!(self.child.try_wait(), Ok(Some(_))).then_some(false)

@@ -11,26 +11,24 @@ mod waiting;
 use std::sync::Arc;
 use std::time::Instant;
 
-use warren_filter::segments::SplitError;
 use warren_filter::tsmp::{Message, Reason, Reject};
 use warren_filter::{Body, DropReason, Firewall, Packet, PacketError, PeerMode, Verdict};
 use warren_wg::{HEADROOM, MessageType, OpenError, Opened, SealError, Session, SessionTable};
+
+use crate::host::CutError;
 
 pub(super) use burst::{Burst, Run};
 
 use super::shared::{PeerSlot, Snapshot};
 use waiting::Waiting;
 
-/// Largest packet in the tunnel in bytes: the smallest that IPv6 allows, which fits into every network's packets.
-///
-/// Source: Tailscale `net/tstun`, `DefaultTUNMTU`.
-pub(super) const MTU_BYTES: u16 = 1280;
-
 /// Judges, seals and opens packets. Belongs to one worker.
 #[derive(Debug)]
 pub(super) struct Forwarder {
     firewall: Firewall,
     waiting: Waiting,
+    /// The largest packet of the tunnel: padding ends there.
+    mtu: usize,
 }
 
 /// Says what to do with a packet of the host.
@@ -79,10 +77,8 @@ pub(super) enum Refusal {
     NoPeer,
     /// The tunnel's own datagram came back into the tunnel.
     Loop,
-    /// The host's super-packet cannot be cut.
-    NotCut(SplitError),
-    /// The host left a checksum to us that is not in the packet.
-    NoChecksum,
+    /// The host left to us what cannot be done.
+    NotCut(CutError),
     /// A datagram that is nothing we know.
     Unknown,
     /// No session has this index.
@@ -94,9 +90,9 @@ pub(super) enum Refusal {
 }
 
 impl Forwarder {
-    /// Makes a forwarder without flows. `seed` must be random and secret.
-    pub(super) fn new(seed: u64, now: Instant) -> Self {
-        Self { firewall: Firewall::new(seed, now), waiting: Waiting::default() }
+    /// Makes a forwarder without flows, for a tunnel of `mtu` bytes. `seed` must be random and secret.
+    pub(super) fn new(mtu: u16, seed: u64, now: Instant) -> Self {
+        Self { firewall: Firewall::new(seed, now), waiting: Waiting::default(), mtu: mtu.into() }
     }
 
     /// Takes over the filter of `snapshot`; call it before the packets of a turn.
@@ -133,7 +129,7 @@ impl Forwarder {
     pub(super) fn seal(&mut self, slot: &Arc<PeerSlot>, burst: &mut Burst, now: Instant) -> bool {
         let session = slot.session();
         let (sealed, error) = match session.as_ref() {
-            Some(session) => burst.seal(session, now),
+            Some(session) => burst.seal(session, self.mtu, now),
             None => (0, Some(SealError::Expired)),
         };
         let left = burst.split_off(sealed);
@@ -226,7 +222,7 @@ impl Forwarder {
             };
             room.copy_from_slice(&packet);
             let session = slot.session();
-            let sealed = session.as_ref().map(|session| session.seal(buffer, packet.len(), MTU_BYTES.into(), now));
+            let sealed = session.as_ref().map(|session| session.seal(buffer, packet.len(), self.mtu, now));
             if let Some(Ok(length)) = sealed {
                 drop(session);
                 return Some((slot, length));
@@ -236,9 +232,9 @@ impl Forwarder {
     }
 
     /// Seals a packet that this node itself sends, at [`HEADROOM`] in `buffer`; `None` if there is no session.
-    pub(super) fn seal_own(slot: &PeerSlot, packet: &[u8], buffer: &mut [u8], now: Instant) -> Option<usize> {
+    pub(super) fn seal_own(&self, slot: &PeerSlot, packet: &[u8], buffer: &mut [u8], now: Instant) -> Option<usize> {
         buffer.get_mut(HEADROOM..)?.get_mut(..packet.len())?.copy_from_slice(packet);
-        slot.session().as_ref()?.seal(buffer, packet.len(), MTU_BYTES.into(), now).ok()
+        slot.session().as_ref()?.seal(buffer, packet.len(), self.mtu, now).ok()
     }
 
     /// Returns how many packets were pushed out of the waiting room since the last call.

@@ -11,7 +11,7 @@ use warren_os::{LinkWatch, Netlink, NetlinkError, Tun, TunError, Waker};
 use warren_wire::key::NodeKey;
 
 use super::decision::{Decision, Machine, Parts};
-use super::forwarder::{Forwarder, MTU_BYTES};
+use super::forwarder::Forwarder;
 use super::shared::{Shared, Sockets};
 use super::{Engine, Event, Netcheck, Options, PingError, Pong, StartError, Status, Update, worker};
 
@@ -70,7 +70,7 @@ pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Pack
             options.interface
         ))
     })?;
-    let tun = Tun::open(&name, MTU_BYTES, options.offload).map_err(|error| no_tun(&options.interface, &error))?;
+    let tun = Tun::open(&name, options.mtu, options.offload).map_err(|error| no_tun(&options.interface, &error))?;
     let sockets = Sockets::bind(options.port, options.offload).map_err(|error| {
         if error.kind() == io::ErrorKind::AddrInUse {
             StartError::PortBusy(options.port)
@@ -95,7 +95,7 @@ pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Pack
     // What an earlier process left on an interface that outlives processes.
     machine.set_down().await;
     let (shared, worker_ends, decision_ends) = Shared::new(waker, sockets, now);
-    let forwarder = Forwarder::new(rng.random(), now);
+    let forwarder = Forwarder::new(options.mtu, rng.random(), now);
     let thread = worker::spawn(Arc::clone(&shared), worker_ends, tun, forwarder, options.offload)
         .map_err(|error| StartError::Other(format!("cannot start a thread: {error}")))?;
 

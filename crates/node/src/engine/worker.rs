@@ -20,13 +20,14 @@ use warren_wire::datagram::{Class, classify};
 use warren_wire::geneve::{self, Header, Protocol};
 use warren_wire::key::NodeKey;
 
+use crate::host::{self, Cut};
+
 use super::forwarder::{Action, Burst, Forwarder, Inbound, Outbound, Refusal, Run};
+
 use super::shared::{Datagram, Drops, Extras, PeerSlot, Shared, Signal, Snapshot, Sockets, ToRelay, WorkerEnds};
 use group::Group;
-use host::Cut;
 
 mod group;
-mod host;
 
 /// Bytes of the host per turn; then the network gets its turn. What waits meanwhile waits in the host's queues, where flows
 /// are fair to each other.
@@ -35,9 +36,10 @@ const TURN_BYTES: usize = 128 << 10;
 const TURN_PACKETS: usize = 256;
 /// Relayed packets per turn.
 const RELAYED: usize = 64;
-/// Bytes of a buffer for one packet that does not travel in a burst: the largest that another implementation may send
-/// through a tunnel of 1500 bytes, and room.
-const BUFFER_BYTES: usize = 2048;
+/// Bytes of a buffer for one packet that does not travel in a burst: as large as the widest tunnel, and room.
+///
+/// See [`super::MTU_LIMITS`].
+const BUFFER_BYTES: usize = 8192;
 /// Signals that are kept while their queue is full; then the newest are dropped.
 const BACKLOG: usize = 1024;
 /// How soon a full signal queue is tried again.
@@ -236,8 +238,8 @@ impl Worker {
             };
             let cut = match Cut::new(bytes.get_mut(..length).unwrap_or_default(), header) {
                 Ok(cut) => cut,
-                Err(refusal) => {
-                    trace("host", refusal);
+                Err(error) => {
+                    trace("host", Refusal::NotCut(error));
                     continue;
                 }
             };
@@ -509,7 +511,7 @@ impl Worker {
             Action::Reply { slot, packet } => {
                 self.note_received(slot, packet.len(), via, now);
                 let mut buffer = [0; BUFFER_BYTES];
-                if let Some(length) = Forwarder::seal_own(slot, &packet, &mut buffer, now) {
+                if let Some(length) = self.forwarder.seal_own(slot, &packet, &mut buffer, now) {
                     let bytes = buffer.get(..length).unwrap_or_default();
                     self.send_runs(slot, std::iter::once(Run { bytes, segment: length }), now);
                 }

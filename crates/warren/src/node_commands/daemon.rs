@@ -45,6 +45,11 @@ pub(crate) struct Node {
     /// UDP port for tunnels; 0 takes any free one. Without this option 41641, or any free one if that is taken.
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
+    /// Largest packet of the tunnel in bytes. More than 1280 is faster where every network between the machines carries
+    /// packets of 80 bytes more; peers take them whatever they chose themselves.
+    #[arg(long, value_name = "BYTES", default_value_t = engine::USUAL_MTU,
+        value_parser = clap::value_parser!(u16).range(i64::from(engine::MTU_LIMITS.0)..=i64::from(engine::MTU_LIMITS.1)))]
+    mtu: u16,
     /// Move packets one by one, for kernels and network cards that do it wrong in large pieces.
     #[arg(long)]
     no_offload: bool,
@@ -67,8 +72,8 @@ impl Node {
         let (events, engine_events) = mpsc::channel(EVENTS);
         let offload = if self.no_offload { engine::Offload::Off } else { engine::Offload::Probe };
         let keeps_port = self.port.is_some_and(|port| port != 0);
-        let options =
-            engine::Options { interface: self.tun, port: self.port.unwrap_or(USUAL_PORT), offload, keeps_port };
+        let port = self.port.unwrap_or(USUAL_PORT);
+        let options = engine::Options { interface: self.tun, port, mtu: self.mtu, offload, keeps_port };
         let engine = match engine::start(options, events).await {
             Ok(engine) => engine,
             Err(error) => {

@@ -4,8 +4,6 @@ use std::time::Instant;
 
 use warren_wg::{BATCH, HEADROOM, Outgoing, SealError, Session, TAILROOM};
 
-use super::MTU_BYTES;
-
 /// Bytes from which on a burst is to be sent: about one run of datagrams as the kernel takes it.
 const FULL_BYTES: usize = 64 << 10;
 /// Packets from which on a burst is to be sent.
@@ -83,10 +81,11 @@ impl Burst {
         }
     }
 
-    /// Seals the packets in turn; from the first that cannot be sealed on they are left as they are.
+    /// Seals the packets in turn, padded up to `mtu` at most; from the first that cannot be sealed on they are left as
+    /// they are.
     ///
     /// Returns how many were sealed, and why no more.
-    pub(super) fn seal(&mut self, session: &Session, now: Instant) -> (usize, Option<SealError>) {
+    pub(super) fn seal(&mut self, session: &Session, mtu: usize, now: Instant) -> (usize, Option<SealError>) {
         let mut sealed = 0;
         let (mut rest, mut at) = (self.bytes.as_mut_slice(), 0);
         for group in self.places.chunks_mut(BATCH) {
@@ -101,7 +100,7 @@ impl Burst {
                 *packet = Outgoing { buffer, length: place.length };
             }
             let packets = packets.get_mut(..group.len()).unwrap_or_default();
-            if let Err(error) = session.seal_batch(packets, MTU_BYTES.into(), now) {
+            if let Err(error) = session.seal_batch(packets, mtu, now) {
                 return (sealed, Some(error));
             }
             for (place, packet) in group.iter_mut().zip(packets) {

@@ -76,7 +76,13 @@ impl Side {
             ports: [41641, 41641],
             shields_up: false,
         };
-        let mut side = Self { forwarder: Forwarder::new(u64::from(number), now), snapshot, table, tunnels, slots };
+        let mut side = Self {
+            forwarder: Forwarder::new(crate::engine::USUAL_MTU, u64::from(number), now),
+            snapshot,
+            table,
+            tunnels,
+            slots,
+        };
         side.judge_by(&[IpNet::from(IpAddr::from(own))], rules);
         side
     }
@@ -298,16 +304,16 @@ fn a_peer_cannot_speak_for_another() {
     let forged = udp(BETA, 5000, ALPHA, 6000, b"I am beta");
     let mut buffer = vec![0; 2048];
     let slot = Arc::clone(&net.gamma.slots[0]);
-    let length = Forwarder::seal_own(&slot, &forged, &mut buffer, net.now).unwrap();
+    let length = net.alpha.forwarder.seal_own(&slot, &forged, &mut buffer, net.now).unwrap();
     assert_eq!(net.alpha.receive(&buffer[..length], net.now), Got::Dropped(Refusal::WrongSource));
     // Neither for addresses of nobody.
     let forged = udp([8, 8, 8, 8], 5000, ALPHA, 6000, b"I am the Internet");
-    let length = Forwarder::seal_own(&slot, &forged, &mut buffer, net.now).unwrap();
+    let length = net.alpha.forwarder.seal_own(&slot, &forged, &mut buffer, net.now).unwrap();
     assert_eq!(net.alpha.receive(&buffer[..length], net.now), Got::Dropped(Refusal::WrongSource));
     // Beta may speak for its subnet.
     let slot = Arc::clone(&net.beta.slots[0]);
     let packet = udp([10, 7, 1, 1], 5000, ALPHA, 6000, b"from the subnet");
-    let length = Forwarder::seal_own(&slot, &packet, &mut buffer, net.now).unwrap();
+    let length = net.alpha.forwarder.seal_own(&slot, &packet, &mut buffer, net.now).unwrap();
     assert_eq!(net.alpha.receive(&buffer[..length], net.now), Got::Packet(key(2), packet));
 }
 
@@ -379,7 +385,7 @@ fn both_directions_of_a_subnets_traffic_are_judged_where_they_are_opened() {
         // Whoever owns the other node may send what he likes.
         let slot = Arc::clone(&from.slots[0]);
         let mut buffer = vec![0; 2048];
-        let length = Forwarder::seal_own(&slot, packet, &mut buffer, *now).unwrap();
+        let length = from.forwarder.seal_own(&slot, packet, &mut buffer, *now).unwrap();
         to.receive(&buffer[..length], *now)
     };
     let refused = |reason| Got::Dropped(Refusal::Filtered(reason));
@@ -420,7 +426,7 @@ fn a_refused_tcp_connection_is_told_at_once() {
     // The reject itself ends in the tunnel.
     let slot = Arc::clone(&net.beta.slots[0]);
     let mut buffer = vec![0; 2048];
-    let length = Forwarder::seal_own(&slot, reply.bytes(), &mut buffer, net.now).unwrap();
+    let length = net.alpha.forwarder.seal_own(&slot, reply.bytes(), &mut buffer, net.now).unwrap();
     assert_eq!(net.alpha.receive(&buffer[..length], net.now), Got::Nothing);
     let allowed = tcp(ALPHA, 4000, BETA, 80, 0x02);
     let bytes = datagram(net.alpha.send(&allowed, net.now));
@@ -435,7 +441,7 @@ fn pings_inside_the_tunnel_are_answered_by_the_node_itself() {
     assert_eq!(net.alpha.send(&ping, net.now), Sent::Dropped(Refusal::Filtered(DropReason::Reserved)));
     let slot = Arc::clone(&net.alpha.slots[0]);
     let mut buffer = vec![0; 2048];
-    let length = Forwarder::seal_own(&slot, &ping, &mut buffer, net.now).unwrap();
+    let length = net.alpha.forwarder.seal_own(&slot, &ping, &mut buffer, net.now).unwrap();
     let Got::Reply(pong) = net.beta.receive(&buffer[..length], net.now) else { panic!("no reply") };
     let pong = Message::parse(&Packet::parse(&pong).unwrap());
     assert_eq!(pong, Some(Message::Pong { data: *b"12345678", peer_api_port: 0 }));

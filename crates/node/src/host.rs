@@ -1,17 +1,28 @@
-//! Between the host's TUN device and packets as they travel.
+//! Between the host's TUN device, whose packets may be large and unfinished, and packets as they travel.
+//!
+//! Public for the benchmark that moves packets with these parts and nothing else.
 
 use std::io::IoSlice;
 use std::ops::Range;
 
-use warren_filter::Packet;
-use warren_filter::segments::{Joined, SegmentKind, Split, finish_checksum};
+use warren_filter::segments::{Joined, SegmentKind, Split, SplitError, finish_checksum};
+use warren_filter::{Packet, PacketError};
 use warren_os::{Checksum, Errno, MAX_PARTS, SegmentKind as OsKind, Segments, Tun, VnetHeader};
 
-use crate::engine::forwarder::Refusal;
+/// Says why a packet of the host cannot travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CutError {
+    /// Not a sound IP packet.
+    Malformed(PacketError),
+    /// The host's super-packet cannot be cut.
+    NotCut(SplitError),
+    /// The host left a checksum to us that is not in the packet.
+    NoChecksum,
+}
 
 /// A packet of the host, to be written as those that travel.
 #[derive(Debug)]
-pub(super) enum Cut<'p> {
+pub enum Cut<'p> {
     /// As it is.
     Whole(&'p [u8]),
     /// Into several.
@@ -23,12 +34,12 @@ impl<'p> Cut<'p> {
     ///
     /// # Errors
     /// Says why it cannot be done.
-    pub(super) fn new(packet: &'p mut [u8], header: VnetHeader) -> Result<Self, Refusal> {
+    pub fn new(packet: &'p mut [u8], header: VnetHeader) -> Result<Self, CutError> {
         let Some(segments) = header.segments else {
             if let Some(Checksum { start, offset }) = header.checksum
                 && !finish_checksum(packet, start, offset)
             {
-                return Err(Refusal::NoChecksum);
+                return Err(CutError::NoChecksum);
             }
             return Ok(Self::Whole(packet));
         };
@@ -36,12 +47,12 @@ impl<'p> Cut<'p> {
             OsKind::Tcp4 | OsKind::Tcp6 => SegmentKind::Tcp,
             OsKind::Udp => SegmentKind::Udp,
         };
-        let packet = Packet::parse(packet).map_err(Refusal::Malformed)?;
-        Split::new(&packet, kind, segments.bytes).map(Self::Split).map_err(Refusal::NotCut)
+        let packet = Packet::parse(packet).map_err(CutError::Malformed)?;
+        Split::new(&packet, kind, segments.bytes).map(Self::Split).map_err(CutError::NotCut)
     }
 
     /// Returns how many packets travel.
-    pub(super) fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         match self {
             Self::Whole(_) => 1,
             Self::Split(split) => split.count(),
@@ -49,7 +60,7 @@ impl<'p> Cut<'p> {
     }
 
     /// Returns the length of packet `number`.
-    pub(super) fn length(&self, number: usize) -> usize {
+    pub fn length(&self, number: usize) -> usize {
         match self {
             Self::Whole(packet) => packet.len(),
             Self::Split(split) => split.length(number),
@@ -57,7 +68,7 @@ impl<'p> Cut<'p> {
     }
 
     /// Writes packet `number` into `room`, which has its length; `None` if it has not.
-    pub(super) fn write(&self, number: usize, room: &mut [u8]) -> Option<usize> {
+    pub fn write(&self, number: usize, room: &mut [u8]) -> Option<usize> {
         match self {
             Self::Whole(packet) => {
                 room.get_mut(..packet.len())?.copy_from_slice(packet);
@@ -72,7 +83,7 @@ impl<'p> Cut<'p> {
 ///
 /// # Errors
 /// As [`Tun::write_parts`].
-pub(super) fn write(tun: &Tun, joined: Option<&Joined>, buffer: &[u8], parts: &[Range<usize>]) -> Result<(), Errno> {
+pub fn write(tun: &Tun, joined: Option<&Joined>, buffer: &[u8], parts: &[Range<usize>]) -> Result<(), Errno> {
     let mut slices = [IoSlice::new(&[]); MAX_PARTS];
     let mut count = 0;
     for (slice, part) in slices.iter_mut().zip(parts) {
