@@ -7,6 +7,7 @@ mod nat;
 mod peer_relay;
 mod policy;
 mod relays;
+mod routes;
 mod rust_client;
 mod two_nodes;
 mod wireguard_go;
@@ -56,6 +57,10 @@ const TESTS: &[Test] = &[
     Test { name: "packets_go_over_the_recipients_relay", body: relays::homes },
     Test { name: "relays_of_one_region_hand_packets_on", body: relays::mesh },
     Test { name: "moves_of_the_home_relay_lose_nothing", body: relays::moves },
+    Test { name: "subnet_routers_lead_into_networks", body: routes::networks },
+    Test { name: "subnet_routers_join_two_sites", body: routes::sites },
+    Test { name: "killed_subnet_router_leaves_nothing_and_comes_back", body: routes::killed },
+    Test { name: "go_client_fetches_from_behind_a_subnet_router", body: routes::go_client },
     Test { name: "rust_client_fetches_from_go_client", body: rust_client::with_go_client },
     Test { name: "rust_client_echoes_with_node_and_go_client", body: rust_client::echoes },
     Test { name: "wireguard_go_talks_to_our_core", body: wireguard_go::interop },

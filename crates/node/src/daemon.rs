@@ -280,7 +280,13 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
 
     fn settings(&self) -> Settings {
         let prefs = &self.disk.state.prefs;
-        Settings { accept_routes: prefs.route_all, shields_up: prefs.shields_up, relay_port: prefs.relay_server_port }
+        Settings {
+            accept_routes: prefs.route_all,
+            shields_up: prefs.shields_up,
+            relay_port: prefs.relay_server_port,
+            offered_routes: prefs.advertise_routes.clone().into(),
+            masquerade: !prefs.no_snat,
+        }
     }
 
     // What the server says.

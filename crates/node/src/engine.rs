@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
 use warren_filter::Shields;
 use warren_path::PeerRelay;
 use warren_wire::control::{DerpMap, EndpointType, FilterRule, NetInfo, Node, RegionId};
@@ -195,7 +196,7 @@ pub struct Local {
 }
 
 /// Choices of the user that the engine obeys.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settings {
     /// Use routes that peers offer beyond their own addresses.
     pub accept_routes: bool,
@@ -203,11 +204,15 @@ pub struct Settings {
     pub shields_up: bool,
     /// Relay for peers that may use this node, on this UDP port; 0 takes a free one.
     pub relay_port: Option<u16>,
+    /// Networks behind this node that the user offers. What the server approves beyond them is not passed on.
+    pub offered_routes: Arc<[IpNet]>,
+    /// Give packets that are passed on to those networks an address of this machine, so that answers find back.
+    pub masquerade: bool,
 }
 
 impl Settings {
     /// Returns the same for a filter.
-    pub(crate) fn shields(self) -> Shields {
+    pub(crate) fn shields(&self) -> Shields {
         if self.shields_up { Shields::Up } else { Shields::Down }
     }
 }

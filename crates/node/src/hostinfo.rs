@@ -27,6 +27,7 @@ pub fn collect(prefs: &Prefs) -> Hostinfo {
         go_arch: go_arch(std::env::consts::ARCH).to_owned(),
         container: Some(facts.in_container),
         shields_up: prefs.shields_up,
+        routable_ips: prefs.advertise_routes.clone(),
         peer_relay: prefs.relay_server_port.is_some(),
         no_logs_no_support: true,
         ..Hostinfo::default()

@@ -1,5 +1,6 @@
 //! What the user of this machine chose.
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use warren_wire::key::MachineKey;
@@ -9,6 +10,9 @@ const MAX_HOSTNAME: usize = 63;
 
 /// How old a kept map may be unless the user says otherwise, in seconds: a week, so that a server may be away over holidays.
 const MAP_MAX_AGE: u64 = 7 * 86_400;
+
+/// Most routes that a node offers. Source: paths.md, section 9.2 (what servers take).
+const MAX_ROUTES: usize = 1024;
 
 /// Longest age that can be set, in seconds: ten years.
 const MAP_MAX_AGE_LIMIT: u64 = 10 * 366 * 86_400;
@@ -30,6 +34,11 @@ pub struct Prefs {
     pub logged_out: bool,
     /// Use routes that peers offer.
     pub route_all: bool,
+    /// Networks behind this node that it offers to peers.
+    pub advertise_routes: Vec<IpNet>,
+    /// Leave the source address of what is passed on to those networks as it is.
+    #[serde(rename = "NoSNAT")]
+    pub no_snat: bool,
     /// Refuse connections from peers.
     pub shields_up: bool,
     /// Host name to show instead of the machine's own; empty means the machine's own.
@@ -52,6 +61,8 @@ impl Default for Prefs {
             want_running: false,
             logged_out: true,
             route_all: false,
+            advertise_routes: Vec::new(),
+            no_snat: false,
             shields_up: false,
             hostname: String::new(),
             operator_user: String::new(),
@@ -151,6 +162,8 @@ impl Prefs {
             "WantRunning" => self.want_running = flag("WantRunning", value)?,
             "LoggedOut" => self.logged_out = flag("LoggedOut", value)?,
             "RouteAll" => self.route_all = flag("RouteAll", value)?,
+            "AdvertiseRoutes" => self.advertise_routes = routes(value)?,
+            "NoSNAT" => self.no_snat = flag("NoSNAT", value)?,
             "ShieldsUp" => self.shields_up = flag("ShieldsUp", value)?,
             "Hostname" => {
                 let name = text("Hostname", value)?;
@@ -196,6 +209,40 @@ pub fn is_hostname(name: &str) -> bool {
         && name.len() <= MAX_HOSTNAME
         && !name.starts_with(['-', '.'])
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
+}
+
+/// Reads the networks that a node offers.
+fn routes(value: &Value) -> Result<Vec<IpNet>, PrefsError> {
+    let invalid = |reason| PrefsError::Invalid { field: "AdvertiseRoutes", reason };
+    let texts = match value {
+        Value::Null => return Ok(Vec::new()),
+        Value::Array(texts) if texts.len() <= MAX_ROUTES => texts,
+        Value::Array(_) => return Err(invalid("expected 1024 networks at most")),
+        Value::String(_) | Value::Bool(_) | Value::Number(_) | Value::Object(_) => {
+            return Err(invalid("expected a list of networks"));
+        }
+    };
+    let mut routes = Vec::new();
+    for text in texts {
+        let net = text.as_str().and_then(|text| text.parse::<IpNet>().ok());
+        let net = net.ok_or(invalid("expected networks such as 10.0.0.0/24 or fd00::/64"))?;
+        if net != net.trunc() {
+            return Err(invalid(
+                "bits beyond the length of the network are set; 10.0.0.0/24 is one, 10.0.0.1/24 is not",
+            ));
+        }
+        if net.prefix_len() == 0 {
+            return Err(invalid("a node cannot offer the whole Internet yet; name networks"));
+        }
+        let address = net.addr();
+        if address.is_loopback() || address.is_multicast() || address.is_unspecified() {
+            return Err(invalid("loopback and groups cannot be behind a node"));
+        }
+        routes.push(net);
+    }
+    routes.sort_unstable();
+    routes.dedup();
+    Ok(routes)
 }
 
 fn text(field: &'static str, value: &Value) -> Result<String, PrefsError> {
@@ -266,6 +313,28 @@ mod tests {
         assert_eq!(prefs.patch(&json!({"HostnameSet": 1})), Err(PrefsError::Malformed));
     }
 
+    fn with(field: &str, value: Value) -> Result<Prefs, PrefsError> {
+        let mut prefs = Prefs::default();
+        prefs.patch(&json!({ field: value, format!("{field}Set"): true })).map(|_| prefs)
+    }
+
+    #[test]
+    fn offered_routes_are_whole_networks_in_order() {
+        let prefs = with("AdvertiseRoutes", json!(["fd00:1::/64", "10.0.0.0/24", "10.0.0.0/24"])).unwrap();
+        assert_eq!(prefs.advertise_routes, ["10.0.0.0/24", "fd00:1::/64"].map(|net| net.parse().unwrap()));
+        for wrong in [
+            json!(["10.0.0.1/24"]),
+            json!(["0.0.0.0/0"]),
+            json!(["127.0.0.0/8"]),
+            json!(["224.0.0.0/4"]),
+            json!(["x"]),
+            json!("10.0.0.0/24"),
+            json!(vec!["10.0.0.0/24"; 1025]),
+        ] {
+            assert!(with("AdvertiseRoutes", wrong.clone()).is_err(), "{wrong}");
+        }
+    }
+
     fn arb_json() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),
@@ -287,7 +356,7 @@ mod tests {
                 (prop_oneof![
                     Just("ControlURL"), Just("ServerKey"), Just("WantRunning"), Just("LoggedOut"), Just("RouteAll"),
                     Just("ShieldsUp"), Just("Hostname"), Just("OperatorUser"), Just("MapMaxAge"), Just("RelayServerPort"),
-                    Just("ExitNodeID"), Just("")
+                    Just("ExitNodeID"), Just("AdvertiseRoutes"), Just("NoSNAT"), Just("")
                 ], arb_json(), arb_json()),
                 0..4,
             )
@@ -316,7 +385,17 @@ mod tests {
     #[test]
     fn names_are_the_official_ones() {
         let json = serde_json::to_value(Prefs::default()).unwrap();
-        for name in ["ControlURL", "WantRunning", "LoggedOut", "RouteAll", "ShieldsUp", "Hostname", "OperatorUser"] {
+        for name in [
+            "ControlURL",
+            "WantRunning",
+            "LoggedOut",
+            "RouteAll",
+            "ShieldsUp",
+            "Hostname",
+            "OperatorUser",
+            "AdvertiseRoutes",
+            "NoSNAT",
+        ] {
             assert!(json.get(name).is_some(), "{name}");
         }
     }

@@ -9,7 +9,7 @@
 //!
 //! # What stays behind after `kill -9`
 //! Nothing, by construction: see the module [`netlink`] for how routes are chosen so that the kernel removes them
-//! together with the TUN device.
+//! together with the TUN device, and [`Passing`] for firewall rules that go with the process.
 #![deny(unsafe_op_in_unsafe_fn)]
 #![cfg(target_os = "linux")]
 
@@ -19,6 +19,7 @@ mod host;
 mod identity;
 mod ifname;
 pub mod netlink;
+mod passing;
 #[cfg(test)]
 mod testing;
 mod tun;
@@ -31,6 +32,7 @@ pub use host::{HostFacts, boot_id, time_since_boot};
 pub use identity::{PeerCredentials, peer_credentials};
 pub use ifname::{IfIndex, IfName, IfNameError};
 pub use netlink::{Changes, DefaultRoutes, Interface, LinkWatch, Netlink, NetlinkError};
+pub use passing::{Forwarding, Passing, PassingError};
 pub use rustix::io::Errno;
 pub use tun::{
     Checksum, MAX_PACKET_BYTES, MAX_PARTS, Offload, SegmentKind, Segments, Tun, TunError, TunOffloads, TunRead,

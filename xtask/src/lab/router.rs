@@ -42,9 +42,45 @@ impl Lab {
         router.route_with(nat, &inside)?;
         Ok(host)
     }
+
+    /// Makes a host in a network of its own behind `router`, which passes packets on as they are: 192.168.n.2 and
+    /// fd92:n::2 with the number of the router's address on the switch. It has no route beyond its network.
+    pub(crate) fn add_lan(&mut self, router: &Host, name: &str) -> Result<Host> {
+        let (inside, inside6) = (router.inside(), router.inside6());
+        let host = self.make(name, format!("{inside}.2"))?;
+        let namespace = &host.namespace;
+        for words in [
+            format!("-n {} link add lan0 type veth peer name eth0 netns {namespace}", router.namespace),
+            format!("-n {} address add {inside}.1/24 dev lan0", router.namespace),
+            format!("-n {} address add {inside6}::1/64 dev lan0 nodad", router.namespace),
+            format!("-n {} link set lan0 up", router.namespace),
+            format!("-n {namespace} link set lo up"),
+            format!("-n {namespace} address add {inside}.2/24 dev eth0"),
+            format!("-n {namespace} address add {inside6}::2/64 dev eth0 nodad"),
+            format!("-n {namespace} link set eth0 up"),
+        ] {
+            ip(&words)?;
+        }
+        Ok(host)
+    }
 }
 
 impl Host {
+    /// The networks that [`Lab::add_lan`] puts behind this host: IPv4, then IPv6.
+    pub(crate) fn lan(&self) -> [String; 2] {
+        [format!("{}.0/24", self.inside()), format!("{}::/64", self.inside6())]
+    }
+
+    /// The host's addresses if it is in such a network: IPv4, then IPv6.
+    pub(crate) fn lan_addresses(&self) -> [String; 2] {
+        let number = self.address.split('.').nth(2).unwrap_or_default();
+        [self.address.clone(), format!("fd92:{number}::2")]
+    }
+
+    fn inside6(&self) -> String {
+        format!("fd92:{}", self.address.rsplit('.').next().unwrap_or_default())
+    }
+
     /// The address that hosts behind this router are seen with.
     pub(crate) fn outside(&self) -> String {
         self.address.replacen("10.91.", "9.91.", 1)

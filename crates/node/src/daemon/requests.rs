@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::{Daemon, status};
 use crate::control_client::{AuthKey, Connector, Login, log_out};
-use crate::engine::Engine;
+use crate::engine::{Engine, Settings};
 use crate::hostinfo;
 use crate::local_api::access::local_user;
 use crate::local_api::types::{PingResult, StartOptions, State};
@@ -92,6 +92,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             let other_server = next.control_url != before.control_url && !before.control_url.is_empty();
             let keys = if other_server { NodeKeys::default() } else { self.disk.state.keys.clone() };
             let state = state::State { machine: Arc::clone(&self.disk.state.machine), keys, prefs: next };
+            let settings = self.settings();
             self.replace_state(state)?;
             if other_server {
                 self.stop_session();
@@ -100,18 +101,17 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             if other_server || self.disk.state.prefs.map_max_age == 0 {
                 self.wipe_map();
             }
-            self.prefs_changed(&before);
+            self.prefs_changed(&before, &settings);
         }
         Ok(self.disk.state.prefs.clone())
     }
 
-    fn prefs_changed(&mut self, before: &Prefs) {
+    fn prefs_changed(&mut self, before: &Prefs, settings: &Settings) {
         let prefs = self.disk.state.prefs.clone();
         self.out.operator.send_replace(prefs.operator_user.clone());
         let hostinfo = hostinfo::collect(&prefs);
         self.edit_report(|report| report.hostinfo = hostinfo);
-        let settings = |prefs: &Prefs| (prefs.route_all, prefs.shields_up, prefs.relay_server_port);
-        if settings(&prefs) != settings(before) {
+        if self.settings() != *settings {
             self.tell_engine(Change { local: true, ..Change::default() });
         }
         let wanted = prefs.want_running && !prefs.logged_out;

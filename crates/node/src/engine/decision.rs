@@ -213,8 +213,8 @@ impl Decision {
             return;
         };
         tailnet.publish();
-        if let Some((addresses, routes)) = tailnet.take_routes() {
-            self.machine.set_up(&addresses, routes).await;
+        if let Some(wanted) = tailnet.take_routes() {
+            self.machine.set_up(wanted).await;
         }
         for event in tailnet.take_news(self.machine.troubles(), now) {
             self.outlet.tell(event);

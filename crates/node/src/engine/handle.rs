@@ -91,7 +91,7 @@ pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Pack
     getrandom::fill(&mut seed).map_err(no_randomness)?;
     let mut rng = StdRng::from_seed(seed);
 
-    let mut machine = Machine::new(netlink, tun.index());
+    let mut machine = Machine::new(netlink, tun.index(), name);
     // What an earlier process left on an interface that outlives processes.
     machine.set_down().await;
     let (shared, worker_ends, decision_ends) = Shared::new(waker, sockets, now);

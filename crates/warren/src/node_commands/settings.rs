@@ -84,6 +84,8 @@ pub(crate) struct Set {
     /// Use routes that peers offer.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     accept_routes: Option<bool>,
+    #[command(flatten)]
+    router: Router,
     /// Refuse every connection that a peer opens.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     shields_up: Option<bool>,
@@ -100,6 +102,30 @@ pub(crate) struct Set {
     relay_server_port: Option<RelayPort>,
     #[command(flatten)]
     socket: Socket,
+}
+
+/// Settings of a node with networks behind it, which `up` and `set` share.
+#[derive(Debug, Args)]
+pub(super) struct Router {
+    /// Networks behind this machine that peers may reach through it, such as 10.0.0.0/24,fd00:1::/64; empty for none. An
+    /// administrator approves them.
+    #[arg(long, value_name = "NETWORKS")]
+    advertise_routes: Option<String>,
+    /// Let machines in those networks see packets of peers as this machine's. Without it they see the peer's own address, and
+    /// need a route back through this machine.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    snat_subnet_routes: Option<bool>,
+}
+
+impl Router {
+    /// Adds what was given.
+    pub(super) fn add_to(&self, changes: &mut Changes) {
+        let list = |text: &String| -> Vec<String> {
+            text.split(',').map(str::trim).filter(|net| !net.is_empty()).map(str::to_owned).collect()
+        };
+        changes.add("AdvertiseRoutes", self.advertise_routes.as_ref().map(list));
+        changes.add("NoSNAT", self.snat_subnet_routes.map(|on| !on));
+    }
 }
 
 /// What is set as the port of the peer relay.
@@ -134,6 +160,7 @@ impl Set {
         let mut changes = Changes::default();
         changes.add("Hostname", self.hostname);
         changes.add("RouteAll", self.accept_routes);
+        self.router.add_to(&mut changes);
         changes.add("ShieldsUp", self.shields_up);
         changes.add("OperatorUser", self.operator);
         changes.add("MapMaxAge", self.map_max_age);
@@ -151,6 +178,8 @@ pub(super) fn defaults() -> Changes {
         "Hostname": "", "HostnameSet": true,
         "RouteAll": false, "RouteAllSet": true,
         "ShieldsUp": false, "ShieldsUpSet": true,
+        "AdvertiseRoutes": [], "AdvertiseRoutesSet": true,
+        "NoSNAT": false, "NoSNATSet": true,
     }) else {
         return Changes::default();
     };
@@ -163,7 +192,8 @@ mod tests {
 
     #[test]
     fn every_default_is_a_setting_that_the_node_has() {
-        let mut prefs = Prefs { hostname: "x".into(), route_all: true, shields_up: true, ..Prefs::default() };
+        let mut prefs =
+            Prefs { hostname: "x".into(), route_all: true, shields_up: true, no_snat: true, ..Prefs::default() };
         prefs.patch(&defaults().into_value()).unwrap();
         assert_eq!(prefs, Prefs::default());
     }
@@ -186,6 +216,19 @@ mod tests {
         for wrong in ["65536", "-1", "x", " "] {
             assert!(parse_port(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn networks_are_a_list_and_nothing_takes_them_back() {
+        let with = |networks: &str| {
+            let mut changes = Changes::default();
+            let router = Router { advertise_routes: Some(networks.to_owned()), snat_subnet_routes: Some(false) };
+            router.add_to(&mut changes);
+            changes.into_value()
+        };
+        assert_eq!(with("10.0.0.0/24, fd00::/64")["AdvertiseRoutes"], json!(["10.0.0.0/24", "fd00::/64"]));
+        assert_eq!(with("")["AdvertiseRoutes"], json!([]));
+        assert_eq!(with("")["NoSNAT"], json!(true));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use warren_node::local_api::Client;
 use warren_node::local_api::types::{Notify, StartOptions, State, Status, TroubleKind};
 use warren_node::prefs::Prefs;
 
-use super::settings::{Changes, defaults};
+use super::settings::{Changes, Router, defaults};
 use super::{Socket, clean, parse_duration};
 use crate::exit::{Exit, Failure, OrExit};
 use crate::output;
@@ -32,7 +32,7 @@ pub(crate) struct Up {
     /// Other users of this machine can read the arguments of a running program; a file or the environment is safer.
     #[arg(long, value_name = "KEY|file:PATH", alias = "authkey")]
     auth_key: Option<Secret>,
-    /// Put hostname, accept-routes and shields-up back to their defaults unless they are named here.
+    /// Put hostname, accept-routes, advertise-routes, snat-subnet-routes and shields-up back to their defaults unless they are named here.
     #[arg(long)]
     reset: bool,
 }
@@ -77,6 +77,8 @@ struct Options {
     /// Use routes that peers offer.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     accept_routes: Option<bool>,
+    #[command(flatten)]
+    router: Router,
     /// Refuse every connection that a peer opens.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     shields_up: Option<bool>,
@@ -156,6 +158,7 @@ impl Options {
         changes.add("ServerKey", self.server_key.clone());
         changes.add("Hostname", self.hostname.clone());
         changes.add("RouteAll", self.accept_routes);
+        self.router.add_to(&mut changes);
         changes.add("ShieldsUp", self.shields_up);
         let goal = match begin {
             Begin::Interactive => {

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use warren_os::{IfIndex, Netlink, NetlinkError};
+use warren_os::{Forwarding, IfIndex, IfName, Netlink, NetlinkError, Passing, PassingError};
 
 use crate::netmap::Peer;
 
@@ -38,12 +38,20 @@ pub(super) fn routes<'a>(own: &[IpNet], peers: impl Iterator<Item = &'a Peer>, a
     all
 }
 
-/// Changes the interface. What it makes hangs on the interface, so that the kernel removes it with the interface.
+/// Returns the networks behind this node that it passes packets on to: what the server approved of what the user offers.
+pub(super) fn behind<'a>(allowed: &'a [IpNet], offered: &'a [IpNet]) -> impl Iterator<Item = IpNet> + 'a {
+    allowed.iter().copied().filter(|net| net.prefix_len() > 0 && offered.contains(net))
+}
+
+/// Changes the interface. What it makes hangs on the interface or this process, so that the kernel removes it with those.
 #[derive(Debug)]
 pub(in crate::engine) struct Machine {
     netlink: Netlink,
     index: IfIndex,
+    name: IfName,
     wanted: Option<Wanted>,
+    /// The firewall rules of a router, and whether they masquerade.
+    passing: Option<(Passing, bool)>,
     /// Troubles of the last change, for people.
     troubles: Vec<String>,
 }
@@ -57,16 +65,23 @@ pub(in crate::engine) enum Link {
     Unknown,
 }
 
+/// Says how the machine should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Wanted {
-    addresses: Vec<IpNet>,
-    routes: Vec<IpNet>,
+pub(in crate::engine) struct Wanted {
+    /// Addresses of the interface.
+    pub(super) addresses: Vec<IpNet>,
+    /// Routes to the interface.
+    pub(super) routes: Vec<IpNet>,
+    /// Networks that packets are passed on to.
+    pub(super) behind: Vec<IpNet>,
+    /// Give those packets an address of this machine.
+    pub(super) masquerade: bool,
 }
 
 impl Machine {
     /// Takes charge of an interface.
-    pub(in crate::engine) fn new(netlink: Netlink, index: IfIndex) -> Self {
-        Self { netlink, index, wanted: None, troubles: Vec::new() }
+    pub(in crate::engine) fn new(netlink: Netlink, index: IfIndex, name: IfName) -> Self {
+        Self { netlink, index, name, wanted: None, passing: None, troubles: Vec::new() }
     }
 
     /// Returns the kernel's interface, for listing.
@@ -89,9 +104,8 @@ impl Machine {
         &self.troubles
     }
 
-    /// Gives the interface these addresses and routes and no others.
-    pub(in crate::engine) async fn set_up(&mut self, addresses: &[IpNet], routes: Vec<IpNet>) {
-        let wanted = Wanted { addresses: addresses.to_vec(), routes };
+    /// Gives the interface these addresses and routes and no others, and passes packets on as wanted.
+    pub(in crate::engine) async fn set_up(&mut self, wanted: Wanted) {
         if self.wanted.as_ref() != Some(&wanted) {
             self.wanted = Some(wanted);
             self.sync(Link::Unknown).await;
@@ -106,6 +120,8 @@ impl Machine {
             Ok(troubles) => troubles,
             Err(error) => vec![format!("the tunnel's interface is not set up: {error}")],
         };
+        let router = self.pass_on(&wanted).await;
+        self.troubles.extend(router);
     }
 
     async fn apply(&self, wanted: &Wanted, link: Link) -> Result<Vec<String>, NetlinkError> {
@@ -119,9 +135,32 @@ impl Machine {
         Ok(address.chain(route).take(8).collect())
     }
 
+    /// Makes the firewall rules of a router, or takes them away; returns what is missing.
+    async fn pass_on(&mut self, wanted: &Wanted) -> Vec<String> {
+        if wanted.behind.is_empty() {
+            self.passing = None;
+            return Vec::new();
+        }
+        let kept = self.passing.take().filter(|(_, masquerade)| *masquerade == wanted.masquerade);
+        let kept = kept.and_then(|(mut passing, masquerade)| passing.is_alive().then_some((passing, masquerade)));
+        let mut troubles = without_forwarding(&wanted.behind, Forwarding::read());
+        self.passing = match kept {
+            Some(kept) => Some(kept),
+            None => match start(self.name.clone(), wanted.masquerade).await {
+                Ok(passing) => Some((passing, wanted.masquerade)),
+                Err(error) => {
+                    troubles.push(format!("packets are not masqueraded for the networks behind this node: {error}"));
+                    None
+                }
+            },
+        };
+        troubles
+    }
+
     /// Takes all addresses and routes away and the interface down.
     pub(in crate::engine) async fn set_down(&mut self) {
         self.wanted = None;
+        self.passing = None;
         self.troubles.clear();
         let result = async {
             self.netlink.sync_routes(self.index, &[]).await?;
@@ -133,6 +172,29 @@ impl Machine {
             tracing::debug!(%error, "the interface is not taken down");
         }
     }
+}
+
+/// Makes the rules on a thread that may wait.
+async fn start(name: IfName, masquerade: bool) -> Result<Passing, PassingError> {
+    let result = tokio::task::spawn_blocking(move || Passing::start(&name, masquerade)).await;
+    result.unwrap_or_else(|error| Err(PassingError::Broken(std::io::Error::other(error))))
+}
+
+/// Says which networks cannot be reached through this machine because it passes nothing on.
+fn without_forwarding(behind: &[IpNet], forwarding: Forwarding) -> Vec<String> {
+    let families = [
+        (forwarding.v4, "net.ipv4.ip_forward", behind.iter().find(|net| net.addr().is_ipv4())),
+        (forwarding.v6, "net.ipv6.conf.all.forwarding", behind.iter().find(|net| net.addr().is_ipv6())),
+    ];
+    let missing = families.into_iter().filter(|(on, ..)| !on);
+    missing
+        .filter_map(|(_, switch, net)| {
+            let net = net?;
+            Some(format!(
+                "{net} cannot be reached through this node: it does not pass packets on; say: sysctl -w {switch}=1"
+            ))
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -169,6 +231,23 @@ mod tests {
         with_subnet.push("192.168.7.0/24".parse().unwrap());
         with_subnet.sort_unstable();
         assert_eq!(routes(&both, peers.iter(), true), with_subnet);
+    }
+
+    #[test]
+    fn a_node_passes_on_to_what_is_both_offered_and_approved() {
+        let allowed = nets(&["100.64.0.1/32", "10.1.0.0/24", "10.2.0.0/24", "0.0.0.0/0"]);
+        let offered = nets(&["10.1.0.0/24", "10.3.0.0/24", "0.0.0.0/0"]);
+        assert_eq!(behind(&allowed, &offered).collect::<Vec<_>>(), nets(&["10.1.0.0/24"]));
+    }
+
+    #[test]
+    fn a_router_whose_machine_passes_nothing_on_says_so() {
+        let both = nets(&["10.1.0.0/24", "fd00::/64"]);
+        let told = |v4, v6| without_forwarding(&both, Forwarding { v4, v6 });
+        assert!(told(true, true).is_empty());
+        assert!(told(false, true)[0].contains("net.ipv4.ip_forward=1"));
+        assert!(told(true, false)[0].contains("net.ipv6.conf.all.forwarding=1"));
+        assert!(without_forwarding(&nets(&["10.1.0.0/24"]), Forwarding { v4: true, v6: false }).is_empty());
     }
 
     #[test]

@@ -19,7 +19,7 @@ use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey, NodeSecret};
 use super::measure::{Found, Measure};
 use super::peer_relays::PeerRelays;
 use super::relays::Relays;
-use super::routes::{prefixes, routes};
+use super::routes::{Wanted, behind, prefixes, routes};
 use super::traffic::HeldPing;
 use crate::engine::relay_link::LinkSetup;
 use crate::engine::shared::{PeerSlot, Shared, Snapshot};
@@ -289,8 +289,7 @@ impl Tailnet {
     }
 
     fn compile(&mut self) -> Filter {
-        let local: Vec<IpNet> =
-            self.local.node.effective_allowed_ips().iter().copied().filter(|net| net.prefix_len() > 0).collect();
+        let local: Vec<IpNet> = self.local.node.addresses.iter().copied().chain(self.behind()).collect();
         let holders = |capability: &str| -> Vec<IpAddr> {
             let holds = |known: &&Known| known.config.node().cap_map.has(capability);
             self.peers.values().filter(holds).flat_map(|known| known.config.addresses()).map(IpNet::addr).collect()
@@ -315,15 +314,21 @@ impl Tailnet {
         }
     }
 
-    /// Returns addresses and routes for the interface, if they may have changed.
-    pub(super) fn take_routes(&mut self) -> Option<(Vec<IpNet>, Vec<IpNet>)> {
+    /// Returns the networks behind this node.
+    fn behind(&self) -> impl Iterator<Item = IpNet> {
+        behind(self.local.node.effective_allowed_ips(), &self.local.settings.offered_routes)
+    }
+
+    /// Returns how the machine should be, if that may have changed.
+    pub(super) fn take_routes(&mut self) -> Option<Wanted> {
         if !std::mem::take(&mut self.dirty.routes) {
             return None;
         }
-        let own = self.local.node.addresses.clone();
+        let addresses = self.local.node.addresses.clone();
         let peers = self.peers.values().map(|known| &*known.config);
-        let routes = routes(&own, peers, self.local.settings.accept_routes);
-        Some((own, routes))
+        let routes = routes(&addresses, peers, self.local.settings.accept_routes);
+        let behind = self.behind().collect();
+        Some(Wanted { addresses, routes, behind, masquerade: self.local.settings.masquerade })
     }
 
     /// Returns what the daemon should know; it may know some of it already.

@@ -1,0 +1,184 @@
+//! Networks behind nodes: machines that run nothing of ours.
+
+use super::Context;
+use crate::fleet::{GoClient, Node, PATIENCE, Server, icmp, last_lines, transfer};
+use crate::lab::{Host, Lab, wait_for};
+use crate::packages;
+use anyhow::{Context as _, Result, ensure};
+
+/// Everybody reaches everything, from networks behind nodes, too.
+const OPEN: &str = r#"{"acls": [{"action": "accept", "src": ["*", "192.168.0.0/16", "fd92::/16"], "dst": ["*:*"]}]}"#;
+
+/// The nodes alpha and beta with one machine behind each, la and lb.
+struct Sites {
+    server: Server,
+    alpha: Node,
+    beta: Node,
+    la: Host,
+    lb: Host,
+    lab: Lab,
+}
+
+impl Sites {
+    /// Everything up, both networks offered with `further` settings; nothing is approved yet.
+    fn start(context: &Context, title: &str, further: &[&str]) -> Result<Self> {
+        let mut lab = Lab::new(title, &["server", "alpha", "beta"])?;
+        let (on_alpha, on_beta) = (lab.host("alpha"), lab.host("beta"));
+        let (la, lb) = (lab.add_lan(&on_alpha, "la")?, lab.add_lan(&on_beta, "lb")?);
+        let server = Server::start(&context.warren, &lab.host("server"), &[])?;
+        let invitation = server.invite(&["--reusable"])?;
+        let file = lab.dir().join("open.hujson");
+        std::fs::write(&file, OPEN)?;
+        server.policy(&["set", &file.to_string_lossy()])?;
+        let alpha = Node::start(&context.warren, &on_alpha)?;
+        let beta = Node::start(&context.warren, &on_beta)?;
+        for node in [&alpha, &beta] {
+            let offer = format!("--advertise-routes={}", node.host.lan().join(","));
+            let words: Vec<&str> =
+                [offer.as_str(), "--accept-routes"].into_iter().chain(further.iter().copied()).collect();
+            node.up(&invitation, &words)?;
+        }
+        Ok(Self { server, alpha, beta, la, lb, lab })
+    }
+
+    fn approve(&self, node: &Node) -> Result<()> {
+        let [four, six] = node.host.lan();
+        self.server.admin(&["node", "approve-routes", &node.host.name, &four, &six]).map(drop)
+    }
+
+    /// Waits for an echo in each family.
+    fn wait_echoes(&self, from: &Host, to: &Host) -> Result<()> {
+        for address in to.lan_addresses() {
+            wait_for(&format!("an echo from {} to {address}", from.name), PATIENCE, || icmp(from, &address, 1).ok())
+                .with_context(|| {
+                    let logs = [&self.alpha, &self.beta].map(|node| last_lines(&node.process().log()));
+                    format!("the nodes' logs end with:\n{}\nand\n{}", logs[0], logs[1])
+                })?;
+        }
+        Ok(())
+    }
+}
+
+/// Lets a machine pass packets on.
+fn forward(host: &Host) -> Result<()> {
+    host.run("sysctl").args("-q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1").output().map(drop)
+}
+
+/// Sends all packets of a machine in a network to its router.
+fn default_route(host: &Host) -> Result<()> {
+    for address in host.lan_addresses() {
+        let mut router = address;
+        router.pop();
+        host.run("ip").args("route add default via").arg(format!("{router}1")).output()?;
+    }
+    Ok(())
+}
+
+/// Returns what a node says is wrong.
+fn health(node: &Node) -> Result<String> {
+    Ok(node.status()?.get("Health").map(ToString::to_string).unwrap_or_default())
+}
+
+/// A machine behind beta is reached from alpha: not before it is approved, nor while beta's machine passes nothing on, of
+/// which beta tells; with masquerading without any route of that machine, otherwise with one; and no more when it is taken back.
+pub(super) fn networks(context: &Context) -> Result<()> {
+    let sites = Sites::start(context, "networks", &[])?;
+    let Sites { alpha, beta, lb, .. } = &sites;
+    let [lb4, lb6] = lb.lan_addresses();
+    icmp(&alpha.host, &beta.addresses()?.0, 1)?;
+    ensure!(icmp(&alpha.host, &lb4, 1).is_err(), "reached without approval");
+    sites.approve(beta)?;
+    wait_for("beta to say that it passes nothing on", PATIENCE, || {
+        let said = health(beta).ok()?;
+        (said.contains("net.ipv4.ip_forward=1") && said.contains("net.ipv6.conf.all.forwarding=1")).then_some(())
+    })?;
+    forward(&beta.host)?;
+    sites.wait_echoes(&alpha.host, lb)?;
+    for address in [&lb4, &lb6] {
+        transfer(&alpha.host, lb, address, 5_000_000)?;
+    }
+
+    // As they are: the machine needs a way back.
+    beta.cli(&["set", "--snat-subnet-routes=false"])?;
+    wait_for("packets to keep their addresses", PATIENCE, || icmp(&alpha.host, &lb6, 1).is_err().then_some(()))?;
+    default_route(lb)?;
+    sites.wait_echoes(&alpha.host, lb)?;
+    beta.cli(&["set", "--snat-subnet-routes"])?;
+    sites.wait_echoes(&alpha.host, lb)?;
+
+    // An address of a node does not come out of the network.
+    let spoofed = alpha.addresses()?.0;
+    lb.run("ip").args("address add").arg(format!("{spoofed}/32")).args("dev lo").output()?;
+    let from_node = lb.run("ping").args("-n -c 1 -W 1 -I").arg(&spoofed).arg(&alpha.host.address).output();
+    ensure!(from_node.is_err(), "a packet with a node's address came back to the network");
+
+    // Who does not accept routes has none; nor has anybody when the offer ends.
+    alpha.cli(&["set", "--accept-routes=false"])?;
+    wait_for("alpha to give up the route", PATIENCE, || icmp(&alpha.host, &lb4, 1).is_err().then_some(()))?;
+    alpha.cli(&["set", "--accept-routes"])?;
+    sites.wait_echoes(&alpha.host, lb)?;
+    beta.cli(&["set", "--advertise-routes="])?;
+    wait_for("the route to end with the offer", PATIENCE, || icmp(&alpha.host, &lb4, 1).is_err().then_some(()))?;
+    let rules = beta.host.run("nft").args("list ruleset").output()?;
+    ensure!(rules.trim().is_empty(), "rules without an offer: {rules}");
+    Ok(())
+}
+
+/// Machines of two networks that run nothing of ours reach each other with their own addresses, both ways.
+pub(super) fn sites(context: &Context) -> Result<()> {
+    let sites = Sites::start(context, "sites", &["--snat-subnet-routes=false"])?;
+    let Sites { alpha, beta, la, lb, .. } = &sites;
+    for node in [alpha, beta] {
+        forward(&node.host)?;
+        sites.approve(node)?;
+    }
+    for host in [la, lb] {
+        default_route(host)?;
+    }
+    sites.wait_echoes(la, lb)?;
+    sites.wait_echoes(lb, la)?;
+    alpha.wait_direct("beta")?;
+    for (from, to) in [(la, lb), (lb, la)] {
+        for address in to.lan_addresses() {
+            println!("        {} to {address}: {}", from.name, transfer(from, to, &address, 20_000_000)?);
+        }
+    }
+    Ok(())
+}
+
+/// SIGKILL of a router takes its firewall rules along; started again it leads into its network as before.
+pub(super) fn killed(context: &Context) -> Result<()> {
+    let mut sites = Sites::start(context, "killed-router", &[])?;
+    forward(&sites.beta.host)?;
+    sites.approve(&sites.beta)?;
+    sites.wait_echoes(&sites.alpha.host, &sites.lb)?;
+    let rules = |host: &Host| host.run("nft").args("list ruleset").output();
+    ensure!(rules(&sites.beta.host)?.contains("masquerade"), "a router that does not masquerade");
+    sites.beta.process().signal("KILL")?;
+    let host = sites.beta.host.clone();
+    wait_for("the rules to vanish", PATIENCE, || rules(&host).ok().filter(|text| text.trim().is_empty()))?;
+    sites.beta.start_again()?;
+    sites.wait_echoes(&sites.alpha.host, &sites.lb)?;
+    // At once, while what the killed process left may still be going away.
+    sites.beta.kill_and_restart()?;
+    sites.wait_echoes(&sites.alpha.host, &sites.lb)?;
+    ensure!(sites.beta.stop()?.success(), "the daemon did not stop cleanly");
+    ensure!(rules(&host)?.trim().is_empty(), "rules are left: {}", rules(&host)?);
+    Ok(())
+}
+
+/// The official Go client, which accepts routes as it comes, fetches from a machine behind our node.
+pub(super) fn go_client(context: &Context) -> Result<()> {
+    let caddy = packages::caddy()?;
+    let mut sites = Sites::start(context, "go-networks", &[])?;
+    let gopher = sites.lab.add("gopher")?;
+    forward(&sites.beta.host)?;
+    sites.approve(&sites.beta)?;
+    let me = std::env::current_exe()?;
+    let to = format!("{}:80", sites.lb.address);
+    let mut page = sites.lb.spawn("page", &me, &["traffic", "http", &to, "page of lb"])?;
+    page.wait_log("listening", PATIENCE)?;
+    let key = sites.server.invite(&["--reusable"])?.key;
+    let gopher = GoClient::start(&gopher, &caddy, &sites.server.url, &key, "page of gopher", &to)?;
+    gopher.wait_page("page of lb")
+}
