@@ -264,6 +264,15 @@ impl Node {
         peer_text(&self.status().ok()?, name, field)
     }
 
+    /// Returns the networks that the peer with host name `name` leads into.
+    pub(crate) fn peer_routes(&self, name: &str) -> Vec<String> {
+        let Ok(status) = self.status() else { return Vec::new() };
+        let is_it = |peer: &&Value| peer.get("HostName").and_then(Value::as_str) == Some(name);
+        let peer = status.get("Peer").and_then(Value::as_object).and_then(|peers| peers.values().find(is_it));
+        let routes = peer.and_then(|peer| peer.get("AllowedIPs")).and_then(Value::as_array);
+        routes.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    }
+
     /// Returns how many bytes went to the peer with host name `name`.
     pub(crate) fn sent_to(&self, name: &str) -> Option<u64> {
         let status = self.status().ok()?;

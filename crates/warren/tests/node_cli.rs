@@ -261,7 +261,8 @@ fn reset_names_every_default() {
     let change = stub.world().started.pop().unwrap().update_prefs.unwrap();
     let expected = json!({
         "Hostname": "", "HostnameSet": true, "RouteAll": false, "RouteAllSet": true,
-        "ShieldsUp": true, "ShieldsUpSet": true,
+        "ShieldsUp": true, "ShieldsUpSet": true, "AdvertiseRoutes": [], "AdvertiseRoutesSet": true,
+        "NoSNAT": false, "NoSNATSet": true,
     });
     assert_eq!(change, expected);
 }

@@ -167,18 +167,58 @@ pub(super) fn killed(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// The official Go client, which accepts routes as it comes, fetches from a machine behind our node.
+/// Two nodes in one network offer it; when the one that leads into it is killed, the other does.
+pub(super) fn second_router(context: &Context) -> Result<()> {
+    let sites = Sites::start(context, "second-router", &[])?;
+    // Gamma is in the network behind beta by a route over the switch, and masquerades as beta does.
+    let mut lab = sites.lab;
+    let on_gamma = lab.add("gamma")?;
+    let [four, six] = sites.beta.host.lan();
+    let number = |host: &Host| host.address.rsplit('.').next().unwrap_or_default().to_owned();
+    let via6 = format!("fd91::{}", number(&sites.beta.host));
+    for (net, via) in [(&four, &sites.beta.host.address), (&six, &via6)] {
+        on_gamma.run("ip").args("route add").arg(net).arg("via").arg(via).output()?;
+    }
+    default_route(&sites.lb)?;
+    forward(&sites.beta.host)?;
+    forward(&on_gamma)?;
+    let gamma = Node::start(&context.warren, &on_gamma)?;
+    gamma.up(&sites.server.invite(&["--reusable"])?, &[&format!("--advertise-routes={four},{six}")])?;
+    for name in ["beta", "gamma"] {
+        sites.server.admin(&["node", "approve-routes", name, &four, &six])?;
+    }
+    let alpha = &sites.alpha;
+    let [lb4, lb6] = sites.lb.lan_addresses();
+    let echo = |what: &str| {
+        wait_for(what, PATIENCE * 2, || [&lb4, &lb6].iter().all(|to| icmp(&alpha.host, to, 1).is_ok()).then_some(()))
+    };
+    echo("echoes over the first router")?;
+    let leads = |name: &str| {
+        let routes = alpha.peer_routes(name);
+        routes.contains(&four) && routes.contains(&six)
+    };
+    let (first, second) = if leads("beta") { (&sites.beta, &gamma) } else { (&gamma, &sites.beta) };
+    ensure!(leads(&first.host.name) && !leads(&second.host.name), "not exactly one leads into the network");
+    first.process().signal("KILL")?;
+    let name = &second.host.name;
+    wait_for(&format!("{name} to lead into the network"), PATIENCE * 4, || leads(name).then_some(()))?;
+    echo("echoes over the second router")
+}
+
+/// The official Go client is told of the network behind our node. Inside Caddy it accepts no routes, and says that it
+/// knows this one.
 pub(super) fn go_client(context: &Context) -> Result<()> {
     let caddy = packages::caddy()?;
     let mut sites = Sites::start(context, "go-networks", &[])?;
     let gopher = sites.lab.add("gopher")?;
-    forward(&sites.beta.host)?;
     sites.approve(&sites.beta)?;
-    let me = std::env::current_exe()?;
-    let to = format!("{}:80", sites.lb.address);
-    let mut page = sites.lb.spawn("page", &me, &["traffic", "http", &to, "page of lb"])?;
-    page.wait_log("listening", PATIENCE)?;
     let key = sites.server.invite(&["--reusable"])?.key;
-    let gopher = GoClient::start(&gopher, &caddy, &sites.server.url, &key, "page of gopher", &to)?;
-    gopher.wait_page("page of lb")
+    let gopher = GoClient::start(&gopher, &caddy, &sites.server.url, &key, "page of gopher", &sites.lb.address)?;
+    let [four, six] = sites.beta.host.lan();
+    wait_for("the Go client to speak of the route", PATIENCE * 2, || {
+        let log = gopher.log();
+        let line = log.lines().find(|line| line.contains("did not accept subnet routes"))?;
+        (line.contains(&four) && line.contains(&six) && line.contains("beta")).then_some(())
+    })
+    .with_context(|| format!("its log ends with:\n{}", gopher.log_end()))
 }
