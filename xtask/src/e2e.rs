@@ -3,6 +3,7 @@
 mod failures;
 mod go_client;
 mod login;
+mod names;
 mod nat;
 mod peer_relay;
 mod policy;
@@ -62,6 +63,7 @@ const TESTS: &[Test] = &[
     Test { name: "killed_subnet_router_leaves_nothing_and_comes_back", body: routes::killed },
     Test { name: "a_second_subnet_router_takes_over", body: routes::second_router },
     Test { name: "go_client_is_told_of_a_subnet_router", body: routes::go_client },
+    Test { name: "names_of_the_tailnet_are_found_by_programs", body: names::programs },
     Test { name: "rust_client_fetches_from_go_client", body: rust_client::with_go_client },
     Test { name: "rust_client_echoes_with_node_and_go_client", body: rust_client::echoes },
     Test { name: "wireguard_go_talks_to_our_core", body: wireguard_go::interop },

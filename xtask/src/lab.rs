@@ -158,6 +158,11 @@ impl Host {
     }
 
     /// Where `ip netns exec` finds this host's own files of /etc.
+    /// Makes programs on this host ask `server` for names.
+    pub(crate) fn set_nameserver(&self, server: &str) -> Result<()> {
+        std::fs::write(self.etc().join("resolv.conf"), format!("nameserver {server}\n")).map_err(Into::into)
+    }
+
     fn etc(&self) -> PathBuf {
         Path::new("/etc/netns").join(&self.namespace)
     }

@@ -255,12 +255,13 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
         if !self.carrying {
             return;
         }
-        let local = match (change.local, self.netmap.local(), &self.disk.state.keys.current) {
+        let local = match (change.local || change.dns, self.netmap.local(), &self.disk.state.keys.current) {
             // Between a new key and the first map for it the two do not fit together.
             (true, Some(node), Some(secret)) if secret.public() == node.key => Some(LocalUpdate::Up(Local {
                 secret: Arc::clone(secret),
                 disco: Arc::clone(&self.disco),
                 node: Arc::clone(node),
+                dns: self.netmap.dns().cloned(),
                 settings: self.settings(),
             })),
             _ => None,
@@ -285,7 +286,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             shields_up: prefs.shields_up,
             relay_port: prefs.relay_server_port,
             offered_routes: prefs.advertise_routes.clone().into(),
-            masquerade: !prefs.no_snat,
+            keeps_source: prefs.no_snat,
         }
     }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use warren_filter::Shields;
 use warren_path::PeerRelay;
-use warren_wire::control::{DerpMap, EndpointType, FilterRule, NetInfo, Node, RegionId};
+use warren_wire::control::{DerpMap, DnsConfig, EndpointType, FilterRule, NetInfo, Node, RegionId};
 use warren_wire::key::{DiscoSecret, NodeKey, NodeSecret};
 
 use crate::netmap::Peer;
@@ -26,6 +26,7 @@ mod decision;
 mod forwarder;
 mod gateway;
 mod handle;
+mod name_service;
 mod names;
 mod null;
 mod outlet;
@@ -191,6 +192,8 @@ pub struct Local {
     pub disco: Arc<DiscoSecret>,
     /// Own record as the server sent it: addresses, approved routes (`allowed_ips`), capabilities.
     pub node: Arc<Node>,
+    /// How names are found, if the server said it.
+    pub dns: Option<Arc<DnsConfig>>,
     /// What the user chose.
     pub settings: Settings,
 }
@@ -206,8 +209,9 @@ pub struct Settings {
     pub relay_port: Option<u16>,
     /// Networks behind this node that the user offers. What the server approves beyond them is not passed on.
     pub offered_routes: Arc<[IpNet]>,
-    /// Give packets that are passed on to those networks an address of this machine, so that answers find back.
-    pub masquerade: bool,
+    /// Leave packets that are passed on to those networks their source address; else they get one of this machine, so that
+    /// answers find back.
+    pub keeps_source: bool,
 }
 
 impl Settings {

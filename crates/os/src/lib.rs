@@ -20,6 +20,7 @@ mod identity;
 mod ifname;
 pub mod netlink;
 mod passing;
+mod service;
 #[cfg(test)]
 mod testing;
 mod tun;
@@ -34,6 +35,7 @@ pub use ifname::{IfIndex, IfName, IfNameError};
 pub use netlink::{Changes, DefaultRoutes, Interface, LinkWatch, Netlink, NetlinkError};
 pub use passing::{Forwarding, Passing, PassingError};
 pub use rustix::io::Errno;
+pub use service::{bind_service, is_own_address};
 pub use tun::{
     Checksum, MAX_PACKET_BYTES, MAX_PARTS, Offload, SegmentKind, Segments, Tun, TunError, TunOffloads, TunRead,
     VnetHeader,

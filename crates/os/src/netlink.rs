@@ -46,6 +46,9 @@ pub use watch::LinkWatch;
 /// The metric of all our routes; lower wins, and connected networks and DHCP use 0 to about 1,000.
 pub const ROUTE_METRIC: u32 = 5_200;
 
+/// The kernel's table of this machine's own addresses. Source: `linux/rtnetlink.h`, `RT_TABLE_LOCAL`.
+const LOCAL_TABLE: u8 = 255;
+
 /// Changes and lists addresses, routes and interfaces. Clones share one connection.
 #[derive(Debug, Clone)]
 pub struct Netlink {
@@ -269,6 +272,25 @@ impl Netlink {
         unless(result.map_err(failed("remove a route")), &[Errno::SRCH, Errno::NOENT])
     }
 
+    /// Makes an address this machine's own without giving it to the interface, so that nothing is sent from it by chance; the
+    /// kernel forgets it with the interface.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`]; an address that is there already is no error.
+    pub async fn add_local(&self, interface: IfIndex, address: IpAddr) -> Result<(), NetlinkError> {
+        let result = self.handle.route().add(local_route(interface, address)).execute().await;
+        unless(result.map_err(failed("add a local address")), &[Errno::EXIST])
+    }
+
+    /// Takes back what [`Self::add_local`] did.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`]; an address that is not there is no error.
+    pub async fn remove_local(&self, interface: IfIndex, address: IpAddr) -> Result<(), NetlinkError> {
+        let result = self.handle.route().del(local_route(interface, address)).execute().await;
+        unless(result.map_err(failed("remove a local address")), &[Errno::SRCH, Errno::NOENT])
+    }
+
     /// Makes `wanted` the only routes to an interface, which must be up.
     ///
     /// # Errors
@@ -405,6 +427,14 @@ fn route(interface: IfIndex, prefix: IpNet) -> RouteMessage {
         }
     };
     message.header.protocol = RouteProtocol::Static;
+    message
+}
+
+fn local_route(interface: IfIndex, address: IpAddr) -> RouteMessage {
+    let mut message = route(interface, address.into());
+    message.header.table = LOCAL_TABLE;
+    message.header.kind = RouteType::Local;
+    message.header.scope = if address.is_ipv4() { RouteScope::Host } else { RouteScope::Universe };
     message
 }
 

@@ -1,6 +1,6 @@
 //! The interface: its addresses and the routes to it.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use warren_os::{Forwarding, IfIndex, IfName, Netlink, NetlinkError, Passing, PassingError};
@@ -13,6 +13,9 @@ const RANGE_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
 const RANGE_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0), 48);
 /// Most routes that are given to the kernel; a tailnet with more subnets needs a policy that shows a node fewer.
 const MAX_ROUTES: usize = 4096;
+
+/// Addresses of the name service.
+const SERVICE: [IpAddr; 2] = [IpAddr::V4(warren_dns::SERVICE_V4), IpAddr::V6(warren_dns::SERVICE_V6)];
 
 /// Returns the prefixes of which `peer` is the owner for this node: its own addresses, and what it routes if the user
 /// wants that. Never the whole Internet, for which an exit node must have been chosen.
@@ -130,6 +133,12 @@ impl Machine {
             self.netlink.set_up(self.index).await?;
         }
         let routes = self.netlink.sync_routes(self.index, &wanted.routes).await?;
+        for address in SERVICE {
+            // A machine without IPv6 has the other one.
+            if let Err(error) = self.netlink.add_local(self.index, address).await {
+                tracing::debug!(%error, %address, "no address for the name service");
+            }
+        }
         let address = addresses.refused.iter().map(|(net, error)| format!("no address {net}: {error}"));
         let route = routes.refused.iter().map(|(net, error)| format!("no route to {net}: {error}"));
         Ok(address.chain(route).take(8).collect())
@@ -163,6 +172,9 @@ impl Machine {
         self.passing = None;
         self.troubles.clear();
         let result = async {
+            for address in SERVICE {
+                self.netlink.remove_local(self.index, address).await?;
+            }
             self.netlink.sync_routes(self.index, &[]).await?;
             self.netlink.sync_addresses(self.index, &[]).await?;
             self.netlink.set_down(self.index).await

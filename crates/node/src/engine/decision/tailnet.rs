@@ -10,10 +10,11 @@ use ipnet::IpNet;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot};
+use warren_dns::{Config, Member};
 use warren_filter::{Filter, FilterInput, PrefixTable};
 use warren_path::{OwnNat, PathStatus, Paths, PeerConfig, PingId};
 use warren_wg::Tunnels;
-use warren_wire::control::{DerpMap, FilterRule, NetInfo, RegionId};
+use warren_wire::control::{DerpMap, FilterRule, NetInfo, Node, RegionId};
 use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey, NodeSecret};
 
 use super::measure::{Found, Measure};
@@ -21,6 +22,7 @@ use super::peer_relays::PeerRelays;
 use super::relays::Relays;
 use super::routes::{Wanted, behind, prefixes, routes};
 use super::traffic::HeldPing;
+use crate::engine::name_service::{NameService, with_system};
 use crate::engine::relay_link::LinkSetup;
 use crate::engine::shared::{PeerSlot, Shared, Snapshot};
 use crate::engine::{Event, Local, PeerStatus, PingError, Pong};
@@ -48,6 +50,8 @@ pub(super) struct Tailnet {
     /// What of the rules cannot be used, for people.
     rule_trouble: Option<String>,
     dirty: Dirty,
+    /// The name service, or why there is none.
+    names: Option<Result<NameService, String>>,
     pub(super) peer_relays: PeerRelays,
 }
 
@@ -124,11 +128,18 @@ impl Tailnet {
             rules: Arc::from([]),
             rule_trouble: None,
             dirty: Dirty { prefixes: true, filter: true, ports: true, routes: true },
+            names: None,
             peer_relays: PeerRelays::default(),
         };
         tailnet.look_at_attributes();
         tailnet.look_at_peer_relays(now);
         tailnet
+    }
+
+    /// Starts to answer names; the machine's part of it is done with the interface.
+    pub(super) fn start_names(&mut self, seed: [u8; 32]) {
+        let config = with_system(names(&self.local, self.peers.values().map(|known| &*known.config)));
+        self.names = Some(NameService::start(seed, config));
     }
 
     /// Returns who this node is.
@@ -260,6 +271,9 @@ impl Tailnet {
             snapshot.peers = Arc::new(self.prefix_table());
             self.dirty.routes = true;
         }
+        if prefixes && let Some(Ok(service)) = &self.names {
+            service.set(with_system(names(&self.local, self.peers.values().map(|known| &*known.config))));
+        }
         if filter {
             snapshot.filter = Arc::new(self.compile());
         }
@@ -328,7 +342,7 @@ impl Tailnet {
         let peers = self.peers.values().map(|known| &*known.config);
         let routes = routes(&addresses, peers, self.local.settings.accept_routes);
         let behind = self.behind().collect();
-        Some(Wanted { addresses, routes, behind, masquerade: self.local.settings.masquerade })
+        Some(Wanted { addresses, routes, behind, masquerade: !self.local.settings.keeps_source })
     }
 
     /// Returns what the daemon should know; it may know some of it already.
@@ -336,7 +350,9 @@ impl Tailnet {
         let mut news = std::mem::take(&mut self.news);
         news.push(Event::Live { relays: self.relays.connected(), peers: self.sessions });
         let troubles = self.relays.troubles(now).chain(self.rule_trouble.clone());
-        let troubles = troubles.chain(self.peer_relays.trouble());
+        let troubles = troubles
+            .chain(self.peer_relays.trouble())
+            .chain(self.names.as_ref().and_then(|names| names.as_ref().err().cloned()));
         news.push(Event::Health(machine_troubles.iter().cloned().chain(troubles).collect()));
         news
     }
@@ -371,6 +387,25 @@ impl Tailnet {
         };
         self.peers.iter().map(describe).collect()
     }
+}
+
+/// Returns the names of the tailnet, as the server says they are found.
+fn names<'a>(local: &'a Local, peers: impl Iterator<Item = &'a Peer>) -> Config {
+    let Some(dns) = &local.dns else { return Config::default() };
+    // Source: node.md, section 20.1: programs that try IPv6 first would wait where a peer cannot be reached by it.
+    let aaaa = local.node.cap_map.has("magicdns-aaaa") || local.node.addresses.iter().all(|own| own.addr().is_ipv6());
+    let nodes = std::iter::once(&*local.node).chain(peers.map(Peer::node));
+    let member = |node: &'a Node| {
+        // A peer that has no other is found by it.
+        let aaaa = aaaa || node.addresses.iter().all(|own| own.addr().is_ipv6());
+        Member {
+            name: &node.name,
+            addresses: &node.addresses,
+            aaaa,
+            wildcard: node.cap_map.has("dns-subdomain-resolve"),
+        }
+    };
+    Config::derive(dns, nodes.map(member))
 }
 
 /// Says why a path is what it is, and what would help if it is not direct.

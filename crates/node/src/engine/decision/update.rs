@@ -3,6 +3,7 @@
 use super::tailnet::{Setup, Tailnet};
 use super::{Decision, now, wall};
 use crate::engine::{Local, LocalUpdate, Update};
+use rand::RngExt as _;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -67,6 +68,7 @@ impl Decision {
         };
         let mut tailnet = Tailnet::new(local, setup, now(), since_1970);
         tailnet.measure.netcheck.set_server_listens(self.server_listens);
+        tailnet.start_names(self.rng.random());
         self.tailnet = Some(tailnet);
         // The machine's addresses are not known yet.
         self.links_changed.notify_one();

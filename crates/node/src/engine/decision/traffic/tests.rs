@@ -50,6 +50,7 @@ impl Bench {
             secret: Arc::new(secret(1)),
             disco: Arc::new(DiscoSecret::from_bytes([5; 32])),
             node: Arc::new(Node::default()),
+            dns: None,
             settings: Settings::default(),
         };
         let setup = Setup {

@@ -1,0 +1,468 @@
+//! Names of the tailnet, for the programs of this machine: DNS on 100.100.100.100 and fd7a:115c:a1e0::53, port 53.
+//!
+//! The two addresses are local routes of the tunnel's interface, so the kernel keeps queries on this machine and forgets the
+//! addresses with the interface. What is answered and whom to ask otherwise is `warren_dns`'s business; here are its sockets.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read as _};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{sleep_until, timeout};
+use warren_dns::{
+    AttemptId, ClientId, Config, Name, Output, Resolver, SERVICE_V4, SERVICE_V6, Transport, Zone, upstream,
+};
+
+/// Port of the service.
+const PORT: u16 = 53;
+/// Longest message over UDP that is read.
+const DATAGRAM_MAX: usize = 4096;
+/// Longest query over TCP. Source: node.md, section 20.1.
+const REQUEST_MAX: usize = 4096;
+/// Connections at a time; others wait.
+const CONNECTIONS: usize = 64;
+/// How long a connection may be idle. Source: node.md, section 20.1.
+const IDLE: Duration = Duration::from_secs(45);
+/// How long an upstream may take over TCP. Source: node.md, section 20.2.
+const TCP_TIMEOUT: Duration = Duration::from_secs(5);
+/// What connections and upstreams said that may wait.
+const HEARD: usize = 256;
+/// Most bytes that are read of `resolv.conf`.
+const SETTINGS_MAX: u64 = 64 * 1024;
+/// Resolvers of the machine that are used.
+const SYSTEM_MAX: usize = 8;
+
+/// Answers while it is kept.
+#[derive(Debug)]
+pub(super) struct NameService {
+    zone: watch::Sender<Config>,
+    task: AbortHandle,
+}
+
+impl NameService {
+    /// Opens the sockets on the service's addresses and starts to answer.
+    ///
+    /// # Errors
+    /// Returns a text for people if neither address can be had.
+    ///
+    /// # Panics
+    /// Panics outside a tokio runtime.
+    pub(super) fn start(seed: [u8; 32], config: Config) -> Result<Self, String> {
+        let mut sockets = Vec::new();
+        let mut failed = None;
+        for address in [IpAddr::V4(SERVICE_V4), IpAddr::V6(SERVICE_V6)] {
+            match open(SocketAddr::new(address, PORT)) {
+                Ok(pair) => sockets.push(pair),
+                Err(error) => {
+                    tracing::debug!(%error, %address, "no name service on this address");
+                    failed.get_or_insert((address, error));
+                }
+            }
+        }
+        match failed {
+            Some((address, error)) if sockets.is_empty() => Err(format!(
+                "names of the tailnet are not answered on {address}: {error}; does another program answer on port 53 of all addresses?"
+            )),
+            _ => Ok(Self::run(seed, config, sockets)),
+        }
+    }
+
+    fn run(seed: [u8; 32], config: Config, sockets: Vec<(UdpSocket, TcpListener)>) -> Self {
+        let (zone, zones) = watch::channel(config);
+        let (heard, hearing) = mpsc::channel(HEARD);
+        let mut datagrams = [None, None];
+        for (index, (socket, listener)) in sockets.into_iter().enumerate() {
+            tokio::spawn(accept(listener, heard.clone(), zones.clone()));
+            if let Some(slot) = datagrams.get_mut(index) {
+                *slot = Some(socket);
+            }
+        }
+        let server = Server {
+            resolver: Resolver::new(seed),
+            datagrams,
+            askers: BTreeMap::new(),
+            attempts: BTreeMap::new(),
+            next: 0,
+            heard,
+        };
+        let task = tokio::spawn(server.run(zones, hearing)).abort_handle();
+        Self { zone, task }
+    }
+
+    /// Takes over other names.
+    pub(super) fn set(&self, config: Config) {
+        self.zone.send_if_modified(|old| {
+            let differs = *old != config;
+            *old = config;
+            differs
+        });
+    }
+}
+
+impl Drop for NameService {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn open(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
+    let (datagrams, connections) = warren_os::bind_service(address)?;
+    Ok((UdpSocket::from_std(datagrams)?, TcpListener::from_std(connections)?))
+}
+
+/// Is what other tasks found out.
+#[derive(Debug)]
+enum Heard {
+    Query(Vec<u8>, oneshot::Sender<Vec<u8>>),
+    Reply(AttemptId, Vec<u8>),
+    Failed(AttemptId),
+}
+
+/// Is whoever waits for an answer.
+#[derive(Debug)]
+enum Asker {
+    /// Of the socket with this number, at this address.
+    Udp(usize, SocketAddr),
+    Tcp(oneshot::Sender<Vec<u8>>),
+}
+
+struct Server {
+    resolver: Resolver,
+    datagrams: [Option<UdpSocket>; 2],
+    askers: BTreeMap<ClientId, Asker>,
+    /// Exchanges with upstreams.
+    attempts: BTreeMap<AttemptId, AbortHandle>,
+    next: u64,
+    heard: mpsc::Sender<Heard>,
+}
+
+impl Server {
+    async fn run(mut self, mut zones: watch::Receiver<Config>, mut hearing: mpsc::Receiver<Heard>) {
+        let mut buffers = [vec![0; DATAGRAM_MAX], vec![0; DATAGRAM_MAX]];
+        zones.mark_changed();
+        loop {
+            self.do_outputs();
+            let deadline = self.resolver.poll_timeout();
+            let timer = async {
+                match deadline {
+                    Some(at) => sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let [first, second] = &mut buffers;
+            tokio::select! {
+                changed = zones.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let zone = Zone::new(zones.borrow_and_update().clone());
+                    self.resolver.set_zone(zone);
+                }
+                (length, from) = receive(self.datagrams[0].as_ref(), first) => {
+                    self.ask(Asker::Udp(0, from), first.get(..length).unwrap_or_default());
+                }
+                (length, from) = receive(self.datagrams[1].as_ref(), second) => {
+                    self.ask(Asker::Udp(1, from), second.get(..length).unwrap_or_default());
+                }
+                // This task holds a sender, so the channel does not end.
+                Some(heard) = hearing.recv() => match heard {
+                    Heard::Query(message, reply) => self.ask(Asker::Tcp(reply), &message),
+                    Heard::Reply(attempt, message) => self.resolver.handle_reply(attempt, &message, now()),
+                    Heard::Failed(attempt) => self.resolver.handle_failure(attempt, now()),
+                },
+                () = timer => self.resolver.handle_timeout(now()),
+            }
+        }
+    }
+
+    fn ask(&mut self, asker: Asker, message: &[u8]) {
+        let client = ClientId(self.next);
+        self.next += 1;
+        let transport = match asker {
+            Asker::Udp(..) => Transport::Udp,
+            Asker::Tcp(_) => Transport::Tcp,
+        };
+        self.askers.insert(client, asker);
+        let dropped = self.resolver.counters().dropped;
+        self.resolver.handle_query(client, transport, message, now());
+        if self.resolver.counters().dropped != dropped {
+            self.askers.remove(&client);
+        }
+    }
+
+    fn do_outputs(&mut self) {
+        while let Some(output) = self.resolver.poll_output() {
+            match output {
+                Output::Answer { client, message } => match self.askers.remove(&client) {
+                    Some(Asker::Udp(index, to)) => {
+                        // A program that does not take its answer asks again.
+                        let socket = self.datagrams.get(index).and_then(Option::as_ref);
+                        let _ = socket.map(|socket| socket.try_send_to(&message, to));
+                    }
+                    Some(Asker::Tcp(reply)) => drop(reply.send(message)),
+                    None => {}
+                },
+                Output::Ask { attempt, upstream, transport, message } => {
+                    let heard = self.heard.clone();
+                    let task = tokio::spawn(async move {
+                        if let Err(error) = exchange(attempt, upstream, transport, &message, &heard).await {
+                            tracing::debug!(%error, %upstream, "a resolver was asked in vain");
+                            let _ = heard.send(Heard::Failed(attempt)).await;
+                        }
+                    });
+                    self.attempts.insert(attempt, task.abort_handle());
+                }
+                Output::Close(attempt) => {
+                    if let Some(task) = self.attempts.remove(&attempt) {
+                        task.abort();
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.attempts.values().for_each(AbortHandle::abort);
+    }
+}
+
+/// Tells whether it is a program of this machine.
+fn is_program(from: SocketAddr) -> bool {
+    let address = from.ip();
+    address == IpAddr::V4(SERVICE_V4) || address == IpAddr::V6(SERVICE_V6) || warren_os::is_own_address(address)
+}
+
+/// Waits for a datagram of a program; for ever without a socket. Errors are those of answers that found nobody.
+async fn receive(socket: Option<&UdpSocket>, buffer: &mut [u8]) -> (usize, SocketAddr) {
+    let Some(socket) = socket else { return std::future::pending().await };
+    loop {
+        // Others could get at what this machine's resolvers know, or make it send answers to third parties.
+        if let Ok(received) = socket.recv_from(buffer).await
+            && is_program(received.1)
+        {
+            return received;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Asks an upstream from a socket of its own. Over UDP it listens until it is aborted, since others may have answered first.
+async fn exchange(
+    attempt: AttemptId,
+    upstream: SocketAddr,
+    transport: Transport,
+    message: &[u8],
+    heard: &mpsc::Sender<Heard>,
+) -> io::Result<()> {
+    match transport {
+        Transport::Udp => {
+            let any: IpAddr = if upstream.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+            let socket = UdpSocket::bind((any, 0)).await?;
+            socket.connect(upstream).await?;
+            socket.send(message).await?;
+            let mut buffer = vec![0; DATAGRAM_MAX];
+            loop {
+                let length = socket.recv(&mut buffer).await?;
+                let reply = buffer.get(..length).unwrap_or_default().to_vec();
+                let _ = heard.send(Heard::Reply(attempt, reply)).await;
+            }
+        }
+        Transport::Tcp => {
+            let reply = timeout(TCP_TIMEOUT, async {
+                let mut stream = TcpStream::connect(upstream).await?;
+                write_message(&mut stream, message).await?;
+                read_message(&mut stream, usize::from(u16::MAX)).await
+            });
+            let reply = reply.await??;
+            let _ = heard.send(Heard::Reply(attempt, reply)).await;
+            Ok(())
+        }
+    }
+}
+
+/// Takes connections until the service ends.
+async fn accept(listener: TcpListener, heard: mpsc::Sender<Heard>, mut zones: watch::Receiver<Config>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let ended = async move { while zones.changed().await.is_ok() {} };
+    let taken = async {
+        loop {
+            let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+            let stream = match listener.accept().await {
+                Ok((stream, from)) if is_program(from) => stream,
+                Ok(_) => continue,
+                Err(_) => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let heard = heard.clone();
+            tokio::spawn(async move {
+                let _place = place;
+                // Whatever ends it, it is the program's to ask again.
+                let _ = serve(stream, &heard).await;
+            });
+        }
+    };
+    tokio::select! {
+        () = ended => {}
+        () = taken => {}
+    }
+}
+
+/// Answers the queries of one connection, one after another.
+async fn serve(mut stream: TcpStream, heard: &mpsc::Sender<Heard>) -> io::Result<()> {
+    loop {
+        let message = timeout(IDLE, read_message(&mut stream, REQUEST_MAX)).await??;
+        let (reply, answer) = oneshot::channel();
+        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+        heard.send(Heard::Query(message, reply)).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
+        let answer = answer.await.map_err(gone)?;
+        timeout(IDLE, write_message(&mut stream, &answer)).await??;
+    }
+}
+
+async fn read_message(stream: &mut TcpStream, most: usize) -> io::Result<Vec<u8>> {
+    let length = usize::from(stream.read_u16().await?);
+    if length > most {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut message = vec![0; length];
+    stream.read_exact(&mut message).await?;
+    Ok(message)
+}
+
+async fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(message.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+    let mut bytes = length.to_be_bytes().to_vec();
+    bytes.extend_from_slice(message);
+    stream.write_all(&bytes).await
+}
+
+/// Gives names of others to the machine's own resolvers if the server names none.
+pub(super) fn with_system(mut config: Config) -> Config {
+    let is_root = |name: &Name| name.labels().next().is_none();
+    if let Some((_, upstreams)) = config.routes.iter_mut().find(|(name, _)| is_root(name))
+        && upstreams.is_empty()
+    {
+        let mut text = String::new();
+        let file = std::fs::File::open("/etc/resolv.conf");
+        if file.and_then(|file| file.take(SETTINGS_MAX).read_to_string(&mut text)).is_ok() {
+            *upstreams = nameservers(&text);
+        }
+    }
+    config
+}
+
+/// Reads the resolvers in a `resolv.conf`, without ourselves.
+fn nameservers(text: &str) -> Vec<SocketAddr> {
+    let words = text.lines().map(str::split_whitespace);
+    let servers = words.filter_map(|mut words| words.next().filter(|word| *word == "nameserver").and(words.next()));
+    servers.filter_map(upstream).take(SYSTEM_MAX).collect()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a shell: this is where the resolver's clock is read")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use warren_dns::Host;
+
+    /// Asks for the address of a name; the message is written by hand, RFC 1035, section 4.
+    fn query(id: u8, name: &str) -> Vec<u8> {
+        let mut message = vec![0, id, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in name.split('.') {
+            message.push(u8::try_from(label.len()).unwrap());
+            message.extend_from_slice(label.as_bytes());
+        }
+        message.extend_from_slice(&[0, 0, 1, 0, 1]);
+        message
+    }
+
+    /// Answers a query with one address.
+    fn reply(query: &[u8], address: [u8; 4]) -> Vec<u8> {
+        let end = 12 + query[12..].iter().position(|&byte| byte == 0).unwrap() + 5;
+        let mut message = query[..end].to_vec();
+        message[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
+        message.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+        message.extend_from_slice(&address);
+        message
+    }
+
+    struct World {
+        upstream: UdpSocket,
+        program: UdpSocket,
+        tcp: SocketAddr,
+        _service: NameService,
+    }
+
+    async fn world() -> World {
+        let local = || UdpSocket::bind("127.0.0.1:0");
+        let (upstream, program, service) = (local().await.unwrap(), local().await.unwrap(), local().await.unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let name = |text| Name::parse(text).unwrap();
+        let address: IpAddr = [100, 64, 0, 7].into();
+        let config = Config {
+            hosts: vec![Host {
+                name: name("alpha.t.example"),
+                addresses: vec![address],
+                named: vec![address],
+                wildcard: false,
+            }],
+            local: vec![name("t.example")],
+            routes: vec![(name("."), vec![upstream.local_addr().unwrap()])],
+        };
+        program.connect(service.local_addr().unwrap()).await.unwrap();
+        let tcp = listener.local_addr().unwrap();
+        let service = NameService::run([7; 32], config, vec![(service, listener)]);
+        World { upstream, program, tcp, _service: service }
+    }
+
+    #[tokio::test]
+    async fn names_of_the_tailnet_are_answered_here_and_others_elsewhere() {
+        let world = world().await;
+        let mut buffer = [0; 512];
+        world.program.send(&query(1, "alpha.t.example")).await.unwrap();
+        let length = world.program.recv(&mut buffer).await.unwrap();
+        assert_eq!(buffer[length - 4..length], [100, 64, 0, 7]);
+        // Nobody of the tailnet by that name: that is an answer, too, and the upstream hears nothing of it.
+        world.program.send(&query(2, "nobody.t.example")).await.unwrap();
+        world.program.recv(&mut buffer).await.unwrap();
+        assert_eq!(buffer[3] & 15, 3);
+        world.program.send(&query(3, "example.com")).await.unwrap();
+        let (length, from) = world.upstream.recv_from(&mut buffer).await.unwrap();
+        let asked = buffer[..length].to_vec();
+        assert!(asked.windows(7).any(|part| part.eq_ignore_ascii_case(b"example")), "the first that it hears of");
+        world.upstream.send_to(&reply(&asked, [192, 0, 2, 9]), from).await.unwrap();
+        let length = world.program.recv(&mut buffer).await.unwrap();
+        assert_eq!((buffer[1], &buffer[length - 4..length]), (3, &[192, 0, 2, 9][..]));
+    }
+
+    #[tokio::test]
+    async fn connections_ask_one_after_another() {
+        let world = world().await;
+        let mut stream = TcpStream::connect(world.tcp).await.unwrap();
+        for id in [1, 2] {
+            write_message(&mut stream, &query(id, "alpha.t.example")).await.unwrap();
+            let answer = read_message(&mut stream, 512).await.unwrap();
+            assert_eq!((answer[1], &answer[answer.len() - 4..]), (id, &[100, 64, 0, 7][..]));
+        }
+        stream.write_all(&[0xff, 0xff]).await.unwrap();
+        assert!(stream.read_u16().await.is_err(), "too long a query ends the connection");
+    }
+
+    #[test]
+    fn the_machines_resolvers_are_read_without_ourselves() {
+        let text = "# nameserver 192.0.2.1\nsearch x\nnameserver 192.0.2.2\nnameserver 100.100.100.100\nnameserver\tfe80::1%eth0\nnameserver 2001:db8::1\n";
+        assert_eq!(nameservers(text), ["192.0.2.2:53", "[2001:db8::1]:53"].map(|text| text.parse().unwrap()));
+    }
+}
