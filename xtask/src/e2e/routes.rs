@@ -9,6 +9,13 @@ use anyhow::{Context as _, Result, ensure};
 /// Everybody reaches everything, from networks behind nodes, too.
 const OPEN: &str = r#"{"acls": [{"action": "accept", "src": ["*", "192.168.0.0/16", "fd92::/16"], "dst": ["*:*"]}]}"#;
 
+/// Likewise; routers with a tag need no administrator.
+const TRUSTED: &str = r#"{
+    "tagOwners": {"tag:router": []},
+    "acls": [{"action": "accept", "src": ["*", "192.168.0.0/16", "fd92::/16"], "dst": ["*:*"]}],
+    "autoApprovers": {"routes": {"192.168.0.0/16": ["tag:router"], "fd92::/16": ["tag:router"]}},
+}"#;
+
 /// The nodes alpha and beta with one machine behind each, la and lb.
 struct Sites {
     server: Server,
@@ -22,14 +29,19 @@ struct Sites {
 impl Sites {
     /// Everything up, both networks offered with `further` settings; nothing is approved yet.
     fn start(context: &Context, title: &str, further: &[&str]) -> Result<Self> {
+        Self::start_with(context, title, (OPEN, &["--reusable"]), further)
+    }
+
+    /// Likewise, with another policy, and an auth key of another kind.
+    fn start_with(context: &Context, title: &str, (policy, key): (&str, &[&str]), further: &[&str]) -> Result<Self> {
         let mut lab = Lab::new(title, &["server", "alpha", "beta"])?;
         let (on_alpha, on_beta) = (lab.host("alpha"), lab.host("beta"));
         let (la, lb) = (lab.add_lan(&on_alpha, "la")?, lab.add_lan(&on_beta, "lb")?);
         let server = Server::start(&context.warren, &lab.host("server"), &[])?;
-        let invitation = server.invite(&["--reusable"])?;
         let file = lab.dir().join("open.hujson");
-        std::fs::write(&file, OPEN)?;
+        std::fs::write(&file, policy)?;
         server.policy(&["set", &file.to_string_lossy()])?;
+        let invitation = server.invite(key)?;
         let alpha = Node::start(&context.warren, &on_alpha)?;
         let beta = Node::start(&context.warren, &on_beta)?;
         for node in [&alpha, &beta] {
@@ -124,13 +136,18 @@ pub(super) fn networks(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Machines of two networks that run nothing of ours reach each other with their own addresses, both ways.
+/// Machines of two networks that run nothing of ours reach each other with their own addresses, both ways. Nobody had to
+/// approve anything.
 pub(super) fn sites(context: &Context) -> Result<()> {
-    let sites = Sites::start(context, "sites", &["--snat-subnet-routes=false"])?;
+    let sites = Sites::start_with(
+        context,
+        "sites",
+        (TRUSTED, &["--reusable", "--tag", "tag:router"]),
+        &["--snat-subnet-routes=false"],
+    )?;
     let Sites { alpha, beta, la, lb, .. } = &sites;
     for node in [alpha, beta] {
         forward(&node.host)?;
-        sites.approve(node)?;
     }
     for host in [la, lb] {
         default_route(host)?;
