@@ -19,7 +19,9 @@ mod session;
 mod table;
 mod tunnels;
 
-pub use session::{BATCH, HEADROOM, Incoming, OpenError, Opened, Outgoing, SealError, Session, TAILROOM};
+pub use session::{
+    BATCH, HEADROOM, Incoming, OpenError, Opened, Outgoing, SealError, Session, TAILROOM, sealed_length,
+};
 pub use table::SessionTable;
 pub use tunnels::{Event, Origin, StartError, Transmit, Tunnels};
 

@@ -240,7 +240,7 @@ impl Session {
             kind.copy_from_slice(&[4, 0, 0, 0]);
             index.copy_from_slice(&self.remote_index.to_le_bytes());
             last.copy_from_slice(&counter.to_le_bytes());
-            packet.length = HEADROOM + padded + TAG_BYTES;
+            packet.length = sealed_length(packet.length, mtu);
             *text = aead::Packet::new(counter, body);
         }
         self.sending.seal_batch(texts.get_mut(..count).unwrap_or_default());
@@ -377,6 +377,12 @@ impl Session {
     pub(crate) fn sealed(&self) -> u64 {
         self.counter.load(Ordering::Relaxed)
     }
+}
+
+/// Returns the bytes of the datagram that a packet of `length` bytes becomes in a tunnel of this MTU.
+#[must_use]
+pub fn sealed_length(length: usize, mtu: usize) -> usize {
+    HEADROOM + padded(length, mtu) + TAG_BYTES
 }
 
 /// Bytes of a packet with its padding: to a multiple of 16, but not beyond `mtu`.

@@ -95,6 +95,11 @@ impl Forwarder {
         Self { firewall: Firewall::new(seed, now), waiting: Waiting::default(), mtu: mtu.into() }
     }
 
+    /// Returns the tunnel's MTU in bytes.
+    pub(super) fn mtu(&self) -> usize {
+        self.mtu
+    }
+
     /// Takes over the filter of `snapshot`; call it before the packets of a turn.
     pub(super) fn begin(&mut self, snapshot: &Snapshot) {
         self.firewall.use_filter(&snapshot.filter);
@@ -129,7 +134,7 @@ impl Forwarder {
     pub(super) fn seal(&mut self, slot: &Arc<PeerSlot>, burst: &mut Burst, now: Instant) -> bool {
         let session = slot.session();
         let (sealed, error) = match session.as_ref() {
-            Some(session) => burst.seal(session, self.mtu, now),
+            Some(session) => burst.seal(session, now),
             None => (0, Some(SealError::Expired)),
         };
         let left = burst.split_off(sealed);

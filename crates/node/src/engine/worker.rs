@@ -114,7 +114,7 @@ impl Worker {
             received: RecvBatch::new(),
             join: Join::new(offloads.headers, offloads.udp),
             host: vec![0; MAX_PACKET_BYTES],
-            burst: Burst::new(),
+            burst: Burst::new(self.forwarder.mtu()),
         };
         let end = loop {
             if let Err(end) = self.turn(&mut buffers) {

@@ -92,7 +92,8 @@ impl Subject {
             Self::Plain => (hosts[1].address.clone(), Held::default()),
             Self::Bare(aead) => bare(&programs.bare, &hosts, aead)?,
             Self::Warren(aead) => warren(&programs.warren, &lab.host("server"), &hosts, aead)?,
-            Self::Gotatun => wireguard(&programs.gotatun, &["-f"], &hosts)?,
+            // Both ask who has logged in, unless they are told to stay root.
+            Self::Gotatun => wireguard(&programs.gotatun, &["-f", "--disable-drop-privileges"], &hosts)?,
             Self::Boringtun => wireguard(&programs.boringtun, &["-f", "--disable-drop-privileges"], &hosts)?,
             Self::WireguardGo => wireguard(Path::new("wireguard-go"), &["-f"], &hosts)?,
         };

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use warren_wg::{BATCH, HEADROOM, Outgoing, SealError, Session, TAILROOM};
+use warren_wg::{BATCH, HEADROOM, Outgoing, SealError, Session, TAILROOM, sealed_length};
 
 /// Bytes from which on a burst is to be sent: about one run of datagrams as the kernel takes it.
 const FULL_BYTES: usize = 64 << 10;
@@ -19,6 +19,8 @@ pub(in crate::engine) struct Burst {
     bytes: Vec<u8>,
     used: usize,
     places: Vec<Place>,
+    /// The tunnel's, up to which packets are padded: a place must have not one byte more than its datagram.
+    mtu: usize,
 }
 
 /// Where a packet lies with room around it, or where a datagram lies.
@@ -36,11 +38,6 @@ pub(in crate::engine) struct Run<'b> {
     pub(in crate::engine) segment: usize,
 }
 
-/// Returns how much a packet of this length needs with header, padding and tag.
-fn room_for(length: usize) -> usize {
-    HEADROOM + length.next_multiple_of(16) + TAILROOM - 15
-}
-
 impl<'b> Run<'b> {
     /// Returns the datagrams.
     pub(in crate::engine) fn datagrams(self) -> impl Iterator<Item = &'b [u8]> {
@@ -49,8 +46,8 @@ impl<'b> Run<'b> {
 }
 
 impl Burst {
-    pub(in crate::engine) fn new() -> Self {
-        Self { bytes: vec![0; CAPACITY], used: 0, places: Vec::with_capacity(FULL_PACKETS) }
+    pub(in crate::engine) fn new(mtu: usize) -> Self {
+        Self { bytes: vec![0; CAPACITY], used: 0, places: Vec::with_capacity(FULL_PACKETS), mtu }
     }
 
     /// Tells whether it is time to send.
@@ -70,7 +67,7 @@ impl Burst {
     /// Adds a packet of `length` bytes, which `write` writes; nothing if it says so, or if there is no room.
     pub(in crate::engine) fn add(&mut self, length: usize, write: impl FnOnce(&mut [u8]) -> Option<usize>) {
         let start = self.used;
-        let end = start + room_for(length);
+        let end = start + sealed_length(length, self.mtu);
         if end > self.bytes.len() {
             return;
         }
@@ -81,11 +78,11 @@ impl Burst {
         }
     }
 
-    /// Seals the packets in turn, padded up to `mtu` at most; from the first that cannot be sealed on they are left as
+    /// Seals the packets in turn; from the first that cannot be sealed on they are left as
     /// they are.
     ///
     /// Returns how many were sealed, and why no more.
-    pub(super) fn seal(&mut self, session: &Session, mtu: usize, now: Instant) -> (usize, Option<SealError>) {
+    pub(super) fn seal(&mut self, session: &Session, now: Instant) -> (usize, Option<SealError>) {
         let mut sealed = 0;
         let (mut rest, mut at) = (self.bytes.as_mut_slice(), 0);
         for group in self.places.chunks_mut(BATCH) {
@@ -94,13 +91,15 @@ impl Burst {
             for (packet, place) in packets.iter_mut().zip(&*group) {
                 let gap = place.start.saturating_sub(at);
                 let Some((_, behind)) = std::mem::take(&mut rest).split_at_mut_checked(gap) else { break };
-                let Some((buffer, behind)) = behind.split_at_mut_checked(room_for(place.length)) else { break };
+                let Some((buffer, behind)) = behind.split_at_mut_checked(sealed_length(place.length, self.mtu)) else {
+                    break;
+                };
                 at = place.start + buffer.len();
                 rest = behind;
                 *packet = Outgoing { buffer, length: place.length };
             }
             let packets = packets.get_mut(..group.len()).unwrap_or_default();
-            if let Err(error) = session.seal_batch(packets, mtu, now) {
+            if let Err(error) = session.seal_batch(packets, self.mtu, now) {
                 return (sealed, Some(error));
             }
             for (place, packet) in group.iter_mut().zip(packets) {

@@ -101,7 +101,7 @@ impl Side {
             Outbound::Answer { .. } => return Sent::Answered,
             Outbound::Drop(refusal) => return Sent::Dropped(refusal),
         };
-        let mut burst = Burst::new();
+        let mut burst = Burst::new(1280);
         burst.add(length, |room| {
             room.copy_from_slice(&packet[..length]);
             Some(length)
@@ -258,7 +258,7 @@ fn a_burst_is_sealed_in_order_and_falls_into_runs() {
     let mut net = Net::new();
     let lengths = [100_usize, 100, 100, 60, 60, 90, 1252, 1252, 3];
     let packets: Vec<Vec<u8>> = lengths.iter().map(|length| udp(ALPHA, 5000, BETA, 6000, &vec![7; *length])).collect();
-    let mut burst = Burst::new();
+    let mut burst = Burst::new(1280);
     for packet in &packets {
         burst.add(packet.len(), |room| {
             room.copy_from_slice(packet);
@@ -277,9 +277,26 @@ fn a_burst_is_sealed_in_order_and_falls_into_runs() {
     }
 }
 
+/// A packet of the full size is not padded, whatever the tunnel's MTU: nothing may lie between it and the next.
+#[test]
+fn full_packets_lie_side_by_side_at_every_mtu() {
+    for mtu in [1280, 1281, 1420, 1495, 8000] {
+        let net = Net::new();
+        let mut burst = Burst::new(mtu);
+        for _ in 0..3 {
+            burst.add(mtu, |_| Some(mtu));
+        }
+        let session = net.alpha.slots[0].session();
+        let sealed = burst.seal(session.as_ref().unwrap(), net.now);
+        assert_eq!(sealed, (3, None));
+        let shapes: Vec<_> = burst.runs().map(|run| (run.segment, run.bytes.len())).collect();
+        assert_eq!(shapes, [(mtu + 32, 3 * (mtu + 32))]);
+    }
+}
+
 #[test]
 fn a_burst_takes_what_one_read_may_bring_until_it_is_full() {
-    let mut burst = Burst::new();
+    let mut burst = Burst::new(1280);
     let mut count = 0;
     while !burst.is_full() {
         burst.add(1280, |_| Some(1280));
