@@ -41,6 +41,13 @@ pub(super) fn programs(context: &Context) -> Result<()> {
     }
     icmp(&alpha.host, &name("beta"), 1)?;
 
+    // Another name is found, and the old one no more.
+    beta.cli(&["set", "--hostname", "gamma"])?;
+    wait_for("beta's other name", PATIENCE, || look_up(&alpha.host, "ahostsv4", &name("gamma")))?;
+    ensure!(look_up(&alpha.host, "ahostsv4", &name("beta")).is_none(), "the old name is found still");
+    beta.cli(&["set", "--hostname", "beta"])?;
+    wait_for("beta's first name", PATIENCE, || look_up(&alpha.host, "ahostsv4", &name("beta")))?;
+
     // Who sends queries to the address by way of alpha hears nothing.
     let foreign = format!("route replace 100.100.100.100/32 via {}", alpha.host.address);
     lab.host("server").run("ip").args(&foreign).output()?;

@@ -91,6 +91,8 @@ impl Known {
 #[derive(Debug, Default)]
 struct Dirty {
     prefixes: bool,
+    /// Names besides those of peers whose prefixes changed.
+    names: bool,
     filter: bool,
     ports: bool,
     routes: bool,
@@ -127,7 +129,7 @@ impl Tailnet {
             local,
             rules: Arc::from([]),
             rule_trouble: None,
-            dirty: Dirty { prefixes: true, filter: true, ports: true, routes: true },
+            dirty: Dirty { prefixes: true, names: true, filter: true, ports: true, routes: true },
             names: None,
             peer_relays: PeerRelays::default(),
         };
@@ -138,7 +140,7 @@ impl Tailnet {
 
     /// Starts to answer names; the machine's part of it is done with the interface.
     pub(super) fn start_names(&mut self, seed: [u8; 32]) {
-        let config = with_system(names(&self.local, self.peers.values().map(|known| &*known.config)));
+        let config = with_system(derive_names(&self.local, self.peers.values().map(|known| &*known.config)));
         self.names = Some(NameService::start(seed, config));
     }
 
@@ -201,6 +203,7 @@ impl Tailnet {
                 if old.allowed_ips() != config.allowed_ips() || old.addresses() != config.addresses() {
                     self.dirty.prefixes = true;
                 }
+                self.dirty.names |= old.node().name != config.node().name;
             }
             None => {
                 if !self.tunnels.add_peer(key) {
@@ -262,7 +265,14 @@ impl Tailnet {
     /// Publishes prefixes and filter if they changed. Costs O(peers) for prefixes, O(rules) for the filter; however
     /// many changes there were, once.
     pub(super) fn publish(&mut self) {
-        let Dirty { prefixes, filter, ports, .. } = self.dirty;
+        let Dirty { prefixes, names, filter, ports, .. } = self.dirty;
+        if (prefixes || names)
+            && let Some(Ok(service)) = &self.names
+        {
+            let peers = self.peers.values().map(|known| &*known.config);
+            service.set(with_system(derive_names(&self.local, peers)));
+        }
+        self.dirty.names = false;
         if !(prefixes || filter || ports) {
             return;
         }
@@ -270,9 +280,6 @@ impl Tailnet {
         if prefixes {
             snapshot.peers = Arc::new(self.prefix_table());
             self.dirty.routes = true;
-        }
-        if prefixes && let Some(Ok(service)) = &self.names {
-            service.set(with_system(names(&self.local, self.peers.values().map(|known| &*known.config))));
         }
         if filter {
             snapshot.filter = Arc::new(self.compile());
@@ -390,7 +397,7 @@ impl Tailnet {
 }
 
 /// Returns the names of the tailnet, as the server says they are found.
-fn names<'a>(local: &'a Local, peers: impl Iterator<Item = &'a Peer>) -> Config {
+fn derive_names<'a>(local: &'a Local, peers: impl Iterator<Item = &'a Peer>) -> Config {
     let Some(dns) = &local.dns else { return Config::default() };
     // Source: node.md, section 20.1: programs that try IPv6 first would wait where a peer cannot be reached by it.
     let aaaa = local.node.cap_map.has("magicdns-aaaa") || local.node.addresses.iter().all(|own| own.addr().is_ipv6());
