@@ -61,7 +61,8 @@ impl Discovery {
             let found = raw.issuer.chars().take(200).collect();
             return Err(DiscoveryError::Issuer { found, wanted: provider.issuer.clone() });
         }
-        let endpoint = |what, url: String| match is_secure(&url) {
+        // A provider elsewhere has no business with the plain services of this machine.
+        let endpoint = |what, url: String| match is_secure(&url) && (is_plain(&provider.issuer) || !is_plain(&url)) {
             true => Ok(url),
             false => Err(DiscoveryError::Endpoint { what, url: url.chars().take(200).collect() }),
         };
@@ -98,6 +99,11 @@ impl Discovery {
             secret_in_body: !basic,
         })
     }
+}
+
+/// Tells whether a URL is plain http.
+fn is_plain(url: &str) -> bool {
+    url.parse::<Uri>().is_ok_and(|uri| uri.scheme_str() == Some("http"))
 }
 
 /// Tells whether a URL is https, or plain http that stays on this machine; nothing else is ever contacted.

@@ -121,7 +121,7 @@ pub(crate) struct Provider {
     pub(crate) allowed_domains: Vec<String>,
     /// Groups that may come in; all if empty.
     pub(crate) allowed_groups: Vec<String>,
-    /// Verified e-mail addresses, or subjects, that may come in; all if empty.
+    /// Verified e-mail addresses, which have an `@`, or subjects, that may come in; all if empty.
     pub(crate) allowed_users: Vec<String>,
     /// Claim that lists the groups.
     pub(crate) groups_claim: String,
@@ -247,7 +247,11 @@ fn provider(raw: RawProvider, secret: Option<Zeroizing<String>>) -> Result<Provi
     if let Some(scope) = scopes.iter().find(token) {
         return Err(format!("scopes: {scope:?} is no scope"));
     }
-    let lists = !(raw.allowed_domains.is_empty() && raw.allowed_groups.is_empty() && raw.allowed_users.is_empty());
+    // Everybody at a public mail provider is still everybody.
+    let some_domains = !raw.allowed_domains.is_empty()
+        && !raw.allowed_domains.iter().any(|name| domains::is_public(&name.to_lowercase()));
+    let lists = some_domains || !raw.allowed_groups.is_empty() || !raw.allowed_users.is_empty();
+    let open_to_all = OPEN_TO_ALL.contains(&raw.issuer.to_lowercase().trim_end_matches('/'));
     for (domain, tailnet) in &raw.tailnets {
         if !is_label(tailnet) {
             return Err(format!("tailnets: {tailnet:?} is no name of a network"));
@@ -257,9 +261,9 @@ fn provider(raw: RawProvider, secret: Option<Zeroizing<String>>) -> Result<Provi
                 "tailnets: anybody gets an address at {domain}, so it belongs to no network; list people in allowed_users"
             ));
         }
-        if domain == EVERYBODY && !lists && OPEN_TO_ALL.contains(&raw.issuer.as_str()) {
+        if domain == EVERYBODY && !lists && open_to_all {
             return Err(format!(
-                "tailnets: anybody gets an account at {}; say who may come in with allowed_domains or allowed_users",
+                "tailnets: anybody gets an account at {}; say who may come in with allowed_users, allowed_groups or allowed_domains of your own",
                 raw.issuer
             ));
         }

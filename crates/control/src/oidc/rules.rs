@@ -46,7 +46,8 @@ impl Provider {
         }
         if !self.allowed_users.is_empty()
             && !known(&self.allowed_users, email.as_deref())
-            && !known(&self.allowed_users, Some(&claims.subject))
+            // Some providers let people choose their subject, which must not pass for a verified address.
+            && !known(&self.allowed_users, Some(claims.subject.as_str()).filter(|subject| !subject.contains('@')))
         {
             return Err(NotAllowed::User);
         }

@@ -299,13 +299,27 @@ fn a_discovery_document_is_of_this_issuer_and_leads_nowhere_unsafe() {
     for issuer in ["https://login.example.com/", "https://evil.example", "HTTPS://login.example.com"] {
         assert!(matches!(document(&json!({"issuer": issuer})), Err(DiscoveryError::Issuer { .. })), "{issuer}");
     }
-    for url in ["http://login.example.com/", "file:///etc/passwd", "", "https://a@b/", "//x", "http://127.0.0.1.evil/"]
-    {
+    // The last three: this machine's own services are for a provider on this machine alone.
+    for url in [
+        "http://login.example.com/",
+        "file:///etc/passwd",
+        "",
+        "https://a@b/",
+        "//x",
+        "http://127.0.0.1.evil/",
+        "http://127.0.0.1/",
+        "HTTP://localhost/",
+        "http://[::1]:9/",
+    ] {
         for field in ["authorization_endpoint", "token_endpoint", "jwks_uri", "userinfo_endpoint"] {
             assert!(matches!(document(&json!({field: url})), Err(DiscoveryError::Endpoint { .. })), "{field} {url}");
         }
     }
-    assert!(document(&json!({"jwks_uri": "http://[::1]:9/"})).is_ok());
+    let here = Provider { issuer: "http://127.0.0.1:1".to_owned(), ..provider("") };
+    let urls = ["authorization_endpoint", "token_endpoint", "jwks_uri"]
+        .map(|field| format!("\"{field}\": \"http://[::1]:9/\""));
+    let text = format!("{{\"issuer\": \"http://127.0.0.1:1\", {}}}", urls.join(", "));
+    assert!(Discovery::parse(text.as_bytes(), &here).is_ok());
     for (field, list) in [
         ("response_types_supported", json!(["id_token"])),
         ("code_challenge_methods_supported", json!(["plain"])),
@@ -379,6 +393,8 @@ fn each_list_must_know_the_person() {
     assert!(admit("allowed_users = [\"ANN@example.com\"]", &ann).is_ok());
     assert_eq!(admit("allowed_users = [\"ann@example.com\"]", &unverified), Err(NotAllowed::User));
     assert!(admit("allowed_users = [\"42\"]", &unverified).is_ok());
+    let posing = json!({"sub": "ann@example.com"});
+    assert_eq!(admit("allowed_users = [\"ann@example.com\"]", &posing), Err(NotAllowed::User));
     let both = "allowed_users = [\"ann@example.com\"]\nallowed_groups = [\"admins\"]";
     assert_eq!(admit(both, &ann), Err(NotAllowed::Group));
 }
@@ -429,6 +445,14 @@ fn a_configuration_says_what_is_wrong_with_it() {
         (&format!("{head}[provider.tailnets]\n\"GMail.com\" = \"home\""), "belongs to no network"),
         (&format!("{head}[provider.tailnets]\n\"a.test\" = \"No\""), "no name of a network"),
         (&format!("{google}[provider.tailnets]\n\"*\" = \"home\""), "anybody gets an account"),
+        (
+            &format!("{}[provider.tailnets]\n\"*\" = \"home\"", google.replace(".com", ".com/")),
+            "anybody gets an account",
+        ),
+        (
+            &format!("{google}allowed_domains = [\"Gmail.com\"]\n[provider.tailnets]\n\"*\" = \"home\""),
+            "anybody gets an account",
+        ),
     ];
     for (text, wanted) in cases {
         let error = config(text).unwrap_err().to_string();
