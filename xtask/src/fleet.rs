@@ -289,10 +289,15 @@ impl Node {
         })
     }
 
+    /// Kills the daemon with SIGKILL, and waits until it is gone with all that it holds.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.process.signal("KILL")?;
+        self.process.wait_end(PATIENCE).map(drop)
+    }
+
     /// Kills the daemon with SIGKILL and starts it again over the same state.
     pub(crate) fn kill_and_restart(&mut self) -> Result<()> {
-        self.process.signal("KILL")?;
-        self.process.wait_end(PATIENCE)?;
+        self.kill()?;
         self.start_again()
     }
 

@@ -131,24 +131,26 @@ fn rules(interface: &IfName, masquerade: bool) -> Result<String, PassingError> {
         return Err(PassingError::Name(interface.clone()));
     }
     let table = format!("inet warren_{}", name.replace(['.', '-'], "_"));
-    let mut words = format!(
-        "add table {table} {{ flags owner; }}\n\
-         add chain {table} forward {{ type filter hook forward priority filter; policy accept; }}\n\
-         add rule {table} forward iifname \"{name}\" oifname \"{name}\" drop\n\
-         add rule {table} forward iifname != \"{name}\" oifname \"{name}\" ip saddr 100.64.0.0/10 drop\n\
-         add rule {table} forward iifname != \"{name}\" oifname \"{name}\" ip6 saddr fd7a:115c:a1e0::/48 drop\n"
+    let mut forward = format!(
+        "iifname \"{name}\" oifname \"{name}\" drop; \
+         iifname != \"{name}\" oifname \"{name}\" ip saddr 100.64.0.0/10 counter drop; \
+         iifname != \"{name}\" oifname \"{name}\" ip6 saddr fd7a:115c:a1e0::/48 counter drop;"
     );
+    let mut postrouting = String::new();
     if masquerade {
         // The interface that a packet came by is gone after routing; a mark stays. Source: node.md, section 21 (the bits of
         // official clients).
-        words += &format!(
-            "add rule {table} forward iifname \"{name}\" meta mark set meta mark & 0xff00ffff | 0x40000\n\
-             add chain {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}\n\
-             add rule {table} postrouting meta mark & 0xff0000 == 0x40000 masquerade\n"
-        );
+        forward += &format!(" iifname \"{name}\" meta mark set meta mark & 0xff00ffff | 0x40000;");
+        "chain postrouting { type nat hook postrouting priority srcnat; policy accept; \
+         meta mark & 0xff0000 == 0x40000 masquerade; };"
+            .clone_into(&mut postrouting);
     }
-    words += &format!("list table {table}\n");
-    Ok(words)
+    // One line is one transaction: there is never a part of it.
+    Ok(format!(
+        "table {table} {{ flags owner; \
+         chain forward {{ type filter hook forward priority filter; policy accept; {forward} }}; {postrouting} }}\n\
+         list table {table}\n"
+    ))
 }
 
 /// Tells which families this machine passes on at all.

@@ -158,7 +158,7 @@ impl Machine {
             None => match start(self.name.clone(), wanted.masquerade).await {
                 Ok(passing) => Some((passing, wanted.masquerade)),
                 Err(error) => {
-                    troubles.push(format!("packets are not masqueraded for the networks behind this node: {error}"));
+                    troubles.push(format!("there are no firewall rules for the networks behind this node: {error}"));
                     None
                 }
             },
@@ -173,7 +173,10 @@ impl Machine {
         self.troubles.clear();
         let result = async {
             for address in SERVICE {
-                self.netlink.remove_local(self.index, address).await?;
+                // A machine without IPv6 never had it; what is there goes with the interface in any case.
+                if let Err(error) = self.netlink.remove_local(self.index, address).await {
+                    tracing::debug!(%error, %address, "the name service's address stays");
+                }
             }
             self.netlink.sync_routes(self.index, &[]).await?;
             self.netlink.sync_addresses(self.index, &[]).await?;
