@@ -31,6 +31,8 @@ const HEAD: usize = 16;
 const BURST: (usize, usize) = (64 << 10, 128);
 /// Bytes of the host after which the network gets its turn.
 const TURN: usize = 128 << 10;
+/// The same in packets, as small ones are many.
+const TURN_PACKETS: usize = 256;
 /// Datagrams of a load that are sent without a pause.
 const LOAD_BURST: usize = 32;
 
@@ -113,7 +115,10 @@ impl Forwarder {
 
     fn outward(&mut self, packet: &mut [u8]) -> Result<()> {
         let mut taken = 0;
-        while taken < TURN {
+        for _ in 0..TURN_PACKETS {
+            if taken >= TURN {
+                break;
+            }
             let TunRead::Packet { length, header } = self.tun.read(packet)? else { break };
             taken += length;
             let Ok(cut) = Cut::new(&mut packet[..length], header) else { continue };

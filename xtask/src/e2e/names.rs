@@ -48,11 +48,20 @@ pub(super) fn programs(context: &Context) -> Result<()> {
     beta.cli(&["set", "--hostname", "beta"])?;
     wait_for("beta's first name", PATIENCE, || look_up(&alpha.host, "ahostsv4", &name("beta")))?;
 
-    // Who sends queries to the address by way of alpha hears nothing.
+    // Who sends queries to the address by way of alpha hears nothing, although they come to it.
+    for words in [
+        "add table inet heard",
+        "add chain inet heard input { type filter hook input priority 0; }",
+        "add rule inet heard input iifname eth0 ip daddr 100.100.100.100 udp dport 53 counter",
+    ] {
+        alpha.host.run("nft").arg(words).output()?;
+    }
     let foreign = format!("route replace 100.100.100.100/32 via {}", alpha.host.address);
     lab.host("server").run("ip").args(&foreign).output()?;
     lab.host("server").set_nameserver("100.100.100.100")?;
     ensure!(look_up(&lab.host("server"), "ahostsv4", &name("beta")).is_none(), "the service answers strangers");
+    let heard = alpha.host.run("nft").args("list table inet heard").output()?;
+    ensure!(!heard.contains("packets 0 "), "the stranger's query did not come to alpha: {heard}");
 
     // The names are on the node: it needs no server for them.
     server.kill()?;

@@ -30,6 +30,8 @@ const CONNECTIONS: usize = 64;
 const IDLE: Duration = Duration::from_secs(45);
 /// How long an upstream may take over TCP. Source: node.md, section 20.2.
 const TCP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How soon a connection is taken again after an error, such as too many open files: it lasts, and would be busy work.
+const PAUSE: Duration = Duration::from_millis(100);
 /// What connections and upstreams said that may wait.
 const HEARD: usize = 256;
 /// Most bytes that are read of `resolv.conf`.
@@ -298,7 +300,7 @@ async fn accept(listener: TcpListener, heard: mpsc::Sender<Heard>, mut zones: wa
                 Ok((stream, from)) if is_program(from) => stream,
                 Ok(_) => continue,
                 Err(_) => {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    tokio::time::sleep(PAUSE).await;
                     continue;
                 }
             };

@@ -23,7 +23,6 @@ use warren_wire::key::NodeKey;
 use crate::host::{self, Cut};
 
 use super::forwarder::{Action, Burst, Forwarder, Inbound, Outbound, Refusal, Run};
-
 use super::shared::{Datagram, Drops, Extras, PeerSlot, Shared, Signal, Snapshot, Sockets, ToRelay, WorkerEnds};
 use group::Group;
 

@@ -113,6 +113,7 @@ impl Figure {
             Self::Ping => ping(pair, "-i 0.002 -c 2000"),
             Self::Loaded => {
                 let mut stream = Stream::start(pair, "-P 1 -t 6")?;
+                // Beside the stream at its full speed, which it has after its slow start.
                 std::thread::sleep(Duration::from_secs(1));
                 let pings = ping(pair, "-i 0.01 -c 400")?;
                 stream.finish()?;
@@ -121,6 +122,7 @@ impl Figure {
             Self::Memory => {
                 let idle = memory(pair)?;
                 let mut stream = Stream::start(pair, "-P 4 -t 3 --bidir")?;
+                // Towards the end of the streams, when all buffers have been in use.
                 std::thread::sleep(Duration::from_millis(2500));
                 let loaded = memory(pair)?;
                 stream.finish()?;
