@@ -23,6 +23,6 @@ pub mod tsmp;
 
 pub use firewall::{ADOPTION, DropReason, Firewall, MAX_FRAGMENTED, MAX_OWN_FLOWS, MAX_PEER_FLOWS, PeerMode, Verdict};
 pub use grants::Grants;
-pub use packet::{Body, Fragment, Icmp, PROTO_TSMP, Packet, PacketError, Ports, TcpFlags};
+pub use packet::{Body, Fragment, Icmp, PROTO_TCP, PROTO_TSMP, PROTO_UDP, Packet, PacketError, Ports, TcpFlags};
 pub use prefix::PrefixTable;
 pub use rules::{Filter, FilterError, FilterInput, Problem, Shields};

@@ -6,8 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub const PROTO_TSMP: u8 = 99;
 
 pub(crate) const PROTO_ICMP4: u8 = 1;
-pub(crate) const PROTO_TCP: u8 = 6;
-pub(crate) const PROTO_UDP: u8 = 17;
+/// Says TCP in an IP header.
+pub const PROTO_TCP: u8 = 6;
+/// Says UDP in an IP header.
+pub const PROTO_UDP: u8 = 17;
 pub(crate) const PROTO_FRAGMENT6: u8 = 44;
 pub(crate) const PROTO_ICMP6: u8 = 58;
 pub(crate) const PROTO_SCTP: u8 = 132;

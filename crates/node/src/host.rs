@@ -6,7 +6,7 @@ use std::io::IoSlice;
 use std::ops::Range;
 
 use warren_filter::segments::{Joined, SegmentKind, Split, SplitError, finish_checksum};
-use warren_filter::{Packet, PacketError};
+use warren_filter::{PROTO_TCP, PROTO_UDP, Packet, PacketError};
 use warren_os::{Checksum, Errno, MAX_PARTS, SegmentKind as OsKind, Segments, Tun, VnetHeader};
 
 /// Says why a packet of the host cannot travel.
@@ -79,10 +79,47 @@ impl<'p> Cut<'p> {
     }
 }
 
+/// Queues of the device, if the kernel has several: flows with much to send delay only those in their own.
+///
+/// Each costs a little in every wait.
+pub const QUEUES: usize = 4;
+
+/// Returns the number of the queue by which a flow's packets go to the host, and so come from it.
+///
+/// The first is for what has no ports (pings, fragments); TCP and UDP are spread over the others, both directions of a
+/// flow alike.
+fn queue(tun: &Tun, packet: &[u8]) -> usize {
+    let others = tun.queue_count() - 1;
+    let (protocol, addresses, ports) = match packet {
+        // Without options, and no fragment.
+        [0x45, _, _, _, _, _, flags, low, _, protocol, _, _, rest @ ..] if flags & 0x3f == 0 && *low == 0 => {
+            (*protocol, rest.get(..8), rest.get(8..12))
+        }
+        [first, ..] if first >> 4 == 6 => {
+            (packet.get(6).copied().unwrap_or_default(), packet.get(8..40), packet.get(40..44))
+        }
+        _ => return 0,
+    };
+    let (Some(addresses), Some(ports), true) =
+        (addresses, ports, matches!(protocol, PROTO_TCP | PROTO_UDP) && others > 0)
+    else {
+        return 0;
+    };
+    let halves = |bytes: &[u8]| {
+        bytes.chunks_exact(2).fold(0_u32, |sum, pair| match pair {
+            [a, b] => sum.wrapping_add(u32::from_be_bytes([0, 0, *a, *b])),
+            _ => sum,
+        })
+    };
+    // The sum is the same for both directions. Fibonacci hashing spreads neighbouring ports.
+    let hash = halves(addresses).wrapping_add(halves(ports)).wrapping_mul(0x9e37_79b9) >> 16;
+    1 + hash as usize % others
+}
+
 /// Writes a packet to the host whose parts lie in `buffer`.
 ///
 /// # Errors
-/// As [`Tun::write_parts`].
+/// As [`warren_os::TunQueue::write_parts`].
 pub fn write(tun: &Tun, joined: Option<&Joined>, buffer: &[u8], parts: &[Range<usize>]) -> Result<(), Errno> {
     let mut slices = [IoSlice::new(&[]); MAX_PARTS];
     let mut count = 0;
@@ -103,5 +140,6 @@ pub fn write(tun: &Tun, joined: Option<&Joined>, buffer: &[u8], parts: &[Range<u
             ecn: joined.cwr,
         }),
     });
-    tun.write_parts(header, slices.get(..count).unwrap_or_default())
+    let first = parts.first().and_then(|part| buffer.get(part.clone())).unwrap_or_default();
+    tun.queue(queue(tun, first)).write_parts(header, slices.get(..count).unwrap_or_default())
 }

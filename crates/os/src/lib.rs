@@ -37,8 +37,8 @@ pub use passing::{Forwarding, Passing, PassingError};
 pub use rustix::io::Errno;
 pub use service::{bind_service, is_own_address};
 pub use tun::{
-    Checksum, MAX_PACKET_BYTES, MAX_PARTS, Offload, SegmentKind, Segments, Tun, TunError, TunOffloads, TunRead,
-    VnetHeader,
+    Checksum, MAX_PACKET_BYTES, MAX_PARTS, Offload, SegmentKind, Segments, Tun, TunError, TunOffloads, TunQueue,
+    TunRead, VnetHeader,
 };
 pub use udp::{BYPASS_MARK, Datagram, Family, Outgoing, RecvBatch, Run, SendReport, UdpSocket};
 pub use wait::{Ready, Waker, Watched, poll, poll_many};

@@ -45,10 +45,21 @@ pub struct TunOffloads {
 /// or the process dies, unless the administrator made it persistent beforehand. Reads and writes never block.
 #[derive(Debug)]
 pub struct Tun {
-    fd: OwnedFd,
+    /// The kernel puts a flow into the queue by which packets of its other direction were last written, else where its
+    /// hash says. There is at least one.
+    first: TunQueue,
+    others: Vec<TunQueue>,
     name: IfName,
     index: IfIndex,
     offloads: TunOffloads,
+}
+
+/// One queue of a TUN interface; each keeps its packets in order and is full by itself.
+#[derive(Debug)]
+pub struct TunQueue {
+    fd: OwnedFd,
+    /// Packets carry a [`VnetHeader`].
+    headers: bool,
 }
 
 /// Says why a TUN device cannot be had and what to do about it.
@@ -71,17 +82,11 @@ pub enum TunError {
         /// The wanted interface.
         name: IfName,
     },
-    /// Another process has the interface open.
+    /// Another process has the interface open, or it is not a TUN device; the kernel does not always tell which.
     #[error(
-        "the TUN interface `{name}` is in use by another process: stop that process or choose another name with --tun"
+        "the interface `{name}` is in use by another process, or is not a TUN device: stop that process or choose another name with --tun"
     )]
-    Busy {
-        /// The wanted interface.
-        name: IfName,
-    },
-    /// An interface of that name exists and is not a TUN device.
-    #[error("an interface `{name}` exists and is not a TUN device: choose another name with --tun")]
-    OtherKind {
+    Taken {
         /// The wanted interface.
         name: IfName,
     },
@@ -123,8 +128,11 @@ const TUNSETIFF: Opcode = opcode::write::<libc::c_int>(b'T', 202);
 const SIOCGIFMTU: Opcode = 0x8921;
 const SIOCSIFMTU: Opcode = 0x8922;
 const IFF_TUN: u16 = 0x0001;
+const IFF_MULTI_QUEUE: u16 = 0x0100;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
+/// Only a device that is not there yet: one with several queues would take ours beside those of another process.
+const IFF_TUN_EXCL: u16 = 0x8000;
 const TUNSETOFFLOAD: Opcode = opcode::write::<libc::c_uint>(b'T', 208);
 const TUNSETVNETHDRSZ: Opcode = opcode::write::<libc::c_int>(b'T', 216);
 const TUN_F_CSUM: usize = 0x01;
@@ -149,48 +157,53 @@ impl Tun {
     /// # Errors
     /// See [`TunError`]; each variant's text tells a user what to do.
     pub fn open(name: &IfName, mtu_bytes: u16, offload: Offload) -> Result<Self, TunError> {
-        let (fd, offloads) = match offload {
-            Offload::Probe => Self::create(name, true).or_else(|error| {
-                // A kernel without these headers says the same as about an interface of another kind.
-                let perhaps_without = matches!(error, TunError::OtherKind { .. } | TunError::System { .. });
-                if perhaps_without { Self::create(name, false) } else { Err(error) }
-            })?,
-            Offload::Off => Self::create(name, false)?,
+        Self::open_queues(name, mtu_bytes, offload, 1)
+    }
+
+    /// Opens it likewise with up to `queues` queues; with one if the kernel has no more, without offloads, and for an
+    /// interface that exists already.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_queues(name: &IfName, mtu_bytes: u16, offload: Offload, queues: usize) -> Result<Self, TunError> {
+        // The most first. A kernel without headers or queues says the same as about an interface of another kind.
+        let several = IFF_VNET_HDR | IFF_MULTI_QUEUE;
+        let ways: &[u16] = match offload {
+            Offload::Probe if queues > 1 => &[several | IFF_TUN_EXCL, IFF_VNET_HDR, 0],
+            Offload::Probe => &[IFF_VNET_HDR, 0],
+            Offload::Off => &[0],
         };
+        let mut last = None;
+        for way in ways {
+            match TunQueue::attach(name, *way) {
+                Ok(first) => {
+                    return Self::finish(first, name, mtu_bytes, if *way & IFF_MULTI_QUEUE == 0 { 1 } else { queues });
+                }
+                Err(error @ (TunError::Taken { .. } | TunError::System { .. })) => last = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| TunError::Taken { name: name.clone() }))
+    }
+
+    fn finish(first: TunQueue, name: &IfName, mtu_bytes: u16, queues: usize) -> Result<Self, TunError> {
+        let offloads = if first.headers {
+            // The default, unless another program has changed it on an interface that outlived it.
+            set_header_bytes(first.as_fd())
+                .map_err(|errno| TunError::System { step: "set up the TUN interface's packet headers", errno })?;
+            probe(first.as_fd())
+        } else {
+            // An interface that outlived another program may still have some.
+            let _ = set_offload(first.as_fd(), 0);
+            TunOffloads::default()
+        };
+        let others = (1..queues).map_while(|_| TunQueue::attach(name, IFF_VNET_HDR | IFF_MULTI_QUEUE).ok()).collect();
         let control = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
             .map_err(|errno| TunError::System { step: "open a control socket", errno })?;
         let index = rustix::net::netdevice::name_to_index(&control, name.as_str())
             .map_err(|errno| TunError::System { step: "look up the TUN interface", errno })?;
         set_mtu(&control, name, mtu_bytes)?;
-        Ok(Self { fd, name: name.clone(), index: IfIndex(index), offloads })
-    }
-
-    /// Opens the device file and attaches it to the interface.
-    fn create(name: &IfName, headers: bool) -> Result<(OwnedFd, TunOffloads), TunError> {
-        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = rustix::fs::open("/dev/net/tun", flags, Mode::empty()).map_err(|errno| match errno {
-            Errno::NOENT | Errno::NODEV | Errno::NXIO | Errno::NOTDIR => TunError::Missing,
-            Errno::ACCESS | Errno::PERM => TunError::OpenDenied,
-            errno => TunError::System { step: "open /dev/net/tun", errno },
-        })?;
-        let mut request = IfReq::new(name);
-        request.set_u16(IFF_TUN | IFF_NO_PI | if headers { IFF_VNET_HDR } else { 0 });
-        request.run::<TUNSETIFF>(fd.as_fd()).map_err(|errno| match errno {
-            Errno::PERM | Errno::ACCESS => TunError::CreateDenied { name: name.clone() },
-            Errno::BUSY => TunError::Busy { name: name.clone() },
-            Errno::INVAL => TunError::OtherKind { name: name.clone() },
-            errno => TunError::System { step: "create the TUN interface", errno },
-        })?;
-        if !headers {
-            // An interface that outlived another program may still have some.
-            let _ = set_offload(fd.as_fd(), 0);
-            return Ok((fd, TunOffloads::default()));
-        }
-        // The default, unless another program has changed it on an interface that outlived it.
-        set_header_bytes(fd.as_fd())
-            .map_err(|errno| TunError::System { step: "set up the TUN interface's packet headers", errno })?;
-        let offloads = probe(fd.as_fd());
-        Ok((fd, offloads))
+        Ok(Self { first, others, name: name.clone(), index: IfIndex(index), offloads })
     }
 
     /// Tells which offloads the device has.
@@ -208,6 +221,52 @@ impl Tun {
         self.index
     }
 
+    /// Returns a queue by its number; the first one for a number that is none.
+    pub fn queue(&self, number: usize) -> &TunQueue {
+        number.checked_sub(1).and_then(|other| self.others.get(other)).unwrap_or(&self.first)
+    }
+
+    /// Returns how many queues there are.
+    pub fn queue_count(&self) -> usize {
+        1 + self.others.len()
+    }
+
+    /// Reads from the first queue; see [`TunQueue::read`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read(&self, buffer: &mut [u8]) -> Result<TunRead, Errno> {
+        self.first.read(buffer)
+    }
+
+    /// Writes to the first queue; see [`TunQueue::write`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write(&self, packet: &[u8]) -> Result<(), Errno> {
+        self.first.write(packet)
+    }
+}
+
+impl TunQueue {
+    /// Opens the device file and attaches it to the interface.
+    fn attach(name: &IfName, flags: u16) -> Result<Self, TunError> {
+        let mode = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = rustix::fs::open("/dev/net/tun", mode, Mode::empty()).map_err(|errno| match errno {
+            Errno::NOENT | Errno::NODEV | Errno::NXIO | Errno::NOTDIR => TunError::Missing,
+            Errno::ACCESS | Errno::PERM => TunError::OpenDenied,
+            errno => TunError::System { step: "open /dev/net/tun", errno },
+        })?;
+        let mut request = IfReq::new(name);
+        request.set_u16(IFF_TUN | IFF_NO_PI | flags);
+        request.run::<TUNSETIFF>(fd.as_fd()).map_err(|errno| match errno {
+            Errno::PERM | Errno::ACCESS => TunError::CreateDenied { name: name.clone() },
+            Errno::BUSY | Errno::INVAL => TunError::Taken { name: name.clone() },
+            errno => TunError::System { step: "create the TUN interface", errno },
+        })?;
+        Ok(Self { fd, headers: flags & IFF_VNET_HDR != 0 })
+    }
+
     /// Reads one packet into `buffer`, which should be as long as the MTU, or [`MAX_PACKET_BYTES`] if the device has
     /// offloads; a longer packet is cut.
     ///
@@ -217,13 +276,13 @@ impl Tun {
         let room = buffer.len();
         loop {
             let mut header = [0; vnet::HEADER_BYTES];
-            let read = if self.offloads.headers {
+            let read = if self.headers {
                 rustix::io::readv(&self.fd, &mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)])
             } else {
                 rustix::io::read(&self.fd, &mut *buffer)
             };
             return match read {
-                Ok(length) if !self.offloads.headers => Ok(TunRead::Packet { length, header: VnetHeader::default() }),
+                Ok(length) if !self.headers => Ok(TunRead::Packet { length, header: VnetHeader::default() }),
                 Ok(length) => match VnetHeader::decode(header) {
                     Some(header) => {
                         Ok(TunRead::Packet { length: length.saturating_sub(vnet::HEADER_BYTES).min(room), header })
@@ -261,7 +320,7 @@ impl Tun {
         for (to, from) in slices.iter_mut().skip(1).zip(parts) {
             *to = *from;
         }
-        let first = match (self.offloads.headers, header == VnetHeader::default()) {
+        let first = match (self.headers, header == VnetHeader::default()) {
             (true, _) => 0,
             (false, true) => 1,
             (false, false) => return Err(Errno::INVAL),
@@ -302,13 +361,27 @@ fn set_header_bytes(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     unsafe { ioctl(fd, Setter::<TUNSETVNETHDRSZ, libc::c_int>::new(bytes)) }
 }
 
+/// Its first queue.
 impl AsFd for Tun {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.first.as_fd()
+    }
+}
+
+/// Its first queue.
+impl AsRawFd for Tun {
+    fn as_raw_fd(&self) -> RawFd {
+        self.first.as_raw_fd()
+    }
+}
+
+impl AsFd for TunQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-impl AsRawFd for Tun {
+impl AsRawFd for TunQueue {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
@@ -384,13 +457,13 @@ mod tests {
             assert_eq!(tun.offloads(), TunOffloads::default());
             let parts = [IoSlice::new(&[0x45; 20])];
             let header = VnetHeader { checksum: Some(Checksum { start: 0, offset: 0 }), segments: None };
-            assert_eq!(tun.write_parts(header, &parts), Err(Errno::INVAL));
+            assert_eq!(tun.queue(0).write_parts(header, &parts), Err(Errno::INVAL));
             drop(tun);
             let tun = Tun::open(&name, 1280, Offload::Probe).unwrap();
             let offloads = tun.offloads();
             assert!(offloads.headers && offloads.checksum && offloads.tcp, "{offloads:?}");
-            assert_eq!(tun.write_parts(VnetHeader::default(), &parts), Err(Errno::IO), "the device is down");
-            assert_eq!(tun.write_parts(header, &[IoSlice::new(&[]); MAX_PARTS + 1]), Err(Errno::INVAL));
+            assert_eq!(tun.queue(0).write_parts(VnetHeader::default(), &parts), Err(Errno::IO), "the device is down");
+            assert_eq!(tun.queue(0).write_parts(header, &[IoSlice::new(&[]); MAX_PARTS + 1]), Err(Errno::INVAL));
         });
     }
 
@@ -445,14 +518,63 @@ mod tests {
         });
     }
 
+    /// Two daemons on one interface would each get a part of the packets.
     #[test]
-    fn a_device_in_use_is_told_apart_from_one_of_another_kind() {
+    fn a_device_that_another_has_is_not_shared() {
         in_own_network(async || {
             let name: IfName = "wtest0".parse().unwrap();
-            let _held = Tun::open(&name, 1280, Offload::Probe).unwrap();
-            assert_eq!(Tun::open(&name, 1280, Offload::Probe).unwrap_err(), TunError::Busy { name });
+            for (held, wanted) in [(1, 1), (1, 4), (4, 1), (4, 4)] {
+                let _held = Tun::open_queues(&name, 1280, Offload::Probe, held).unwrap();
+                let error = Tun::open_queues(&name, 1280, Offload::Probe, wanted).unwrap_err();
+                assert_eq!(error, TunError::Taken { name: name.clone() }, "{held} {wanted}");
+            }
             let name: IfName = "lo".parse().unwrap();
-            assert_eq!(Tun::open(&name, 1280, Offload::Probe).unwrap_err(), TunError::OtherKind { name });
+            for wanted in [1, 4] {
+                let error = Tun::open_queues(&name, 1280, Offload::Probe, wanted).unwrap_err();
+                assert_eq!(error, TunError::Taken { name: name.clone() });
+            }
+        });
+    }
+
+    /// What is written by a queue teaches the kernel where to put the answers, so that a full queue delays no other flow.
+    #[test]
+    fn answers_come_by_the_queue_of_their_questions() {
+        in_own_network(async || {
+            let tun = Tun::open_queues(&"wtest0".parse().unwrap(), 1280, Offload::Probe, 4).unwrap();
+            assert_eq!(tun.queue_count(), 4);
+            let netlink = crate::Netlink::connect().unwrap();
+            netlink.set_up(tun.index()).await.unwrap();
+            netlink.add_address(tun.index(), "192.0.2.1/24".parse().unwrap()).await.unwrap();
+            for round in 0..2 {
+                for number in 0..4_u8 {
+                    // An echo request of a peer of its own; the kernel answers while it is written.
+                    let peer = [192, 0, 2, 10 + (number + round) % 4];
+                    let mut packet = [0; 28];
+                    packet[..10].copy_from_slice(&[0x45, 0, 0, 28, 0, 0, 0, 0, 64, 1]);
+                    packet[12..16].copy_from_slice(&peer);
+                    packet[16..20].copy_from_slice(&[192, 0, 2, 1]);
+                    packet[20..24].copy_from_slice(&[8, 0, 0xf7, 0xff]);
+                    let sum =
+                        packet[..20].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum::<u32>();
+                    packet[10..12].copy_from_slice(&(!((sum >> 16) + (sum & 0xffff))).to_be_bytes()[2..]);
+                    let mut buffer = vec![0; MAX_PACKET_BYTES];
+                    let mut answers = || {
+                        tun.queue(number.into()).write(&packet).unwrap();
+                        [0, 1, 2, 3].map(|other| {
+                            let mut count = 0;
+                            while let TunRead::Packet { .. } = tun.queue(other).read(&mut buffer).unwrap() {
+                                count += u8::from(buffer[0] == 0x45 && buffer[9] == 1 && buffer[16..20] == peer);
+                            }
+                            count
+                        })
+                    };
+                    // The kernel answers the first before it learns from it.
+                    assert_eq!(answers().iter().sum::<u8>(), 1);
+                    let mut here = [0; 4];
+                    here[usize::from(number)] = 1;
+                    assert_eq!(answers(), here, "{round}");
+                }
+            }
         });
     }
 

@@ -10,6 +10,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use warren_os::{LinkWatch, Netlink, NetlinkError, Tun, TunError, Waker};
 use warren_wire::key::NodeKey;
 
+use crate::host;
+
 use super::decision::{Decision, Machine, Parts};
 use super::forwarder::Forwarder;
 use super::shared::{Shared, Sockets};
@@ -70,7 +72,8 @@ pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Pack
             options.interface
         ))
     })?;
-    let tun = Tun::open(&name, options.mtu, options.offload).map_err(|error| no_tun(&options.interface, &error))?;
+    let tun = Tun::open_queues(&name, options.mtu, options.offload, host::QUEUES)
+        .map_err(|error| no_tun(&options.interface, &error))?;
     let sockets = Sockets::bind(options.port, options.offload).map_err(|error| {
         if error.kind() == io::ErrorKind::AddrInUse {
             StartError::PortBusy(options.port)
@@ -175,7 +178,7 @@ fn no_tun(interface: &str, error: &TunError) -> StartError {
     match error {
         TunError::Missing => StartError::NoTun,
         TunError::OpenDenied | TunError::CreateDenied { .. } => StartError::Permission(interface.to_owned()),
-        TunError::Busy { .. } => StartError::InterfaceBusy(interface.to_owned()),
+        TunError::Taken { .. } => StartError::InterfaceBusy(interface.to_owned()),
         error => StartError::Other(error.to_string()),
     }
 }

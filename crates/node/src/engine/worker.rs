@@ -13,14 +13,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use warren_filter::segments::Join;
-use warren_os::{Errno, MAX_PACKET_BYTES, Offload, RecvBatch, SendReport, Tun, TunRead, UdpSocket, Watched, poll_many};
+use warren_os::{
+    Errno, MAX_PACKET_BYTES, Offload, Ready, RecvBatch, SendReport, Tun, TunRead, UdpSocket, Watched, poll_many,
+};
 use warren_path::{PeerRelay, PeerRelayed, SocketId, Via};
 use warren_wg::HEADROOM;
 use warren_wire::datagram::{Class, classify};
 use warren_wire::geneve::{self, Header, Protocol};
 use warren_wire::key::NodeKey;
 
-use crate::host::{self, Cut};
+use crate::host::{self, Cut, QUEUES};
 
 use super::forwarder::{Action, Burst, Forwarder, Inbound, Outbound, Refusal, Run};
 use super::shared::{Datagram, Drops, Extras, PeerSlot, Shared, Signal, Snapshot, Sockets, ToRelay, WorkerEnds};
@@ -28,8 +30,7 @@ use group::Group;
 
 mod group;
 
-/// Bytes of the host per turn; then the network gets its turn. What waits meanwhile waits in the host's queues, where flows
-/// are fair to each other.
+/// Bytes of the host per turn, of all queues together; then the network gets its turn.
 const TURN_BYTES: usize = 128 << 10;
 /// Packets of the host per turn.
 const TURN_PACKETS: usize = 256;
@@ -134,16 +135,22 @@ impl Worker {
     fn turn(&mut self, buffers: &mut Buffers) -> Result<(), End> {
         self.drain_backlog();
         let timeout = (!self.backlog.is_empty()).then_some(BACKLOG_RETRY);
+        let [q0, q1, q2, q3] = std::array::from_fn(|number| {
+            (number < self.tun.queue_count()).then(|| Watched::readable(self.tun.queue(number)))
+        });
         let watched = [
             Some(Watched::readable(&self.shared.waker)),
-            Some(Watched::readable(&self.tun)),
             self.sockets.v4.as_ref().map(Watched::readable),
             self.sockets.v6.as_ref().map(Watched::readable),
+            q0,
+            q1,
+            q2,
+            q3,
         ];
         self.extras = self.shared.extras.load_full();
         let extras = Arc::clone(&self.extras);
         let more: Vec<Watched<'_>> = extras.iter().map(|(_, socket)| Watched::readable(&**socket)).collect();
-        let ([woken, tun, v4, v6], more) = poll_many(watched, &more, timeout)
+        let ([woken, v4, v6, queues @ ..], more) = poll_many(watched, &more, timeout)
             .map_err(|error| End::Fatal(format!("cannot wait for packets: {error}")))?;
         let now = now();
         if woken.readable {
@@ -177,9 +184,7 @@ impl Worker {
                 self.take_datagrams(&snapshot, (*name, &**socket), buffers, now);
             }
         }
-        if tun.readable || tun.failed {
-            self.take_packets(&snapshot, buffers, now)?;
-        }
+        self.take_packets(&snapshot, queues, buffers, now)?;
         let pushed_out = self.forwarder.take_pushed_out();
         Drops::count(&self.shared.drops.waiting, pushed_out);
         Ok(())
@@ -204,16 +209,39 @@ impl Worker {
 
     // From the host.
 
-    fn take_packets(&mut self, snapshot: &Snapshot, buffers: &mut Buffers, now: Instant) -> Result<(), End> {
+    /// Gives each queue that has something an equal part of a turn.
+    fn take_packets(
+        &mut self,
+        snapshot: &Snapshot,
+        queues: [Ready; QUEUES],
+        buffers: &mut Buffers,
+        now: Instant,
+    ) -> Result<(), End> {
+        let is_ready = |ready: &Ready| ready.readable || ready.failed;
+        let count = queues.iter().filter(|ready| is_ready(ready)).count().max(1);
+        for (number, _) in queues.iter().enumerate().filter(|(_, ready)| is_ready(ready)) {
+            self.take_queue(snapshot, number, (TURN_PACKETS / count, TURN_BYTES / count), buffers, now)?;
+        }
+        Ok(())
+    }
+
+    fn take_queue(
+        &mut self,
+        snapshot: &Snapshot,
+        queue: usize,
+        (packets, bytes): (usize, usize),
+        buffers: &mut Buffers,
+        now: Instant,
+    ) -> Result<(), End> {
         let Buffers { host, burst, .. } = buffers;
         let mut peer: Option<&Arc<PeerSlot>> = None;
         let mut end = Ok(());
         let mut taken = 0;
-        for _ in 0..TURN_PACKETS {
-            if taken >= TURN_BYTES {
+        for _ in 0..packets {
+            if taken >= bytes {
                 break;
             }
-            let (length, header) = match self.tun.read(host) {
+            let (length, header) = match self.tun.queue(queue).read(host) {
                 Ok(TunRead::Packet { length, header }) => (length, header),
                 Ok(TunRead::Empty) => break,
                 // EBADFD: somebody has deleted the interface.
@@ -546,7 +574,7 @@ impl Worker {
     /// Writes a packet to the host.
     fn deliver(&self, packet: Option<&[u8]>) {
         if let Some(packet) = packet
-            && let Err(errno) = self.tun.write(packet)
+            && let Err(errno) = host::write(&self.tun, None, packet, std::slice::from_ref(&(0..packet.len())))
         {
             Drops::count(&self.shared.drops.unwritten, 1);
             tracing::trace!(%errno, "the host takes no packet");
