@@ -5,6 +5,7 @@ mod go_client;
 mod login;
 mod names;
 mod nat;
+mod path_mtu;
 mod peer_relay;
 mod policy;
 mod relays;
@@ -43,6 +44,7 @@ const TESTS: &[Test] = &[
     Test { name: "port_mapping_leads_through_hard_nats", body: nat::port_mapping },
     Test { name: "port_mapping_by_upnp_leads_through_hard_nats", body: nat::upnp },
     Test { name: "peer_relay_leads_through_hard_nats", body: peer_relay::nodes },
+    Test { name: "full_packets_avoid_a_path_that_swallows_them", body: path_mtu::narrow },
     Test { name: "failures_say_what_to_do", body: failures::messages },
     Test { name: "people_log_in_with_their_provider", body: login::with_provider },
     Test { name: "go_clients_mesh_directly", body: go_client::two_direct },

@@ -61,6 +61,8 @@ pub struct Options {
     /// Whether somebody chose the port; else another is taken where that helps: behind a NAT that holds the port for the
     /// address that this machine had before.
     pub keeps_port: bool,
+    /// Whether to find out how large packets the paths to peers carry; if it is not said, the server decides.
+    pub probe_mtu: Option<bool>,
 }
 
 /// Says why the engine cannot start. Each text says what to do.
@@ -271,6 +273,8 @@ pub struct PeerStatus {
     pub direct: Option<SocketAddr>,
     /// Endpoint of a peer relay over which packets go while there is no direct address, if any.
     pub peer_relay: Option<PeerRelay>,
+    /// The largest IP packet that is proved to get through to the direct address, if that was tried.
+    pub path_mtu: Option<u16>,
     /// Region over which packets go while there is neither.
     pub relay: Option<RegionId>,
     /// Why the path is what it is, a few words ("pong 12 ms", "no endpoint answered").

@@ -345,6 +345,34 @@ impl UdpSocket {
         }
     }
 
+    /// Sends one datagram that nobody may cut into fragments: neither this machine nor, over IPv4, a router on the way. What
+    /// the kernel has heard of the path's MTU does not count, but that of the device does.
+    ///
+    /// This is an option of the whole socket, set for the time of the call, since IPv4 has none for one datagram. What another
+    /// thread sends meanwhile is treated alike: refused if it is larger than the device takes, and not cut to what the kernel
+    /// has heard of the path. So one thread should send all that may be large.
+    ///
+    /// # Errors
+    /// Returns the kernel's error, `EMSGSIZE` if the datagram does not fit into one packet of the device.
+    pub fn send_whole(&self, to: SocketAddr, bytes: &[u8]) -> Result<(), Errno> {
+        let (level, option, probe) = if self.local.is_ipv4() {
+            (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)
+        } else {
+            (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)
+        };
+        let before = get_option(&self.socket, level, option)?;
+        set_option(&self.socket, level, option, probe)?;
+        // Without this the kernel cuts over IPv6 what is larger than the device takes.
+        let refused =
+            if self.local.is_ipv6() { set_option(&self.socket, level, libc::IPV6_DONTFRAG, 1) } else { Ok(()) };
+        let sent = refused.and_then(|()| self.send(to, bytes));
+        if self.local.is_ipv6() {
+            let _ = set_option(&self.socket, level, libc::IPV6_DONTFRAG, 0);
+        }
+        set_option(&self.socket, level, option, before)?;
+        sent
+    }
+
     /// Sends up to [`BATCH`] datagrams in one system call and returns how many the kernel took before the first
     /// refusal; a refusal of the very first is the error. `datagrams` must not be empty.
     fn send_some(&self, datagrams: &[Outgoing<'_>]) -> Result<usize, Errno> {
@@ -489,14 +517,30 @@ impl Control {
     }
 }
 
+/// Size of an `int`.
+const INT_BYTES: libc::socklen_t = 4;
+const _: () = assert!(size_of::<libc::c_int>() == 4);
+
 /// Sets an integer option of UDP.
 fn set_udp_option(socket: &Socket, option: libc::c_int, value: libc::c_int) -> Result<(), Errno> {
-    /// Size of an `int`.
-    const BYTES: libc::socklen_t = 4;
-    const { assert!(size_of::<libc::c_int>() == 4) };
-    // SAFETY: the pointer is to one `int` that lives until the call returns, and `BYTES` is its size; the kernel reads it.
+    set_option(socket, libc::SOL_UDP, option, value)
+}
+
+/// Returns an integer option.
+fn get_option(socket: &Socket, level: libc::c_int, option: libc::c_int) -> Result<libc::c_int, Errno> {
+    let (mut value, mut bytes): (libc::c_int, libc::socklen_t) = (0, INT_BYTES);
+    // SAFETY: the pointers are to one `int` and to its size, both of which live until the call returns; the kernel writes
+    // no more than that size.
     let result =
-        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_UDP, option, (&raw const value).cast(), BYTES) };
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, (&raw mut value).cast(), &raw mut bytes) };
+    if result == 0 { Ok(value) } else { Err(last_errno()) }
+}
+
+/// Sets an integer option.
+fn set_option(socket: &Socket, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: the pointer is to one `int` that lives until the call returns, and `INT_BYTES` is its size; the kernel reads
+    // it.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), INT_BYTES) };
     if result == 0 { Ok(()) } else { Err(last_errno()) }
 }
 

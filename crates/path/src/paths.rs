@@ -15,6 +15,7 @@ use peer::{Peer, Which};
 
 mod candidates;
 mod keys;
+mod mtu;
 mod outbox;
 mod output;
 mod peer;
@@ -76,6 +77,8 @@ pub struct Paths {
     events: VecDeque<Event>,
     punch: punch::Puncher,
     relays: peer_relays::Client,
+    /// The most bytes of a datagram of the tunnel, if it is to be found out which addresses carry them.
+    probes_mtu: Option<u16>,
 }
 
 /// This node's own addresses.
@@ -109,6 +112,7 @@ impl Paths {
             events: VecDeque::new(),
             punch: punch::Puncher::default(),
             relays: peer_relays::Client::default(),
+            probes_mtu: None,
         }
     }
 
@@ -486,6 +490,11 @@ impl Paths {
             }
             Destination::Relay { .. } => return,
         };
+        // What is too large for an address says nothing against it.
+        if sent.size > 0 {
+            self.miss_mtu(&sent, address, now);
+            return;
+        }
         let Some(peer) = self.peers.get_mut(&sent.peer) else { return };
         if peer.best_address() == Some(address) && peer.trusted(now).is_none() {
             peer.lose(Reason::Lost, now);

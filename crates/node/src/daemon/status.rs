@@ -138,6 +138,7 @@ fn add_engine(shown: &mut PeerStatus, seen: &engine::PeerStatus, now: Time) {
     let peer_relay = seen.peer_relay.filter(|_| seen.direct.is_none());
     shown.peer_relay = peer_relay.map(|relay| relay.to_string()).unwrap_or_default();
     shown.cur_addr = seen.direct.map(|address| address.to_string()).unwrap_or_default();
+    shown.path_mtu = seen.path_mtu;
     if !seen.endpoints.is_empty() {
         shown.addrs = seen.endpoints.iter().map(ToString::to_string).collect();
     }

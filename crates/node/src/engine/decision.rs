@@ -42,6 +42,15 @@ const FOUND: usize = 64;
 /// Source: Tailscale `wgengine/magicsock/magicsock.go`, `maybeRebindOnError`.
 const REBIND_SPACING: Duration = Duration::from_secs(5);
 
+/// What was chosen when the node was started, for good.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Traits {
+    /// The largest packet of the tunnel.
+    pub(super) mtu: u16,
+    /// Whether to find out how large packets paths carry, if somebody said it.
+    pub(super) probe_mtu: Option<bool>,
+}
+
 /// What a decision task is made of.
 pub(super) struct Parts {
     pub(super) shared: Arc<Shared>,
@@ -56,6 +65,7 @@ pub(super) struct Parts {
     pub(super) links_changed: Arc<Notify>,
     /// The UDP port must stay.
     pub(super) keeps_port: bool,
+    pub(super) traits: Traits,
     pub(super) worker: JoinHandle<()>,
     /// Freshly seeded.
     pub(super) rng: StdRng,
@@ -72,6 +82,7 @@ pub(super) struct Decision {
     interface: String,
     links_changed: Arc<Notify>,
     keeps_port: bool,
+    traits: Traits,
     worker: JoinHandle<()>,
     links: mpsc::Receiver<LinkEvent>,
     link_setup: LinkSetup,
@@ -107,6 +118,7 @@ impl Decision {
             interface: parts.interface,
             links_changed: parts.links_changed,
             keeps_port: parts.keeps_port,
+            traits: parts.traits,
             worker: parts.worker,
             links,
             link_setup,

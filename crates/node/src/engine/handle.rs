@@ -12,7 +12,7 @@ use warren_wire::key::NodeKey;
 
 use crate::host;
 
-use super::decision::{Decision, Machine, Parts};
+use super::decision::{Decision, Machine, Parts, Traits};
 use super::forwarder::Forwarder;
 use super::shared::{Shared, Sockets};
 use super::{Engine, Event, Netcheck, Options, PingError, Pong, StartError, Status, Update, worker};
@@ -116,6 +116,7 @@ pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Pack
         interface: options.interface,
         links_changed,
         keeps_port: options.keeps_port,
+        traits: Traits { mtu: options.mtu, probe_mtu: options.probe_mtu },
         worker: thread,
         rng,
     });

@@ -5,6 +5,7 @@
 //! | [`PeerSlot`]: session and path of a peer | decision → worker | swapped, the newest counts |
 //! | [`Snapshot`]: prefixes and filter | decision → worker | swapped, the newest counts |
 //! | relayed packets | relay connections → worker | the newest is dropped |
+//! | [`Whole`] datagrams | decision → worker | the newest is dropped |
 //! | [`Signal`]s about traffic | worker → decision | told again later |
 //! | [`Datagram`]s that are not data | worker → decision | the newest is dropped |
 //! | [`ToRelay`]: packets that need a relay | worker → decision | the newest is dropped |
@@ -28,6 +29,8 @@ use warren_wire::key::NodeKey;
 
 /// Relayed packets that may wait for the worker.
 const RELAYED: usize = 512;
+/// Datagrams that must stay whole, and may wait for the worker: 20 peers at once are asked how much gets through.
+const WHOLE: usize = 140;
 /// Signals that may wait for the decision task.
 const SIGNALS: usize = 1024;
 /// Datagrams of strangers that may wait for the decision task.
@@ -51,6 +54,7 @@ pub(super) struct Shared {
     pub(super) sockets: ArcSwap<Sockets>,
     /// Extra IPv4 sockets; replaced by the decision task alone.
     pub(super) extras: ArcSwap<Extras>,
+    whole: std::sync::mpsc::SyncSender<Whole>,
     pub(super) waker: Waker,
     pub(super) requests: Requests,
     pub(super) drops: Drops,
@@ -103,6 +107,7 @@ impl fmt::Debug for Shared {
 #[derive(Debug)]
 pub(super) struct WorkerEnds {
     pub(super) relayed: std::sync::mpsc::Receiver<Relayed>,
+    pub(super) whole: std::sync::mpsc::Receiver<Whole>,
     pub(super) signals: mpsc::Sender<Signal>,
     pub(super) datagrams: mpsc::Sender<Datagram>,
     pub(super) to_relay: mpsc::Sender<ToRelay>,
@@ -122,6 +127,7 @@ impl Shared {
     /// Makes the shared state and both sides' ends of the queues.
     pub(super) fn new(waker: Waker, sockets: Sockets, now: Instant) -> (Arc<Self>, WorkerEnds, DecisionEnds) {
         let (relayed_in, relayed) = std::sync::mpsc::sync_channel(RELAYED);
+        let (whole_in, whole) = std::sync::mpsc::sync_channel(WHOLE);
         let (signals, signals_out) = mpsc::channel(SIGNALS);
         let (datagrams, datagrams_out) = mpsc::channel(DATAGRAMS);
         let (to_relay, to_relay_out) = mpsc::channel(TO_RELAY);
@@ -131,11 +137,12 @@ impl Shared {
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
             sockets: ArcSwap::from_pointee(sockets),
             extras: ArcSwap::default(),
+            whole: whole_in,
             waker,
             requests: Requests::default(),
             drops: Drops::default(),
         });
-        let worker = WorkerEnds { relayed, signals, datagrams, to_relay };
+        let worker = WorkerEnds { relayed, whole, signals, datagrams, to_relay };
         let decision = DecisionEnds {
             relayed: relayed_in,
             signals: signals_out,
@@ -157,6 +164,14 @@ impl Shared {
             let _ = self.sockets.load().send(to, bytes);
         } else if let Some(extra) = self.extras.load().get(socket) {
             let _ = extra.send(to, bytes);
+        }
+    }
+
+    /// Has the worker send a datagram that must not be cut into fragments. That is an option of the whole socket while it is
+    /// sent, and the worker sends nothing else meanwhile; what the decision task sends is smaller than any network's packets.
+    pub(super) fn send_whole(&self, datagram: Whole) {
+        if self.whole.try_send(datagram).is_ok() {
+            self.waker.wake();
         }
     }
 
@@ -389,6 +404,14 @@ pub(super) struct Snapshot {
     pub(super) ports: [u16; 2],
     /// Whether the user refuses all connections, which peers are told.
     pub(super) shields_up: bool,
+}
+
+/// Is a datagram that must not be cut into fragments.
+#[derive(Debug)]
+pub(super) struct Whole {
+    pub(super) socket: SocketId,
+    pub(super) to: SocketAddr,
+    pub(super) bytes: Vec<u8>,
 }
 
 /// Is a WireGuard data message that came over a relay.

@@ -16,7 +16,7 @@ use warren_filter::segments::Join;
 use warren_os::{
     Errno, MAX_PACKET_BYTES, Offload, Ready, RecvBatch, SendReport, Tun, TunRead, UdpSocket, Watched, poll_many,
 };
-use warren_path::{PeerRelay, PeerRelayed, SocketId, Via};
+use warren_path::{Path, PeerRelay, PeerRelayed, SocketId, Via};
 use warren_wg::HEADROOM;
 use warren_wire::datagram::{Class, classify};
 use warren_wire::geneve::{self, Header, Protocol};
@@ -25,7 +25,7 @@ use warren_wire::key::NodeKey;
 use crate::host::{self, Cut, QUEUES};
 
 use super::forwarder::{Action, Burst, Forwarder, Inbound, Outbound, Refusal, Run};
-use super::shared::{Datagram, Drops, Extras, PeerSlot, Shared, Signal, Snapshot, Sockets, ToRelay, WorkerEnds};
+use super::shared::{Datagram, Drops, Extras, PeerSlot, Shared, Signal, Snapshot, Sockets, ToRelay, Whole, WorkerEnds};
 use group::Group;
 
 mod group;
@@ -36,6 +36,8 @@ const TURN_BYTES: usize = 128 << 10;
 const TURN_PACKETS: usize = 256;
 /// Relayed packets per turn.
 const RELAYED: usize = 64;
+/// Datagrams of the decision task that must stay whole, per turn.
+const WHOLE: usize = 16;
 /// Bytes of a buffer for one packet that does not travel in a burst: as large as the widest tunnel, and room.
 ///
 /// See [`super::MTU_LIMITS`].
@@ -170,6 +172,7 @@ impl Worker {
                 self.flush_waiting(now);
             }
             self.take_relayed(&snapshot, buffers, now);
+            self.send_whole();
         }
         let sockets = Arc::clone(&self.sockets);
         for (ready, socket) in [(v4, &sockets.v4), (v6, &sockets.v6)] {
@@ -312,11 +315,27 @@ impl Worker {
         }
         let path = slot.path();
         if let Some(direct) = path.direct {
-            self.send_to(slot, direct.socket, direct.address, runs.clone());
+            let fits = |run: &Run<'_>| run.segment <= direct.largest.into();
+            self.send_to(slot, direct.socket, direct.address, runs.clone().filter(fits));
             if now <= direct.trusted_until {
+                // What that path is known to swallow goes another way.
+                if !runs.clone().all(|run| fits(&run)) {
+                    self.send_elsewhere(slot, &path, runs.filter(|run| !fits(run)), now);
+                }
                 return;
             }
         }
+        self.send_elsewhere(slot, &path, runs, now);
+    }
+
+    /// Sends sealed datagrams by all ways but the direct path.
+    fn send_elsewhere<'b>(
+        &mut self,
+        slot: &PeerSlot,
+        path: &Path,
+        runs: impl Iterator<Item = Run<'b>> + Clone,
+        now: Instant,
+    ) {
         if let Some(relayed) = path.peer_relay
             && self.send_over_peer(slot, relayed, runs.clone(), now)
         {
@@ -363,6 +382,19 @@ impl Worker {
             self.send_to(slot, 0, to.address, std::iter::once(Run { bytes: &wrapped, segment }));
         }
         now <= trusted_until
+    }
+
+    /// Sends the datagrams of the decision task that must stay whole. One that does not fit the device is lost: whether it
+    /// arrives is the question.
+    fn send_whole(&self) {
+        for _ in 0..WHOLE {
+            let Ok(Whole { socket, to, bytes }) = self.ends.whole.try_recv() else { return };
+            if let Some(socket) = self.socket(socket, to) {
+                let _ = socket.send_whole(to, &bytes);
+            }
+        }
+        // The waker has been cleared.
+        self.shared.waker.wake();
     }
 
     fn send_over_relay(&self, peer: NodeKey, datagram: &[u8]) {

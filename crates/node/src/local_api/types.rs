@@ -125,6 +125,9 @@ pub struct PeerStatus {
     pub expired: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_expiry: Option<String>,
+    /// The largest IP packet that is proved to get through to the direct address, in bytes. Our own member.
+    #[serde(default, rename = "PathMTU", skip_serializing_if = "Option::is_none")]
+    pub path_mtu: Option<u16>,
     /// Why the path is what it is. Our own member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_reason: Option<String>,

@@ -119,6 +119,36 @@ fn a_full_buffer_ends_the_batch_and_what_was_not_tried_can_be_sent_later() {
     });
 }
 
+/// A device that takes less than the datagram: what must stay whole is refused, all else is cut, before and after.
+#[test]
+fn a_datagram_that_must_stay_whole_is_refused_where_another_is_cut() {
+    in_own_network(async || {
+        let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+        tokio::spawn(connection);
+        handle.link().add(rtnetlink::LinkVeth::new("wtest0", "wtest1").build()).execute().await.unwrap();
+        let netlink = crate::Netlink::connect().unwrap();
+        let all = netlink.interfaces().await.unwrap();
+        for end in all.iter().filter(|one| one.name.starts_with("wtest")) {
+            netlink.set_up(end.index).await.unwrap();
+        }
+        let near = all.iter().find(|end| end.name == "wtest0").unwrap().index;
+        netlink.add_address(near, "192.0.2.1/24".parse().unwrap()).await.unwrap();
+        netlink.add_address(near, "2001:db8::1/64".parse().unwrap()).await.unwrap();
+        for (family, to) in [(Family::V4, "192.0.2.9:9"), (Family::V6, "[2001:db8::9]:9")] {
+            let to: SocketAddr = to.parse().unwrap();
+            let known = handle.neighbours().add(near.0, to.ip()).link_layer_address(&[2, 0, 0, 0, 0, 9]).replace();
+            known.execute().await.unwrap();
+            let headers = if to.is_ipv4() { 28 } else { 48 };
+            let socket = UdpSocket::bind(family, 0).unwrap();
+            for _ in 0..2 {
+                assert_eq!(socket.send(to, &[0; 3000]), Ok(()), "{to}");
+                assert_eq!(socket.send_whole(to, &[0; 3000]), Err(Errno::MSGSIZE), "{to}");
+                assert_eq!(socket.send_whole(to, &vec![0; 1500 - headers]), Ok(()), "{to}");
+            }
+        }
+    });
+}
+
 #[test]
 fn a_datagram_longer_than_a_slot_is_dropped_and_the_next_kept() {
     let a = UdpSocket::bind(Family::V4, 0).unwrap();

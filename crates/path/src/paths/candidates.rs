@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use warren_wire::disco::TransactionId;
 
+use super::mtu::Mtu;
 use super::output::SocketId;
 use super::pings::Source;
 use super::status::{CandidateStatus, Origin};
@@ -50,6 +51,8 @@ pub(super) struct Trace {
     pub(super) latency: Option<Duration>,
     /// When it last answered a ping from the main socket.
     answered: Option<Instant>,
+    /// How large packets it carries; boxed, since that is seldom asked.
+    mtu: Option<Box<Mtu>>,
 }
 
 /// What a ping from an address told.
@@ -61,6 +64,12 @@ pub(super) enum Heard {
     Known,
     /// The very ping that came before.
     Duplicate,
+}
+
+impl Trace {
+    pub(super) fn mtu(&mut self) -> &mut Mtu {
+        self.mtu.get_or_insert_default()
+    }
 }
 
 impl Candidate {
@@ -79,6 +88,11 @@ impl Candidate {
 
     fn is_alive(&self, now: Instant) -> bool {
         self.last_alive().is_some_and(|at| now.saturating_duration_since(at) <= KEEP)
+    }
+
+    /// Tells whether it has answered a ping from the main socket after `time`.
+    pub(super) fn has_answered_after(&self, time: Instant) -> bool {
+        self.trace.as_ref().and_then(|trace| trace.answered).is_some_and(|at| at > time)
     }
 
     fn last_alive(&self) -> Option<Instant> {
@@ -215,7 +229,7 @@ impl Candidates {
             candidate.trace = None;
         }
         for trace in self.0.iter_mut().filter_map(|candidate| candidate.trace.as_mut()) {
-            (trace.pinged, trace.latency, trace.answered) = (None, None, None);
+            (trace.pinged, trace.latency, trace.answered, trace.mtu) = (None, None, None, None);
         }
     }
 
@@ -249,6 +263,33 @@ impl Candidates {
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Candidate> {
         self.0.iter_mut()
+    }
+
+    fn known_mtu(&self, address: SocketAddr) -> Option<&Mtu> {
+        let candidate = self.0.iter().find(|candidate| candidate.address == address)?;
+        candidate.trace.as_ref()?.mtu.as_deref()
+    }
+
+    /// Returns the largest packet that an address is proved to carry.
+    pub(super) fn mtu(&self, address: SocketAddr) -> Option<u16> {
+        self.known_mtu(address)?.proven()
+    }
+
+    /// Tells whether an address is known to carry less than the tunnel needs.
+    pub(super) fn is_narrow(&self, address: SocketAddr) -> bool {
+        self.known_mtu(address).is_some_and(Mtu::is_narrow)
+    }
+
+    /// Returns the largest datagram that is to be sent to an address.
+    pub(super) fn largest(&self, address: SocketAddr) -> u16 {
+        self.known_mtu(address).map_or(u16::MAX, |mtu| mtu.largest(address))
+    }
+
+    /// Forgets how large packets the addresses carry.
+    pub(super) fn forget_mtu(&mut self) {
+        for trace in self.0.iter_mut().filter_map(|candidate| candidate.trace.as_mut()) {
+            trace.mtu = None;
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {

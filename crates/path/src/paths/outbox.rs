@@ -11,6 +11,7 @@ use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey};
 use warren_wire::nacl::SharedBox;
 
 use super::keys::DiscoKeys;
+use super::mtu;
 use super::output::{Destination, PingId, SocketId, Transmit};
 use super::peer_relays::PeerRelay;
 use super::pings::{Pings, Sent};
@@ -67,7 +68,8 @@ impl Outbox {
             Destination::Udp(_) | Destination::Relay { .. } => bytes,
             Destination::PeerRelay(relay) => relay.header(Protocol::Disco).wrap(&bytes),
         };
-        self.transmits.push_back(Transmit { to, socket, bytes });
+        let whole = matches!(message, Message::Ping(ping) if ping.padding > 0);
+        self.transmits.push_back(Transmit { to, socket, bytes, whole });
         true
     }
 
@@ -75,7 +77,7 @@ impl Outbox {
     pub(super) fn send_control(&mut self, to: PeerRelay, shared: &SharedBox, message: &Message) {
         let sealed = disco::seal(shared, &self.keys.public(), &self.rng.random(), message);
         let bytes = Header { control: true, ..to.header(Protocol::Disco) }.wrap(&sealed);
-        self.transmits.push_back(Transmit { to: Destination::PeerRelay(to), socket: 0, bytes });
+        self.transmits.push_back(Transmit { to: Destination::PeerRelay(to), socket: 0, bytes, whole: false });
     }
 
     /// Sends a ping and waits for its pong; false if nothing can be sealed for the peer.
@@ -87,13 +89,13 @@ impl Outbox {
         user: Option<PingId>,
         now: Instant,
     ) -> bool {
-        self.ping_from(&Sent { peer: *peer, to, socket: 0, at: now, user }, disco)
+        self.ping_from(&Sent { peer: *peer, to, socket: 0, at: now, user, size: 0 }, disco)
     }
 
     /// The same, from a socket, and all else that is to be remembered of the ping.
     pub(super) fn ping_from(&mut self, sent: &Sent, disco: &DiscoKey) -> bool {
         let id: TransactionId = self.rng.random();
-        let ping = Message::Ping(Ping { id, node_key: Some(self.node), padding: 0 });
+        let ping = Message::Ping(Ping { id, node_key: Some(self.node), padding: mtu::padding(sent.size, &sent.to) });
         if !self.send_from(sent.socket, sent.to, disco, &ping) {
             return false;
         }

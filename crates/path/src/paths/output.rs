@@ -17,6 +17,8 @@ pub struct Transmit {
     pub socket: SocketId,
     /// The whole datagram.
     pub bytes: Vec<u8>,
+    /// It must not be cut into fragments, here or on its way: whether it arrives is the question.
+    pub whole: bool,
 }
 
 /// Names a UDP socket: 0 is the main one of the destination's family, others are extra IPv4 sockets that
@@ -114,6 +116,9 @@ pub struct Direct {
     pub socket: SocketId,
     /// Last instant at which the path alone suffices.
     pub trusted_until: Instant,
+    /// The most bytes of a datagram that it is known to carry, if that is less than the tunnel needs; larger ones should
+    /// go another way if there is one. Else the largest number.
+    pub largest: u16,
 }
 
 /// Names a ping of [`Paths::ping`](super::Paths::ping).

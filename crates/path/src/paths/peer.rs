@@ -13,7 +13,7 @@ use super::output::{Destination, Direct, Path, PingId, SocketId};
 use super::peer_relays::Relaying;
 use super::pings::{Budget, Sent, Source};
 use super::punch::Attempted;
-use super::score;
+use super::score::{self, Quality};
 use super::status::{Decision, History, PathStatus, Reason};
 use super::watch::Watch;
 
@@ -189,7 +189,8 @@ impl Peer {
     pub(super) fn wants_search(&self, now: Instant) -> bool {
         let Some(best) = self.best.filter(|best| best.is_trusted(now)) else { return true };
         let Some(last) = self.last_full_ping else { return true };
-        best.latency > GOOD_ENOUGH && now.saturating_duration_since(last) >= UPGRADE_INTERVAL
+        (best.latency > GOOD_ENOUGH || self.candidates.is_narrow(best.address))
+            && now.saturating_duration_since(last) >= UPGRADE_INTERVAL
     }
 
     /// Gives up the direct path.
@@ -285,7 +286,11 @@ impl Peer {
         }
         let adopt = match self.best.filter(|best| best.is_trusted(now)) {
             Some(best) if best.address == address => best.socket == socket || socket == 0,
-            Some(best) => score::is_better((address, latency), (best.address, best.latency)),
+            Some(best) => {
+                let quality =
+                    |address, latency| Quality { address, latency, narrow: self.candidates.is_narrow(address) };
+                score::is_better(quality(address, latency), quality(best.address, best.latency))
+            }
             None => true,
         };
         if adopt {
@@ -337,7 +342,7 @@ impl Peer {
         }
         self.watch().note_ping(now);
         let to = Destination::Udp(best.address);
-        outbox.ping_from(&Sent { peer: *key, to, socket: best.socket, at: now, user }, &disco)
+        outbox.ping_from(&Sent { peer: *key, to, socket: best.socket, at: now, user, size: 0 }, &disco)
     }
 
     /// Pings an address from which a ping of the peer just came, from the socket to which it came.
@@ -350,7 +355,7 @@ impl Peer {
         now: Instant,
     ) {
         let (Some(disco), Some(candidate)) = (self.disco, self.candidates.get(address)) else { return };
-        let sent = Sent { peer: *key, to: Destination::Udp(address), socket, at: now, user: None };
+        let sent = Sent { peer: *key, to: Destination::Udp(address), socket, at: now, user: None, size: 0 };
         if self.budget.take(candidate.source(), now) && outbox.ping_from(&sent, &disco) {
             candidate.trace().pinged = Some(now);
         }
@@ -365,8 +370,12 @@ impl Peer {
     }
 
     fn path(&self) -> Path {
-        let direct =
-            |best: Best| Direct { address: best.address, socket: best.socket, trusted_until: best.trusted_until };
+        let direct = |best: Best| Direct {
+            address: best.address,
+            socket: best.socket,
+            trusted_until: best.trusted_until,
+            largest: self.candidates.largest(best.address),
+        };
         Path {
             direct: self.best.map(direct),
             peer_relay: self.relaying.path(),
@@ -399,6 +408,7 @@ impl Peer {
         PathStatus {
             path: self.path(),
             latency: self.best.map(|best| best.latency),
+            mtu: self.best.and_then(|best| self.candidates.mtu(best.address)),
             peer_relay_latency: self.relaying.latency(),
             in_use: self.heartbeat.is_some(),
             reason: if self.best.is_some() { Reason::Answered } else { relayed },

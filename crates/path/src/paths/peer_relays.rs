@@ -23,7 +23,7 @@ use super::outbox::Timer;
 use super::output::{Destination, Event, PingId};
 use super::peer::TRUST;
 use super::pings::{Sent, Source};
-use super::score;
+use super::score::{self, Quality};
 use super::status::{Decision, Reason};
 use crate::address::{is_answerable, is_usable, plain};
 use crate::peer_relay::BIND_LIFETIME;
@@ -267,11 +267,12 @@ impl Relaying {
             return false;
         }
         let Some(server) = server else { return false };
+        let quality = |address, latency| Quality { address, latency, narrow: false };
         let is_worse = |best: &Best| {
             now <= best.trusted_until
                 // A relay knows one address of each client: the last that was bound.
                 && best.server != server
-                && !score::is_better((to.address, latency), (best.to.address, best.latency))
+                && !score::is_better(quality(to.address, latency), quality(best.to.address, best.latency))
         };
         if state.best.as_ref().is_some_and(is_worse) {
             return false;
@@ -529,7 +530,8 @@ impl Paths {
                     // Again each time, as either may have been lost; to the relay, the second is nothing.
                     self.outbox.send_control(to, &shake.shared, &Message::BindAnswer(bind(challenge)));
                     let to = Destination::PeerRelay(to);
-                    self.outbox.ping_from(&Sent { peer: *key, to, socket: 0, at: now, user: peer.asked }, &disco);
+                    self.outbox
+                        .ping_from(&Sent { peer: *key, to, socket: 0, at: now, user: peer.asked, size: 0 }, &disco);
                 }
                 Some(_) => {}
             }

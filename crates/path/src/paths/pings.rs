@@ -37,6 +37,8 @@ pub(super) struct Sent {
     pub(super) at: Instant,
     /// The user's ping that it belongs to.
     pub(super) user: Option<PingId>,
+    /// The size of the IP packet that it was made to fill, if it was.
+    pub(super) size: u16,
 }
 
 impl Pings {

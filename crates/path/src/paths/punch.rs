@@ -333,7 +333,7 @@ impl Paths {
             self.end_punch();
             return;
         };
-        let ping = |to, socket| Sent { peer: key, to: Destination::Udp(to), socket, at: now, user: None };
+        let ping = |to, socket| Sent { peer: key, to: Destination::Udp(to), socket, at: now, user: None, size: 0 };
         match step {
             Step::Fan { to, sockets, rounds, next } if next.is_some_and(|at| at <= now) => {
                 *rounds -= 1;

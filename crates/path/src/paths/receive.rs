@@ -176,7 +176,10 @@ impl Paths {
         };
         let latency = now.saturating_duration_since(sent.at);
         match pinged {
-            Via::Direct(address) => peer.answered(address, sent.socket, latency, now),
+            Via::Direct(address) => {
+                peer.answered(address, sent.socket, latency, now);
+                self.learn_mtu(&sent, address, now);
+            }
             Via::PeerRelay(relay) => self.relay_answered(&sent.peer, relay, latency, now),
             Via::Relay(_) => {}
         }

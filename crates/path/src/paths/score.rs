@@ -3,14 +3,28 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+/// A direct path, for comparison.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Quality {
+    pub(super) address: SocketAddr,
+    pub(super) latency: Duration,
+    /// It is known to carry less than the tunnel needs.
+    pub(super) narrow: bool,
+}
+
 /// Tells whether a direct path to `a` is worth leaving one to `b` for. Which of them is trusted is not looked at.
 ///
-/// Source: Tailscale `wgengine/magicsock/endpoint.go`, `betterAddr`.
-pub(super) fn is_better(a: (SocketAddr, Duration), b: (SocketAddr, Duration)) -> bool {
-    if a.0 == b.0 {
+/// Source: Tailscale `wgengine/magicsock/endpoint.go`, `betterAddr`. There the size of packets is compared only between two
+/// looks at one address; here an address that carries all that the tunnel sends beats one that does not.
+pub(super) fn is_better(a: Quality, b: Quality) -> bool {
+    if a.address == b.address {
         return false;
     }
-    let (points_a, points_b) = (bonus(a.0) + gain(a.1, b.1), bonus(b.0) + gain(b.1, a.1));
+    if a.narrow != b.narrow {
+        return b.narrow;
+    }
+    let points_a = bonus(a.address) + gain(a.latency, b.latency);
+    let points_b = bonus(b.address) + gain(b.latency, a.latency);
     // One per cent is no reason to move.
     !(points_a <= 1 && points_b == 0) && points_a > points_b
 }
@@ -40,8 +54,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn path(address: &str, micros: u64) -> (SocketAddr, Duration) {
-        (address.parse().unwrap(), Duration::from_micros(micros))
+    fn path(address: &str, micros: u64) -> Quality {
+        Quality { address: address.parse().unwrap(), latency: Duration::from_micros(micros), narrow: false }
     }
 
     /// Cases that follow from the rule of the protocol page.
@@ -58,7 +72,15 @@ mod tests {
         assert!(!is_better(public, public));
     }
 
-    fn any_path() -> impl Strategy<Value = (SocketAddr, Duration)> {
+    /// What swallows large packets is worth less than any latency.
+    #[test]
+    fn a_path_that_carries_all_beats_one_that_does_not() {
+        let narrow = Quality { narrow: true, ..path("127.0.0.1:1", 10) };
+        let slow = path("203.0.113.1:1", 300_000);
+        assert!(is_better(slow, narrow) && !is_better(narrow, slow));
+    }
+
+    fn any_path() -> impl Strategy<Value = Quality> {
         let ip = prop_oneof![
             Just("203.0.113.1".parse::<IpAddr>().unwrap()),
             Just("10.0.0.1".parse().unwrap()),
@@ -66,8 +88,11 @@ mod tests {
             Just("fd00::1".parse().unwrap()),
             Just("::1".parse().unwrap()),
         ];
-        (ip, 1_u16..3, 0_u64..200_000)
-            .prop_map(|(ip, port, micros)| (SocketAddr::new(ip, port), Duration::from_micros(micros)))
+        (ip, 1_u16..3, 0_u64..200_000, any::<bool>()).prop_map(|(ip, port, micros, narrow)| Quality {
+            address: SocketAddr::new(ip, port),
+            latency: Duration::from_micros(micros),
+            narrow,
+        })
     }
 
     proptest! {

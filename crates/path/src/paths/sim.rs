@@ -93,6 +93,10 @@ pub(super) struct Internet {
     pub(super) loss: u32,
     /// Swallows all UDP.
     pub(super) is_cut: bool,
+    /// The largest IP packet that is not cut into fragments, between the two.
+    pub(super) mtu: usize,
+    /// Bytes of what must not be cut, by sender and place.
+    pub(super) whole: Vec<(usize, SocketAddr, usize)>,
     /// Swallows what goes over the relay.
     pub(super) is_relay_cut: bool,
     /// What a third node does for the two others.
@@ -116,6 +120,8 @@ impl Internet {
             relay_latency: Duration::from_millis(40),
             loss: 0,
             is_cut: false,
+            mtu: usize::MAX,
+            whole: Vec::new(),
             is_relay_cut: false,
             peer_relay: None,
             is_peer_relay_cut: false,
@@ -327,6 +333,12 @@ impl Internet {
             match transmit.to {
                 Destination::Udp(to) | Destination::PeerRelay(PeerRelay { address: to, .. }) => {
                     self.nodes[at].sent_udp += 1;
+                    if transmit.whole {
+                        self.whole.push((at, to, transmit.bytes.len()));
+                        if transmit.bytes.len() + 28 > self.mtu {
+                            continue;
+                        }
+                    }
                     self.send_udp(at, transmit.socket, to, Payload::Disco(transmit.bytes));
                 }
                 Destination::Relay { region, peer } => {

@@ -14,6 +14,8 @@ pub struct PathStatus {
     pub path: Path,
     /// Time there and back on the direct path.
     pub latency: Option<Duration>,
+    /// The largest IP packet that is proved to get through on the direct path, if that was tried.
+    pub mtu: Option<u16>,
     /// Time there and back over the peer relay.
     pub peer_relay_latency: Option<Duration>,
     /// Whether packets were sent to the peer in the last 45 s.

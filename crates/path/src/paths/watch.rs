@@ -33,6 +33,8 @@ pub(super) struct Watch {
     hinted: Option<Instant>,
     /// Another address from which the peer was last heard.
     elsewhere: Option<SocketAddr>,
+    /// When the peer was last asked how large packets it gets.
+    pub(super) probed: Option<Instant>,
     /// Another address that answers, for the time when the best does not.
     pub(super) second: Option<SocketAddr>,
     /// When the timer rings; set if and only if it is.
@@ -50,7 +52,7 @@ pub(super) enum Act {
 impl Watch {
     /// Begins anew, with another path.
     pub(super) fn reset(&mut self) {
-        *self = Self { hinted: self.hinted, timer: self.timer, ..Self::default() };
+        *self = Self { hinted: self.hinted, probed: self.probed, timer: self.timer, ..Self::default() };
     }
 
     pub(super) fn note_sent(&mut self, now: Instant) {

@@ -27,7 +27,10 @@ Environment:
   WARREN_LOG     what is logged, for example debug or warren_node=trace
   HTTPS_PROXY    http://[USER:PASSWORD@]HOST[:PORT] of the HTTP proxy through which relays and https servers are
                  reached; HTTP_PROXY likewise for http servers, NO_PROXY the hosts, domains and networks that are not
-  SSL_CERT_FILE  certificates of the authorities that may vouch for an https server, instead of the system's";
+  SSL_CERT_FILE  certificates of the authorities that may vouch for an https server, instead of the system's
+  TS_DEBUG_ENABLE_PMTUD
+                 true or false: whether to find out how large packets the paths to peers carry, so that large ones do not
+                 take a path that swallows them; without it the server's policy decides (attribute peer-mtu-enable)";
 
 /// Arguments of `warren node`.
 #[derive(Debug, Args)]
@@ -73,7 +76,8 @@ impl Node {
         let offload = if self.no_offload { engine::Offload::Off } else { engine::Offload::Probe };
         let keeps_port = self.port.is_some_and(|port| port != 0);
         let port = self.port.unwrap_or(USUAL_PORT);
-        let options = engine::Options { interface: self.tun, port, mtu: self.mtu, offload, keeps_port };
+        let probe_mtu = switch("TS_DEBUG_ENABLE_PMTUD");
+        let options = engine::Options { interface: self.tun, port, mtu: self.mtu, offload, keeps_port, probe_mtu };
         let engine = match engine::start(options, events).await {
             Ok(engine) => engine,
             Err(error) => {
@@ -96,6 +100,15 @@ impl Node {
                 format_args!("the tunnel cannot go on: {reason}; start the node again"),
             )),
         }
+    }
+}
+
+/// Reads an environment variable of the official client that is true or false; others than these say nothing.
+fn switch(name: &str) -> Option<bool> {
+    match std::env::var(name).ok()?.as_str() {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
     }
 }
 

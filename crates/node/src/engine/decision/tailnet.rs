@@ -13,10 +13,11 @@ use tokio::sync::{mpsc, oneshot};
 use warren_dns::{Config, Member};
 use warren_filter::{Filter, FilterInput, PrefixTable};
 use warren_path::{OwnNat, PathStatus, Paths, PeerConfig, PingId};
-use warren_wg::Tunnels;
+use warren_wg::{Tunnels, sealed_length};
 use warren_wire::control::{DerpMap, FilterRule, NetInfo, Node, RegionId};
 use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey, NodeSecret};
 
+use super::Traits;
 use super::measure::{Found, Measure};
 use super::peer_relays::PeerRelays;
 use super::relays::Relays;
@@ -53,6 +54,7 @@ pub(super) struct Tailnet {
     /// The name service, or why there is none.
     names: Option<Result<NameService, String>>,
     pub(super) peer_relays: PeerRelays,
+    traits: Traits,
 }
 
 /// A peer.
@@ -103,13 +105,14 @@ pub(super) struct Setup<'a> {
     pub(super) shared: Arc<Shared>,
     pub(super) links: LinkSetup,
     pub(super) found: mpsc::Sender<Found>,
+    pub(super) traits: Traits,
     pub(super) rng: &'a mut StdRng,
 }
 
 impl Tailnet {
     /// Makes a tailnet without peers. `wall` is the time since 1970.
     pub(super) fn new(local: Local, setup: Setup<'_>, now: Instant, wall: Duration) -> Self {
-        let Setup { shared, links, found, rng } = setup;
+        let Setup { shared, links, found, traits, rng } = setup;
         // Relays first: they must know the key before a handshake can leave.
         let relays = Relays::new(links, Arc::clone(&local.secret));
         let secret = NodeSecret::from_bytes(*local.secret.expose_bytes());
@@ -132,6 +135,7 @@ impl Tailnet {
             dirty: Dirty { prefixes: true, names: true, filter: true, ports: true, routes: true },
             names: None,
             peer_relays: PeerRelays::default(),
+            traits,
         };
         tailnet.look_at_attributes();
         tailnet.look_at_peer_relays(now);
@@ -168,11 +172,17 @@ impl Tailnet {
         self.look_at_attributes();
         self.look_at_peer_relays(now);
         self.dirty = Dirty { prefixes: true, filter: true, routes: true, ..Dirty::default() };
+        self.drain(now);
     }
 
     /// Acts on what the server says of this node besides rules. Source: paths.md, section 9.4.
     fn look_at_attributes(&mut self) {
-        self.measure.allow_upnp(!self.local.node.cap_map.has("debug-disable-upnp"));
+        let attributes = &self.local.node.cap_map;
+        let Traits { mtu, probe_mtu, .. } = self.traits;
+        let largest = u16::try_from(sealed_length(mtu.into(), mtu.into())).unwrap_or(u16::MAX);
+        let probes_mtu = probe_mtu.unwrap_or_else(|| attributes.has("peer-mtu-enable"));
+        self.paths.set_mtu_probing(probes_mtu.then_some(largest));
+        self.measure.allow_upnp(!attributes.has("debug-disable-upnp"));
         self.measure.map_port(&self.shared.sockets.load());
     }
 
@@ -375,6 +385,7 @@ impl Tailnet {
             PeerStatus {
                 key: *key,
                 direct: direct.map(|direct| direct.address),
+                path_mtu: path.as_ref().and_then(|status| status.mtu).filter(|_| direct.is_some()),
                 peer_relay: path
                     .as_ref()
                     .and_then(|status| status.path.peer_relay)
@@ -425,7 +436,10 @@ fn reason(status: &PathStatus, own: &OwnNat, now: Instant) -> String {
     };
     let mut text = match (status.latency, status.advice(own)) {
         (_, Some(advice)) => advice,
-        (Some(latency), None) => format!("{}, {:.1} ms", status.reason, latency.as_secs_f64() * 1000.0),
+        (Some(latency), None) => {
+            let carried = status.mtu.map_or(String::new(), |mtu| format!(", carries packets of {mtu} bytes"));
+            format!("{}, {:.1} ms{carried}", status.reason, latency.as_secs_f64() * 1000.0)
+        }
         (None, None) => status.reason.to_string(),
     };
     text.insert_str(0, &over_peer);

@@ -19,7 +19,7 @@ use super::measure::{AddressChange, Found, Rebind, WayOut};
 use super::ping_error;
 use super::tailnet::Tailnet;
 use crate::engine::relay_link::{Kind, LinkEvent, News};
-use crate::engine::shared::{Datagram, Signal, ToRelay};
+use crate::engine::shared::{Datagram, Signal, ToRelay, Whole};
 use crate::engine::{Event, Netcheck, PingError, Pong, Via};
 
 /// How long a ping waits until the server says where the peer is.
@@ -460,8 +460,9 @@ impl Tailnet {
     }
 
     fn send_disco(&mut self, transmit: PathTransmit, now: Instant) {
-        let PathTransmit { to, socket, bytes } = transmit;
+        let PathTransmit { to, socket, bytes, whole } = transmit;
         match to {
+            Destination::Udp(to) if whole => self.shared.send_whole(Whole { socket, to, bytes }),
             Destination::Udp(address) | Destination::PeerRelay(PeerRelay { address, .. }) => {
                 self.shared.send(socket, address, &bytes);
             }

@@ -64,6 +64,7 @@ impl Decision {
             shared: Arc::clone(&self.shared),
             links: self.link_setup.clone(),
             found: self.found_sender.clone(),
+            traits: self.traits.clone(),
             rng: &mut self.rng,
         };
         let mut tailnet = Tailnet::new(local, setup, now(), since_1970);

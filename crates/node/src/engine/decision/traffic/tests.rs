@@ -12,6 +12,7 @@ use warren_wg::{SessionTable, Tunnels};
 use warren_wire::control::{DerpMap, DerpNode, DerpRegion, Node, NodeId};
 use warren_wire::key::{DiscoSecret, NodeSecret};
 
+use super::super::Traits;
 use super::super::tailnet::Setup;
 use super::*;
 use crate::engine::relay_link::LinkSetup;
@@ -62,6 +63,7 @@ impl Bench {
             },
             shared,
             found,
+            traits: Traits::default(),
             rng: &mut StdRng::from_seed([6; 32]),
         };
         let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -89,7 +91,8 @@ impl Bench {
 
     fn set_direct(&mut self, trusted_until: Instant) {
         let address = self.peer.local_addr().unwrap();
-        let path = Path { direct: Some(Direct { address, socket: 0, trusted_until }), ..Path::default() };
+        let path =
+            Path { direct: Some(Direct { address, socket: 0, trusted_until, largest: u16::MAX }), ..Path::default() };
         self.tailnet.peers[&peer_key()].slot.set_path(path);
     }
 
