@@ -170,6 +170,9 @@ impl Paths {
         if let Some(at) = peer.watch().timer {
             self.outbox.timers.remove(&(at, Timer::Watch(*key)));
         }
+        if let Some(at) = peer.relaying.timer() {
+            self.outbox.timers.remove(&(at, Timer::RelayWatch(*key)));
+        }
         self.own.callees.remove(key);
         self.forget_relay_peer(key);
         self.punch.hits.retain(|_, (peer, _)| peer != key);
@@ -241,8 +244,12 @@ impl Paths {
     /// times a second. Not every packet of a tunnel is answered; see [`Self::handle_received`].
     pub fn handle_activity(&mut self, peer: &NodeKey, now: Instant) {
         self.use_peer(peer, now);
-        if let Some(peer) = self.peers.get_mut(peer).filter(|peer| peer.trusted(now).is_some()) {
-            peer.watch().note_sent(now);
+        if let Some(peer) = self.peers.get_mut(peer) {
+            if peer.trusted(now).is_some() {
+                peer.watch().note_sent(now);
+            } else if let Some(watch) = peer.relaying.trusted_watch(now) {
+                watch.note_sent(now);
+            }
         }
         self.settle(peer, now);
         if self.peers.get(peer).is_some_and(|peer| peer.trusted(now).is_none()) {
@@ -347,6 +354,7 @@ impl Paths {
                 Timer::Heartbeat(key) => self.heartbeat(&key, now),
                 Timer::Ping(id) => self.ping_timed_out(&id, now),
                 Timer::Watch(key) => self.watch(&key, now),
+                Timer::RelayWatch(key) => self.watch_relay(&key, now),
                 Timer::PeerRelay(key) => self.relay_tick(&key, now),
                 Timer::Punch => self.punch_on(now),
             }
@@ -441,8 +449,13 @@ impl Paths {
         self.publish(key);
     }
 
-    /// Schedules the look at a direct path that may be dead.
+    /// Schedules the look at a path that may be dead.
     fn settle(&mut self, key: &NodeKey, now: Instant) {
+        self.settle_direct(key, now);
+        self.settle_relay(key, now);
+    }
+
+    fn settle_direct(&mut self, key: &NodeKey, now: Instant) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         let Some(at) = peer.trusted_latency(now).and_then(|latency| peer.watch().due(latency)) else { return };
         if peer.watch().timer.is_some_and(|scheduled| scheduled <= at) {

@@ -28,6 +28,8 @@ pub(super) enum Timer {
     Ping(TransactionId),
     /// The direct path of a peer is silent.
     Watch(NodeKey),
+    /// The path over a peer relay to a peer is silent.
+    RelayWatch(NodeKey),
     /// The attempt at a hard NAT goes on.
     Punch,
     /// Requests to peer relays and handshakes with them go on, for a peer.

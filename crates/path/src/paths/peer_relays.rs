@@ -25,6 +25,7 @@ use super::peer::TRUST;
 use super::pings::{Sent, Source};
 use super::score::{self, Quality};
 use super::status::{Decision, Reason};
+use super::watch::{Act, Watch};
 use crate::address::{is_answerable, is_usable, plain};
 use crate::peer_relay::BIND_LIFETIME;
 
@@ -181,6 +182,8 @@ struct State {
     asked: Option<Instant>,
     /// What was published.
     told: Option<PeerRelayed>,
+    /// What was sent and heard on the path.
+    watch: Watch,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -194,6 +197,40 @@ struct Best {
 impl Relaying {
     fn best(&self) -> Option<&Best> {
         self.state.as_ref()?.best.as_ref()
+    }
+
+    /// Returns the latency of the path if it is trusted.
+    fn trusted_latency(&self, now: Instant) -> Option<Duration> {
+        self.best().filter(|best| now <= best.trusted_until).map(|best| best.latency)
+    }
+
+    /// Returns what was sent and heard on the path if it is trusted.
+    pub(super) fn trusted_watch(&mut self, now: Instant) -> Option<&mut Watch> {
+        let is_trusted = self.is_trusted(now);
+        self.state.as_mut().filter(|_| is_trusted).map(|state| &mut state.watch)
+    }
+
+    /// Notes that data came over an endpoint.
+    pub(super) fn note_data(&mut self, from: PeerRelay, now: Instant) {
+        if self.path().is_some_and(|path| path.to == from)
+            && let Some(watch) = self.trusted_watch(now)
+        {
+            watch.note_data(now);
+        }
+    }
+
+    /// Lets the path prove itself again before it is trusted alone; tells whether it was trusted.
+    fn doubt(&mut self, now: Instant) -> bool {
+        let best = self.state.as_mut().and_then(|state| state.best.as_mut());
+        let Some(best) = best.filter(|best| best.trusted_until > now) else { return false };
+        // The last instant of trust is gone by.
+        best.trusted_until = now.checked_sub(Duration::from_nanos(1)).unwrap_or(now);
+        true
+    }
+
+    /// Returns when the path is looked at, if it is.
+    pub(super) fn timer(&self) -> Option<Instant> {
+        self.state.as_ref()?.watch.timer
     }
 
     /// Returns the path, trusted or not.
@@ -238,7 +275,7 @@ impl Relaying {
     pub(super) fn rest(&mut self, now: Instant) {
         let is_spent = |state: &mut Box<State>| {
             let recent = state.asked.is_some_and(|at| now.saturating_duration_since(at) < ASK_INTERVAL);
-            state.best.is_none() && state.told.is_none() && !recent
+            state.best.is_none() && state.told.is_none() && !recent && state.watch.timer.is_none()
         };
         self.state.take_if(is_spent);
     }
@@ -264,6 +301,7 @@ impl Relaying {
         let state = self.state.get_or_insert_default();
         if let Some(best) = state.best.as_mut().filter(|best| best.to == to) {
             (best.latency, best.trusted_until) = (latency, trusted_until);
+            state.watch.note_pong(now);
             return false;
         }
         let Some(server) = server else { return false };
@@ -278,6 +316,8 @@ impl Relaying {
             return false;
         }
         state.best = Some(Best { to, server, latency, trusted_until });
+        state.watch.reset();
+        state.watch.note_pong(now);
         true
     }
 }
@@ -399,7 +439,7 @@ impl Paths {
         }
     }
 
-    /// Forgets a peer.
+    /// Forgets a peer; its timers are gone.
     pub(super) fn forget_relay_peer(&mut self, key: &NodeKey) {
         self.forget_relay_work(key);
         self.relays.servers.remove(key);
@@ -589,9 +629,67 @@ impl Paths {
 
     /// Pings the peer over its peer relay; false if it has none.
     pub(super) fn ping_relay(&mut self, key: &NodeKey, user: Option<PingId>, now: Instant) -> bool {
-        let Some(peer) = self.peers.get(key) else { return false };
+        let Some(peer) = self.peers.get_mut(key) else { return false };
         let Some((disco, path)) = peer.disco.zip(peer.relaying.path()) else { return false };
+        if let Some(watch) = peer.relaying.trusted_watch(now) {
+            watch.note_ping(now);
+        }
         self.outbox.ping(key, &disco, Destination::PeerRelay(path.to), user, now)
+    }
+
+    /// Schedules the look at a path over a peer relay that may be dead.
+    pub(super) fn settle_relay(&mut self, key: &NodeKey, now: Instant) {
+        let Some(peer) = self.peers.get_mut(key).filter(|peer| peer.trusted(now).is_none()) else { return };
+        let Some(latency) = peer.relaying.trusted_latency(now) else { return };
+        let Some(watch) = peer.relaying.trusted_watch(now) else { return };
+        let Some(at) = watch.due(latency).filter(|at| watch.timer.is_none_or(|timer| timer > *at)) else { return };
+        if let Some(old) = watch.timer.replace(at) {
+            self.outbox.timers.remove(&(old, Timer::RelayWatch(*key)));
+        }
+        self.outbox.timers.insert((at, Timer::RelayWatch(*key)));
+    }
+
+    /// Looks whether the path over a peer relay brought what it should have.
+    pub(super) fn watch_relay(&mut self, key: &NodeKey, now: Instant) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        if let Some(state) = &mut peer.relaying.state {
+            state.watch.timer = None;
+        }
+        let is_direct = peer.trusted(now).is_some();
+        let Some(latency) = peer.relaying.trusted_latency(now).filter(|_| !is_direct) else { return };
+        match peer.relaying.trusted_watch(now).map(|watch| watch.act(latency, now)) {
+            None | Some(Act::Nothing) => {}
+            Some(Act::Ping) => drop(self.ping_relay(key, None, now)),
+            Some(Act::Doubt) => self.doubt_relay(key, now),
+        }
+        self.settle_relay(key, now);
+        self.publish(key);
+    }
+
+    /// Doubts a path over a peer relay that has been silent, since the peer seems to have given it up: it sends over the
+    /// other relay.
+    pub(super) fn heed_relay_hint(&mut self, key: &NodeKey, now: Instant) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        let is_used = peer.is_in_use(now) && peer.trusted(now).is_none();
+        if is_used && peer.relaying.trusted_watch(now).is_some_and(|watch| watch.heeds_hint(now)) {
+            self.doubt_relay(key, now);
+            self.publish(key);
+        }
+    }
+
+    /// Lets packets go over the other relay, too, until the peer relay is proved again.
+    fn doubt_relay(&mut self, key: &NodeKey, now: Instant) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        let address = peer.relaying.path().map(|path| path.to.address);
+        if !peer.relaying.doubt(now) {
+            return;
+        }
+        peer.note(Decision { at: now, address, reason: Reason::RelayDoubted });
+        // What is dead for us is dead for the peer, too, as a rule; by this it hears of it at once.
+        if let (Some(disco), Some(region)) = (peer.disco, peer.relay()) {
+            self.outbox.ping(key, &disco, Destination::Relay { region, peer: *key }, None, now);
+        }
+        self.ping_relay(key, None, now);
     }
 
     /// A ping over a relay was not answered.

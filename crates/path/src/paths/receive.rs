@@ -12,6 +12,7 @@ use super::candidates::Heard;
 use super::outbox::{PING_TIMEOUT, Timer};
 use super::output::{Destination, Event, SocketId, Via};
 use super::peer::Which;
+use super::peer_relays::PeerRelay;
 use crate::address::{RELAY_IP, is_answerable, is_usable, plain};
 
 impl Paths {
@@ -50,6 +51,7 @@ impl Paths {
                 let to = Destination::Relay { region, peer: *from };
                 self.outbox.send(to, &sender, &Message::Pong(Pong { id: ping.id, source }));
                 self.heed_hint(from, now);
+                self.heed_relay_hint(from, now);
                 self.publish(from);
             }
             Message::Pong(pong) => self.handle_pong(&sender, &pong, Via::Relay(region), now),
@@ -66,8 +68,8 @@ impl Paths {
     }
 
     /// Tells that an authentic WireGuard packet of a peer came this way; workers do so at most ten times a second. From a
-    /// relay a peer's home is learned while it is not known. A direct path is proved by pings alone, but this shows
-    /// whether a proved one lives.
+    /// relay a peer's home is learned while it is not known. A direct path, or one over a peer relay, is proved by pings alone,
+    /// but this shows whether a proved one lives.
     pub fn handle_received(&mut self, key: &NodeKey, via: Via, now: Instant) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         match via {
@@ -77,11 +79,14 @@ impl Paths {
                 Some(_) => self.heed_elsewhere(key, plain(from), now),
                 None => {}
             },
-            // Pings alone keep it.
-            Via::PeerRelay(_) => {}
+            Via::PeerRelay(relay) => {
+                let relay = PeerRelay { address: plain(relay.address), ..relay };
+                peer.relaying.note_data(relay, now);
+            }
             Via::Relay(region) => {
                 peer.heard_region = region.known();
                 self.heed_hint(key, now);
+                self.heed_relay_hint(key, now);
                 self.publish(key);
             }
         }

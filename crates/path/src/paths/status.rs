@@ -152,6 +152,8 @@ pub enum Reason {
     PeerRestarted,
     /// Over all ways at once: the direct path is silent although an answer is due.
     Doubted,
+    /// Over all ways at once: the peer relay is silent although an answer is due.
+    RelayDoubted,
     /// Over a peer relay: pings through it are answered.
     RelayAnswered,
     /// Relayed: the path over a peer relay stopped answering.
@@ -172,6 +174,7 @@ impl fmt::Display for Reason {
             Self::NetworkChanged => "the network of this machine changed",
             Self::PeerRestarted => "the peer restarted",
             Self::Doubted => "the direct path is silent",
+            Self::RelayDoubted => "the peer relay is silent",
             Self::RelayAnswered => "the peer answers over a peer relay",
             Self::RelayLost => "the peer relay stopped answering",
         })

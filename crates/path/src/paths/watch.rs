@@ -1,4 +1,4 @@
-//! Notices within a few round trips that a trusted direct path went dead, while packets flow.
+//! Notices within a few round trips that a trusted path, direct or over a peer relay, went dead, while packets flow.
 //!
 //! Trust alone lasts 6.5 s, in which a path that was cut swallows everything. Whoever sends expects something back: data or,
 //! if nothing comes for [`QUIET`], the pong of a ping. A ping that is not answered within a few round trips, while
@@ -18,7 +18,7 @@ const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::fr
 /// Least time between doubts that others suggest: a relay can repeat what it carries.
 const HINT_SPACING: Duration = Duration::from_secs(3);
 
-/// What was sent and heard on a direct path.
+/// What was sent and heard on a path.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Watch {
     /// When something was sent, the first since the path last brought something.
