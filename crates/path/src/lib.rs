@@ -24,7 +24,8 @@ mod testing;
 pub use netcheck::{Families, Kind, Latencies, Netcheck, Probe, RelayAddress, Report};
 pub use paths::{
     Allocation, CandidateStatus, Decision, Destination, Direct, Event, Origin, OwnNat, Path, PathStatus, Paths,
-    PeerConfig, PeerRelay, PeerRelayRoles, PeerRelayed, PingError, PingId, Punched, Reason, SocketId, Transmit, Via,
+    PeerConfig, PeerRelay, PeerRelayRoles, PeerRelayed, PingError, PingId, Punched, Reason, SocketId, Transmit,
+    UdpLifetime, Via,
 };
 pub use peer_relay::{AllocateError, PeerRelayServer, Verdict};
 pub use portmap::{MapRequest, MapServices, MapTarget, MapTransmit, PortMapper};

@@ -15,6 +15,7 @@ use peer::{Peer, Which};
 
 mod candidates;
 mod keys;
+mod lifetime;
 mod mtu;
 mod outbox;
 mod output;
@@ -27,6 +28,7 @@ mod score;
 mod status;
 mod watch;
 
+pub use lifetime::UdpLifetime;
 pub use output::{Destination, Direct, Event, Path, PingId, SocketId, Transmit, Via};
 pub use peer::PeerConfig;
 pub use peer_relays::{Allocation, PeerRelay, PeerRelayRoles, PeerRelayed};
@@ -79,6 +81,9 @@ pub struct Paths {
     relays: peer_relays::Client,
     /// The most bytes of a datagram of the tunnel, if it is to be found out which addresses carry them.
     probes_mtu: Option<u16>,
+    probes_lifetime: bool,
+    /// Pings are for finding paths, not for keeping them.
+    is_silent: bool,
 }
 
 /// This node's own addresses.
@@ -113,6 +118,8 @@ impl Paths {
             punch: punch::Puncher::default(),
             relays: peer_relays::Client::default(),
             probes_mtu: None,
+            probes_lifetime: false,
+            is_silent: false,
         }
     }
 
@@ -158,8 +165,18 @@ impl Paths {
         self.publish(&key);
     }
 
+    /// Says whether direct paths are kept without pings; not at first. Then every packet of a peer on its direct path proves
+    /// that for a while, and one that is silent is looked for again only while packets are sent to the peer. Whether it died
+    /// shows after 6.5 s only.
+    ///
+    /// Source: Tailscale `wgengine/magicsock`, `SetSilentDisco`.
+    pub fn set_silent(&mut self, is_silent: bool) {
+        self.is_silent = is_silent;
+    }
+
     /// Removes a peer; no [`Event::Path`] follows.
     pub fn remove_peer(&mut self, key: &NodeKey) {
+        self.forget_lifetime(key);
         let Some(mut peer) = self.peers.remove(key) else { return };
         if let Some(disco) = peer.disco {
             self.outbox.keys.remove(&disco, key);
@@ -245,7 +262,8 @@ impl Paths {
     pub fn handle_activity(&mut self, peer: &NodeKey, now: Instant) {
         self.use_peer(peer, now);
         if let Some(peer) = self.peers.get_mut(peer) {
-            if peer.trusted(now).is_some() {
+            if let Some(address) = peer.trusted(now) {
+                peer.touch(address, now);
                 peer.watch().note_sent(now);
             } else if let Some(watch) = peer.relaying.trusted_watch(now) {
                 watch.note_sent(now);
@@ -353,6 +371,7 @@ impl Paths {
             match timer {
                 Timer::Heartbeat(key) => self.heartbeat(&key, now),
                 Timer::Ping(id) => self.ping_timed_out(&id, now),
+                Timer::Lifetime(key) => self.probe_lifetime(&key, now),
                 Timer::Watch(key) => self.watch(&key, now),
                 Timer::RelayWatch(key) => self.watch_relay(&key, now),
                 Timer::PeerRelay(key) => self.relay_tick(&key, now),
@@ -361,7 +380,8 @@ impl Paths {
         }
     }
 
-    /// Returns when to call [`Self::handle_timeout`] next; never while all peers are idle.
+    /// Returns when to call [`Self::handle_timeout`] next; never while all peers are idle, unless it is measured for how long
+    /// their paths stay open.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.outbox.timers.first().map(|(at, _)| *at)
@@ -393,6 +413,9 @@ impl Paths {
     fn use_peer(&mut self, key: &NodeKey, now: Instant) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         peer.last_sent = Some(now);
+        if self.probes_lifetime {
+            peer.lifetime.get_or_insert_default();
+        }
         if peer.heartbeat.is_none() {
             peer.be_eager();
             self.beat_soon(key, now);
@@ -424,7 +447,14 @@ impl Paths {
         if !in_use {
             peer.rest(now);
             peer.check_best(now);
+            self.plan_lifetime(key, now);
             self.release_sockets();
+            self.publish(key);
+            return;
+        }
+        if self.is_silent && (peer.trusted(now).is_some() || !peer.was_used_within(HEARTBEAT, now)) {
+            peer.relaying.lose_lapsed(now);
+            self.beat_soon(key, now);
             self.publish(key);
             return;
         }
@@ -456,6 +486,9 @@ impl Paths {
     }
 
     fn settle_direct(&mut self, key: &NodeKey, now: Instant) {
+        if self.is_silent {
+            return;
+        }
         let Some(peer) = self.peers.get_mut(key) else { return };
         let Some(at) = peer.trusted_latency(now).and_then(|latency| peer.watch().due(latency)) else { return };
         if peer.watch().timer.is_some_and(|scheduled| scheduled <= at) {
@@ -508,6 +541,7 @@ impl Paths {
             self.miss_mtu(&sent, address, now);
             return;
         }
+        self.learn_lifetime(&sent, false, now);
         let Some(peer) = self.peers.get_mut(&sent.peer) else { return };
         if peer.best_address() == Some(address) && peer.trusted(now).is_none() {
             peer.lose(Reason::Lost, now);

@@ -30,6 +30,8 @@ pub(super) enum Timer {
     Watch(NodeKey),
     /// The path over a peer relay to a peer is silent.
     RelayWatch(NodeKey),
+    /// The direct path of a peer at rest may have been silent for long enough.
+    Lifetime(NodeKey),
     /// The attempt at a hard NAT goes on.
     Punch,
     /// Requests to peer relays and handshakes with them go on, for a peer.

@@ -8,6 +8,7 @@ use warren_wire::key::{DiscoKey, NodeKey};
 
 use super::HEARTBEAT;
 use super::candidates::{Candidate, Candidates};
+use super::lifetime::Probing;
 use super::outbox::Outbox;
 use super::output::{Destination, Direct, Path, PingId, SocketId};
 use super::peer_relays::Relaying;
@@ -92,6 +93,8 @@ pub(super) struct Peer {
     /// When the next heartbeat is due; set if and only if its timer is.
     pub(super) heartbeat: Option<Instant>,
     budget: Budget,
+    /// How long the direct path stays open unused; only if that is measured.
+    pub(super) lifetime: Option<Box<Probing>>,
     /// What was published, apart from the peer relay.
     published: (Option<Direct>, Option<SocketAddr>, Option<RegionId>),
 }
@@ -127,6 +130,38 @@ impl Peer {
 
     pub(super) fn best_address(&self) -> Option<SocketAddr> {
         self.best.map(|best| best.address)
+    }
+
+    /// Returns address and socket of the direct path.
+    pub(super) fn best(&self) -> Option<(SocketAddr, SocketId)> {
+        self.best.map(|best| (best.address, best.socket))
+    }
+
+    /// Notes that something went to an address or came from there.
+    pub(super) fn touch(&mut self, address: SocketAddr, now: Instant) {
+        let is_best = self.best_address() == Some(address);
+        if let Some(probing) = self.lifetime.as_mut().filter(|_| is_best) {
+            probing.touch(now);
+        }
+    }
+
+    /// Trusts the direct path for another while, since data came over it. The last second is not worth telling.
+    pub(super) fn renew_trust(&mut self, now: Instant) {
+        if let Some(best) = self.best.as_mut().filter(|best| now + TRUST > best.trusted_until + Duration::from_secs(1))
+        {
+            best.trusted_until = now + TRUST;
+        }
+    }
+
+    fn reset_lifetime(&mut self) {
+        if let Some(probing) = &mut self.lifetime {
+            probing.reset();
+        }
+    }
+
+    /// Tells whether a packet was sent to the peer within `time`.
+    pub(super) fn was_used_within(&self, time: Duration, now: Instant) -> bool {
+        self.last_sent.is_some_and(|at| now.saturating_duration_since(at) <= time)
     }
 
     /// Returns what was sent and heard on the direct path.
@@ -197,6 +232,7 @@ impl Peer {
     pub(super) fn lose(&mut self, reason: Reason, now: Instant) {
         if self.best.take().is_some() {
             self.watch().reset();
+            self.reset_lifetime();
             self.lost = Some(reason);
             self.tries = 0;
             self.history.note(Decision { at: now, address: None, reason });
@@ -294,9 +330,13 @@ impl Peer {
             None => true,
         };
         if adopt {
+            if let Some(probing) = &mut self.lifetime {
+                probing.touch(now);
+            }
             let old = self.best.replace(Best { address, socket, latency, trusted_until: now + TRUST });
             if old.is_none_or(|old| old.address != address || old.socket != socket) {
                 self.watch().reset();
+                self.reset_lifetime();
                 self.history.note(Decision { at: now, address: Some(address), reason: Reason::Answered });
             }
             self.watch().note_pong(now);
@@ -329,6 +369,11 @@ impl Peer {
                 break;
             }
             candidate.trace().pinged = Some(now);
+            if let Some(probing) = &mut self.lifetime
+                && self.best.is_some_and(|best| best.address == candidate.address())
+            {
+                probing.touch(now);
+            }
             count += 1;
         }
         count
@@ -341,6 +386,7 @@ impl Peer {
             candidate.trace().pinged = Some(now);
         }
         self.watch().note_ping(now);
+        self.touch(best.address, now);
         let to = Destination::Udp(best.address);
         outbox.ping_from(&Sent { peer: *key, to, socket: best.socket, at: now, user, size: 0 }, &disco)
     }
@@ -358,6 +404,7 @@ impl Peer {
         let sent = Sent { peer: *key, to: Destination::Udp(address), socket, at: now, user: None, size: 0 };
         if self.budget.take(candidate.source(), now) && outbox.ping_from(&sent, &disco) {
             candidate.trace().pinged = Some(now);
+            self.touch(address, now);
         }
     }
 
@@ -409,6 +456,7 @@ impl Peer {
             path: self.path(),
             latency: self.best.map(|best| best.latency),
             mtu: self.best.and_then(|best| self.candidates.mtu(best.address)),
+            lifetime: self.udp_lifetime(),
             peer_relay_latency: self.relaying.latency(),
             in_use: self.heartbeat.is_some(),
             reason: if self.best.is_some() { Reason::Answered } else { relayed },

@@ -73,8 +73,16 @@ impl Paths {
     pub fn handle_received(&mut self, key: &NodeKey, via: Via, now: Instant) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         match via {
+            Via::Direct(from) if self.is_silent && peer.best_address() == Some(plain(from)) => {
+                peer.touch(plain(from), now);
+                peer.renew_trust(now);
+                self.publish(key);
+            }
             Via::Direct(from) => match peer.trusted(now) {
-                Some(best) if best == plain(from) => peer.watch().note_data(now),
+                Some(best) if best == plain(from) => {
+                    peer.touch(best, now);
+                    peer.watch().note_data(now);
+                }
                 // It says nothing of the way there, but the peer may have moved.
                 Some(_) => self.heed_elsewhere(key, plain(from), now),
                 None => {}
@@ -123,6 +131,7 @@ impl Paths {
             if socket != 0 {
                 self.punch.hit(socket, key, now);
             }
+            peer.touch(address, now);
             match peer.candidates.hear(address, ping.id, peer.best_address(), now) {
                 Heard::Duplicate => return,
                 // By its ping the peer opened its firewall for us: no need to wait until our next ping is due. If we
@@ -184,6 +193,7 @@ impl Paths {
             Via::Direct(address) => {
                 peer.answered(address, sent.socket, latency, now);
                 self.learn_mtu(&sent, address, now);
+                self.learn_lifetime(&sent, true, now);
             }
             Via::PeerRelay(relay) => self.relay_answered(&sent.peer, relay, latency, now),
             Via::Relay(_) => {}

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::lifetime::UdpLifetime;
 use super::output::Path;
 use super::punch::{OwnNat, Punched};
 
@@ -16,6 +17,8 @@ pub struct PathStatus {
     pub latency: Option<Duration>,
     /// The largest IP packet that is proved to get through on the direct path, if that was tried.
     pub mtu: Option<u16>,
+    /// For how long the direct path stays open that nobody uses, if that was measured.
+    pub lifetime: Option<UdpLifetime>,
     /// Time there and back over the peer relay.
     pub peer_relay_latency: Option<Duration>,
     /// Whether packets were sent to the peer in the last 45 s.

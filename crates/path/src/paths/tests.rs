@@ -740,3 +740,33 @@ fn any_address() -> impl Strategy<Value = SocketAddr> {
     ];
     (ip, 0_u16..4).prop_map(|(ip, port)| SocketAddr::new(ip, port))
 }
+
+/// Where the server wants no heartbeats, what comes over the path proves it, and nothing else is sent.
+#[test]
+fn a_silent_path_is_proved_by_data_alone() {
+    let mut internet = Internet::pair([Nat::Easy, Nat::Easy], 1);
+    for node in 0..2 {
+        internet.with(node, |paths, _, _| paths.set_silent(true));
+    }
+    internet.talk(5);
+    let sent = |internet: &Internet| internet.nodes.iter().map(|node| node.sent_udp + node.sent_relay).sum::<usize>();
+    let before = sent(&internet);
+    for _ in 0..60 {
+        internet.talk(1);
+        assert!(internet.is_direct(0) && internet.is_direct(1));
+    }
+    assert_eq!(sent(&internet), before);
+    // Nobody sends: nobody asks either.
+    internet.run(Duration::from_secs(40));
+    assert!(!internet.is_direct(0) && !internet.is_direct(1));
+    assert_eq!(sent(&internet), before);
+    // Whoever sends again finds the path again, though a NAT has forgotten it.
+    internet.talk(5);
+    assert!(internet.is_direct(0) && internet.is_direct(1));
+    // And whoever sends into the void goes over the relay.
+    internet.is_cut = true;
+    internet.talk(8);
+    let number = internet.send_data(0);
+    internet.run(Duration::from_secs(1));
+    assert!(internet.nodes[1].received.contains(&number));
+}

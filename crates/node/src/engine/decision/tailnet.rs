@@ -182,6 +182,8 @@ impl Tailnet {
         let largest = u16::try_from(sealed_length(mtu.into(), mtu.into())).unwrap_or(u16::MAX);
         let probes_mtu = probe_mtu.unwrap_or_else(|| attributes.has("peer-mtu-enable"));
         self.paths.set_mtu_probing(probes_mtu.then_some(largest));
+        self.paths.set_lifetime_probing(attributes.has("probe-udp-lifetime"));
+        self.paths.set_silent(attributes.has("silent-disco"));
         self.measure.allow_upnp(!attributes.has("debug-disable-upnp"));
         self.measure.map_port(&self.shared.sockets.load());
     }
@@ -438,7 +440,8 @@ fn reason(status: &PathStatus, own: &OwnNat, now: Instant) -> String {
         (_, Some(advice)) => advice,
         (Some(latency), None) => {
             let carried = status.mtu.map_or(String::new(), |mtu| format!(", carries packets of {mtu} bytes"));
-            format!("{}, {:.1} ms{carried}", status.reason, latency.as_secs_f64() * 1000.0)
+            let open = status.lifetime.map_or(String::new(), |lifetime| format!(", stays open unused for {lifetime}"));
+            format!("{}, {:.1} ms{carried}{open}", status.reason, latency.as_secs_f64() * 1000.0)
         }
         (None, None) => status.reason.to_string(),
     };
