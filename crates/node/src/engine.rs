@@ -21,6 +21,7 @@ use warren_wire::key::{DiscoSecret, NodeKey, NodeSecret};
 use crate::netmap::Peer;
 
 pub use warren_os::Offload;
+pub use warren_path::is_usable;
 
 mod decision;
 mod forwarder;
@@ -63,6 +64,8 @@ pub struct Options {
     pub keeps_port: bool,
     /// Whether to find out how large packets the paths to peers carry; if it is not said, the server decides.
     pub probe_mtu: Option<bool>,
+    /// Addresses at which peers find this node besides those that it finds out, best first.
+    pub static_endpoints: Vec<SocketAddr>,
 }
 
 /// Says why the engine cannot start. Each text says what to do.

@@ -22,9 +22,10 @@ pub(crate) fn is_answerable(address: SocketAddr) -> bool {
     is_host && address.port() != 0 && !is_tailnet(address.ip())
 }
 
-/// Tells whether a node may be sought at this address when somebody else names it. Link-local IPv6 addresses are not:
-/// their scope does not travel.
-pub(crate) fn is_usable(address: SocketAddr) -> bool {
+/// Tells whether a node may be sought at this address when somebody else names it: that of a host outside of tailnets, with a
+/// port. Link-local IPv6 addresses are not: their scope does not travel.
+#[must_use]
+pub fn is_usable(address: SocketAddr) -> bool {
     is_answerable(address) && !matches!(address.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 

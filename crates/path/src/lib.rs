@@ -21,6 +21,7 @@ mod portmap;
 #[cfg(test)]
 mod testing;
 
+pub use address::is_usable;
 pub use netcheck::{Families, Kind, Latencies, Netcheck, Probe, RelayAddress, Report};
 pub use paths::{
     Allocation, CandidateStatus, Decision, Destination, Direct, Event, Origin, OwnNat, Path, PathStatus, Paths,

@@ -1,7 +1,7 @@
 //! Nodes behind NATs: holes are punched where that can be done, ports mapped where it cannot.
 
 use super::Context;
-use crate::fleet::{Node, PATIENCE, Server, icmp};
+use crate::fleet::{Node, PATIENCE, Server, Setting, icmp};
 use crate::lab::{Lab, Nat, wait_for};
 use anyhow::{Context as _, Result, ensure};
 
@@ -53,6 +53,36 @@ pub(super) fn hard_and_easy(context: &Context) -> Result<()> {
 /// the router has the port back.
 pub(super) fn port_mapping(context: &Context) -> Result<()> {
     through_mapped_port(context, "port-mapping", true)
+}
+
+/// Two hard NATs, and on one a port that its owner forwards: the node says so to its peers, and the path goes through it.
+pub(super) fn static_endpoint(context: &Context) -> Result<()> {
+    let mut lab = Lab::new("static-endpoint", &["server", "ra", "rb"])?;
+    let (ra, rb) = (lab.host("ra"), lab.host("rb"));
+    let alpha = lab.add_behind(&ra, Nat::Hard, "alpha")?;
+    let beta = lab.add_behind(&rb, Nat::Hard, "beta")?;
+    // Another port than the node's own, which it would guess.
+    let forwarded = format!("{}:41999", ra.outside());
+    for words in [
+        format!(
+            "insert rule inet filter prerouting iifname \"eth0\" udp dport 41999 dnat ip to {}:41641",
+            alpha.address
+        ),
+        "insert rule inet filter forward ct status dnat accept".to_owned(),
+    ] {
+        ra.run("nft").arg(words).output()?;
+    }
+    let server = Server::start(&context.warren, &lab.host("server"), &[])?;
+    let invitation = server.invite(&["--reusable"])?;
+    let arguments = vec!["--static-endpoint".to_owned(), forwarded.clone()];
+    let alpha = Node::start_as(&context.warren, &alpha, "alpha", Setting { arguments, ..Setting::default() })?;
+    let beta = Node::start(&context.warren, &beta)?;
+    alpha.up(&invitation, &[])?;
+    beta.up(&invitation, &[])?;
+    icmp(&beta.host, &alpha.addresses()?.0, 1)?;
+    let path = beta.wait_direct("alpha")?;
+    ensure!(path == forwarded, "the path to alpha is {path}, not through the forwarded port");
+    alpha.wait_direct("beta").map(drop)
 }
 
 /// The same with a router that speaks UPnP alone.

@@ -11,6 +11,7 @@ mod tailnet;
 mod traffic;
 mod update;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -49,6 +50,8 @@ pub(super) struct Traits {
     pub(super) mtu: u16,
     /// Whether to find out how large packets paths carry, if somebody said it.
     pub(super) probe_mtu: Option<bool>,
+    /// Addresses at which peers find this node, as its user says.
+    pub(super) static_endpoints: Arc<[SocketAddr]>,
 }
 
 /// What a decision task is made of.

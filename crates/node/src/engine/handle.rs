@@ -116,7 +116,11 @@ pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Pack
         interface: options.interface,
         links_changed,
         keeps_port: options.keeps_port,
-        traits: Traits { mtu: options.mtu, probe_mtu: options.probe_mtu },
+        traits: Traits {
+            mtu: options.mtu,
+            probe_mtu: options.probe_mtu,
+            static_endpoints: options.static_endpoints.into(),
+        },
         worker: thread,
         rng,
     });

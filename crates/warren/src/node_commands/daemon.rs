@@ -1,7 +1,7 @@
 //! `warren node`: the daemon.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -53,6 +53,10 @@ pub(crate) struct Node {
     #[arg(long, value_name = "BYTES", default_value_t = engine::USUAL_MTU,
         value_parser = clap::value_parser!(u16).range(i64::from(engine::MTU_LIMITS.0)..=i64::from(engine::MTU_LIMITS.1)))]
     mtu: u16,
+    /// Address at which peers find this machine besides those that it finds out by itself: for a port that its router
+    /// forwards to it, for instance. May be given several times.
+    #[arg(long = "static-endpoint", value_name = "ADDRESS:PORT", value_parser = static_endpoint)]
+    static_endpoints: Vec<SocketAddr>,
     /// Move packets one by one, for kernels and network cards that do it wrong in large pieces.
     #[arg(long)]
     no_offload: bool,
@@ -76,8 +80,17 @@ impl Node {
         let offload = if self.no_offload { engine::Offload::Off } else { engine::Offload::Probe };
         let keeps_port = self.port.is_some_and(|port| port != 0);
         let port = self.port.unwrap_or(USUAL_PORT);
+        let static_endpoints = self.static_endpoints;
         let probe_mtu = switch("TS_DEBUG_ENABLE_PMTUD");
-        let options = engine::Options { interface: self.tun, port, mtu: self.mtu, offload, keeps_port, probe_mtu };
+        let options = engine::Options {
+            interface: self.tun,
+            port,
+            mtu: self.mtu,
+            offload,
+            keeps_port,
+            probe_mtu,
+            static_endpoints,
+        };
         let engine = match engine::start(options, events).await {
             Ok(engine) => engine,
             Err(error) => {
@@ -101,6 +114,17 @@ impl Node {
             )),
         }
     }
+}
+
+/// Reads an address at which peers may find this machine.
+fn static_endpoint(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| "expected an address with a port, such as 203.0.113.5:41641 or [2001:db8::5]:41641".to_owned())?;
+    if !engine::is_usable(address) {
+        return Err("no peer can be found at this address".to_owned());
+    }
+    Ok(address)
 }
 
 /// Reads an environment variable of the official client that is true or false; others than these say nothing.
@@ -177,5 +201,20 @@ impl From<StartError> for Failure {
             _ => Exit::General,
         };
         Self::new(exit, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_at_which_nobody_can_be_are_refused() {
+        for good in ["203.0.113.5:41641", "[2001:db8::5]:1", "10.0.0.1:7"] {
+            assert_eq!(static_endpoint(good).map(|address| address.to_string()), Ok(good.to_owned()));
+        }
+        for bad in ["203.0.113.5", "203.0.113.5:0", "0.0.0.0:5", "224.0.0.1:5", "100.64.0.1:5", "[::]:5", "host:5"] {
+            assert!(static_endpoint(bad).is_err(), "{bad}");
+        }
     }
 }

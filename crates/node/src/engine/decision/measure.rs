@@ -63,6 +63,8 @@ pub(super) struct Measure {
     last_way_out: Option<(Ipv4Addr, Ipv4Addr)>,
     /// Whether the gateway may be asked by UPnP.
     upnp: bool,
+    /// Addresses at which peers find this node, as its user says.
+    fixed: Arc<[SocketAddr]>,
     /// Own addresses on other interfaces, as peers may use them.
     addresses: Vec<IpAddr>,
     families: Families,
@@ -79,8 +81,8 @@ pub(super) struct Measure {
 }
 
 impl Measure {
-    /// Makes one that knows nothing yet; what its tasks find goes to `found`.
-    pub(super) fn new(seeds: [[u8; 32]; 3], found: mpsc::Sender<Found>) -> Self {
+    /// Makes one that knows nothing yet but the addresses that the user says; what its tasks find goes to `found`.
+    pub(super) fn new(seeds: [[u8; 32]; 3], found: mpsc::Sender<Found>, fixed: Arc<[SocketAddr]>) -> Self {
         let [own, netcheck, gateway] = seeds;
         Self {
             gateway: Gateway::start(gateway, found.clone(), Found::Mapping),
@@ -92,6 +94,7 @@ impl Measure {
             rng: StdRng::from_seed(own),
             names: Names::default(),
             found,
+            fixed,
             addresses: Vec::new(),
             families: Families::default(),
             is_ready: false,
@@ -326,7 +329,7 @@ impl Measure {
         all
     }
 
-    /// Returns the addresses at which peers may find this node, best first.
+    /// Returns the addresses at which peers may find this node, best first. Source: paths.md 5.1.
     pub(super) fn endpoints(&self, sockets: &Sockets) -> Vec<Endpoint> {
         let mapped = self
             .mapping
@@ -349,7 +352,8 @@ impl Measure {
             address: SocketAddr::new(ip, sockets.port_of(ip)),
             kind: EndpointType::StunWithLocalPort,
         });
-        for endpoint in mapped.into_iter().chain(seen).chain(guess).chain(local) {
+        let fixed = self.fixed.iter().map(|address| Endpoint { address: *address, kind: EndpointType::Explicit });
+        for endpoint in mapped.into_iter().chain(seen).chain(guess).chain(fixed).chain(local) {
             if endpoint.address.port() != 0 && !all.iter().any(|one| one.address == endpoint.address) {
                 all.push(endpoint);
             }
@@ -441,7 +445,7 @@ mod tests {
     }
 
     fn measure() -> Measure {
-        Measure::new([[1; 32], [2; 32], [3; 32]], mpsc::channel(1).0)
+        Measure::new([[1; 32], [2; 32], [3; 32]], mpsc::channel(1).0, Arc::default())
     }
 
     #[test]
@@ -477,6 +481,23 @@ mod tests {
         assert_eq!(change(Some(gateway), &[]), WayOut::Same, "no way there");
         assert_eq!(change(Some(gateway), &["192.0.2.2/24"]), WayOut::OtherAddress);
         assert_eq!(change("192.0.2.253".parse().ok(), &["192.0.2.2/24"]), WayOut::Other);
+    }
+
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the start of the virtual clock")]
+    async fn what_the_user_says_comes_behind_what_was_seen() {
+        let [seen, fixed] = ["198.51.100.1:7", "198.51.100.1:41999"].map(|text| text.parse().unwrap());
+        let seeds = [[1; 32], [2; 32], [3; 32]];
+        let mut measure = Measure::new(seeds, mpsc::channel(1).0, [fixed, seen].into());
+        measure.set_interfaces(&[interface(2, &["192.0.2.1/24"])], IfIndex(9));
+        measure.note_seen(&[seen], Instant::now());
+        let sockets = Sockets::bind(0, warren_os::Offload::Probe).unwrap();
+        let local = SocketAddr::new("192.0.2.1".parse().unwrap(), sockets.port_of("192.0.2.1".parse().unwrap()));
+        let of = |address, kind| Endpoint { address, kind };
+        assert_eq!(
+            measure.endpoints(&sockets),
+            [of(seen, EndpointType::Stun), of(fixed, EndpointType::Explicit), of(local, EndpointType::Local)]
+        );
     }
 
     #[tokio::test]

@@ -121,7 +121,11 @@ impl Tailnet {
             peers: BTreeMap::new(),
             tunnels: Tunnels::new(secret, Arc::clone(&shared.table), rng.random(), now, wall),
             paths: Paths::new(disco, local.secret.public(), rng.random()),
-            measure: Measure::new([rng.random(), rng.random(), rng.random()], found),
+            measure: Measure::new(
+                [rng.random(), rng.random(), rng.random()],
+                found,
+                Arc::clone(&traits.static_endpoints),
+            ),
             relays,
             pings: BTreeMap::new(),
             held_pings: Vec::new(),
