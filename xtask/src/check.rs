@@ -39,7 +39,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "warren-node",
         ],
     ),
-    ("xtask", &["warren-wire", "warren-wg"]),
+    ("xtask", &["warren-wire", "warren-wg", "warren-os"]),
 ];
 
 /// Folders of the crates that may use `unsafe`.

@@ -2,6 +2,7 @@
 
 mod failures;
 mod go_client;
+mod link;
 mod login;
 mod names;
 mod nat;
@@ -39,6 +40,7 @@ const TESTS: &[Test] = &[
     Test { name: "nodes_start_while_the_server_is_away", body: two_nodes::server_away },
     Test { name: "killed_relay_brings_its_sessions_back", body: two_nodes::killed_relay },
     Test { name: "strangers_get_no_byte_back", body: two_nodes::strangers },
+    Test { name: "a_long_and_lossy_line_is_crossed_directly", body: link::far },
     Test { name: "easy_nats_are_punched_through", body: nat::easy_nats },
     Test { name: "hard_nat_is_met_from_an_easy_one", body: nat::hard_and_easy },
     Test { name: "port_mapping_leads_through_hard_nats", body: nat::port_mapping },

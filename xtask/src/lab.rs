@@ -4,10 +4,12 @@
 //! machine's own network is never touched. Dropping a [`Lab`] ends its processes and deletes its namespaces;
 //! starting one sweeps those of runs that were killed.
 
+mod link;
 mod place;
 mod process;
 mod router;
 
+pub(crate) use link::Quality;
 pub(crate) use place::{Place, Placed};
 pub(crate) use process::Process;
 pub(crate) use router::Nat;
@@ -28,6 +30,7 @@ pub(crate) struct Lab {
     hosts: Vec<Host>,
     /// How many hosts are on the switch.
     on_switch: usize,
+    links: Vec<link::Link>,
 }
 
 /// Names that hosts know: that of the first host, which is the server where names matter.
@@ -56,7 +59,7 @@ impl Lab {
             std::fs::remove_dir_all(&dir).with_context(|| format!("cannot empty {}", dir.display()))?;
         }
         std::fs::create_dir_all(&dir)?;
-        let mut lab = Self { prefix, dir, hosts: Vec::new(), on_switch: 0 };
+        let mut lab = Self { prefix, dir, hosts: Vec::new(), on_switch: 0, links: Vec::new() };
         let switch = lab.namespace("sw");
         ip(&format!("netns add {switch}"))?;
         for words in [
@@ -76,25 +79,19 @@ impl Lab {
 
     /// Makes one more host on the switch.
     pub(crate) fn add(&mut self, name: &str) -> Result<Host> {
-        let number = self.on_switch + 2;
-        self.on_switch += 1;
+        let number = self.next_number();
         let host = self.make(name, format!("10.91.0.{number}"))?;
         let (namespace, switch) = (&host.namespace, self.namespace("sw"));
         ip(&format!("-n {switch} link add p{number} type veth peer name eth0 netns {namespace}"))?;
         ip(&format!("-n {switch} link set p{number} master br0 up"))?;
-        for words in [
-            "link set lo up".to_owned(),
-            format!("address add 10.91.0.{number}/24 dev eth0"),
-            format!("address add fd91::{number}/64 dev eth0 nodad"),
-            "link set eth0 up".to_owned(),
-            "route add default via 10.91.0.1".to_owned(),
-            "route add default via fd91::1".to_owned(),
-            // Outside addresses of routers.
-            "route add 9.91.0.0/24 dev eth0".to_owned(),
-        ] {
-            ip(&format!("-n {namespace} {words}"))?;
-        }
+        host.configure(number)?;
         Ok(host)
+    }
+
+    /// Returns the last number of the next host's addresses.
+    fn next_number(&mut self) -> usize {
+        self.on_switch += 1;
+        self.on_switch + 1
     }
 
     /// Makes a host without any link, which knows the server's name.
@@ -129,6 +126,8 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
+        // A namespace lives as long as a device in it is held.
+        self.links.clear();
         for name in self.hosts.iter().map(|host| host.namespace.clone()).chain([self.namespace("sw")]) {
             remove(&name);
         }
@@ -157,12 +156,29 @@ impl Host {
         Process::start(self, title, program, args, env)
     }
 
-    /// Where `ip netns exec` finds this host's own files of /etc.
+    /// Gives the host's `eth0` its addresses and routes on the switch.
+    fn configure(&self, number: usize) -> Result<()> {
+        for words in [
+            "link set lo up".to_owned(),
+            format!("address add 10.91.0.{number}/24 dev eth0"),
+            format!("address add fd91::{number}/64 dev eth0 nodad"),
+            "link set eth0 up".to_owned(),
+            "route add default via 10.91.0.1".to_owned(),
+            "route add default via fd91::1".to_owned(),
+            // Outside addresses of routers.
+            "route add 9.91.0.0/24 dev eth0".to_owned(),
+        ] {
+            ip(&format!("-n {} {words}", self.namespace))?;
+        }
+        Ok(())
+    }
+
     /// Makes programs on this host ask `server` for names.
     pub(crate) fn set_nameserver(&self, server: &str) -> Result<()> {
         std::fs::write(self.etc().join("resolv.conf"), format!("nameserver {server}\n")).map_err(Into::into)
     }
 
+    /// Where `ip netns exec` finds this host's own files of /etc.
     fn etc(&self) -> PathBuf {
         Path::new("/etc/netns").join(&self.namespace)
     }
@@ -187,20 +203,26 @@ impl Host {
 
     /// Binds a UDP socket inside this host; it works from everywhere then.
     pub(crate) fn bind(&self, address: &'static str) -> Result<UdpSocket> {
-        let path = format!("/run/netns/{}", self.namespace);
-        // A namespace is a matter of the thread, and this one ends with it.
-        let bound = std::thread::spawn(move || -> Result<UdpSocket> {
-            let namespace = File::open(&path).with_context(|| format!("cannot open {path}"))?;
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-            UdpSocket::bind(address).with_context(|| format!("cannot bind {address}"))
-        });
-        bound.join().map_err(|_| anyhow::anyhow!("the thread that binds {address} panicked"))?
+        in_namespace(&self.namespace, || UdpSocket::bind(address).with_context(|| format!("cannot bind {address}")))
     }
 
     /// The directory of the lab this host is in.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
+}
+
+/// Does something inside a namespace: a socket or device that is made there works from everywhere then.
+fn in_namespace<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let path = format!("/run/netns/{name}");
+    let inside = move || -> Result<T> {
+        let namespace = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+        work()
+    };
+    // A namespace is a matter of the thread, and this one ends with it.
+    let done = std::thread::scope(|scope| scope.spawn(inside).join());
+    done.map_err(|_| anyhow::anyhow!("the thread in {name} panicked"))?
 }
 
 /// Asks `done` every 50 ms until it returns a value; fails with `what` after `limit`.
