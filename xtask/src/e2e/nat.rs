@@ -2,21 +2,38 @@
 
 use super::Context;
 use crate::fleet::{Node, PATIENCE, Server, Setting, icmp};
-use crate::lab::{Lab, Nat, wait_for};
+use crate::lab::{Host, Lab, Nat, wait_for};
 use anyhow::{Context as _, Result, ensure};
+
+/// Alpha and beta, joined, each behind a router of its own.
+struct Behind {
+    alpha: Node,
+    beta: Node,
+    routers: [Host; 2],
+    _server: Server,
+    // Last, so that the processes end before their namespaces do.
+    _lab: Lab,
+}
+
+impl Behind {
+    fn join(context: &Context, title: &str, nats: [Nat; 2]) -> Result<Self> {
+        let mut lab = Lab::new(title, &["server", "ra", "rb"])?;
+        let routers = [lab.host("ra"), lab.host("rb")];
+        let hosts = [lab.add_behind(&routers[0], nats[0], "alpha")?, lab.add_behind(&routers[1], nats[1], "beta")?];
+        let server = Server::start(&context.warren, &lab.host("server"), &[])?;
+        let invitation = server.invite(&["--reusable"])?;
+        let [alpha, beta] = hosts.map(|host| Node::start(&context.warren, &host));
+        let (alpha, beta) = (alpha?, beta?);
+        alpha.up(&invitation, &[])?;
+        beta.up(&invitation, &[])?;
+        Ok(Self { alpha, beta, routers, _server: server, _lab: lab })
+    }
+}
 
 /// Two easy NATs: a hole is punched through both, without anybody's help.
 pub(super) fn easy_nats(context: &Context) -> Result<()> {
-    let mut lab = Lab::new("easy-nats", &["server", "ra", "rb"])?;
-    let (ra, rb) = (lab.host("ra"), lab.host("rb"));
-    let hosts = [lab.add_behind(&ra, Nat::Easy, "alpha")?, lab.add_behind(&rb, Nat::Easy, "beta")?];
-    let server = Server::start(&context.warren, &lab.host("server"), &[])?;
-    let invitation = server.invite(&["--reusable"])?;
-    let [alpha, beta] = hosts.map(|host| Node::start(&context.warren, &host));
-    let (alpha, beta) = (alpha?, beta?);
-    alpha.up(&invitation, &[])?;
-    beta.up(&invitation, &[])?;
-    for (node, peer, router) in [(&alpha, "beta", &rb), (&beta, "alpha", &ra)] {
+    let Behind { alpha, beta, routers: [ra, rb], .. } = &Behind::join(context, "easy-nats", [Nat::Easy, Nat::Easy])?;
+    for (node, peer, router) in [(alpha, "beta", rb), (beta, "alpha", ra)] {
         let path = node.wait_direct(peer)?;
         ensure!(path.starts_with(&router.outside()), "the path to {peer} is {path}, not through its router");
     }
@@ -26,15 +43,7 @@ pub(super) fn easy_nats(context: &Context) -> Result<()> {
 /// A hard and an easy NAT: many ports are probed until one is the right one. With the one STUN server that there is, the
 /// sides take turns, and an attempt a minute has 87 %: of ten such tests one may take three minutes.
 pub(super) fn hard_and_easy(context: &Context) -> Result<()> {
-    let mut lab = Lab::new("hard-easy", &["server", "ra", "rb"])?;
-    let (ra, rb) = (lab.host("ra"), lab.host("rb"));
-    let hosts = [lab.add_behind(&ra, Nat::Hard, "alpha")?, lab.add_behind(&rb, Nat::Easy, "beta")?];
-    let server = Server::start(&context.warren, &lab.host("server"), &[])?;
-    let invitation = server.invite(&["--reusable"])?;
-    let [alpha, beta] = hosts.map(|host| Node::start(&context.warren, &host));
-    let (alpha, beta) = (alpha?, beta?);
-    alpha.up(&invitation, &[])?;
-    beta.up(&invitation, &[])?;
+    let Behind { alpha, beta, routers: [ra, rb], .. } = &Behind::join(context, "hard-easy", [Nat::Hard, Nat::Easy])?;
     let (to_alpha, _) = alpha.addresses()?;
     let path = wait_for("a direct path through the hard NAT", PATIENCE * 20, || {
         drop(icmp(&beta.host, &to_alpha, 1));

@@ -159,7 +159,8 @@ pub(super) fn homes(context: &Context) -> Result<()> {
     // Beta's relay restarts while packets go to beta: those that hang on it are cut no longer than two seconds.
     let host = two.host.clone();
     let pinging = Pinging::start(&alpha.host, &beta4, "-i 0.05 -c 200");
-    std::thread::sleep(Duration::from_secs(2));
+    let before = two.packets()?;
+    wait_for("pings to pass the relay", PATIENCE, || two.packets().ok().filter(|packets| *packets >= before + 20))?;
     two.process.signal("TERM")?;
     let stopped = Instant::now();
     two.process.wait_end(PATIENCE)?;
