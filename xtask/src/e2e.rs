@@ -13,6 +13,7 @@ mod relays;
 mod routes;
 mod rust_client;
 mod two_nodes;
+mod whole;
 mod wireguard_go;
 
 use crate::{packages, run};
@@ -72,6 +73,10 @@ const TESTS: &[Test] = &[
     Test { name: "rust_client_fetches_from_go_client", body: rust_client::with_go_client },
     Test { name: "rust_client_echoes_with_node_and_go_client", body: rust_client::echoes },
     Test { name: "wireguard_go_talks_to_our_core", body: wireguard_go::interop },
+    Test { name: "streams_stay_whole_over_a_bad_line", body: whole::usual },
+    Test { name: "streams_stay_whole_without_offloads_on_one_side", body: whole::no_offload },
+    Test { name: "streams_stay_whole_in_large_packets_over_ipv6", body: whole::large },
+    Test { name: "streams_stay_whole_with_wireguard_go", body: whole::wireguard_go },
 ];
 
 /// Runs the tests whose name contains `name`, all without one.

@@ -9,7 +9,7 @@ mod place;
 mod process;
 mod router;
 
-pub(crate) use link::Quality;
+pub(crate) use link::{Counts, Quality};
 pub(crate) use place::{Place, Placed};
 pub(crate) use process::Process;
 pub(crate) use router::Nat;

@@ -23,6 +23,7 @@ mod sim;
 mod soak;
 mod test;
 mod traffic;
+mod whole;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -98,6 +99,9 @@ enum Command {
         #[arg(long, default_value_t = sim::NODES)]
         nodes: u64,
     },
+    /// Sends 10 GB through tunnels over a bad line with new keys each second and compares every byte, from where it was
+    /// interrupted; writes docs/reports/whole.md.
+    Whole,
     /// Measures and prints figures and ratios: one thing, or all.
     Bench {
         #[command(subcommand)]
@@ -129,6 +133,7 @@ fn main() -> ExitCode {
         Command::Sim { seeds, from, seed, trace, idle, nodes, long: false } => {
             sim::command(&sim::Wish { seeds, from, seed, trace, idle, nodes })
         }
+        Command::Whole => whole::long(),
         Command::Bench { what } => bench::command(what.as_ref()),
         Command::Traffic(traffic) => traffic::run(&traffic),
         Command::Fuzz { seconds, name } => fuzz::search(seconds, name.as_deref()),

@@ -108,6 +108,14 @@ pub(crate) fn build_warren() -> Result<PathBuf> {
     Ok(target().join("debug/warren"))
 }
 
+/// Builds the `warren` program optimised but with debug assertions, by which tests can have new keys each second; returns
+/// its path and cargo's words for a build like that.
+pub(crate) fn build_checked_warren() -> Result<(PathBuf, &'static str)> {
+    let build = "--profile sim";
+    Run::cargo().args("build --quiet --locked --package warren").args(build).go()?;
+    Ok((target().join("sim/warren"), build))
+}
+
 /// Fails with what is missing unless we may make namespaces and TUN devices.
 pub(crate) fn require_root(what: &str) -> Result<()> {
     let uid = Run::new("id").args("-u").output()?;

@@ -1,7 +1,7 @@
 //! The test lanes.
 
 use crate::run::Run;
-use crate::{check, e2e, fuzz, grid, packages, sim, soak};
+use crate::{check, e2e, fuzz, grid, packages, sim, soak, whole};
 use anyhow::Result;
 
 /// What continuous integration runs: checks, unit and property tests, replay of the fuzz corpora, 200 seeds of the
@@ -15,11 +15,12 @@ pub(crate) fn all() -> Result<()> {
     grid::few()
 }
 
-/// What takes hours: 10,000 seeds of the simulation, faults without end, every pair of places, then every fuzz target
-/// for its share of 60 CPU minutes. Goes on where the last call was interrupted; the reports are kept in docs/reports/.
+/// What takes hours: 10,000 seeds of the simulation, faults without end, 10 GB over a bad line, every pair of places, then
+/// every fuzz target for its share of 60 CPU minutes. Goes on where the last call was interrupted; the reports are kept in docs/reports/.
 pub(crate) fn long() -> Result<()> {
     sim::many()?;
     soak::run()?;
+    whole::long()?;
     grid::whole(None)?;
     fuzz::hour()
 }

@@ -1,6 +1,7 @@
 //! A small TCP sender and receiver that the lab runs inside its hosts: fixed bytes, counted and hashed on both ends.
 
 mod probe;
+mod whole;
 
 pub(crate) use probe::seconds;
 
@@ -55,6 +56,9 @@ pub(crate) enum Traffic {
     /// Measures when something passes.
     #[command(flatten)]
     Probe(probe::Probe),
+    /// Compares every byte.
+    #[command(flatten)]
+    Whole(whole::Whole),
 }
 
 /// How long a connection may stand still before it counts as lost.
@@ -76,6 +80,7 @@ pub(crate) fn run(traffic: &Traffic) -> Result<()> {
         Traffic::Echo { listen } => echo(listen),
         Traffic::Http { listen, text } => http(listen, text),
         Traffic::Probe(probe) => probe::run(probe),
+        Traffic::Whole(whole) => whole::run(whole),
     }
 }
 

@@ -130,6 +130,8 @@ pub struct Tunnels {
     buckets: Buckets,
     entropy: Entropy,
     clock: HandshakeClock,
+    /// [`timers::REKEY_AFTER`], unless a test wants renewals more often.
+    rekey_after: Duration,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
 }
@@ -155,9 +157,18 @@ impl Tunnels {
             buckets: Buckets::new(entropy.secret()),
             entropy,
             clock: HandshakeClock { start: now, wall: wall.min(LATEST_WALL), last: Duration::ZERO },
+            rekey_after: timers::REKEY_AFTER,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
         }
+    }
+
+    /// Renews sessions that we began and send with at this age, instead of after 120 s.
+    ///
+    /// For tests of what happens to packets meanwhile; programs without debug assertions do not have it.
+    #[cfg(debug_assertions)]
+    pub fn set_rekey_after(&mut self, age: Duration) {
+        self.rekey_after = age;
     }
 
     /// Adds a peer; false if it is there already.

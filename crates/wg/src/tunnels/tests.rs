@@ -209,6 +209,24 @@ fn traffic_renews_the_session_without_a_gap() {
     assert_eq!(pair.sides[1].received.len(), 400);
 }
 
+#[cfg(debug_assertions)]
+#[test]
+fn a_test_can_have_sessions_renewed_each_second() {
+    let mut pair = Pair::connected();
+    pair.sides[0].tunnels.set_rekey_after(Duration::from_secs(1));
+    let (mut sessions, mut last) = (0, pair.sides[0].session.clone().unwrap());
+    for _ in 0..20 {
+        pair.advance(Duration::from_millis(500));
+        assert!(pair.send(0, b"ping") && pair.send(1, b"pong"));
+        pair.settle(|_, _| false);
+        let now = pair.sides[0].session.clone().unwrap();
+        sessions += usize::from(!Arc::ptr_eq(&now, &last));
+        last = now;
+    }
+    assert_eq!(sessions, 10);
+    assert_eq!((pair.sides[0].received.len(), pair.sides[1].received.len()), (20, 20));
+}
+
 #[test]
 fn unanswered_handshake_is_retried_and_given_up() {
     let mut pair = Pair::new();

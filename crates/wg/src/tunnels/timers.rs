@@ -38,7 +38,8 @@ impl Tunnels {
         let age = now.saturating_duration_since(session.born());
         let recently = |at: Option<Instant>| at.is_some_and(|at| now.saturating_duration_since(at) < KEEPALIVE);
         let (sends, receives) = (recently(session.last_sent()), recently(session.last_received()));
-        let due = session.is_initiator && (age >= REKEY_AFTER && sends || age >= REKEY_AFTER_RECEIVING && receives)
+        let due = session.is_initiator
+            && (age >= self.rekey_after && sends || age >= REKEY_AFTER_RECEIVING && receives)
             || age >= REKEY_ANYWAY && (sends || receives)
             || session.sealed() >= REKEY_AFTER_MESSAGES;
         if due {

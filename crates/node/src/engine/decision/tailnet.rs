@@ -57,6 +57,14 @@ pub(super) struct Tailnet {
     traits: Traits,
 }
 
+/// Returns the age at which end-to-end tests want sessions renewed. Release builds do not look.
+#[cfg(debug_assertions)]
+fn rekey_for_tests() -> Option<Duration> {
+    let milliseconds = std::env::var("WARREN_TEST_REKEY_MS").ok()?.parse().ok()?;
+    tracing::warn!(milliseconds, "sessions are renewed as often as a test wants");
+    Some(Duration::from_millis(milliseconds))
+}
+
 /// A peer.
 pub(super) struct Known {
     pub(super) config: Arc<Peer>,
@@ -141,6 +149,10 @@ impl Tailnet {
             peer_relays: PeerRelays::default(),
             traits,
         };
+        #[cfg(debug_assertions)]
+        if let Some(age) = rekey_for_tests() {
+            tailnet.tunnels.set_rekey_after(age);
+        }
         tailnet.look_at_attributes();
         tailnet.look_at_peer_relays(now);
         tailnet
