@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: what is measured, not tested. Prints figures and ratios; nothing here fails for being slow.
 
+mod first_reply;
 mod gaps;
 mod join;
 mod punch;
@@ -39,6 +40,9 @@ pub(crate) enum Bench {
     },
     /// The tunnel of two nodes beside other programs and the bare minimum, in turns: speed, packets, CPU, pings, memory.
     Tunnel(tunnel::Options),
+    /// The first reply between two nodes without a direct path, beside two round trips over the relay; from a cold start,
+    /// too.
+    FirstReply(first_reply::Options),
     /// How long data stands still when the network changes under a connection.
     Gaps {
         /// How often each change happens.
@@ -72,6 +76,7 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
         Some(Bench::Join { runs }) => join::measure(*runs),
         Some(Bench::Streams { count, rounds, rest, hub }) => streams::measure(*count, *rounds, *rest, *hub),
         Some(Bench::Tunnel(options)) => tunnel::measure(options),
+        Some(Bench::FirstReply(options)) => first_reply::measure(options),
         Some(Bench::Gaps { runs }) => gaps::measure(*runs),
         Some(Bench::Punch { runs }) => punch::measure(*runs),
         Some(Bench::Relay { idle, seconds }) => relay::measure(*idle, *seconds),
@@ -81,6 +86,7 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
             join::measure(20)?;
             streams::measure(1000, 50, 60, false)?;
             tunnel::measure(&tunnel::Options::default())?;
+            first_reply::measure(&first_reply::Options::default())?;
             gaps::measure(5)?;
             punch::measure(20)?;
             relay::measure(19_500, 10)?;

@@ -9,7 +9,7 @@ mod nat;
 mod path_mtu;
 mod peer_relay;
 mod policy;
-mod relays;
+pub(crate) mod relays;
 mod routes;
 mod rust_client;
 mod two_nodes;

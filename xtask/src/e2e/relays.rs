@@ -11,20 +11,21 @@ const METRICS: &str = "127.0.0.1:9090";
 /// Packets of one direction that are counted.
 const PACKETS: u64 = 200;
 /// Allows everything and takes the server's own relay away, so that the two others are left.
-const POLICY: &str = r#"{
+pub(crate) const POLICY: &str = r#"{
     "acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}],
     "derpMap": {"Regions": {"900": null}},
 }"#;
 
 /// A relay on a machine of its own.
-struct Relay {
-    host: Host,
+pub(crate) struct Relay {
+    /// Where it runs.
+    pub(crate) host: Host,
     process: Process,
 }
 
 impl Relay {
     /// Starts a relay and types its line on the server.
-    fn start(context: &Context, server: &Server, host: Host) -> Result<Self> {
+    pub(crate) fn start(context: &Context, server: &Server, host: Host) -> Result<Self> {
         Self::start_in(context, server, host, &[])
     }
 
@@ -98,7 +99,7 @@ fn spawn(context: &Context, server: &Server, host: &Host, more: &[&str]) -> Resu
 }
 
 /// Lets UDP of a machine pass to and from some others alone.
-fn only_udp_with(host: &Host, others: &[&Host]) -> Result<()> {
+pub(crate) fn only_udp_with(host: &Host, others: &[&Host]) -> Result<()> {
     let file = host.dir().join(format!("{}-udp.nft", host.name));
     let others: Vec<&str> = others.iter().map(|other| other.address.as_str()).collect();
     let other = format!("{{ {} }}", others.join(", "));
