@@ -3,6 +3,7 @@
 mod first_reply;
 mod gaps;
 mod join;
+mod peers;
 mod punch;
 mod relay;
 mod streams;
@@ -37,6 +38,12 @@ pub(crate) enum Bench {
         /// Every node in a tailnet policy of its own tag, seeing only one hub, instead of all seeing all.
         #[arg(long)]
         hub: bool,
+    },
+    /// What idle peers cost a node: memory of its engine and of the whole process, and the time when one of them changes.
+    Peers {
+        /// How many runs of each.
+        #[arg(long, default_value_t = 3)]
+        runs: u32,
     },
     /// The tunnel of two nodes beside other programs and the bare minimum, in turns: speed, packets, CPU, pings, memory.
     Tunnel(tunnel::Options),
@@ -75,6 +82,7 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
     match what {
         Some(Bench::Join { runs }) => join::measure(*runs),
         Some(Bench::Streams { count, rounds, rest, hub }) => streams::measure(*count, *rounds, *rest, *hub),
+        Some(Bench::Peers { runs }) => peers::measure(*runs),
         Some(Bench::Tunnel(options)) => tunnel::measure(options),
         Some(Bench::FirstReply(options)) => first_reply::measure(options),
         Some(Bench::Gaps { runs }) => gaps::measure(*runs),

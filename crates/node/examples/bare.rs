@@ -7,6 +7,8 @@
 //! - `forward TUN MTU PORT PEER none|aws|vectors`: moves packets for ever; prints `ready` when it does.
 //! - `send TO SIZE RATE SECONDS`: sends datagrams of SIZE bytes from a plain socket, RATE a second, in bursts of at most
 //!   32; prints `sent N`.
+//! - `flood TO KEY RATE SECONDS`: sends WireGuard initiations of strangers to the node with the public KEY, RATE a second,
+//!   with right first codes, as of somebody who knows the key; prints `sent N`.
 //! - `receive PORT SECONDS`: prints `ready`, then the number of datagrams that came within SECONDS of the first as
 //!   `received N`.
 
@@ -17,6 +19,7 @@
 use std::io::{Error, Result, Write};
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use warren_aead::{Backend, Key, LANES, Packet as Sealed, TAG_BYTES};
@@ -24,6 +27,8 @@ use warren_filter::Packet;
 use warren_filter::segments::Join;
 use warren_node::host::{self, Cut};
 use warren_os::{Family, MAX_PACKET_BYTES, Offload, Outgoing, RecvBatch, Tun, TunRead, UdpSocket, Watched, poll};
+use warren_wg::{SessionTable, Tunnels};
+use warren_wire::key::{NodeKey, NodeSecret};
 
 /// Bytes before a packet, as many as WireGuard has; its counter stands in the last eight.
 const HEAD: usize = 16;
@@ -40,7 +45,12 @@ fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["forward", tun, mtu, port, peer, aead] => Forwarder::open(tun, number(mtu)?, number(port)?, peer, aead)?.run(),
-        ["send", to, size, rate, seconds] => send(address(to)?, number(size)?, number(rate)?, number(seconds)?),
+        ["send", to, size, rate, seconds] => {
+            send(address(to)?, &[vec![0x77; number(size)?]], number(rate)?, number(seconds)?)
+        }
+        ["flood", to, key, rate, seconds] => {
+            send(address(to)?, &initiations(&number(key)?), number(rate)?, number(seconds)?)
+        }
         ["receive", port, seconds] => receive(number(port)?, number(seconds)?),
         _ => Err(Error::other("see the file's first lines for what it takes")),
     }
@@ -213,11 +223,26 @@ impl Forwarder {
     }
 }
 
-/// Sends a load, evenly as far as bursts allow.
-fn send(to: SocketAddr, size: usize, rate: u64, seconds: u64) -> Result<()> {
+/// Makes initiations to a node, each of another stranger.
+fn initiations(key: &NodeKey) -> Vec<Vec<u8>> {
+    let start = Instant::now();
+    let one = |number: u8| {
+        let secret = NodeSecret::from_bytes([number | 1; 32]);
+        let table = Arc::new(SessionTable::new());
+        let mut node = Tunnels::new(secret, table, [number; 32], start, Duration::from_secs(1));
+        node.add_peer(*key);
+        node.start_handshake(key, start).ok()?;
+        node.poll_transmit().map(|message| message.bytes)
+    };
+    (0..=u8::MAX).filter_map(one).collect()
+}
+
+/// Sends a load, evenly as far as bursts allow: the given datagrams again and again.
+fn send(to: SocketAddr, datagrams: &[Vec<u8>], rate: u64, seconds: u64) -> Result<()> {
     let socket = UdpSocket::bind_with(Family::V4, 0, Offload::Off)?;
-    let bytes = vec![0x77; size];
-    let burst = [Outgoing { to, bytes: &bytes }; LOAD_BURST];
+    let mut next = datagrams.iter().cycle();
+    let burst: [Outgoing<'_>; LOAD_BURST] =
+        std::array::from_fn(|_| Outgoing { to, bytes: next.next().map_or(&[], Vec::as_slice) });
     let start = Instant::now();
     let whole = Duration::from_secs(seconds);
     let mut sent = 0;

@@ -121,7 +121,8 @@ pub enum StartError {
 pub struct Tunnels {
     own: Identity,
     table: Arc<SessionTable>,
-    peers: BTreeMap<NodeKey, Peer>,
+    /// Boxed, since a tree of large values is half empty.
+    peers: BTreeMap<NodeKey, Box<Peer>>,
     /// Handshakes under way, by the slot of our index.
     attempts: BTreeMap<u32, NodeKey>,
     deadlines: BTreeSet<(Instant, NodeKey)>,
@@ -178,14 +179,14 @@ impl Tunnels {
         if self.peers.contains_key(&key) {
             return false;
         }
-        self.peers.insert(key, Peer::default());
+        self.peers.insert(key, Box::default());
         true
     }
 
     /// Removes a peer and its sessions.
     pub fn remove_peer(&mut self, key: &NodeKey) {
         if let Some(peer) = self.peers.remove(key) {
-            self.close(key, peer);
+            self.close(key, *peer);
         }
     }
 
@@ -317,7 +318,7 @@ impl Tunnels {
         }
     }
 
-    fn drop_attempt(&mut self, attempt: Option<Attempt>) {
+    fn drop_attempt(&mut self, attempt: Option<Box<Attempt>>) {
         if let Some(attempt) = attempt {
             self.attempts.remove(&SessionTable::slot_of(attempt.pending.index));
         }

@@ -12,10 +12,11 @@
 //!
 //! Neither side ever waits for the other, and no lock is held by either while the other may want it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -282,7 +283,7 @@ impl PeerSlot {
         Self {
             key,
             session: ArcSwapOption::empty(),
-            path: ArcSwap::from_pointee(Path::default()),
+            path: ArcSwap::new(resting(None)),
             jailed: AtomicBool::new(false),
             asked: AtomicU64::new(0),
             rx_bytes: AtomicU64::new(0),
@@ -328,7 +329,8 @@ impl PeerSlot {
 
     /// Sends packets along `path` from now on.
     pub(super) fn set_path(&self, path: Path) {
-        self.path.store(Arc::new(path));
+        let rests = path == Path { relay: path.relay, ..Path::default() };
+        self.path.store(if rests { resting(path.relay) } else { Arc::new(path) });
     }
 
     /// Tells whether the peer may only answer.
@@ -373,6 +375,13 @@ impl PeerSlot {
     pub(super) fn last_write(&self) -> u64 {
         self.last_write.load(Ordering::Relaxed)
     }
+}
+
+/// Returns the path over a relay alone, or to nowhere: peers at rest, which are many, share it.
+fn resting(relay: Option<RegionId>) -> Arc<Path> {
+    static SHARED: Mutex<BTreeMap<Option<RegionId>, Arc<Path>>> = Mutex::new(BTreeMap::new());
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(shared.entry(relay).or_insert_with(|| Arc::new(Path { relay, ..Path::default() })))
 }
 
 /// Tells whether `last` was never or is `spacing` ago; then it becomes `stamp`. The worker alone calls this.

@@ -74,7 +74,8 @@ pub(super) struct Peer {
     /// Region through which the peer was last heard; counts while its home is not known.
     pub(super) heard_region: Option<RegionId>,
     pub(super) candidates: Candidates,
-    best: Option<Best>,
+    /// Boxed, since few peers have one.
+    best: Option<Box<Best>>,
     /// Absent while there was no direct path, or at rest.
     watch: Option<Box<Watch>>,
     /// When holes through a hard NAT were last tried, and what came of it.
@@ -96,7 +97,7 @@ pub(super) struct Peer {
     /// How long the direct path stays open unused; only if that is measured.
     pub(super) lifetime: Option<Box<Probing>>,
     /// What was published, apart from the peer relay.
-    published: (Option<Direct>, Option<SocketAddr>, Option<RegionId>),
+    published: (Option<Box<Direct>>, Option<Box<SocketAddr>>, Option<RegionId>),
 }
 
 /// The best address of a peer.
@@ -128,13 +129,17 @@ impl Peer {
         self.home.or(self.heard_region)
     }
 
+    fn held(&self) -> Option<Best> {
+        self.best.as_deref().copied()
+    }
+
     pub(super) fn best_address(&self) -> Option<SocketAddr> {
-        self.best.map(|best| best.address)
+        self.held().map(|best| best.address)
     }
 
     /// Returns address and socket of the direct path.
     pub(super) fn best(&self) -> Option<(SocketAddr, SocketId)> {
-        self.best.map(|best| (best.address, best.socket))
+        self.held().map(|best| (best.address, best.socket))
     }
 
     /// Notes that something went to an address or came from there.
@@ -183,12 +188,12 @@ impl Peer {
 
     /// Returns the extra socket of the direct path, if it has one.
     pub(super) fn extra_socket(&self) -> Option<SocketId> {
-        self.best.map(|best| best.socket).filter(|socket| *socket != 0)
+        self.held().map(|best| best.socket).filter(|socket| *socket != 0)
     }
 
     /// Returns the latency of the direct path if it is trusted.
     pub(super) fn trusted_latency(&self, now: Instant) -> Option<Duration> {
-        self.best.filter(|best| best.is_trusted(now)).map(|best| best.latency)
+        self.held().filter(|best| best.is_trusted(now)).map(|best| best.latency)
     }
 
     /// Notes a decision.
@@ -213,7 +218,7 @@ impl Peer {
 
     /// Returns the direct address if it is trusted.
     pub(super) fn trusted(&self, now: Instant) -> Option<SocketAddr> {
-        self.best.filter(|best| best.is_trusted(now)).map(|best| best.address)
+        self.held().filter(|best| best.is_trusted(now)).map(|best| best.address)
     }
 
     pub(super) fn is_in_use(&self, now: Instant) -> bool {
@@ -222,7 +227,7 @@ impl Peer {
 
     /// Tells whether a heartbeat should look for a better path than the present one.
     pub(super) fn wants_search(&self, now: Instant) -> bool {
-        let Some(best) = self.best.filter(|best| best.is_trusted(now)) else { return true };
+        let Some(best) = self.held().filter(|best| best.is_trusted(now)) else { return true };
         let Some(last) = self.last_full_ping else { return true };
         (best.latency > GOOD_ENOUGH || self.candidates.is_narrow(best.address))
             && now.saturating_duration_since(last) >= UPGRADE_INTERVAL
@@ -260,7 +265,7 @@ impl Peer {
 
     /// Finds out which address is the second.
     fn refresh_second(&mut self, now: Instant) {
-        let Some(best) = self.best else { return };
+        let Some(best) = self.held() else { return };
         let second = self.candidates.second(best.address, self.second(), WARM, now);
         self.watch().second = second;
     }
@@ -320,7 +325,7 @@ impl Peer {
         if !self.candidates.answered(address, socket, latency, now) {
             return;
         }
-        let adopt = match self.best.filter(|best| best.is_trusted(now)) {
+        let adopt = match self.held().filter(|best| best.is_trusted(now)) {
             Some(best) if best.address == address => best.socket == socket || socket == 0,
             Some(best) => {
                 let quality =
@@ -333,7 +338,7 @@ impl Peer {
             if let Some(probing) = &mut self.lifetime {
                 probing.touch(now);
             }
-            let old = self.best.replace(Best { address, socket, latency, trusted_until: now + TRUST });
+            let old = self.best.replace(Box::new(Best { address, socket, latency, trusted_until: now + TRUST }));
             if old.is_none_or(|old| old.address != address || old.socket != socket) {
                 self.watch().reset();
                 self.reset_lifetime();
@@ -370,7 +375,7 @@ impl Peer {
             }
             candidate.trace().pinged = Some(now);
             if let Some(probing) = &mut self.lifetime
-                && self.best.is_some_and(|best| best.address == candidate.address())
+                && self.best.as_ref().is_some_and(|best| best.address == candidate.address())
             {
                 probing.touch(now);
             }
@@ -381,7 +386,7 @@ impl Peer {
 
     /// Pings the address of the direct path, outside of the budget.
     pub(super) fn ping_best(&mut self, key: &NodeKey, user: Option<PingId>, outbox: &mut Outbox, now: Instant) -> bool {
-        let (Some(disco), Some(best)) = (self.disco, self.best) else { return false };
+        let (Some(disco), Some(best)) = (self.disco, self.held()) else { return false };
         if let Some(candidate) = self.candidates.get(best.address) {
             candidate.trace().pinged = Some(now);
         }
@@ -411,8 +416,9 @@ impl Peer {
     /// Returns the present path if it differs from the last that was returned.
     pub(super) fn publish(&mut self) -> Option<Path> {
         let path = self.path();
-        let told = (path.direct, path.second, path.relay);
-        let is_new = std::mem::replace(&mut self.published, told) != told;
+        let told = (path.direct.map(Box::new), path.second.map(Box::new), path.relay);
+        let is_new = self.published != told;
+        self.published = told;
         (self.relaying.tell() || is_new).then_some(path)
     }
 
@@ -424,7 +430,7 @@ impl Peer {
             largest: self.candidates.largest(best.address),
         };
         Path {
-            direct: self.best.map(direct),
+            direct: self.held().map(direct),
             peer_relay: self.relaying.path(),
             second: self.second(),
             relay: self.relay(),
@@ -454,8 +460,8 @@ impl Peer {
         };
         PathStatus {
             path: self.path(),
-            latency: self.best.map(|best| best.latency),
-            mtu: self.best.and_then(|best| self.candidates.mtu(best.address)),
+            latency: self.held().map(|best| best.latency),
+            mtu: self.held().and_then(|best| self.candidates.mtu(best.address)),
             lifetime: self.udp_lifetime(),
             peer_relay_latency: self.relaying.latency(),
             in_use: self.heartbeat.is_some(),

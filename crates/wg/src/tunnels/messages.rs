@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use warren_wire::key::NodeKey;
 
 use super::peer::{Attempt, Next};
-use super::timers::{INITIATION_SPACING, REKEY_JITTER_MILLIS, REKEY_TIMEOUT};
+use super::timers::{AFTER_COOKIE, INITIATION_SPACING, REKEY_JITTER_MILLIS, REKEY_TIMEOUT};
 use super::{Event, Origin, StartError, Transmit, Tunnels};
 use crate::cookie;
 use crate::crypto::Key;
@@ -83,7 +83,7 @@ impl Tunnels {
         let Some(key) = self.attempts.get(&SessionTable::slot_of(index)).copied() else { return };
         let awaited = |peer: &super::Peer| peer.attempt.as_ref().is_some_and(|attempt| attempt.pending.index == index);
         // Before it is counted: a response that nobody waits for is no load.
-        if !self.peers.get(&key).is_some_and(awaited) || !self.passes(message, origin, now) {
+        if !self.peers.get(&key).is_some_and(|peer| awaited(peer)) || !self.passes(message, origin, now) {
             return;
         }
         let Some(peer) = self.peers.get_mut(&key) else { return };
@@ -103,6 +103,10 @@ impl Tunnels {
     }
 
     /// Keeps the cookie that a loaded peer answers our initiation or response with, for the next try.
+    ///
+    /// The next initiation goes out soon, not when the last one has timed out: the peer has not looked at that, and what
+    /// has a cookie passes the load. Where one was sent with a cookie already, time must pass. WireGuard itself waits
+    /// (paper, section 6.6).
     pub(super) fn handle_cookie_reply(&mut self, message: &[u8], now: Instant) {
         let Some(index) = index_at(message, 4) else { return };
         let asked = self.attempts.get(&SessionTable::slot_of(index)).copied();
@@ -111,8 +115,13 @@ impl Tunnels {
         let initiation = peer.attempt.as_ref().filter(|attempt| attempt.pending.index == index);
         let response = peer.next.as_ref().filter(|next| next.session.local_index == index);
         let code = initiation.map(|attempt| attempt.first_code).or_else(|| response.map(|_| peer.response_code));
-        if let Some(cookie) = code.and_then(|code| cookie::open_reply(message, &key, &code, now)) {
-            peer.cookie = Some(cookie);
+        let Some(cookie) = code.and_then(|code| cookie::open_reply(message, &key, &code, now)) else { return };
+        let had_one = peer.cookie.replace(cookie).is_some_and(|cookie| cookie.is_fresh(now));
+        if let Some(attempt) = peer.attempt.as_mut().filter(|attempt| attempt.pending.index == index && !had_one) {
+            // Peers take no more than fifty a second.
+            let jitter = Duration::from_millis(self.entropy.up_to(REKEY_JITTER_MILLIS));
+            attempt.retry_at = attempt.retry_at.min(now + AFTER_COOKIE + jitter);
+            self.reschedule(&key, now);
         }
     }
 
@@ -131,7 +140,7 @@ impl Tunnels {
         let (pending, mut bytes) = initiation.ok_or(StartError::InvalidKey)?;
         let first_code = cookie::append_codes(&mut bytes, key, cookie.as_ref());
         let attempt = Attempt { pending, first_code, began, retry_at: now + REKEY_TIMEOUT + jitter };
-        let old = peer.attempt.replace(attempt);
+        let old = peer.attempt.replace(Box::new(attempt));
         self.drop_attempt(old);
         self.attempts.insert(SessionTable::slot_of(index), *key);
         self.transmits.push_back(Transmit { peer: Some(*key), origin: None, bytes });

@@ -16,8 +16,8 @@ pub(super) struct Peer {
     /// Time of the latest initiation from the peer; zero before the first.
     pub(super) greatest_timestamp: Timestamp,
     pub(super) last_initiation: Option<Instant>,
-    /// Our handshake under way.
-    pub(super) attempt: Option<Attempt>,
+    /// Our handshake under way; boxed, since few peers have one.
+    pub(super) attempt: Option<Box<Attempt>>,
     pub(super) cookie: Option<Cookie>,
     /// First code of our last response, which a cookie reply to it refers to.
     pub(super) response_code: [u8; 16],
@@ -32,7 +32,7 @@ pub(super) struct Peer {
     pub(super) deadline: Option<Instant>,
 }
 
-const _: () = assert!(size_of::<Peer>() <= 512, "a peer at rest must stay small");
+const _: () = assert!(size_of::<Peer>() <= 192, "a peer at rest must stay small");
 
 /// A handshake that we began.
 pub(super) struct Attempt {

@@ -16,6 +16,10 @@ const REKEY_ANYWAY: Duration = Duration::from_secs(170);
 /// Time between attempts of a handshake, before up to 333 ms that are added at random.
 pub(super) const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const REKEY_JITTER_MILLIS: u64 = 333;
+/// Time between a loaded peer's first cookie and the next attempt, before the same addition.
+///
+/// Not less than peers want between two initiations ([`INITIATION_SPACING`]).
+pub(super) const AFTER_COOKIE: Duration = Duration::from_millis(25);
 /// Time after which a handshake is given up.
 pub(super) const REKEY_ATTEMPT: Duration = Duration::from_secs(90);
 /// Time after which received data is answered with an empty packet.

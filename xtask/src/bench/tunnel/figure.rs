@@ -20,6 +20,8 @@ const LOSS: u64 = 1000;
 const SEARCH: (u64, u64, u32, u64) = (10_000, 500_000, 8, 1);
 /// Seconds for which a rate must hold that counts.
 const HOLD: u64 = 10;
+/// Initiations of a flood, a second.
+const FLOOD: u64 = 50_000;
 /// Where load goes.
 const PORT: u16 = 7010;
 
@@ -42,12 +44,15 @@ pub(super) enum Figure {
     Loaded,
     /// Memory at rest, and after streams.
     Memory,
+    /// One TCP stream while strangers ask our receiving node for handshakes, beside one while the same goes to a socket
+    /// that nobody reads from; and a new session meanwhile.
+    Flood,
 }
 
 impl Figure {
     /// All, memory first: what it has before load.
-    pub(super) const ALL: [Self; 8] =
-        [Self::Memory, Self::Ping, Self::Tcp1, Self::Tcp4, Self::Both, Self::Loaded, Self::Cpu, Self::Pps];
+    pub(super) const ALL: [Self; 9] =
+        [Self::Memory, Self::Ping, Self::Tcp1, Self::Tcp4, Self::Both, Self::Loaded, Self::Cpu, Self::Pps, Self::Flood];
 
     /// Returns its name, by which it is asked for.
     pub(super) fn name(&self) -> &'static str {
@@ -60,6 +65,7 @@ impl Figure {
             Self::Ping => "ping",
             Self::Loaded => "ping-loaded",
             Self::Memory => "rss",
+            Self::Flood => "flood",
         }
     }
 
@@ -74,13 +80,14 @@ impl Figure {
             Self::Ping => &["ping-median", "ping-p99"],
             Self::Loaded => &["loaded-ping-median", "loaded-ping-p99"],
             Self::Memory => &["rss-idle", "rss-loaded"],
+            Self::Flood => &["tcp1-flooded", "tcp1-flood-ignored"],
         }
     }
 
     /// Returns the unit of its values.
     pub(super) fn unit(self) -> &'static str {
         match self {
-            Self::Tcp1 | Self::Tcp4 | Self::Both => "Mbit/s",
+            Self::Tcp1 | Self::Tcp4 | Self::Both | Self::Flood => "Mbit/s",
             Self::Pps => "packets/s",
             Self::Cpu => "us/packet",
             Self::Ping | Self::Loaded => "ms",
@@ -91,7 +98,7 @@ impl Figure {
     /// Returns how many digits after the point are worth printing.
     pub(super) fn digits(self) -> usize {
         match self {
-            Self::Tcp1 | Self::Tcp4 | Self::Both | Self::Pps => 0,
+            Self::Tcp1 | Self::Tcp4 | Self::Both | Self::Pps | Self::Flood => 0,
             Self::Cpu | Self::Memory => 1,
             Self::Ping | Self::Loaded => 3,
         }
@@ -128,6 +135,7 @@ impl Figure {
                 stream.finish()?;
                 Ok(vec![idle, loaded])
             }
+            Self::Flood => flood(pair, load),
         }
     }
 }
@@ -163,6 +171,34 @@ impl Stream {
 
 fn tcp(pair: &Pair, options: &str) -> Result<f64> {
     Stream::start(pair, &format!("{options} -t {SECONDS}"))?.finish()
+}
+
+/// Floods beta from its own machine; a node of ours alone knows what to say to that.
+fn flood(pair: &Pair, load: &Path) -> Result<Vec<f64>> {
+    let Some((alpha, beta)) = pair.nodes() else { return Ok(Vec::new()) };
+    let status = beta.status()?;
+    let key = status.pointer("/Self/PublicKey").and_then(Value::as_str).context("a status without a key")?.to_owned();
+    let at = alpha.direct_path("beta")?.context("no direct path")?;
+    let port = at.rsplit_once(':').context("an address without a port")?.1.to_owned();
+    // Bound, and never read.
+    let sink = pair.beta.spawn("sink", load, &["receive", &PORT.to_string(), "600"])?;
+    sink.signal("STOP")?;
+    let mut speeds = Vec::new();
+    for port in [port, PORT.to_string()] {
+        let (to, rate, seconds) = (format!("127.0.0.1:{port}"), FLOOD.to_string(), (SECONDS + 4).to_string());
+        let mut flood = pair.beta.spawn("flood", load, &["flood", &to, &key, &rate, &seconds])?;
+        speeds.push(tcp(pair, "-P 1")?);
+        if speeds.len() == 1 {
+            // A session that must come about meanwhile.
+            alpha.cli(&["down"])?;
+            alpha.cli(&["up"])?;
+            pair.alpha.run("ping").args("-n -c 1 -W 3").arg(&pair.address).output()?;
+        }
+        flood.wait_end(PATIENCE)?;
+        let sent: u64 = flood.own_log().trim().rsplit(' ').next().unwrap_or_default().parse().context("no number")?;
+        ensure!(sent >= FLOOD * u64::from(SECONDS + 4) * 9 / 10, "the flood was {sent} messages only");
+    }
+    Ok(speeds)
 }
 
 /// Returns median and 99th percentile in ms.

@@ -22,6 +22,8 @@ pub(super) enum Subject {
     Bare(&'static str),
     /// Our node, with the AEAD that it takes by itself or with one that is chosen.
     Warren(Option<&'static str>),
+    /// Our node under a policy of a thousand rules.
+    Rules,
     /// See `crates.io`.
     Gotatun,
     /// See `crates.io`.
@@ -38,7 +40,7 @@ pub(super) struct Pair {
     pub(super) address: String,
     /// The two processes that move packets; none without a tunnel.
     pub(super) pids: Vec<u32>,
-    _held: Held,
+    held: Held,
     _lab: Lab,
 }
 
@@ -51,17 +53,25 @@ struct Held {
     server: Option<Server>,
 }
 
+impl Pair {
+    /// Our nodes; none for other programs.
+    pub(super) fn nodes(&self) -> Option<(&Node, &Node)> {
+        self.held.nodes.first().zip(self.held.nodes.get(1))
+    }
+}
+
 impl Subject {
     /// The name of our node as people get it.
     pub(super) const WARREN: &'static str = "warren";
     /// The name of what cannot be surpassed with the same AEAD.
     pub(super) const CEILING: &'static str = "bare-aws";
     /// All, in the order of a turn.
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Plain,
         Self::Bare("none"),
         Self::Bare("aws"),
         Self::Warren(None),
+        Self::Rules,
         Self::Bare("vectors"),
         Self::Warren(Some("vectors")),
         Self::Gotatun,
@@ -78,6 +88,7 @@ impl Subject {
             Self::Bare(_) => "bare-vectors",
             Self::Warren(None) => Self::WARREN,
             Self::Warren(Some(_)) => "warren-vectors",
+            Self::Rules => "warren-rules",
             Self::Gotatun => "gotatun",
             Self::Boringtun => "boringtun",
             Self::WireguardGo => "wireguard-go",
@@ -91,7 +102,8 @@ impl Subject {
         let (address, held) = match self {
             Self::Plain => (hosts[1].address.clone(), Held::default()),
             Self::Bare(aead) => bare(&programs.bare, &hosts, aead)?,
-            Self::Warren(aead) => warren(&programs.warren, &lab.host("server"), &hosts, aead)?,
+            Self::Warren(aead) => warren(&programs.warren, &lab.host("server"), &hosts, aead, None)?,
+            Self::Rules => warren(&programs.warren, &lab.host("server"), &hosts, None, Some(&rules()))?,
             // Both ask who has logged in, unless they are told to stay root.
             Self::Gotatun => wireguard(&programs.gotatun, &["-f", "--disable-drop-privileges"], &hosts)?,
             Self::Boringtun => wireguard(&programs.boringtun, &["-f", "--disable-drop-privileges"], &hosts)?,
@@ -103,7 +115,7 @@ impl Subject {
         wait_for(&format!("an answer over {}", self.name()), PATIENCE, || {
             alpha.run("ping").args("-c 1 -W 1").arg(&address).output().ok()
         })?;
-        Ok(Pair { alpha, beta, address, pids, _held: held, _lab: lab })
+        Ok(Pair { alpha, beta, address, pids, held, _lab: lab })
     }
 }
 
@@ -123,8 +135,13 @@ fn bare(program: &Path, hosts: &[Host; 2], aead: &str) -> Result<Way> {
     Ok((inner(1), Held { processes, ..Held::default() }))
 }
 
-fn warren(program: &Path, server: &Host, hosts: &[Host; 2], aead: Option<&str>) -> Result<Way> {
+fn warren(program: &Path, server: &Host, hosts: &[Host; 2], aead: Option<&str>, policy: Option<&str>) -> Result<Way> {
+    let file = server.dir().join("policy.hujson");
     let server = Server::start(program, server, &[])?;
+    if let Some(policy) = policy {
+        std::fs::write(&file, policy).context("cannot write the policy")?;
+        server.policy(&["set", &file.to_string_lossy()])?;
+    }
     let invitation = server.invite(&["--reusable"])?;
     let aead = aead.map(|aead| ("WARREN_AEAD".to_owned(), aead.to_owned()));
     let environment: Vec<(String, String)> =
@@ -141,6 +158,15 @@ fn warren(program: &Path, server: &Host, hosts: &[Host; 2], aead: Option<&str>) 
     nodes[1].wait_direct("alpha")?;
     let address = nodes[1].addresses()?.0;
     Ok((address, Held { nodes, server: Some(server), ..Held::default() }))
+}
+
+/// A policy of rules that differ in their ports, so that none can be put together with another; the last lets all pass.
+fn rules() -> String {
+    let rule = |port: u32| {
+        format!(r#"{{ "action": "accept", "src": ["100.64.{}.{}"], "dst": ["*:{port}"] }},"#, port % 50, port % 250)
+    };
+    let many: String = (20_000..20_999).map(rule).collect();
+    format!(r#"{{ "acls": [{many} {{ "action": "accept", "src": ["*"], "dst": ["*:*"] }}] }}"#)
 }
 
 /// Starts a program that `wg` configures, one on each host.

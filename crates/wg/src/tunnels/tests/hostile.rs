@@ -3,6 +3,7 @@
 use super::*;
 use crate::cookie::CODES_BYTES;
 use crate::crypto::{hash, mac};
+use crate::tunnels::timers::INITIATION_SPACING;
 use proptest::prelude::*;
 
 /// An initiation of a stranger who knows the public key of `to`.
@@ -56,6 +57,29 @@ fn under_load_an_address_must_be_proved_and_then_a_handshake_completes() {
     pair.now += Duration::from_millis(500);
     pair.flood(1);
     pair.retry(0);
+    assert!(pair.sides[0].session.is_some(), "the cookie let it through");
+}
+
+/// Whoever waits for a connection need not wait for the usual time between attempts, which is seconds.
+#[test]
+fn a_cookie_is_used_soon_once() {
+    let mut pair = Pair::new();
+    pair.flood(1);
+    pair.send(0, b"x");
+    pair.settle(|_, _| false);
+    let tunnels = &pair.sides[0].tunnels;
+    let soon = tunnels.poll_timeout().unwrap() - pair.now;
+    assert!(soon >= INITIATION_SPACING && soon < Duration::from_millis(500), "{soon:?}");
+    pair.now += soon;
+    pair.flood(1);
+    let now = pair.now;
+    pair.sides[0].tunnels.handle_timeout(now);
+    // Should it get lost, the next one takes its time.
+    let second = pair.sides[0].tunnels.poll_transmit().unwrap();
+    assert!(pair.sides[0].tunnels.poll_timeout().unwrap() - now > Duration::from_secs(4));
+    while pair.sides[1].tunnels.poll_transmit().is_some() {}
+    pair.sides[1].tunnels.handle_datagram(&second.bytes, Pair::origin(), now);
+    pair.settle(|_, _| false);
     assert!(pair.sides[0].session.is_some(), "the cookie let it through");
 }
 
