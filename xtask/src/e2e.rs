@@ -9,6 +9,7 @@ mod nat;
 mod path_mtu;
 mod peer_relay;
 mod policy;
+mod portal;
 pub(crate) mod relays;
 mod routes;
 mod rust_client;
@@ -49,6 +50,7 @@ const TESTS: &[Test] = &[
     Test { name: "a_forwarded_port_leads_through_hard_nats", body: nat::static_endpoint },
     Test { name: "peer_relay_leads_through_hard_nats", body: peer_relay::nodes },
     Test { name: "full_packets_avoid_a_path_that_swallows_them", body: path_mtu::narrow },
+    Test { name: "captive_portals_are_told", body: portal::captive },
     Test { name: "failures_say_what_to_do", body: failures::messages },
     Test { name: "people_log_in_with_their_provider", body: login::with_provider },
     Test { name: "go_clients_mesh_directly", body: go_client::two_direct },

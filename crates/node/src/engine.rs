@@ -32,6 +32,7 @@ mod names;
 mod null;
 mod outlet;
 mod peer_relay;
+mod portal;
 mod relay_link;
 mod shared;
 mod worker;
@@ -343,6 +344,8 @@ pub struct Netcheck {
     pub global_v6: Option<SocketAddr>,
     /// The NAT uses another port for each destination; `None` if not measured.
     pub mapping_varies: Option<bool>,
+    /// Somebody answers HTTP requests in the place of relays; `None` if not looked at.
+    pub captive_portal: Option<bool>,
     /// Chosen home relay.
     pub home: Option<RegionId>,
     /// Best round trip of each region that answered.

@@ -22,7 +22,9 @@ mod portmap;
 mod testing;
 
 pub use address::is_usable;
-pub use netcheck::{Families, Kind, Latencies, Netcheck, Probe, RelayAddress, Report};
+pub use netcheck::{
+    Families, Kind, Latencies, MAX_ANSWER as MAX_PORTAL_ANSWER, Netcheck, PortalProbe, Probe, RelayAddress, Report,
+};
 pub use paths::{
     Allocation, CandidateStatus, Decision, Destination, Direct, Event, Origin, OwnNat, Path, PathStatus, Paths,
     PeerConfig, PeerRelay, PeerRelayRoles, PeerRelayed, PingError, PingId, Punched, Reason, SocketId, Transmit,

@@ -16,10 +16,12 @@ use run::Run;
 
 mod home;
 mod plan;
+mod portal;
 mod report;
 mod run;
 
 pub use plan::{Families, RelayAddress};
+pub use portal::{MAX_ANSWER, PortalProbe};
 pub use report::{Latencies, Report};
 
 /// Time after which a measurement is a full one again.
@@ -34,7 +36,8 @@ pub enum Kind {
     Full,
     /// The nearest regions as of the last time, and the home; full if nothing is known of the last time.
     Incremental,
-    /// Full if the last full one is more than five minutes old, or the map changed; else incremental.
+    /// Full if the last full one is more than five minutes old, the map changed, or a captive portal was in the way; else
+    /// incremental.
     #[default]
     Auto,
 }
@@ -49,8 +52,8 @@ pub struct Probe {
 }
 
 /// Measures the network, again and again: remembers five minutes of reports and keeps the home relay steady. After each
-/// call drain [`Self::poll_transmit`], [`Self::poll_relay_request`] and [`Self::poll_report`] and look at
-/// [`Self::poll_timeout`].
+/// call drain [`Self::poll_transmit`], [`Self::poll_relay_request`], [`Self::poll_portal_probe`] and [`Self::poll_report`]
+/// and look at [`Self::poll_timeout`].
 pub struct Netcheck {
     regions: Regions,
     chooser: HomeChooser,
@@ -59,6 +62,7 @@ pub struct Netcheck {
     last_full: Option<Instant>,
     transmits: VecDeque<Probe>,
     relay_requests: VecDeque<RegionId>,
+    portal_probes: VecDeque<PortalProbe>,
     finished: Option<Arc<Report>>,
     rng: StdRng,
 }
@@ -76,6 +80,7 @@ impl Netcheck {
             last_full: None,
             transmits: VecDeque::new(),
             relay_requests: VecDeque::new(),
+            portal_probes: VecDeque::new(),
             finished: None,
             rng,
         }
@@ -103,7 +108,9 @@ impl Netcheck {
         let wants_full = match kind {
             Kind::Full => true,
             Kind::Incremental => false,
-            Kind::Auto => !self.last_full.is_some_and(is_recent),
+            Kind::Auto => {
+                !self.last_full.is_some_and(is_recent) || self.last.as_ref().is_some_and(|last| last.is_captive())
+            }
         };
         let last = self.last.as_ref().filter(|last| !wants_full && !last.latencies.is_empty());
         let sets = match last {
@@ -120,6 +127,7 @@ impl Netcheck {
         self.run = None;
         self.transmits.clear();
         self.relay_requests.clear();
+        self.portal_probes.clear();
     }
 
     /// Says whether the server can be told of another home; until it can, the home stays, since peers would go on sending to
@@ -162,6 +170,11 @@ impl Netcheck {
     pub fn handle_timeout(&mut self, now: Instant) {
         let Some(run) = &mut self.run else { return };
         self.transmits.extend(run.due_probes(now, || self.rng.random()));
+        if run.wants_portal_check(now) {
+            let servers = self.regions.port80(self.chooser.home());
+            run.start_portal_check(servers.len());
+            self.portal_probes.extend(servers.into_iter().map(PortalProbe::new));
+        }
         if run.wants_https(now) {
             let regions: BTreeSet<_> = self.regions.relays().take(MAX_HTTPS).collect();
             self.relay_requests.extend(&regions);
@@ -189,6 +202,20 @@ impl Netcheck {
         self.relay_requests.pop_front()
     }
 
+    /// Returns the next relay to ask whether a captive portal is in the way; what it is, after 3 s at most, goes to
+    /// [`Self::handle_portal_answer`].
+    pub fn poll_portal_probe(&mut self) -> Option<PortalProbe> {
+        self.portal_probes.pop_front()
+    }
+
+    /// Takes over what came of a probe: whether a portal answered. An error, or no answer, is that none did.
+    pub fn handle_portal_answer(&mut self, is_portal: bool, now: Instant) {
+        if let Some(run) = &mut self.run {
+            run.handle_portal_answer(is_portal);
+            self.handle_timeout(now);
+        }
+    }
+
     /// Returns the report of a measurement that has ended, once.
     pub fn poll_report(&mut self) -> Option<Arc<Report>> {
         self.finished.take()
@@ -206,6 +233,7 @@ impl Netcheck {
             self.last_full = Some(run.began);
         }
         self.relay_requests.clear();
+        self.portal_probes.clear();
         let mut report = run.conclude();
         let all: Vec<_> = self.regions.relays().collect();
         // A region without a relay can be measured, but not be a home.

@@ -296,6 +296,7 @@ pub(super) fn netcheck(report: &Netcheck, relays: Option<&DerpMap>) -> Value {
         "GlobalV4": address(report.global_v4),
         "GlobalV6": address(report.global_v6),
         "MappingVariesByDestIP": report.mapping_varies.map_or(Value::String(String::new()), Value::Bool),
+        "CaptivePortal": report.captive_portal.map_or(Value::String(String::new()), Value::Bool),
         "PreferredDERP": report.home.map_or(0, |home| home.0),
         "RegionLatency": latencies,
         "Regions": names,

@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,10 @@ use super::report::Report;
 const MAX_REGIONS: usize = 256;
 /// Most servers of a region that are used.
 const MAX_SERVERS: usize = 16;
+/// Most relays that are asked over plain HTTP.
+///
+/// Source: Tailscale `net/captivedetection`.
+const MAX_PORTAL_PROBES: usize = 5;
 /// Time between the tries of a full measurement.
 const FULL_SPACING: Duration = Duration::from_millis(100);
 /// Tries per region and family of a full measurement.
@@ -87,6 +91,8 @@ struct Region {
     avoid: bool,
     /// Whether one of its nodes is a relay.
     has_relay: bool,
+    /// Those that answer plain HTTP.
+    port80: Vec<Ipv4Addr>,
     servers: Vec<Server>,
 }
 
@@ -125,7 +131,9 @@ impl Regions {
         let read = |nodes: &[DerpNode]| nodes.iter().filter_map(Server::new).take(MAX_SERVERS).collect();
         let list = regions.take(MAX_REGIONS).map(|(id, region)| {
             let has_relay = region.nodes.iter().any(|node| !node.stun_only);
-            (*id, Region { avoid: region.avoid, has_relay, servers: read(&region.nodes) })
+            let port80 = region.nodes.iter().filter(|node| node.can_port80).filter_map(|node| node.ipv4.parse().ok());
+            let port80 = port80.take(MAX_PORTAL_PROBES).collect();
+            (*id, Region { avoid: region.avoid, has_relay, port80, servers: read(&region.nodes) })
         });
         let scores = map.home_params.iter().flat_map(|params| params.region_score.iter().flatten());
         let scores = scores.filter(|(_, score)| score.is_finite() && **score > 0.0).take(MAX_REGIONS);
@@ -139,6 +147,16 @@ impl Regions {
     /// Returns the regions that have a relay.
     pub(super) fn relays(&self) -> impl Iterator<Item = RegionId> {
         self.list.iter().filter(|(_, region)| region.has_relay).map(|(id, _)| *id)
+    }
+
+    /// Returns the relays to ask over plain HTTP, those of the home first.
+    pub(super) fn port80(&self, home: Option<RegionId>) -> Vec<Ipv4Addr> {
+        let (near, far): (Vec<_>, Vec<_>) = self.list.iter().partition(|(id, _)| home == Some(**id));
+        near.into_iter()
+            .chain(far)
+            .flat_map(|(_, region)| region.port80.iter().copied())
+            .take(MAX_PORTAL_PROBES)
+            .collect()
     }
 
     /// Plans a measurement of every region.

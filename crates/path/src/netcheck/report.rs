@@ -30,6 +30,9 @@ pub struct Report {
     pub mapping_varies: Option<bool>,
     /// If the NAT gives destinations one port after the other: the last that was seen, and by how much it counts.
     pub counting: Option<(u16, u16)>,
+    /// Whether somebody answers HTTP requests in the place of relays: a network whose users must log in. `None` if that was
+    /// not looked at, since there is UDP or nobody to ask.
+    pub captive_portal: Option<bool>,
     /// Latencies of the regions that answered.
     pub latencies: BTreeMap<RegionId, Latencies>,
     /// Home relay that this node should have, `None` only if no region may be one.
@@ -83,6 +86,12 @@ impl Report {
             derp_latency,
             ..NetInfo::default()
         }
+    }
+
+    /// Tells whether the network keeps its users from the Internet until they log in.
+    #[must_use]
+    pub fn is_captive(&self) -> bool {
+        !self.udp && self.captive_portal == Some(true)
     }
 
     /// Tells whether a server answered over this family.

@@ -13,6 +13,11 @@ use super::report::{Report, Sightings};
 
 /// How long STUN servers are asked.
 const STUN_PHASE: Duration = Duration::from_secs(3);
+/// Time without an answer after which a captive portal is looked for, and how long its answer is waited for.
+///
+/// Source: Tailscale `net/netcheck`, `captivePortalDelay`; `net/captivedetection`, `Timeout`.
+const PORTAL_DELAY: Duration = Duration::from_millis(200);
+const PORTAL_PHASE: Duration = Duration::from_secs(3);
 /// How long the whole measurement may last.
 const WHOLE: Duration = Duration::from_secs(5);
 /// Regions whose answers are enough.
@@ -34,6 +39,7 @@ pub(super) struct Run {
     /// When enough is known.
     stop_at: Option<Instant>,
     phase: Phase,
+    portal: Portal,
     report: Report,
     sightings: Sightings,
 }
@@ -50,6 +56,17 @@ struct Sent {
     set: usize,
     server: Arc<str>,
     at: Instant,
+}
+
+/// How far the search for a captive portal is.
+#[derive(Debug, PartialEq)]
+enum Portal {
+    /// It begins if no STUN server answers soon.
+    Planned,
+    /// So many relays have not answered yet.
+    Waiting(usize),
+    /// It is over, or not wanted.
+    Done,
 }
 
 #[derive(Debug, PartialEq)]
@@ -73,6 +90,7 @@ impl Run {
             sent: BTreeMap::new(),
             stop_at: None,
             phase: Phase::Stun,
+            portal: if is_full && families.v4 { Portal::Planned } else { Portal::Done },
             report: Report { has_v6: families.v6, ..Report::default() },
             sightings: Sightings::default(),
         }
@@ -125,6 +143,25 @@ impl Run {
         }
     }
 
+    /// Tells whether no STUN server has answered for so long that a captive portal may be in the way.
+    pub(super) fn wants_portal_check(&self, now: Instant) -> bool {
+        self.portal == Portal::Planned && !self.report.udp && now >= self.began + PORTAL_DELAY
+    }
+
+    pub(super) fn start_portal_check(&mut self, relays: usize) {
+        self.portal = if relays > 0 { Portal::Waiting(relays) } else { Portal::Done };
+    }
+
+    /// Takes over whether a portal answered for a relay. One is enough.
+    pub(super) fn handle_portal_answer(&mut self, is_portal: bool) {
+        let Portal::Waiting(others) = &mut self.portal else { return };
+        *others = others.saturating_sub(1);
+        if is_portal || *others == 0 {
+            self.report.captive_portal = Some(is_portal);
+            self.portal = Portal::Done;
+        }
+    }
+
     /// Tells whether nobody answers and it is time to measure over HTTPS.
     pub(super) fn wants_https(&self, now: Instant) -> bool {
         let has_network = self.families.v4 || self.families.v6;
@@ -143,7 +180,8 @@ impl Run {
     /// Returns when there is something to do.
     pub(super) fn next_timeout(&self) -> Instant {
         let probe = self.planned.first().map(|(at, ..)| *at).filter(|_| self.phase == Phase::Stun);
-        probe.map_or(self.end(), |at| at.min(self.end()))
+        let portal = (self.portal == Portal::Planned && !self.report.udp).then(|| self.began + PORTAL_DELAY);
+        probe.into_iter().chain(portal).fold(self.end(), Instant::min)
     }
 
     /// Ends the measurement; the home is for somebody else to fill in.
@@ -155,7 +193,10 @@ impl Run {
     fn end(&self) -> Instant {
         match &self.phase {
             Phase::Stun => self.stun_end(),
-            Phase::Https(waiting) if waiting.is_empty() => self.began,
+            Phase::Https(waiting) if waiting.is_empty() => match self.portal {
+                Portal::Waiting(_) => self.began + PORTAL_DELAY + PORTAL_PHASE,
+                Portal::Planned | Portal::Done => self.began,
+            },
             Phase::Https(_) => self.began + WHOLE,
         }
     }

@@ -276,3 +276,52 @@ proptest! {
         }
     }
 }
+
+/// Without UDP, relays are asked over plain HTTP whether somebody else answers for them.
+#[test]
+fn a_captive_portal_is_found_and_looked_for_again_until_it_is_gone() {
+    let mut world = World::new(2, &[]);
+    let mut with_http = map(1..=2);
+    for region in with_http.regions.as_mut().unwrap().values_mut() {
+        region.nodes[0].can_port80 = true;
+    }
+    world.check.set_map(&with_http);
+    // While a portal is in the way, each measurement that may be a full one is.
+    for (kind, answers, found) in [
+        (Kind::Full, [false, false], Some(false)),
+        (Kind::Full, [true, false], Some(true)),
+        (Kind::Auto, [false, true], Some(true)),
+        (Kind::Auto, [false, false], Some(false)),
+    ] {
+        world.check.start(kind, V4, world.now);
+        assert_eq!(world.check.poll_portal_probe(), None, "not before 200 ms");
+        world.now = world.check.poll_timeout().unwrap().max(world.now + Duration::from_millis(200));
+        world.check.handle_timeout(world.now);
+        let mut asked: Vec<_> =
+            std::iter::from_fn(|| world.check.poll_portal_probe()).map(|probe| probe.server.to_string()).collect();
+        asked.sort();
+        assert_eq!(asked, ["192.0.2.1:80", "192.0.2.2:80"]);
+        for is_portal in answers {
+            world.check.handle_portal_answer(is_portal, world.now);
+        }
+        let report = world.measure(kind, V4);
+        assert_eq!((report.captive_portal, report.is_captive()), (found, found == Some(true)));
+    }
+    // Nobody answers, which says nothing.
+    assert_eq!(world.measure(Kind::Full, V4).captive_portal, None);
+}
+
+#[test]
+fn no_portal_is_looked_for_where_udp_works_or_measurements_are_small() {
+    let mut world = World::new(1, &[(1, false, 20)]);
+    let mut with_http = map(1..=1);
+    with_http.regions.as_mut().unwrap().get_mut(&RegionId(1)).unwrap().nodes[0].can_port80 = true;
+    world.check.set_map(&with_http);
+    for kind in [Kind::Full, Kind::Incremental] {
+        let report = world.measure(kind, V4);
+        assert_eq!((report.captive_portal, world.check.poll_portal_probe()), (None, None));
+    }
+    world.round_trips.clear();
+    let report = world.measure(Kind::Incremental, V4);
+    assert_eq!((report.udp, report.captive_portal), (false, None));
+}

@@ -131,6 +131,7 @@ struct Report {
     global_v6: String,
     #[serde(rename = "MappingVariesByDestIP")]
     mapping_varies: Value,
+    captive_portal: Value,
     #[serde(rename = "PreferredDERP")]
     preferred: u16,
     region_latency: BTreeMap<String, u64>,
@@ -173,6 +174,9 @@ impl Report {
             family(&self.global_v4),
             family(&self.global_v6),
         );
+        if self.captive_portal == Value::Bool(true) {
+            text.push_str("\t* CaptivePortal: true (open any http:// address in a browser and log in)\n");
+        }
         if self.region_latency.is_empty() {
             text.push_str("\t* Nearest relay: unknown (no relay answered)\n");
             return text;
@@ -217,6 +221,13 @@ mod tests {
         assert!(text.ends_with("      }\n      2\n  - b.example/cap\n"), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
         assert_eq!(capabilities(&BTreeMap::new()), "");
+    }
+
+    #[test]
+    fn a_captive_portal_is_told() {
+        let of = |portal| serde_json::from_value::<Report>(json!({ "CaptivePortal": portal })).unwrap().text();
+        assert!(of(json!(true)).contains("* CaptivePortal: true (open"));
+        assert!(!of(json!(false)).contains("Portal") && !of(json!("")).contains("Portal"));
     }
 
     #[test]

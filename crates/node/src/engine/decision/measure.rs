@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -14,11 +14,12 @@ use warren_path::{Families, Kind, MapTarget, Netcheck, OwnNat, RelayAddress, Rep
 use warren_wire::control::{EndpointType, NetInfo, RegionId};
 
 use super::relays::Relays;
+use super::wall;
 use crate::engine::gateway::{Gateway, PortMapping};
 use crate::engine::names::{Names, look_up};
 use crate::engine::relay_link::round_trip;
 use crate::engine::shared::Sockets;
-use crate::engine::{self, Endpoint};
+use crate::engine::{self, Endpoint, portal};
 
 /// Time between measurements while packets flow, in milliseconds; random, so that nodes do not fall into step.
 ///
@@ -34,6 +35,9 @@ const REMEMBERED: Duration = Duration::from_secs(310);
 const MAX_REMEMBERED: usize = 12;
 /// Most endpoints that are told to the server.
 const MAX_ENDPOINTS: usize = 64;
+/// What people are told whom a network keeps from the Internet until they log in.
+const CAPTIVE: &str = "this network answers with a page of its own instead of the Internet (a captive portal): open any \
+                       http:// address in a browser and log in; until then peers and relays cannot be reached";
 /// Time to measure a region over its TCP connection.
 const RELAY_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -44,6 +48,8 @@ pub(super) enum Found {
     Server { host: Arc<str>, v6: bool, address: SocketAddr, bytes: Vec<u8> },
     /// The time there and back over a relay's connection.
     RelayLatency(RegionId, Duration),
+    /// Whether a captive portal answered for a relay.
+    Portal(bool),
     /// What the gateway lets through.
     Mapping(PortMapping),
 }
@@ -239,6 +245,13 @@ impl Measure {
                 },
             }
         }
+        while let Some(probe) = self.netcheck.poll_portal_probe() {
+            let found = self.found.clone();
+            let unix_seconds = wall().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+            tokio::spawn(async move {
+                let _ = found.send(Found::Portal(portal::ask(probe, unix_seconds).await)).await;
+            });
+        }
         while let Some(region) = self.netcheck.poll_relay_request() {
             if !relays.ping(region, self.rng.random(), now) && !relays.is_up(region) {
                 self.measure_relay(region, relays, secret);
@@ -277,6 +290,7 @@ impl Measure {
                 // Peers and the server learn of it with the next report.
                 self.want(Kind::Auto, now);
             }
+            Found::Portal(is_portal) => self.netcheck.handle_portal_answer(is_portal, now),
             Found::RelayLatency(region, latency) => self.netcheck.handle_relay_latency(region, latency, now),
         }
     }
@@ -298,6 +312,12 @@ impl Measure {
             };
         }
         Some(report)
+    }
+
+    /// Says what keeps this node from the Internet, for people.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let is_captive = self.netcheck.last_report().is_some_and(|report| report.is_captive());
+        is_captive.then(|| CAPTIVE.to_owned())
     }
 
     /// Returns when the running or last measurement began.
@@ -424,6 +444,7 @@ pub(super) fn summary(report: &Report, home: Option<RegionId>) -> engine::Netche
         global_v4: report.global_v4,
         global_v6: report.global_v6,
         mapping_varies: report.mapping_varies,
+        captive_portal: report.captive_portal,
         home,
         latencies: report.latencies.iter().filter_map(|(id, region)| Some((*id, best(region)?))).collect(),
     }

@@ -386,6 +386,7 @@ impl Tailnet {
         news.push(Event::Live { relays: self.relays.connected(), peers: self.sessions });
         let troubles = self.relays.troubles(now).chain(self.rule_trouble.clone());
         let troubles = troubles
+            .chain(self.measure.trouble())
             .chain(self.peer_relays.trouble())
             .chain(self.names.as_ref().and_then(|names| names.as_ref().err().cloned()));
         news.push(Event::Health(machine_troubles.iter().cloned().chain(troubles).collect()));
