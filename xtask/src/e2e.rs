@@ -47,6 +47,7 @@ const TESTS: &[Test] = &[
     Test { name: "hard_nat_is_met_from_an_easy_one", body: nat::hard_and_easy },
     Test { name: "port_mapping_leads_through_hard_nats", body: nat::port_mapping },
     Test { name: "port_mapping_by_upnp_leads_through_hard_nats", body: nat::upnp },
+    Test { name: "peer_relay_behind_a_nat_is_found", body: peer_relay::behind_nat },
     Test { name: "a_forwarded_port_leads_through_hard_nats", body: nat::static_endpoint },
     Test { name: "peer_relay_leads_through_hard_nats", body: peer_relay::nodes },
     Test { name: "full_packets_avoid_a_path_that_swallows_them", body: path_mtu::narrow },

@@ -77,6 +77,28 @@ pub(super) fn nodes(context: &Context) -> Result<()> {
     wait_peer_relay(&alpha, "beta", &beta4, &relay)
 }
 
+/// The relay is behind a NAT, too, which lets in what comes to a port that was used: the relay's own port is asked about, and
+/// kept open, from the beginning.
+pub(super) fn behind_nat(context: &Context) -> Result<()> {
+    let mut lab = Lab::new("nat-peer-relay", &["server", "rg", "ra", "rb"])?;
+    let [rg, ra, rb] = ["rg", "ra", "rb"].map(|name| lab.host(name));
+    lab.add_behind(&rg, Nat::Cone, "gamma")?;
+    let hosts = [lab.add_behind(&ra, Nat::Hard, "alpha")?, lab.add_behind(&rb, Nat::Hard, "beta")?];
+    let server = Server::start(&context.warren, &lab.host("server"), &[])?;
+    let (gamma, _) = gamma(context, &lab, &server)?;
+    let relay = format!("{}:", rg.outside());
+    let invitation = server.invite(&["--reusable"])?;
+    let [alpha, beta] = hosts.map(|host| Node::start(&context.warren, &host));
+    let (alpha, beta) = (alpha?, beta?);
+    alpha.up(&invitation, &[])?;
+    beta.up(&invitation, &[])?;
+    let ((alpha4, _), (beta4, _)) = (alpha.addresses()?, beta.addresses()?);
+    wait_peer_relay(&alpha, "beta", &beta4, &relay)
+        .and_then(|()| wait_peer_relay(&beta, "alpha", &alpha4, &relay))
+        .with_context(|| format!("the relay's log ends with:\n{}", last_lines(&gamma.process().log())))?;
+    transfer(&alpha.host, &beta.host, &beta4, 5_000_000).map(drop)
+}
+
 /// The same with the official Go client at one end.
 pub(super) fn go_client(context: &Context) -> Result<()> {
     let caddy = packages::caddy()?;

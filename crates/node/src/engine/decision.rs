@@ -5,6 +5,7 @@
 
 mod measure;
 mod peer_relays;
+mod relay_view;
 mod relays;
 mod routes;
 mod tailnet;

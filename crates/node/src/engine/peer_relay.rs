@@ -3,6 +3,7 @@
 //! [`PeerRelayServer`] decides; this moves the datagrams. Its lock is held for one batch of datagrams by the thread, and for one
 //! allocation by the decision task: neither waits longer than that for the other.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,8 +13,15 @@ use warren_os::{Offload, Outgoing, RecvBatch, UdpSocket, Waker, Watched, poll};
 use warren_path::{Allocation, PeerRelayServer, Verdict};
 use warren_wire::disco::RelayEndpoint;
 use warren_wire::key::{DiscoSecret, NodeKey};
+use warren_wire::stun::{self, TransactionId};
 
 use super::shared::Sockets;
+
+/// Most STUN servers whose answers are waited for.
+const MAX_ASKED: usize = 64;
+
+/// Takes what a STUN server answered to the relay's port; called by its thread.
+pub(super) type OnAnswer = Box<dyn Fn(Vec<u8>) + Send>;
 
 /// A relay at work. Dropping it ends the thread and closes the port.
 pub(super) struct PeerRelayThread {
@@ -23,6 +31,9 @@ pub(super) struct PeerRelayThread {
 
 struct Inside {
     server: Mutex<PeerRelayServer>,
+    sockets: Sockets,
+    /// STUN requests that are not answered yet: nothing else is taken for an answer, however much of it comes.
+    asked: Mutex<BTreeSet<TransactionId>>,
     waker: Waker,
     stop: AtomicBool,
 }
@@ -32,7 +43,7 @@ impl PeerRelayThread {
     ///
     /// # Errors
     /// Says in words what the system refuses; the port may be taken.
-    pub(super) fn start(port: u16, now: Instant) -> Result<Self, String> {
+    pub(super) fn start(port: u16, on_answer: OnAnswer, now: Instant) -> Result<Self, String> {
         let sockets =
             Sockets::bind(port, Offload::Probe).map_err(|error| format!("no UDP port for the peer relay: {error}"))?;
         let ports = [&sockets.v4, &sockets.v6].map(|socket| socket.as_ref().map_or(0, UdpSocket::port));
@@ -45,11 +56,12 @@ impl PeerRelayThread {
         let secret = DiscoSecret::generate().map_err(no_randomness)?;
         let waker = Waker::new().map_err(|error| format!("no event descriptor for the peer relay: {error}"))?;
         let server = Mutex::new(PeerRelayServer::new(secret, seed, now));
-        let inside = Arc::new(Inside { server, waker, stop: AtomicBool::new(false) });
+        let (asked, stop) = (Mutex::default(), AtomicBool::new(false));
+        let inside = Arc::new(Inside { server, sockets, asked, waker, stop });
         let thread = Arc::clone(&inside);
         std::thread::Builder::new()
             .name("peer-relay".into())
-            .spawn(move || thread.run(&sockets))
+            .spawn(move || thread.run(&on_answer))
             .map_err(|error| format!("no thread for the peer relay: {error}"))?;
         tracing::info!(?ports, "relaying for peers");
         Ok(Self { inside, ports })
@@ -58,6 +70,18 @@ impl PeerRelayThread {
     /// The UDP ports for IPv4 and IPv6; 0 without that family.
     pub(super) fn ports(&self) -> [u16; 2] {
         self.ports
+    }
+
+    /// Asks a STUN server how it sees the relay's port.
+    pub(super) fn ask(&self, server: SocketAddr, request: &[u8]) {
+        let Ok(id) = stun::parse_request(request) else { return };
+        let mut asked = self.inside.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.len() >= MAX_ASKED {
+            asked.pop_first();
+        }
+        asked.insert(id);
+        drop(asked);
+        let _ = self.inside.sockets.send(server, request);
     }
 
     /// Makes an endpoint at these addresses; `None` if it cannot be.
@@ -96,7 +120,8 @@ impl Inside {
         self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self, sockets: &Sockets) {
+    fn run(&self, on_answer: &OnAnswer) {
+        let sockets = &self.sockets;
         let mut received = RecvBatch::new();
         loop {
             let timeout = self.lock().poll_timeout().map(|at| at.saturating_duration_since(now()));
@@ -126,14 +151,21 @@ impl Inside {
                     // An error that waits was about a datagram that is gone.
                     && socket.recv_batch(&mut received).is_ok()
                 {
-                    self.pass_on(sockets, &mut received, now);
+                    self.pass_on(on_answer, &mut received, now);
                 }
             }
         }
     }
 
     /// Passes on a batch, a system call for each run of datagrams of one family.
-    fn pass_on(&self, sockets: &Sockets, received: &mut RecvBatch, now: Instant) {
+    fn pass_on(&self, on_answer: &OnAnswer, received: &mut RecvBatch, now: Instant) {
+        let sockets = &self.sockets;
+        for datagram in received.datagrams().filter(|datagram| stun::is_stun(datagram.bytes)) {
+            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            if stun::parse_response(datagram.bytes).is_ok_and(|(id, _)| asked.remove(&id)) {
+                on_answer(datagram.bytes.to_vec());
+            }
+        }
         let mut answers = Vec::new();
         let mut forwarded = Vec::new();
         {

@@ -13,6 +13,7 @@ use warren_os::{IfIndex, Interface, endpoint_addresses};
 use warren_path::{Families, Kind, MapTarget, Netcheck, OwnNat, RelayAddress, Report};
 use warren_wire::control::{EndpointType, NetInfo, RegionId};
 
+use super::relay_view::RelayFound;
 use super::relays::Relays;
 use super::wall;
 use crate::engine::gateway::{Gateway, PortMapping};
@@ -24,7 +25,7 @@ use crate::engine::{self, Endpoint, portal};
 /// Time between measurements while packets flow, in milliseconds; random, so that nodes do not fall into step.
 ///
 /// Source: Tailscale `wgengine/magicsock/magicsock.go`, `maybeRestartPeriodicSTUN`.
-const PERIOD_MILLIS: std::ops::Range<u64> = 20_000..26_000;
+pub(super) const PERIOD_MILLIS: std::ops::Range<u64> = 20_000..26_000;
 /// Time between measurements while there is no home relay.
 const HOMELESS_PERIOD: Duration = Duration::from_secs(3);
 /// Time for which an address that STUN servers saw is told to peers after it was last seen.
@@ -52,6 +53,8 @@ pub(super) enum Found {
     Portal(bool),
     /// What the gateway lets through.
     Mapping(PortMapping),
+    /// Something for the measurement of this node's peer relay.
+    ForRelay(RelayFound),
 }
 
 /// Measures the network.
@@ -290,6 +293,8 @@ impl Measure {
                 // Peers and the server learn of it with the next report.
                 self.want(Kind::Auto, now);
             }
+            // Taken care of before.
+            Found::ForRelay(_) => {}
             Found::Portal(is_portal) => self.netcheck.handle_portal_answer(is_portal, now),
             Found::RelayLatency(region, latency) => self.netcheck.handle_relay_latency(region, latency, now),
         }
@@ -335,13 +340,20 @@ impl Measure {
         }
     }
 
+    /// Returns the families in which others can be reached.
+    pub(super) fn families(&self) -> Families {
+        self.families
+    }
+
     /// Returns the addresses at which clients may find a peer relay on this machine's UDP ports, IPv4's and IPv6's: those of
-    /// this machine, and those with which servers see it, since the ports may be forwarded.
-    pub(super) fn relay_addresses(&self, [v4, v6]: [u16; 2]) -> Vec<SocketAddr> {
+    /// this machine, those with which servers see the very ports, and those with which they see this machine, since the ports
+    /// may be forwarded.
+    pub(super) fn relay_addresses(&self, [v4, v6]: [u16; 2], outside: &[SocketAddr]) -> Vec<SocketAddr> {
         let seen = self.seen.iter().rev().map(|(address, _)| address.ip());
         let mut all: Vec<SocketAddr> = Vec::new();
-        for ip in self.addresses.iter().copied().chain(seen) {
-            let address = SocketAddr::new(ip, if ip.is_ipv4() { v4 } else { v6 });
+        let with_port = |ip: IpAddr| SocketAddr::new(ip, if ip.is_ipv4() { v4 } else { v6 });
+        let own = self.addresses.iter().copied().map(with_port);
+        for address in own.chain(outside.iter().copied()).chain(seen.map(with_port)) {
             if address.port() != 0 && !all.contains(&address) {
                 all.push(address);
             }

@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
+use tokio::sync::mpsc;
 use warren_filter::Grants;
-use warren_path::{Allocation, PeerRelayRoles};
-use warren_wire::control::{CapabilityVersion, FilterRule};
+use warren_path::{Allocation, Families, PeerRelayRoles};
+use warren_wire::control::{CapabilityVersion, DerpMap, FilterRule};
 
+use super::measure::Found;
+use super::relay_view::{RelayFound, RelayView};
 use super::tailnet::Tailnet;
 use crate::engine::peer_relay::PeerRelayThread;
 use crate::netmap::Peer;
@@ -25,18 +28,82 @@ const MAY_BE_ASKED: &str = "tailscale.com/cap/relay-target";
 const FIRST_VERSION: CapabilityVersion = CapabilityVersion(121);
 
 /// What this node is and may be as a peer relay.
-#[derive(Default)]
 pub(super) struct PeerRelays {
     /// The rules that grant anything about peer relays; mostly none.
     grants: Grants,
     has_grants: bool,
     serving: Option<PeerRelayThread>,
+    view: RelayView,
+    found: mpsc::Sender<Found>,
     /// The port that was last tried.
     port: Option<u16>,
     trouble: Option<String>,
 }
 
 impl PeerRelays {
+    /// Makes what serves nobody. `seed` must be fresh randomness; what comes for it goes to `found`.
+    pub(super) fn new(seed: [u8; 32], found: mpsc::Sender<Found>) -> Self {
+        Self {
+            grants: Grants::default(),
+            has_grants: false,
+            serving: None,
+            view: RelayView::new(seed, found.clone()),
+            found,
+            port: None,
+            trouble: None,
+        }
+    }
+
+    /// Takes over the relay map.
+    pub(super) fn set_map(&mut self, map: &DerpMap, now: Instant) {
+        self.view.set_map(map, now);
+    }
+
+    /// Tells that the network of this machine changed.
+    pub(super) fn handle_link_change(&mut self, now: Instant) {
+        if self.serving.is_some() {
+            self.view.begin(now);
+        }
+    }
+
+    /// Takes over what came for the view from outside.
+    pub(super) fn handle_found(&mut self, found: RelayFound, now: Instant) {
+        if let Some(serving) = &self.serving {
+            self.view.handle_found(found, serving, now);
+        }
+    }
+
+    /// Acts on every deadline at or before `now`.
+    pub(super) fn handle_timeout(&mut self, families: Families, now: Instant) {
+        self.view.handle_timeout(families, now);
+    }
+
+    /// Returns when to call [`Self::handle_timeout`] next.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.view.poll_timeout()
+    }
+
+    /// Sends what is to be sent from the relay's port.
+    pub(super) fn drain(&mut self, now: Instant) {
+        if let Some(serving) = &self.serving {
+            self.view.drain(serving, now);
+        }
+    }
+
+    /// Begins to serve on a port, or says why it cannot.
+    fn serve(&mut self, port: u16, now: Instant) {
+        let found = self.found.clone();
+        // Full: the next answer comes in a while.
+        let on_answer = move |bytes| drop(found.try_send(Found::ForRelay(RelayFound::Answer(bytes))));
+        match PeerRelayThread::start(port, Box::new(on_answer), now) {
+            Ok(serving) => {
+                (self.serving, self.trouble) = (Some(serving), None);
+                self.view.begin(now);
+            }
+            Err(error) => self.trouble = Some(error),
+        }
+    }
+
     /// Takes over the packet filter.
     pub(super) fn set_rules(&mut self, rules: &[FilterRule]) {
         let is_ours = |rule: &&FilterRule| {
@@ -68,14 +135,12 @@ impl Tailnet {
         let port = local.settings.relay_port.filter(|_| !local.node.cap_map.has("disable-relay-server"));
         if port != self.peer_relays.port {
             self.peer_relays.serving = None;
+            self.peer_relays.view.end();
             self.peer_relays.trouble = None;
             self.peer_relays.port = port;
         }
         if let Some(port) = port.filter(|_| self.peer_relays.serving.is_none()) {
-            match PeerRelayThread::start(port, now) {
-                Ok(serving) => (self.peer_relays.serving, self.peer_relays.trouble) = (Some(serving), None),
-                Err(error) => self.peer_relays.trouble = Some(error),
-            }
+            self.peer_relays.serve(port, now);
         }
         let own = &self.local().node.addresses;
         let serves = self.peer_relays.serving.is_some() && self.peer_relays.grants(own, own, MAY_BE_ASKED);
@@ -109,7 +174,7 @@ impl Tailnet {
                 key
             }
         };
-        let addresses = self.measure.relay_addresses(serving.ports());
+        let addresses = self.measure.relay_addresses(serving.ports(), self.peer_relays.view.seen());
         if let Some(endpoint) = serving.allocate(&asked_by, wanted, &addresses, now) {
             self.paths.answer_allocation(wanted, endpoint, now);
         }

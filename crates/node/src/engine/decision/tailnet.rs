@@ -125,6 +125,7 @@ impl Tailnet {
         let relays = Relays::new(links, Arc::clone(&local.secret));
         let secret = NodeSecret::from_bytes(*local.secret.expose_bytes());
         let disco = DiscoSecret::from_bytes(*local.disco.expose_bytes());
+        let peer_relays = PeerRelays::new(rng.random(), found.clone());
         let mut tailnet = Self {
             peers: BTreeMap::new(),
             tunnels: Tunnels::new(secret, Arc::clone(&shared.table), rng.random(), now, wall),
@@ -146,7 +147,7 @@ impl Tailnet {
             rule_trouble: None,
             dirty: Dirty { prefixes: true, names: true, filter: true, ports: true, routes: true },
             names: None,
-            peer_relays: PeerRelays::default(),
+            peer_relays,
             traits,
         };
         #[cfg(debug_assertions)]
@@ -207,6 +208,7 @@ impl Tailnet {
     /// Takes over the relay map.
     pub(super) fn set_map(&mut self, map: Arc<DerpMap>, now: Instant) {
         self.measure.netcheck.set_map(&map);
+        self.peer_relays.set_map(&map, now);
         self.relays.set_map(map, now);
         self.measure.want(warren_path::Kind::Full, now);
         self.drain(now);

@@ -145,7 +145,12 @@ impl Tailnet {
 
     /// Takes over what a measurement's task found.
     pub(super) fn handle_found(&mut self, found: Found, now: Instant) {
-        self.measure.handle_found(found, &self.shared.sockets.load(), now);
+        match found {
+            Found::ForRelay(found) => self.peer_relays.handle_found(found, now),
+            Found::Server { .. } | Found::RelayLatency(..) | Found::Portal(_) | Found::Mapping(_) => {
+                self.measure.handle_found(found, &self.shared.sockets.load(), now);
+            }
+        }
         self.drain(now);
     }
 
@@ -164,11 +169,13 @@ impl Tailnet {
             AddressChange::None if way_out == WayOut::Same => {}
             // What was begun before there was a way out has failed, or will.
             AddressChange::None | AddressChange::Gained => {
+                self.peer_relays.handle_link_change(now);
                 self.relays.retry(now);
                 self.paths.handle_link_gained(now);
                 self.measure.restart(now);
             }
             AddressChange::Lost => {
+                self.peer_relays.handle_link_change(now);
                 self.relays.reconnect(now);
                 self.paths.handle_rebind(now);
                 self.measure.restart(now);
@@ -192,6 +199,7 @@ impl Tailnet {
         self.drain(now);
         let resting = self.peers.is_empty() || !self.paths.in_use();
         self.measure.handle_timeout(resting, now);
+        self.peer_relays.handle_timeout(self.measure.families(), now);
         self.relays.handle_timeout(now);
         for held in self.held_pings.extract_if(.., |held| held.until <= now) {
             let _ = held.reply.send(Err(PingError::NoPath));
@@ -205,6 +213,7 @@ impl Tailnet {
             self.tunnels.poll_timeout(),
             self.paths.poll_timeout(),
             self.measure.poll_timeout(),
+            self.peer_relays.poll_timeout(),
             self.relays.poll_timeout(),
             self.held_pings.iter().map(|held| held.until).min(),
         ];
@@ -270,6 +279,7 @@ impl Tailnet {
             }
             let secret = Arc::clone(&self.local().secret);
             self.measure.drain(&self.shared.sockets.load(), &mut self.relays, &secret, now);
+            self.peer_relays.drain(now);
             while let Some(report) = self.measure.take_report(&self.relays, now) {
                 quiet = false;
                 self.handle_report(&report, now);
