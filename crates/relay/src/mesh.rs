@@ -17,7 +17,7 @@ use crate::client::{ClientError, ClientReader, ClientWriter, ConnectError, Who, 
 use crate::hub::{Connection, Hub};
 use crate::server::{Server, WRITE_BYTES};
 
-/// Time between two attempts to connect.
+/// Mean time between two attempts to connect.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often the other relay is asked for a sign of life.
 const PING: Duration = Duration::from_secs(10);
@@ -44,7 +44,7 @@ impl Server {
                     reason = ended,
                     "no connection to the other relay of the region"
                 );
-                tokio::time::sleep(RETRY).await;
+                tokio::time::sleep(retry_delay()).await;
             }
         };
         tokio::select! {
@@ -109,6 +109,16 @@ impl Server {
     }
 }
 
+/// Draws the time until the next attempt, half to one and a half times [`RETRY`]: relays that lost the same one do not knock
+/// at the same instant.
+fn retry_delay() -> Duration {
+    let mut byte = [0];
+    // Without randomness all wait for the shortest time.
+    let _ = getrandom::fill(&mut byte);
+    let [byte] = byte;
+    RETRY / 2 + RETRY * u32::from(byte) / 255
+}
+
 /// A connection that is up; when it ends, what is known by it is forgotten.
 struct Up<'a> {
     hub: &'a Hub,
@@ -126,5 +136,17 @@ impl Drop for Up<'_> {
     fn drop(&mut self) {
         self.hub.counters.mesh_links.fetch_sub(1, Ordering::Relaxed);
         self.hub.lose_link(self.link);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_are_spread_around_a_second() {
+        let delays: Vec<Duration> = (0..1000).map(|_| retry_delay()).collect();
+        assert!(delays.iter().all(|delay| (RETRY / 2..=RETRY * 3 / 2).contains(delay)));
+        assert!(delays.iter().any(|delay| *delay < RETRY * 4 / 5) && delays.iter().any(|delay| *delay > RETRY * 6 / 5));
     }
 }
