@@ -1,5 +1,6 @@
 //! End-to-end tests: the real program, real TUN devices, official clients, in network namespaces; one after another.
 
+mod exit;
 mod failures;
 mod go_client;
 mod link;
@@ -72,6 +73,9 @@ const TESTS: &[Test] = &[
     Test { name: "killed_subnet_router_leaves_nothing_and_comes_back", body: routes::killed },
     Test { name: "a_second_subnet_router_takes_over", body: routes::second_router },
     Test { name: "go_client_is_told_of_a_subnet_router", body: routes::go_client },
+    Test { name: "exit_nodes_lead_to_the_internet_and_nothing_past_them", body: exit::internet },
+    Test { name: "the_tunnel_goes_around_itself", body: exit::no_loops },
+    Test { name: "any_exit_node_is_one_that_is_there", body: exit::any },
     Test { name: "names_of_the_tailnet_are_found_by_programs", body: names::programs },
     Test { name: "rust_client_fetches_from_go_client", body: rust_client::with_go_client },
     Test { name: "rust_client_echoes_with_node_and_go_client", body: rust_client::echoes },

@@ -33,6 +33,9 @@ pub(crate) struct Lab {
     links: Vec<link::Link>,
 }
 
+/// Addresses of the machine on the Internet, if there is one: neither is of a private network.
+pub(crate) const WEB: [&str; 2] = ["9.93.0.2", "2a93::2"];
+
 /// Names that hosts know: that of the first host, which is the server where names matter.
 const HOSTS: &str = "127.0.0.1 localhost\n::1 localhost\n10.91.0.2 server.lab\nfd91::2 server.lab\n";
 
@@ -94,6 +97,27 @@ impl Lab {
         self.on_switch + 1
     }
 
+    /// Makes one more host on the switch that is a machine on the Internet: [`WEB`] are its addresses, to which the switch
+    /// routes whatever hosts send to their gateway.
+    pub(crate) fn add_web(&mut self) -> Result<Host> {
+        let host = self.add("web")?;
+        let switch = self.namespace("sw");
+        let (_, number) = host.address.rsplit_once('.').unwrap_or_default();
+        for words in [
+            format!("-n {} address add {}/32 dev lo", host.namespace, WEB[0]),
+            format!("-n {} address add {}/128 dev lo nodad", host.namespace, WEB[1]),
+            format!("-n {switch} route add {}/32 via {}", WEB[0], host.address),
+            format!("-n {switch} route add {}/128 via fd91::{number}", WEB[1]),
+        ] {
+            ip(&words)?;
+        }
+        // Without redirects, which would show hosts the way past the gateway.
+        let words = "-q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.send_redirects=0 \
+                     net.ipv4.conf.br0.send_redirects=0";
+        Run::new("ip").args("netns exec").arg(&switch).arg("sysctl").args(words).output()?;
+        Ok(host)
+    }
+
     /// Makes a host without any link, which knows the server's name.
     fn make(&mut self, name: &str, address: String) -> Result<Host> {
         let namespace = self.namespace(name);
@@ -103,6 +127,8 @@ impl Lab {
         let etc = host.etc();
         std::fs::create_dir_all(&etc)?;
         std::fs::write(etc.join("hosts"), HOSTS)?;
+        // One of its own, which a node may change. Nobody answers there; whoever asks is told so at once.
+        host.set_nameserver("10.91.0.1")?;
         Ok(host)
     }
 

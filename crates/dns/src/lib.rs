@@ -1,10 +1,11 @@
 //! DNS messages, and the answers of the tailnet's names.
 //!
 //! [`Query`] reads what a program asks, [`Reply`] what an upstream resolver says; both read hostile bytes. [`Zone`] knows the
-//! names of the tailnet and which upstreams are asked for others. [`Resolver`] puts them together: it answers, forwards,
+//! names of the tailnet and which upstreams are asked for others. [`Question`] asks for the program itself. [`Resolver`] puts them together: it answers, forwards,
 //! remembers, and tries again. It touches no socket and reads no clock.
 #![forbid(unsafe_code)]
 
+mod ask;
 mod cache;
 mod derive;
 mod name;
@@ -14,6 +15,7 @@ mod resolver;
 mod write;
 mod zone;
 
+pub use ask::Question;
 pub use derive::{Member, upstream};
 pub use name::{MAX_NAME_BYTES, Name, NameError};
 pub use query::{Class, Kind, Query, QueryError};

@@ -15,7 +15,7 @@ use tokio::task::AbortHandle;
 use warren_wire::key::DiscoSecret;
 
 use crate::control_client::{Connector, Event, Login, Report, ServerUrl, Session, Target};
-use crate::engine::{self, Engine, Local, LocalUpdate, Settings, Update};
+use crate::engine::{self, Engine, ExitChoice, ExitNode, Local, LocalUpdate, Settings, Update};
 use crate::hostinfo;
 use crate::local_api::types::{State, Trouble, TroubleKind};
 use crate::local_api::{Bus, Request, Shared};
@@ -281,12 +281,19 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
 
     fn settings(&self) -> Settings {
         let prefs = &self.disk.state.prefs;
+        let exit_node = if prefs.auto_exit_node.is_empty() {
+            let id = || (!prefs.exit_node_id.is_empty()).then(|| ExitChoice::Id(prefs.exit_node_id.clone()));
+            prefs.exit_node_ip.map(ExitChoice::Address).or_else(id)
+        } else {
+            Some(ExitChoice::Any)
+        };
         Settings {
             accept_routes: prefs.route_all,
             shields_up: prefs.shields_up,
             relay_port: prefs.relay_server_port,
             offered_routes: prefs.advertise_routes.clone().into(),
             keeps_source: prefs.no_snat,
+            exit_node: exit_node.map(|who| ExitNode { who, lan_access: prefs.exit_node_allow_lan_access }),
         }
     }
 

@@ -8,7 +8,7 @@
 //! is given when it is made.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -218,6 +218,28 @@ pub struct Settings {
     /// Leave packets that are passed on to those networks their source address; else they get one of this machine, so that
     /// answers find back.
     pub keeps_source: bool,
+    /// The peer that takes all packets for the Internet. While it cannot be used, none leave.
+    pub exit_node: Option<ExitNode>,
+}
+
+/// Names the peer that takes all packets for the Internet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExitNode {
+    /// Who.
+    pub who: ExitChoice,
+    /// Reach the networks that this machine is in straight.
+    pub lan_access: bool,
+}
+
+/// Says how an exit node is chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExitChoice {
+    /// Whichever can be used.
+    Any,
+    /// The one with this stable ID.
+    Id(String),
+    /// The one with this address.
+    Address(IpAddr),
 }
 
 impl Settings {
@@ -264,6 +286,8 @@ pub struct Status {
     pub interface: Option<String>,
     /// Home relay.
     pub home: Option<RegionId>,
+    /// The exit node in use.
+    pub exit_node: Option<NodeKey>,
     /// One entry for each peer of the engine.
     pub peers: Vec<PeerStatus>,
 }

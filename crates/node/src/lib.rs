@@ -16,6 +16,7 @@ pub mod engine;
 pub mod host;
 pub mod hostinfo;
 pub mod local_api;
+mod look_up;
 pub mod netmap;
 pub mod prefs;
 pub mod state;

@@ -1,5 +1,7 @@
 //! What the user of this machine chose.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -34,11 +36,22 @@ pub struct Prefs {
     pub logged_out: bool,
     /// Use routes that peers offer.
     pub route_all: bool,
-    /// Networks behind this node that it offers to peers.
+    /// Networks behind this node that it offers to peers; both default routes offer it as an exit node.
     pub advertise_routes: Vec<IpNet>,
     /// Leave the source address of what is passed on to those networks as it is.
     #[serde(rename = "NoSNAT")]
     pub no_snat: bool,
+    /// Stable ID of the peer that takes all packets for the Internet; empty if it is chosen in another way, or none is.
+    #[serde(rename = "ExitNodeID")]
+    pub exit_node_id: String,
+    /// Address of that peer, in place of its ID.
+    #[serde(rename = "ExitNodeIP", with = "address_or_nothing")]
+    pub exit_node_ip: Option<IpAddr>,
+    /// `any`: let whichever peer can be it be the exit node; else empty.
+    pub auto_exit_node: String,
+    /// Reach the networks that this machine is in straight, though an exit node is used.
+    #[serde(rename = "ExitNodeAllowLANAccess")]
+    pub exit_node_allow_lan_access: bool,
     /// Refuse connections from peers.
     pub shields_up: bool,
     /// Host name to show instead of the machine's own; empty means the machine's own.
@@ -63,6 +76,10 @@ impl Default for Prefs {
             route_all: false,
             advertise_routes: Vec::new(),
             no_snat: false,
+            exit_node_id: String::new(),
+            exit_node_ip: None,
+            auto_exit_node: String::new(),
+            exit_node_allow_lan_access: false,
             shields_up: false,
             hostname: String::new(),
             operator_user: String::new(),
@@ -99,6 +116,9 @@ pub enum PrefsError {
         /// What is expected.
         reason: &'static str,
     },
+    /// A node cannot send everything to another one and take everything from others.
+    #[error("a node that offers itself as an exit node cannot use another one: take one of the two back")]
+    ExitBothWays,
 }
 
 impl Prefs {
@@ -125,6 +145,9 @@ impl Prefs {
             }
             next.set(field, object.get(field).unwrap_or(&Value::Null))?;
         }
+        if next.uses_exit_node() && next.offers_exit_node() {
+            return Err(PrefsError::ExitBothWays);
+        }
         let trust = |prefs: &Self| (prefs.control_url.clone(), prefs.server_key.clone(), prefs.operator_user.clone());
         let right = if trust(&next) == trust(self) { Right::Own } else { Right::Root };
         *self = next;
@@ -141,6 +164,24 @@ impl Prefs {
         }
         let reason = "expected mkey: and 64 hex digits";
         self.server_key.parse().map(Some).map_err(|_| PrefsError::Invalid { field: "ServerKey", reason })
+    }
+
+    /// Tells whether an exit node was chosen, be it known or not.
+    #[must_use]
+    pub fn uses_exit_node(&self) -> bool {
+        !self.exit_node_id.is_empty() || self.exit_node_ip.is_some() || !self.auto_exit_node.is_empty()
+    }
+
+    /// Tells whether this node offers itself as an exit node.
+    #[must_use]
+    pub fn offers_exit_node(&self) -> bool {
+        self.advertise_routes.iter().any(|route| route.prefix_len() == 0)
+    }
+
+    fn forget_exit_node(&mut self) {
+        self.exit_node_id.clear();
+        self.exit_node_ip = None;
+        self.auto_exit_node.clear();
     }
 
     fn set(&mut self, field: &str, value: &Value) -> Result<(), PrefsError> {
@@ -164,6 +205,39 @@ impl Prefs {
             "RouteAll" => self.route_all = flag("RouteAll", value)?,
             "AdvertiseRoutes" => self.advertise_routes = routes(value)?,
             "NoSNAT" => self.no_snat = flag("NoSNAT", value)?,
+            // Choosing in one of the three ways ends what was chosen in another.
+            "ExitNodeID" => {
+                let id = text("ExitNodeID", value)?;
+                if id.len() > 64 || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
+                    let reason = "expected the stable ID of a peer, or nothing";
+                    return Err(PrefsError::Invalid { field: "ExitNodeID", reason });
+                }
+                if !id.is_empty() {
+                    self.forget_exit_node();
+                }
+                self.exit_node_id = id;
+            }
+            "ExitNodeIP" => {
+                let ip = text("ExitNodeIP", value)?;
+                let reason = "expected an address, or nothing";
+                let ip = (!ip.is_empty()).then(|| ip.parse()).transpose();
+                let ip = ip.map_err(|_| PrefsError::Invalid { field: "ExitNodeIP", reason })?;
+                if ip.is_some() {
+                    self.forget_exit_node();
+                }
+                self.exit_node_ip = ip;
+            }
+            "AutoExitNode" => {
+                let auto = text("AutoExitNode", value)?;
+                if !auto.is_empty() && auto != "any" {
+                    return Err(PrefsError::Invalid { field: "AutoExitNode", reason: "expected any, or nothing" });
+                }
+                if !auto.is_empty() {
+                    self.forget_exit_node();
+                }
+                self.auto_exit_node = auto;
+            }
+            "ExitNodeAllowLANAccess" => self.exit_node_allow_lan_access = flag("ExitNodeAllowLANAccess", value)?,
             "ShieldsUp" => self.shields_up = flag("ShieldsUp", value)?,
             "Hostname" => {
                 let name = text("Hostname", value)?;
@@ -231,18 +305,37 @@ fn routes(value: &Value) -> Result<Vec<IpNet>, PrefsError> {
                 "bits beyond the length of the network are set; 10.0.0.0/24 is one, 10.0.0.1/24 is not",
             ));
         }
-        if net.prefix_len() == 0 {
-            return Err(invalid("a node cannot offer the whole Internet yet; name networks"));
-        }
         let address = net.addr();
-        if address.is_loopback() || address.is_multicast() || address.is_unspecified() {
+        let is_nowhere = address.is_loopback() || address.is_multicast() || address.is_unspecified();
+        if net.prefix_len() > 0 && is_nowhere {
             return Err(invalid("loopback and groups cannot be behind a node"));
         }
         routes.push(net);
     }
     routes.sort_unstable();
     routes.dedup();
+    // Clients use both or none: with one alone the other family would pass by.
+    if routes.iter().filter(|net| net.prefix_len() == 0).count() == 1 {
+        return Err(invalid("0.0.0.0/0 and ::/0 go together; to offer an exit node say --advertise-exit-node"));
+    }
     Ok(routes)
+}
+
+/// Writes no address as an empty text, as Go does.
+mod address_or_nothing {
+    use std::net::IpAddr;
+
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer, de::Error as _};
+
+    #[expect(clippy::ref_option, reason = "serde calls it so")]
+    pub(super) fn serialize<S: Serializer>(address: &Option<IpAddr>, to: S) -> Result<S::Ok, S::Error> {
+        address.map(|address| address.to_string()).unwrap_or_default().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<IpAddr>, D::Error> {
+        let text = Option::<String>::deserialize(from)?.unwrap_or_default();
+        (!text.is_empty()).then(|| text.parse().map_err(D::Error::custom)).transpose()
+    }
 }
 
 fn text(field: &'static str, value: &Value) -> Result<String, PrefsError> {
@@ -335,6 +428,44 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_exit_node_is_offered_in_both_families_or_not_at_all() {
+        let offer = |routes: Value| {
+            let mut prefs = Prefs::default();
+            prefs.patch(&json!({"AdvertiseRoutes": routes, "AdvertiseRoutesSet": true})).map(|_| prefs)
+        };
+        assert!(offer(json!(["::/0", "0.0.0.0/0"])).unwrap().offers_exit_node());
+        assert!(offer(json!(["::/0"])).is_err() && offer(json!(["0.0.0.0/0", "10.0.0.0/8"])).is_err());
+    }
+
+    #[test]
+    fn an_exit_node_is_chosen_in_one_way_and_never_by_one_that_is_one() {
+        let mut prefs = Prefs::default();
+        let way = |prefs: &Prefs| (prefs.exit_node_id.clone(), prefs.exit_node_ip, prefs.auto_exit_node.clone());
+        prefs.patch(&json!({"ExitNodeID": "n1", "ExitNodeIDSet": true})).unwrap();
+        prefs.patch(&json!({"ExitNodeIP": "100.64.0.9", "ExitNodeIPSet": true})).unwrap();
+        assert_eq!(way(&prefs), (String::new(), Some([100, 64, 0, 9].into()), String::new()));
+        prefs.patch(&json!({"AutoExitNode": "any", "AutoExitNodeSet": true, "ExitNodeIPSet": true})).unwrap();
+        assert_eq!(way(&prefs), (String::new(), None, "any".to_owned()));
+        let both = prefs.patch(&json!({"AdvertiseRoutes": ["0.0.0.0/0", "::/0"], "AdvertiseRoutesSet": true}));
+        assert_eq!(both, Err(PrefsError::ExitBothWays));
+        prefs.patch(&json!({"AutoExitNodeSet": true, "ExitNodeIPSet": true, "ExitNodeIDSet": true})).unwrap();
+        assert!(!prefs.uses_exit_node());
+        for (field, value) in [("ExitNodeIP", "alpha"), ("AutoExitNode", "all"), ("ExitNodeID", "a b")] {
+            assert!(prefs.patch(&json!({field: value, format!("{field}Set"): true})).is_err(), "{field}");
+        }
+    }
+
+    #[test]
+    fn the_exit_nodes_address_is_a_text_that_may_be_empty() {
+        let set = Prefs { exit_node_ip: Some([100, 64, 0, 9].into()), ..Prefs::default() };
+        for (prefs, text) in [(Prefs::default(), ""), (set, "100.64.0.9")] {
+            let json = serde_json::to_value(&prefs).unwrap();
+            assert_eq!(json["ExitNodeIP"], text);
+            assert_eq!(serde_json::from_value::<Prefs>(json).unwrap(), prefs);
+        }
+    }
+
     fn arb_json() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),
@@ -356,7 +487,7 @@ mod tests {
                 (prop_oneof![
                     Just("ControlURL"), Just("ServerKey"), Just("WantRunning"), Just("LoggedOut"), Just("RouteAll"),
                     Just("ShieldsUp"), Just("Hostname"), Just("OperatorUser"), Just("MapMaxAge"), Just("RelayServerPort"),
-                    Just("ExitNodeID"), Just("AdvertiseRoutes"), Just("NoSNAT"), Just("")
+                    Just("ExitNodeID"), Just("ExitNodeIP"), Just("AutoExitNode"), Just("AdvertiseRoutes"), Just("NoSNAT"), Just("")
                 ], arb_json(), arb_json()),
                 0..4,
             )
@@ -395,6 +526,10 @@ mod tests {
             "OperatorUser",
             "AdvertiseRoutes",
             "NoSNAT",
+            "ExitNodeID",
+            "ExitNodeIP",
+            "AutoExitNode",
+            "ExitNodeAllowLANAccess",
         ] {
             assert!(json.get(name).is_some(), "{name}");
         }

@@ -8,8 +8,8 @@
 //! machine through [`Netlink`] and learns of changes from [`LinkWatch`].
 //!
 //! # What stays behind after `kill -9`
-//! Nothing, by construction: see the module [`netlink`] for how routes are chosen so that the kernel removes them
-//! together with the TUN device, and [`Passing`] for firewall rules that go with the process.
+//! No address and no route into the tunnel: the kernel removes them together with the TUN device. Firewall rules go with the
+//! process, see [`Passing`]. Routing rules stay, and mean nothing alone; see the module [`netlink`].
 #![deny(unsafe_op_in_unsafe_fn)]
 #![cfg(target_os = "linux")]
 
@@ -32,13 +32,13 @@ pub use files::{FileError, LockError, LockFile, create_private_dir, write_privat
 pub use host::{HostFacts, boot_id, time_since_boot};
 pub use identity::{PeerCredentials, peer_credentials};
 pub use ifname::{IfIndex, IfName, IfNameError};
-pub use netlink::{Changes, DefaultRoutes, Interface, LinkWatch, Netlink, NetlinkError};
-pub use passing::{Forwarding, Passing, PassingError};
+pub use netlink::{Changes, DefaultRoutes, Interface, LinkWatch, MainRoute, Netlink, NetlinkError, RouteTable};
+pub use passing::{Forwarding, Passing, PassingError, is_strict};
 pub use rustix::io::Errno;
 pub use service::{bind_service, is_own_address};
 pub use tun::{
     Checksum, MAX_PACKET_BYTES, MAX_PARTS, Offload, SegmentKind, Segments, Tun, TunError, TunOffloads, TunQueue,
     TunRead, VnetHeader,
 };
-pub use udp::{BYPASS_MARK, Datagram, Family, Outgoing, RecvBatch, Run, SendReport, UdpSocket};
+pub use udp::{BYPASS_MARK, BYPASS_MASK, Datagram, Family, Outgoing, RecvBatch, Run, SendReport, UdpSocket, mark};
 pub use wait::{Ready, Waker, Watched, poll, poll_many};

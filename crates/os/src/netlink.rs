@@ -1,21 +1,20 @@
 //! Addresses, routes and interfaces through the kernel's route socket.
 //!
-//! # How packets find the tunnel, and why nothing is left behind
-//! Everything that this module adds hangs on the TUN interface: addresses of the interface and routes of the *main*
-//! table whose only way out is the interface. The kernel removes both together with the interface, and the interface
-//! goes with the process that opened it, even after `kill -9`. Policy rules, tables of one's own, throw routes and
-//! firewall chains would outlive the process, so none is made.
+//! # How packets find the tunnel, and what is left behind
+//! Routes to the TUN interface lie in a table of their own, [`TABLE`], which policy rules put before the main one; packets
+//! with the mark [`crate::BYPASS_MARK`] never look there. Every socket by which the tunnel itself is carried has that mark, so
+//! that nothing of it enters the tunnel whatever is routed into it, and an exit node can take everything else.
 //!
-//! Two questions that other programs answer with policy rules are answered as follows.
-//! - *Local networks.* Routes carry the metric [`ROUTE_METRIC`], far worse than that of a connected network or of a
-//!   route from DHCP: a peer's offer of a network that this machine is already in never takes it over. Give one route
-//!   per range (`100.64.0.0/10`, `fd7a:115c:a1e0::/48`) plus one per accepted subnet. The interface's own addresses
+//! - *Local networks.* What the main table knows better is left to it: `throw` routes take its prefixes out of ours, so
+//!   that a peer's offer of a network that this machine is already in never takes it over. The interface's own addresses
 //!   are /32 and /128, so that the kernel adds no network of its own.
-//! - *Loops.* The tunnel's own UDP packets must not enter the tunnel. Endpoints in the tailnet's ranges are never
-//!   used ([`crate::endpoint_addresses`]), so only a peer endpoint inside an accepted subnet could loop; the kernel then
-//!   gives the packet the tunnel address as its source, and the engine drops packets from the TUN whose source is
-//!   its own address and own UDP port. All sockets also carry the mark [`crate::BYPASS_MARK`], so that an administrator
-//!   (and, later, exit node support) can route them apart.
+//! - *Kernels without rules.* Then routes go to the main table, with the metric [`ROUTE_METRIC`], far worse than that of a
+//!   connected network or of a route from DHCP. The engine drops packets from the TUN whose source is its own address and
+//!   own UDP port.
+//!
+//! Addresses and routes go with the interface, and that goes with the process that opened it, even after `kill -9`. The rules
+//! stay then, and `throw` routes; both mean nothing without the routes beside them, and carry the protocol number
+//! [`PROTOCOL`] by which the next start, or `warren cleanup`, finds them.
 //!
 //! A persistent TUN device made by the administrator (`ip tuntap add`) does survive the process. The `sync_*` calls
 //! take away whatever an earlier process left on it.
@@ -23,9 +22,10 @@
 //! All changes are idempotent: adding what is there and removing what is not succeeds. Calls need a tokio runtime;
 //! [`Netlink`] works in the network namespace of the thread that connected it.
 
+mod rules;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::{Stream, TryStreamExt};
@@ -41,6 +41,7 @@ use rustix::io::Errno;
 
 use crate::ifname::IfIndex;
 
+pub use rules::{PROTOCOL, TABLE};
 pub use watch::LinkWatch;
 
 /// The metric of all our routes; lower wins, and connected networks and DHCP use 0 to about 1,000.
@@ -115,6 +116,35 @@ pub struct DefaultRoutes {
     pub v6: Option<IfIndex>,
     /// The IPv4 gateway; `None` if the way out has none, as in a tunnel.
     pub gateway_v4: Option<Ipv4Addr>,
+}
+
+/// Says in which table routes lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouteTable {
+    /// The one that [`Netlink::add_rules`] puts before the main one, [`TABLE`].
+    Own,
+    /// The main one.
+    Main,
+}
+
+impl RouteTable {
+    fn number(self) -> u8 {
+        match self {
+            Self::Own => TABLE,
+            Self::Main => RouteHeader::RT_TABLE_MAIN,
+        }
+    }
+}
+
+/// Describes a route of the main table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MainRoute {
+    /// Where it leads.
+    pub prefix: IpNet,
+    /// By which interface, if by one alone.
+    pub interface: Option<IfIndex>,
+    /// Whether that is a network which this machine is in: there is no gateway.
+    pub connected: bool,
 }
 
 /// Tells what a `sync_*` call changed.
@@ -237,21 +267,39 @@ impl Netlink {
         Ok(changes)
     }
 
-    /// Lists the prefixes that the main table routes to an interface, without those the kernel made itself.
+    /// Lists the prefixes that are routed to an interface in a table, without those the kernel made itself.
     ///
     /// # Errors
     /// See [`NetlinkError`].
-    pub async fn routes(&self, interface: IfIndex) -> Result<Vec<IpNet>, NetlinkError> {
-        let routes = self.main_table().await?;
+    pub async fn routes(&self, interface: IfIndex, table: RouteTable) -> Result<Vec<IpNet>, NetlinkError> {
+        let routes = self.tables(&[table]).await?;
         Ok(routes.iter().filter(|route| is_ours(route, interface)).filter_map(destination).collect())
     }
 
-    /// Routes a prefix to an interface, in the main table with [`ROUTE_METRIC`].
+    /// Lists what the main table knows besides default routes and those to `except`.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub async fn main_routes(&self, except: IfIndex) -> Result<Vec<MainRoute>, NetlinkError> {
+        let describe = |route: &RouteMessage| {
+            let prefix = destination(route).filter(|net| net.prefix_len() > 0)?;
+            let is_gateway = |attribute: &RouteAttribute| {
+                matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_))
+            };
+            let connected = route.header.kind == RouteType::Unicast && !route.attributes.iter().any(is_gateway);
+            Some(MainRoute { prefix, interface: output(route), connected })
+        };
+        let routes = self.tables(&[RouteTable::Main]).await?;
+        Ok(routes.iter().filter(|route| output(route) != Some(except)).filter_map(describe).collect())
+    }
+
+    /// Routes a prefix to an interface, with [`ROUTE_METRIC`].
     ///
     /// # Errors
     /// See [`NetlinkError`]; a route that is there already is no error, unless it leads to another interface.
-    pub async fn add_route(&self, interface: IfIndex, prefix: IpNet) -> Result<(), NetlinkError> {
-        let result = self.handle.route().add(route(interface, prefix)).execute().await.map_err(failed("add a route"));
+    pub async fn add_route(&self, interface: IfIndex, prefix: IpNet, table: RouteTable) -> Result<(), NetlinkError> {
+        let message = in_table(route(interface, prefix), table);
+        let result = self.handle.route().add(message).execute().await.map_err(failed("add a route"));
         let Err(NetlinkError::Refused { errno: Errno::EXIST, .. }) = result else {
             return result;
         };
@@ -260,15 +308,15 @@ impl Netlink {
         let ours = |route: &RouteMessage| {
             is_ours(route, interface) && destination(route) == Some(prefix) && metric(route) == ROUTE_METRIC
         };
-        if self.main_table().await?.iter().any(ours) { Ok(()) } else { Err(NetlinkError::RouteTaken { prefix }) }
+        if self.tables(&[table]).await?.iter().any(ours) { Ok(()) } else { Err(NetlinkError::RouteTaken { prefix }) }
     }
 
     /// Removes a route that [`Self::add_route`] made.
     ///
     /// # Errors
     /// See [`NetlinkError`]; a route that is not there is no error.
-    pub async fn remove_route(&self, interface: IfIndex, prefix: IpNet) -> Result<(), NetlinkError> {
-        let result = self.handle.route().del(route(interface, prefix)).execute().await;
+    pub async fn remove_route(&self, interface: IfIndex, prefix: IpNet, table: RouteTable) -> Result<(), NetlinkError> {
+        let result = self.handle.route().del(in_table(route(interface, prefix), table)).execute().await;
         unless(result.map_err(failed("remove a route")), &[Errno::SRCH, Errno::NOENT])
     }
 
@@ -291,36 +339,67 @@ impl Netlink {
         unless(result.map_err(failed("remove a local address")), &[Errno::SRCH, Errno::NOENT])
     }
 
-    /// Makes `wanted` the only routes to an interface, which must be up.
+    /// Makes `wanted` the only routes to an interface, which must be up; they lie in `table`, and none in the other one.
     ///
     /// # Errors
     /// Returns an error if routes cannot be listed or a stray one cannot be removed; refused additions are in
     /// [`Changes::refused`].
-    pub async fn sync_routes(&self, interface: IfIndex, wanted: &[IpNet]) -> Result<Changes, NetlinkError> {
-        let mut changes = Changes::default();
-        let present: Vec<RouteMessage> =
-            self.main_table().await?.into_iter().filter(|route| is_ours(route, interface)).collect();
-        let mut kept = Vec::new();
-        for stray in present {
-            let prefix = destination(&stray);
-            match prefix {
-                Some(prefix) if wanted.iter().any(|net| net.trunc() == prefix) && metric(&stray) == ROUTE_METRIC => {
-                    kept.push(prefix);
-                }
-                _ => {
-                    let result = self.handle.route().del(stray).execute().await.map_err(failed("remove a route"));
-                    unless(result, &[Errno::SRCH, Errno::NOENT])?;
-                    changes.removed.extend(prefix);
-                }
-            }
-        }
-        for missing in wanted.iter().map(IpNet::trunc).filter(|net| !kept.contains(net)) {
-            match self.add_route(interface, missing).await {
-                Ok(()) => changes.added.push(missing),
-                Err(error) => changes.refused.push((missing, error)),
+    pub async fn sync_routes(
+        &self,
+        interface: IfIndex,
+        wanted: &[IpNet],
+        table: RouteTable,
+    ) -> Result<Changes, NetlinkError> {
+        let all = self.tables(&[RouteTable::Own, RouteTable::Main]).await?;
+        let fits = |route: &RouteMessage| table_of(route) == u32::from(table.number()) && metric(route) == ROUTE_METRIC;
+        let present = all.into_iter().filter(|route| is_ours(route, interface)).collect();
+        let (mut changes, missing) = self.remove_strays(present, wanted, fits).await?;
+        for prefix in missing {
+            match self.add_route(interface, prefix, table).await {
+                Ok(()) => changes.added.push(prefix),
+                Err(error) => changes.refused.push((prefix, error)),
             }
         }
         Ok(changes)
+    }
+
+    /// Makes `wanted` the only prefixes that [`TABLE`] leaves to the tables after it although it has a shorter one.
+    ///
+    /// # Errors
+    /// As [`Self::sync_routes`].
+    pub async fn sync_throws(&self, wanted: &[IpNet]) -> Result<Changes, NetlinkError> {
+        let all = self.tables(&[RouteTable::Own]).await?;
+        let present = all.into_iter().filter(is_throw).collect();
+        let (mut changes, missing) = self.remove_strays(present, wanted, |_| true).await?;
+        for prefix in missing {
+            let result = self.handle.route().add(throw(prefix)).execute().await.map_err(failed("add a throw route"));
+            match unless(result, &[Errno::EXIST]) {
+                Ok(()) => changes.added.push(prefix),
+                Err(error) => changes.refused.push((prefix, error)),
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Removes what of `present` is not wanted or does not fit; returns what is missing.
+    async fn remove_strays(
+        &self,
+        present: Vec<RouteMessage>,
+        wanted: &[IpNet],
+        fits: impl Fn(&RouteMessage) -> bool,
+    ) -> Result<(Changes, BTreeSet<IpNet>), NetlinkError> {
+        let mut changes = Changes::default();
+        let mut missing: BTreeSet<IpNet> = wanted.iter().map(IpNet::trunc).collect();
+        for stray in present {
+            let prefix = destination(&stray);
+            if prefix.is_some_and(|prefix| fits(&stray) && missing.remove(&prefix)) {
+                continue;
+            }
+            let result = self.handle.route().del(stray).execute().await.map_err(failed("remove a route"));
+            unless(result, &[Errno::SRCH, Errno::NOENT])?;
+            changes.removed.extend(prefix);
+        }
+        Ok((changes, missing))
     }
 
     /// Lists all interfaces with their addresses, by number.
@@ -347,7 +426,7 @@ impl Netlink {
     /// # Errors
     /// See [`NetlinkError`].
     pub async fn default_routes(&self) -> Result<DefaultRoutes, NetlinkError> {
-        let routes = self.main_table().await?;
+        let routes = self.tables(&[RouteTable::Main]).await?;
         let best = |any: IpAddr| {
             let default = routes.iter().filter(|route| {
                 route.header.kind == RouteType::Unicast
@@ -363,11 +442,13 @@ impl Netlink {
         })
     }
 
-    async fn main_table(&self) -> Result<Vec<RouteMessage>, NetlinkError> {
+    /// Lists the routes of some tables.
+    async fn tables(&self, tables: &[RouteTable]) -> Result<Vec<RouteMessage>, NetlinkError> {
         let mut all = Vec::new();
         for family in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
             let routes = collect("list routes", self.handle.route().get(family).execute()).await?;
-            all.extend(routes.into_iter().filter(|route| table(route) == u32::from(RouteHeader::RT_TABLE_MAIN)));
+            let is_in = |route: &RouteMessage| tables.iter().any(|table| table_of(route) == u32::from(table.number()));
+            all.extend(routes.into_iter().filter(is_in));
         }
         Ok(all)
     }
@@ -430,6 +511,36 @@ fn route(interface: IfIndex, prefix: IpNet) -> RouteMessage {
     message
 }
 
+/// Returns a route in a table. In our own it carries our protocol number.
+fn in_table(mut message: RouteMessage, table: RouteTable) -> RouteMessage {
+    message.header.table = table.number();
+    if table == RouteTable::Own {
+        message.header.protocol = RouteProtocol::Other(PROTOCOL);
+    }
+    message
+}
+
+/// Returns the route that leaves a prefix to the tables after ours.
+fn throw(prefix: IpNet) -> RouteMessage {
+    let mut message = match prefix.trunc() {
+        IpNet::V4(net) => {
+            let builder = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(net.network(), net.prefix_len());
+            builder.priority(ROUTE_METRIC).build()
+        }
+        IpNet::V6(net) => {
+            let builder = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(net.network(), net.prefix_len());
+            builder.priority(ROUTE_METRIC).build()
+        }
+    };
+    message.header.kind = RouteType::Throw;
+    in_table(message, RouteTable::Own)
+}
+
+/// Tells whether a route of our table leaves a prefix to others, and we made it.
+fn is_throw(route: &RouteMessage) -> bool {
+    route.header.kind == RouteType::Throw && route.header.protocol == RouteProtocol::Other(PROTOCOL)
+}
+
 fn local_route(interface: IfIndex, address: IpAddr) -> RouteMessage {
     let mut message = route(interface, address.into());
     message.header.table = LOCAL_TABLE;
@@ -485,7 +596,7 @@ fn metric(route: &RouteMessage) -> u32 {
     metric.unwrap_or(0)
 }
 
-fn table(route: &RouteMessage) -> u32 {
+fn table_of(route: &RouteMessage) -> u32 {
     let table = route
         .attributes
         .iter()

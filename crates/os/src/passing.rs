@@ -170,6 +170,19 @@ impl Forwarding {
     }
 }
 
+/// Tells whether the kernel drops IPv4 packets that come in by an interface by which it would not answer, in the network
+/// namespace of this thread. Source: the kernel's `ip-sysctl`, `rp_filter`: the greater value of the two counts.
+pub fn is_strict(interface: &str) -> bool {
+    if interface.contains('/') || interface.starts_with('.') {
+        return false;
+    }
+    let value = |name: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter")).ok()?;
+        text.trim().parse::<u8>().ok()
+    };
+    value("all").max(value(interface)) == Some(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

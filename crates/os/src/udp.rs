@@ -29,6 +29,17 @@ const SOCKET_BUFFER_BYTES: usize = 7 << 20;
 /// `LinuxBypassMark`.
 pub const BYPASS_MARK: u32 = 0x80000;
 
+/// The bits in which [`BYPASS_MARK`] is looked for. Source: node.md, section 21.1.
+pub const BYPASS_MASK: u32 = 0xff_0000;
+
+/// Puts [`BYPASS_MARK`] on the packets of a socket, as far as the process may; best before it is bound or connected, for the
+/// kernel chooses the way then.
+pub fn mark(socket: &impl AsFd) {
+    if let Err(error) = socket2::SockRef::from(socket).set_mark(BYPASS_MARK) {
+        tracing::debug!(%error, "packets of a socket are not marked");
+    }
+}
+
 /// Datagrams per system call without offloads.
 const BATCH: usize = 64;
 /// Runs per system call with `UDP_GRO`.
@@ -118,9 +129,7 @@ impl UdpSocket {
             socket.set_only_v6(true)?;
         }
         enlarge_buffers(&socket);
-        if let Err(error) = socket.set_mark(BYPASS_MARK) {
-            tracing::debug!(%error, "packets of the UDP socket are not marked");
-        }
+        mark(&socket);
         let bound = socket.bind(&SocketAddr::new(any, port).into());
         if port != 0 && bound.is_err() {
             socket.bind(&SocketAddr::new(any, 0).into())?;

@@ -224,9 +224,9 @@ async fn addresses(node: &DerpNode) -> Vec<SocketAddr> {
         }
     }
     if !resolve.is_empty()
-        && let Ok(names) = tokio::net::lookup_host((node.host_name.as_str(), port)).await
+        && let Ok(names) = dial::look_up(&node.host_name, port).await
     {
-        found.extend(names.filter(|address| resolve.contains(&address.is_ipv4())).take(8));
+        found.extend(names.into_iter().filter(|address| resolve.contains(&address.is_ipv4())).take(8));
     }
     found
 }

@@ -5,12 +5,13 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::LazyLock;
+use std::pin::Pin;
+use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -30,6 +31,55 @@ const KEEPALIVE: TcpKeepalive =
 const HEAD_MAX: usize = 8 << 10;
 /// Port of a proxy whose address does not name one.
 const PROXY_PORT: u16 = 80;
+
+/// Finds the addresses of a host by its name.
+pub type LookUp = fn(host: String) -> Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
+
+/// Says how this process reaches machines beside its own tunnels.
+#[derive(Debug, Clone, Copy)]
+pub struct Outside {
+    /// Mark on the packets of its sockets (`SO_MARK`), by which the kernel keeps them out.
+    pub mark: u32,
+    /// Finds names without the tunnel's help.
+    pub look_up: LookUp,
+}
+
+static OUTSIDE: OnceLock<Outside> = OnceLock::new();
+
+/// Makes this process reach servers as `outside` says, from now on; the first call counts. A process without tunnels of its
+/// own does without.
+pub fn reach(outside: Outside) {
+    let _ = OUTSIDE.set(outside);
+}
+
+/// Finds the addresses of `host`, a name or an address.
+///
+/// # Errors
+/// Says that there are none, or why they cannot be found.
+pub async fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let with_port = |ip: IpAddr| SocketAddr::new(ip, port);
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(vec![with_port(ip)]);
+    }
+    match OUTSIDE.get() {
+        Some(outside) => Ok((outside.look_up)(host.to_owned()).await?.into_iter().map(with_port).collect()),
+        None => Ok(tokio::net::lookup_host((host, port)).await?.collect()),
+    }
+}
+
+/// Connects to an address.
+///
+/// # Errors
+/// The kernel's answer.
+pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    if let Some(outside) = OUTSIDE.get()
+        && let Err(error) = SockRef::from(&socket).set_mark(outside.mark)
+    {
+        tracing::debug!(%error, "packets of a connection are not marked");
+    }
+    socket.connect(address).await
+}
 
 /// Puts addresses into the order of trying: the system's, with the families taking turns; the first eight.
 pub fn alternate(found: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAddr> {
@@ -62,7 +112,7 @@ pub async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     let mut waiting = addresses.into_iter();
     let mut failed = io::ErrorKind::AddrNotAvailable.into();
     loop {
-        let started = waiting.next().map(|address| attempts.spawn(TcpStream::connect(address)));
+        let started = waiting.next().map(|address| attempts.spawn(connect(address)));
         let ended = match started {
             Some(_) => timeout(STAGGER, attempts.join_next()).await,
             None => Ok(attempts.join_next().await),
@@ -93,7 +143,7 @@ fn tuned(stream: TcpStream) -> io::Result<TcpStream> {
 pub async fn dial(host: &str, port: u16, is_tls: bool) -> io::Result<TcpStream> {
     match through_proxy(host, port, is_tls).await {
         Some(stream) => stream,
-        None => race(alternate(tokio::net::lookup_host((host, port)).await?)).await,
+        None => race(alternate(look_up(host, port).await?)).await,
     }
 }
 
@@ -227,7 +277,7 @@ impl Proxy {
         let failed = |error: io::Error| {
             io::Error::new(error.kind(), format!("the HTTP proxy {}:{}: {error}", self.host, self.port))
         };
-        let found = tokio::net::lookup_host((self.host.as_str(), self.port)).await.map_err(failed)?;
+        let found = look_up(&self.host, self.port).await.map_err(failed)?;
         let mut stream = race(alternate(found)).await.map_err(failed)?;
         stream.write_all(&self.request(host, port)).await.map_err(failed)?;
         let mut head = Vec::new();

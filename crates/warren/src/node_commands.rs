@@ -1,6 +1,7 @@
 //! The node's half of the command line: the daemon, and the commands that speak to it over its socket.
 
 mod daemon;
+mod exit_node;
 mod look;
 mod peers;
 mod ping;
@@ -44,13 +45,15 @@ pub(crate) enum Command {
     Netcheck(look::Netcheck),
     /// Change settings of the node.
     Set(settings::Set),
+    /// Show which peers pass packets on to the Internet.
+    ExitNode(exit_node::ExitNode),
 }
 
 /// The socket of the daemon, for commands that speak to it.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Socket {
     /// Socket of the node's daemon.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", global = true)]
     socket: Option<PathBuf>,
 }
 
@@ -81,6 +84,7 @@ impl Command {
             Self::Whois(command) => block_on(command.run()),
             Self::Netcheck(command) => block_on(command.run()),
             Self::Set(command) => block_on(command.run()),
+            Self::ExitNode(command) => block_on(command.run()),
         }
     }
 }

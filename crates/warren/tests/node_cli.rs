@@ -262,7 +262,9 @@ fn reset_names_every_default() {
     let expected = json!({
         "Hostname": "", "HostnameSet": true, "RouteAll": false, "RouteAllSet": true,
         "ShieldsUp": true, "ShieldsUpSet": true, "AdvertiseRoutes": [], "AdvertiseRoutesSet": true,
-        "NoSNAT": false, "NoSNATSet": true,
+        "NoSNAT": false, "NoSNATSet": true, "ExitNodeID": "", "ExitNodeIDSet": true,
+        "ExitNodeIP": "", "ExitNodeIPSet": true, "AutoExitNode": "", "AutoExitNodeSet": true,
+        "ExitNodeAllowLANAccess": false, "ExitNodeAllowLANAccessSet": true,
     });
     assert_eq!(change, expected);
 }

@@ -72,7 +72,7 @@ impl Sites {
 }
 
 /// Lets a machine pass packets on.
-fn forward(host: &Host) -> Result<()> {
+pub(super) fn forward(host: &Host) -> Result<()> {
     host.run("sysctl").args("-q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1").output().map(drop)
 }
 
@@ -87,7 +87,7 @@ fn default_route(host: &Host) -> Result<()> {
 }
 
 /// Returns what a node says is wrong.
-fn health(node: &Node) -> Result<String> {
+pub(super) fn health(node: &Node) -> Result<String> {
     Ok(node.status()?.get("Health").map(ToString::to_string).unwrap_or_default())
 }
 

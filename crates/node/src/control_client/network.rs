@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
 use rustls_platform_verifier::BuilderVerifierExt;
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use warren_relay::dial;
 
@@ -23,7 +23,7 @@ impl Connector for Network {
             Some(stream) => stream.map_err(unreachable)?,
             None => {
                 let unknown = |reason: String| ConnectError::NoSuchHost { host: url.host().to_owned(), reason };
-                let found = lookup_host((url.host(), url.port())).await.map_err(|error| unknown(error.to_string()))?;
+                let found = dial::look_up(url.host(), url.port()).await.map_err(|error| unknown(error.to_string()))?;
                 let addresses = dial::alternate(found);
                 if addresses.is_empty() {
                     return Err(unknown("it has no address".to_owned()));

@@ -13,7 +13,8 @@ use warren_wire::key::NodeKey;
 
 use crate::engine::{self, Netcheck, PingError, Pong, Via};
 use crate::local_api::types::{
-    CurrentTailnet, KeptMap, PeerStatus, PingResult, State, Status, Trouble, UserProfile, WhoIs, ZERO_TIME,
+    CurrentTailnet, ExitNodeStatus, KeptMap, PeerStatus, PingResult, State, Status, Trouble, UserProfile, WhoIs,
+    ZERO_TIME,
 };
 use crate::local_api::{Peers, Who};
 use crate::netmap::{Moment, Netmap, Peer, printable};
@@ -100,6 +101,7 @@ impl View {
             peer: BTreeMap::new(),
             user: netmap.profiles().map(|user| (user.id.0.to_string(), profile(user))).collect(),
             client_version: None,
+            exit_node_status: None,
             trouble: facts.trouble.cloned(),
             control_url: facts.prefs.control_url.clone(),
             kept_map: facts.kept_map,
@@ -125,6 +127,14 @@ impl View {
             }
             if let Some(seen) = known.get(&peer.key()) {
                 add_engine(&mut shown, seen, now);
+            }
+            if engine.exit_node == Some(peer.key()) {
+                shown.exit_node = true;
+                self.status.exit_node_status = Some(ExitNodeStatus {
+                    id: shown.id.clone(),
+                    online: shown.online,
+                    tailscale_ips: peer.addresses().to_vec(),
+                });
             }
             self.status.peer.insert(peer.key().to_string(), shown);
         }

@@ -3,6 +3,7 @@
 //! It never waits for a packet. After each input to a core it drains the core, and what the worker must know is
 //! published: a peer's session and path in the peer's slot, prefixes and filter as one snapshot.
 
+mod exit;
 mod measure;
 mod peer_relays;
 mod relay_view;
@@ -283,6 +284,7 @@ impl Decision {
                 if own.is_some_and(|own| own.up) {
                     link = Link::Up;
                 }
+                tailnet.set_surroundings(exit::surroundings(&interfaces, self.machine.index()));
                 let routes = self.machine.netlink().default_routes().await.unwrap_or_default();
                 match tailnet.handle_interfaces(&interfaces, routes.gateway_v4, self.machine.index(), now()) {
                     Rebind::No => {}
@@ -319,6 +321,7 @@ impl Decision {
         Status {
             interface: self.machine.is_up().then(|| self.interface.clone()),
             home: tailnet.home(),
+            exit_node: tailnet.exit_node(),
             peers: tailnet.status(now(), wall()),
         }
     }

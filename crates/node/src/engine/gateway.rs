@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep_until, timeout};
 use warren_path::{MapRequest, MapServices, MapTarget, PortMapper};
@@ -158,7 +158,7 @@ async fn respond(request: Option<&mut Fetch>) -> Option<Vec<u8>> {
 async fn fetch(request: MapRequest, limit: Duration) -> Option<Vec<u8>> {
     let mut response = Vec::new();
     let exchange = async {
-        let mut stream = TcpStream::connect(request.to).await?;
+        let mut stream = warren_relay::dial::connect(request.to.into()).await?;
         stream.write_all(&request.bytes).await?;
         stream.take(RESPONSE_MAX).read_to_end(&mut response).await
     };
@@ -171,7 +171,11 @@ async fn fetch(request: MapRequest, limit: Duration) -> Option<Vec<u8>> {
 
 async fn open(own: Ipv4Addr) -> Option<UdpSocket> {
     match UdpSocket::bind(SocketAddrV4::new(own, 0)).await {
-        Ok(socket) => Some(socket),
+        Ok(socket) => {
+            // The way is chosen anew for every packet, so it is early enough.
+            warren_os::mark(&socket);
+            Some(socket)
+        }
         Err(error) => {
             tracing::debug!(%error, %own, "no socket to ask the gateway with");
             None

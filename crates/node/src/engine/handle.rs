@@ -7,7 +7,8 @@ use std::time::Instant;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::{Notify, mpsc, oneshot};
-use warren_os::{LinkWatch, Netlink, NetlinkError, Tun, TunError, Waker};
+use warren_os::{BYPASS_MARK, LinkWatch, Netlink, NetlinkError, Tun, TunError, Waker};
+use warren_relay::dial::Outside;
 use warren_wire::key::NodeKey;
 
 use crate::host;
@@ -66,6 +67,7 @@ pub(super) enum Request {
 /// Says what the machine lacks.
 pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<PacketEngine, StartError> {
     let now = now();
+    warren_relay::dial::reach(Outside { mark: BYPASS_MARK, look_up: crate::look_up::outside });
     let name = options.interface.parse().map_err(|error| {
         StartError::Other(format!(
             "{} is no name for an interface: {error}; choose another with --tun",

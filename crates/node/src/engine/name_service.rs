@@ -4,7 +4,7 @@
 //! addresses with the interface. What is answered and whom to ask otherwise is `warren_dns`'s business; here are its sockets.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read as _};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,9 +14,9 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep_until, timeout};
-use warren_dns::{
-    AttemptId, ClientId, Config, Name, Output, Resolver, SERVICE_V4, SERVICE_V6, Transport, Zone, upstream,
-};
+use warren_dns::{AttemptId, ClientId, Config, Name, Output, Resolver, SERVICE_V4, SERVICE_V6, Transport, Zone};
+
+use crate::look_up::system_resolvers;
 
 /// Port of the service.
 const PORT: u16 = 53;
@@ -34,10 +34,6 @@ const TCP_TIMEOUT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
 /// What connections and upstreams said that may wait.
 const HEARD: usize = 256;
-/// Most bytes that are read of `resolv.conf`.
-const SETTINGS_MAX: u64 = 64 * 1024;
-/// Resolvers of the machine that are used.
-const SYSTEM_MAX: usize = 8;
 
 /// Answers while it is kept.
 #[derive(Debug)]
@@ -256,6 +252,9 @@ async fn receive(socket: Option<&UdpSocket>, buffer: &mut [u8]) -> (usize, Socke
 }
 
 /// Asks an upstream from a socket of its own. Over UDP it listens until it is aborted, since others may have answered first.
+///
+/// A resolver of the machine itself is reached as it was without the tunnel. One that the server names may be inside, and
+/// is reached as the program that asks would reach it.
 async fn exchange(
     attempt: AttemptId,
     upstream: SocketAddr,
@@ -267,6 +266,9 @@ async fn exchange(
         Transport::Udp => {
             let any: IpAddr = if upstream.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
             let socket = UdpSocket::bind((any, 0)).await?;
+            if system_resolvers().contains(&upstream) {
+                warren_os::mark(&socket);
+            }
             socket.connect(upstream).await?;
             socket.send(message).await?;
             let mut buffer = vec![0; DATAGRAM_MAX];
@@ -278,7 +280,11 @@ async fn exchange(
         }
         Transport::Tcp => {
             let reply = timeout(TCP_TIMEOUT, async {
-                let mut stream = TcpStream::connect(upstream).await?;
+                let mut stream = if system_resolvers().contains(&upstream) {
+                    warren_relay::dial::connect(upstream).await?
+                } else {
+                    TcpStream::connect(upstream).await?
+                };
                 write_message(&mut stream, message).await?;
                 read_message(&mut stream, usize::from(u16::MAX)).await
             });
@@ -353,20 +359,9 @@ pub(super) fn with_system(mut config: Config) -> Config {
     if let Some((_, upstreams)) = config.routes.iter_mut().find(|(name, _)| is_root(name))
         && upstreams.is_empty()
     {
-        let mut text = String::new();
-        let file = std::fs::File::open("/etc/resolv.conf");
-        if file.and_then(|file| file.take(SETTINGS_MAX).read_to_string(&mut text)).is_ok() {
-            *upstreams = nameservers(&text);
-        }
+        *upstreams = system_resolvers();
     }
     config
-}
-
-/// Reads the resolvers in a `resolv.conf`, without ourselves.
-fn nameservers(text: &str) -> Vec<SocketAddr> {
-    let words = text.lines().map(str::split_whitespace);
-    let servers = words.filter_map(|mut words| words.next().filter(|word| *word == "nameserver").and(words.next()));
-    servers.filter_map(upstream).take(SYSTEM_MAX).collect()
 }
 
 #[expect(clippy::disallowed_methods, reason = "a shell: this is where the resolver's clock is read")]
@@ -460,11 +455,5 @@ mod tests {
         }
         stream.write_all(&[0xff, 0xff]).await.unwrap();
         assert!(stream.read_u16().await.is_err(), "too long a query ends the connection");
-    }
-
-    #[test]
-    fn the_machines_resolvers_are_read_without_ourselves() {
-        let text = "# nameserver 192.0.2.1\nsearch x\nnameserver 192.0.2.2\nnameserver 100.100.100.100\nnameserver\tfe80::1%eth0\nnameserver 2001:db8::1\n";
-        assert_eq!(nameservers(text), ["192.0.2.2:53", "[2001:db8::1]:53"].map(|text| text.parse().unwrap()));
     }
 }

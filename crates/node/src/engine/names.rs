@@ -36,11 +36,10 @@ impl Names {
     }
 }
 
-/// Asks the system's resolver for an address of the wanted family.
+/// Looks an address of the wanted family up.
 pub(super) async fn look_up(host: &str, port: u16, v6: bool) -> Option<SocketAddr> {
-    let found = tokio::time::timeout(DEADLINE, tokio::net::lookup_host((host, port))).await.ok()?.ok()?;
-    let mut found = found.filter(|address| address.is_ipv6() == v6);
-    found.next()
+    let found = tokio::time::timeout(DEADLINE, warren_relay::dial::look_up(host, port)).await.ok()?.ok()?;
+    found.into_iter().find(|address| address.is_ipv6() == v6)
 }
 
 #[cfg(test)]

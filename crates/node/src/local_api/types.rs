@@ -40,6 +40,8 @@ pub struct Status {
     pub peer: BTreeMap<String, PeerStatus>,
     pub user: BTreeMap<String, UserProfile>,
     pub client_version: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_node_status: Option<ExitNodeStatus>,
     /// Last error towards the server, for `up` and `status`. Our own member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Trouble>,
@@ -49,6 +51,18 @@ pub struct Status {
     /// That the map in use was kept on disk, since the server is away. Our own member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_map: Option<KeptMap>,
+}
+
+/// Names the exit node in use.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+#[expect(missing_docs, reason = "the names are the official ones")]
+pub struct ExitNodeStatus {
+    #[serde(rename = "ID")]
+    pub id: String,
+    pub online: bool,
+    #[serde(rename = "TailscaleIPs")]
+    pub tailscale_ips: Vec<IpNet>,
 }
 
 /// Says how old a map is that was kept on disk.

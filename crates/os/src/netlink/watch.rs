@@ -17,10 +17,11 @@ const QUIET: Duration = Duration::from_millis(150);
 /// The longest that a never-ending storm can hold back a report.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV6_IFADDR`, `RTMGRP_IPV6_ROUTE`.
-const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
+/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV4_RULE`, `RTMGRP_IPV6_IFADDR`,
+/// `RTMGRP_IPV6_ROUTE`, and the group `RTNLGRP_IPV6_RULE` (19), which has no such name.
+const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18;
 
-/// Watches interfaces, addresses and routes of this network namespace for change.
+/// Watches interfaces, addresses, routes and routing rules of this network namespace for change.
 ///
 /// It says only *that* something changed; list the interfaces again and compare. Our own changes are reported, too.
 #[derive(Debug)]

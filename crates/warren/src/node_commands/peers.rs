@@ -54,6 +54,7 @@ pub(super) mod tests {
             peer: [("k".to_owned(), node("beta", "100.64.0.2"))].into(),
             user: [].into(),
             client_version: None,
+            exit_node_status: None,
             trouble: None,
             control_url: String::new(),
             kept_map: None,

@@ -124,6 +124,21 @@ fn path(peer: &PeerStatus, now: Time) -> String {
     } else {
         String::new()
     };
+    // In the words of the official command, before how it is reached.
+    let exit = if peer.exit_node {
+        "exit node"
+    } else if peer.exit_node_option {
+        "offers exit node"
+    } else {
+        ""
+    };
+    if !exit.is_empty() {
+        text = match text.strip_prefix("active; ") {
+            Some(rest) => format!("active; {exit}; {rest}"),
+            None if text.is_empty() || text == "-" => exit.to_owned(),
+            None => format!("{text}; {exit}"),
+        };
+    }
     if !peer.online {
         text.push_str(if text.is_empty() { "offline" } else { "; offline" });
         if let Ok(seen) = peer.last_seen.parse::<Time>() {

@@ -32,7 +32,8 @@ pub(crate) struct Up {
     /// Other users of this machine can read the arguments of a running program; a file or the environment is safer.
     #[arg(long, value_name = "KEY|file:PATH", alias = "authkey")]
     auth_key: Option<Secret>,
-    /// Put hostname, accept-routes, advertise-routes, snat-subnet-routes and shields-up back to their defaults unless they are named here.
+    /// Put hostname, accept-routes, the advertise-… and exit-node… options, snat-subnet-routes and shields-up back to their
+    /// defaults unless they are named here.
     #[arg(long)]
     reset: bool,
 }
@@ -79,6 +80,8 @@ struct Options {
     accept_routes: Option<bool>,
     #[command(flatten)]
     router: Router,
+    #[command(flatten)]
+    exit: super::settings::Exit,
     /// Refuse every connection that a peer opens.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     shields_up: Option<bool>,
@@ -141,6 +144,8 @@ impl Options {
     async fn run(self, mut changes: Changes, begin: Begin) -> Result<(), Failure> {
         let client = self.socket.client();
         let before: Prefs = client.get("prefs").await?;
+        // Of what `--reset` takes back nothing is carried on.
+        let offered = if changes.is_empty() { before.advertise_routes.clone() } else { Vec::new() };
         if before.control_url.is_empty() && self.login_server.is_none() {
             let text =
                 "which server? Say: warren up --login-server URL (warren admin auth-key create prints the whole line)";
@@ -158,7 +163,8 @@ impl Options {
         changes.add("ServerKey", self.server_key.clone());
         changes.add("Hostname", self.hostname.clone());
         changes.add("RouteAll", self.accept_routes);
-        self.router.add_to(&mut changes);
+        self.router.add_to(&mut changes, &offered);
+        self.exit.add_to(&mut changes, &client).await?;
         changes.add("ShieldsUp", self.shields_up);
         let goal = match begin {
             Begin::Interactive => {

@@ -1,9 +1,12 @@
 //! The interface: its addresses and the routes to it.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use warren_os::{Forwarding, IfIndex, IfName, Netlink, NetlinkError, Passing, PassingError};
+use warren_os::{
+    Errno, Forwarding, IfIndex, IfName, MainRoute, Netlink, NetlinkError, Passing, PassingError, RouteTable, is_strict,
+};
 
 use crate::netmap::Peer;
 
@@ -11,39 +14,86 @@ use crate::netmap::Peer;
 const RANGE_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
 /// Addresses of nodes, IPv6.
 const RANGE_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0), 48);
+/// Both.
+const RANGES: [IpNet; 2] = [IpNet::V4(RANGE_V4), IpNet::V6(RANGE_V6)];
+/// Everything. Both are routed for an exit node, so that what it cannot take goes nowhere.
+const EVERYTHING: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
+];
 /// Most routes that are given to the kernel; a tailnet with more subnets needs a policy that shows a node fewer.
 const MAX_ROUTES: usize = 4096;
+/// Most networks that are left to the main table, and most peers in them.
+const MAX_LEFT: usize = 4096;
 
 /// Addresses of the name service.
 const SERVICE: [IpAddr; 2] = [IpAddr::V4(warren_dns::SERVICE_V4), IpAddr::V6(warren_dns::SERVICE_V6)];
 
 /// Returns the prefixes of which `peer` is the owner for this node: its own addresses, and what it routes if the user
-/// wants that. Never the whole Internet, for which an exit node must have been chosen.
-pub(super) fn prefixes(peer: &Peer, accept_routes: bool) -> impl Iterator<Item = IpNet> {
-    peer.allowed_ips()
-        .iter()
-        .copied()
-        .filter(move |net| net.prefix_len() > 0 && (accept_routes || peer.addresses().contains(net)))
+/// wants that. The whole Internet is the exit node's alone.
+pub(super) fn prefixes(peer: &Peer, accept_routes: bool, is_exit: bool) -> impl Iterator<Item = IpNet> {
+    let owns = move |net: &IpNet| match net.prefix_len() {
+        0 => is_exit,
+        _ => accept_routes || peer.addresses().contains(net),
+    };
+    peer.allowed_ips().iter().copied().filter(owns)
 }
 
-/// Returns the prefixes to be routed to the interface, in order.
+/// Returns the prefixes to be routed to the interface, in order, apart from those for an exit node.
 pub(super) fn routes<'a>(own: &[IpNet], peers: impl Iterator<Item = &'a Peer>, accept_routes: bool) -> Vec<IpNet> {
     let has_v4 = own.iter().any(|net| net.addr().is_ipv4());
     let has_v6 = own.iter().any(|net| net.addr().is_ipv6());
     let usable = |net: &IpNet| if net.addr().is_ipv4() { has_v4 } else { has_v6 };
-    let ranges = [IpNet::V4(RANGE_V4), IpNet::V6(RANGE_V6)];
-    let beyond = peers.flat_map(|peer| prefixes(peer, accept_routes));
-    let beyond = beyond.filter(|net| !ranges.iter().any(|range| range.contains(net)));
-    let mut all: Vec<IpNet> = ranges.into_iter().chain(beyond).filter(usable).collect();
+    let beyond = peers.flat_map(|peer| prefixes(peer, accept_routes, false));
+    let beyond = beyond.filter(|net| !RANGES.iter().any(|range| range.contains(net)));
+    let mut all: Vec<IpNet> = RANGES.into_iter().chain(beyond).filter(usable).collect();
     all.sort_unstable();
     all.dedup();
     all.truncate(MAX_ROUTES);
     all
 }
 
-/// Returns the networks behind this node that it passes packets on to: what the server approved of what the user offers.
+/// Returns what this node passes packets on to: what the server approved of what the user offers.
 pub(super) fn behind<'a>(allowed: &'a [IpNet], offered: &'a [IpNet]) -> impl Iterator<Item = IpNet> + 'a {
-    allowed.iter().copied().filter(|net| net.prefix_len() > 0 && offered.contains(net))
+    allowed.iter().copied().filter(|net| offered.contains(net))
+}
+
+/// Says what an exit node takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Exit {
+    /// There is none: peers take what they were given.
+    None,
+    /// Everything.
+    All,
+    /// Everything but the networks that this machine is in.
+    NotLan,
+}
+
+/// Puts together what the table of the tunnel holds: the routes into it, and the prefixes that it leaves to the main one.
+fn table(wanted: &Wanted, main: &[MainRoute]) -> (Vec<IpNet>, Vec<IpNet>) {
+    let mut routes: BTreeSet<IpNet> = wanted.routes.iter().copied().collect();
+    if wanted.exit != Exit::None {
+        routes.extend(EVERYTHING);
+    }
+    // What this machine knows better stays with it; behind an exit node that is for the user to say.
+    let better = main.iter().filter(|route| match wanted.exit {
+        Exit::None => true,
+        Exit::NotLan => route.connected,
+        Exit::All => false,
+    });
+    let better = better.map(|route| route.prefix);
+    let better = better.filter(|net| !RANGES.contains(net) && routes.iter().any(|route| route.contains(net)));
+    let better: BTreeSet<IpNet> = better.take(MAX_LEFT).collect();
+    // Nodes are reached even if somebody else counts from the same range.
+    let taken = |address: &&IpNet| better.iter().any(|net| net.contains(*address));
+    let in_range: Vec<&IpNet> = better.iter().filter(|net| RANGES.iter().any(|range| range.contains(*net))).collect();
+    let hosts: Vec<IpNet> = if in_range.is_empty() {
+        Vec::new()
+    } else {
+        wanted.peers.iter().filter(taken).copied().take(MAX_LEFT).collect()
+    };
+    let routes = routes.into_iter().filter(|net| !better.contains(net)).chain(hosts).collect();
+    (routes, better.into_iter().collect())
 }
 
 /// Changes the interface. What it makes hangs on the interface or this process, so that the kernel removes it with those.
@@ -73,8 +123,12 @@ pub(in crate::engine) enum Link {
 pub(in crate::engine) struct Wanted {
     /// Addresses of the interface.
     pub(super) addresses: Vec<IpNet>,
-    /// Routes to the interface.
+    /// Routes to the interface, apart from those for an exit node.
     pub(super) routes: Vec<IpNet>,
+    /// Addresses of peers.
+    pub(super) peers: Vec<IpNet>,
+    /// What an exit node takes.
+    pub(super) exit: Exit,
     /// Networks that packets are passed on to.
     pub(super) behind: Vec<IpNet>,
     /// Give those packets an address of this machine.
@@ -128,20 +182,54 @@ impl Machine {
     }
 
     async fn apply(&self, wanted: &Wanted, link: Link) -> Result<Vec<String>, NetlinkError> {
+        let mut troubles = Vec::new();
         let addresses = self.netlink.sync_addresses(self.index, &wanted.addresses).await?;
         if link != Link::Up {
             self.netlink.set_up(self.index).await?;
         }
-        let routes = self.netlink.sync_routes(self.index, &wanted.routes).await?;
+        // The rules first: from the first route on, our own packets must find around it.
+        let routes = match self.netlink.add_rules().await {
+            Ok(()) => {
+                let main = self.netlink.main_routes(self.index).await?;
+                let (routes, left) = table(wanted, &main);
+                let left = self.netlink.sync_throws(&left).await?;
+                troubles.extend(left.refused.iter().map(|(net, error)| format!("{net} goes into the tunnel: {error}")));
+                self.netlink.sync_routes(self.index, &routes, RouteTable::Own).await?
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no routing rules");
+                if wanted.exit != Exit::None {
+                    troubles.push(format!("no exit node can be used on this machine: {error}"));
+                }
+                self.netlink.sync_routes(self.index, &wanted.routes, RouteTable::Main).await?
+            }
+        };
         for address in SERVICE {
             // A machine without IPv6 has the other one.
             if let Err(error) = self.netlink.add_local(self.index, address).await {
                 tracing::debug!(%error, %address, "no address for the name service");
             }
         }
-        let address = addresses.refused.iter().map(|(net, error)| format!("no address {net}: {error}"));
-        let route = routes.refused.iter().map(|(net, error)| format!("no route to {net}: {error}"));
-        Ok(address.chain(route).take(8).collect())
+        if wanted.exit != Exit::None {
+            troubles.extend(self.return_path().await);
+        }
+        troubles.extend(addresses.refused.iter().map(|(net, error)| format!("no address {net}: {error}")));
+        let refused = routes.refused.iter().filter(|(net, error)| !is_without_family(net, error));
+        troubles.extend(refused.map(|(net, error)| format!("no route to {net}: {error}")));
+        troubles.truncate(8);
+        Ok(troubles)
+    }
+
+    /// Says if the kernel would drop what comes from outside, since it would answer into the tunnel.
+    async fn return_path(&self) -> Option<String> {
+        let out = self.netlink.default_routes().await.ok()?.v4?;
+        let name = self.netlink.interfaces().await.ok()?.into_iter().find(|one| one.index == out)?.name;
+        is_strict(&name).then(|| {
+            format!(
+                "with an exit node nothing comes in by {name}, for it takes only what it would answer by the same way; say: \
+                 sysctl -w net.ipv4.conf.all.rp_filter=2"
+            )
+        })
     }
 
     /// Makes the firewall rules of a router, or takes them away; returns what is missing.
@@ -178,7 +266,9 @@ impl Machine {
                     tracing::debug!(%error, %address, "the name service's address stays");
                 }
             }
-            self.netlink.sync_routes(self.index, &[]).await?;
+            self.netlink.sync_routes(self.index, &[], RouteTable::Own).await?;
+            self.netlink.sync_throws(&[]).await?;
+            self.netlink.remove_rules().await?;
             self.netlink.sync_addresses(self.index, &[]).await?;
             self.netlink.set_down(self.index).await
         };
@@ -187,6 +277,12 @@ impl Machine {
             tracing::debug!(%error, "the interface is not taken down");
         }
     }
+}
+
+/// Tells whether the whole of a family was not routed because the machine does not have it.
+fn is_without_family(net: &IpNet, error: &NetlinkError) -> bool {
+    let absent = [Errno::OPNOTSUPP, Errno::AFNOSUPPORT];
+    EVERYTHING.contains(net) && matches!(error, NetlinkError::Refused { errno, .. } if absent.contains(errno))
 }
 
 /// Makes the rules on a thread that may wait.
@@ -249,10 +345,51 @@ mod tests {
     }
 
     #[test]
+    fn the_internet_is_the_exit_nodes_alone() {
+        let peer = peer(&["100.64.0.2/32"], &["100.64.0.2/32", "192.168.7.0/24", "0.0.0.0/0", "::/0"]);
+        let of = |accept, exit| prefixes(&peer, accept, exit).collect::<Vec<_>>();
+        assert_eq!(of(false, false), nets(&["100.64.0.2/32"]));
+        assert_eq!(of(false, true), nets(&["100.64.0.2/32", "0.0.0.0/0", "::/0"]));
+        assert_eq!(of(true, false), nets(&["100.64.0.2/32", "192.168.7.0/24"]));
+    }
+
+    fn main_route(prefix: &str, connected: bool) -> MainRoute {
+        MainRoute { prefix: prefix.parse().unwrap(), interface: None, connected }
+    }
+
+    #[test]
+    fn what_the_machine_knows_better_is_left_to_it() {
+        let wanted = |exit| Wanted {
+            addresses: Vec::new(),
+            routes: nets(&["10.0.0.0/8", "100.64.0.0/10", "192.168.7.0/24"]),
+            peers: nets(&["100.72.0.9/32", "100.64.0.2/32"]),
+            exit,
+            behind: Vec::new(),
+            masquerade: true,
+        };
+        let main = [
+            main_route("10.5.0.0/16", false),
+            main_route("192.168.7.0/24", true),
+            main_route("192.168.0.0/16", true),
+            main_route("100.64.0.0/10", true),
+            main_route("100.72.0.0/16", true),
+        ];
+        let (routes, left) = table(&wanted(Exit::None), &main);
+        // A network that it is in is not taken over; one that is part of another comes through; nodes are reached.
+        assert_eq!(routes, nets(&["10.0.0.0/8", "100.64.0.0/10", "100.72.0.9/32"]));
+        assert_eq!(left, nets(&["10.5.0.0/16", "100.72.0.0/16", "192.168.7.0/24"]));
+        let (routes, left) = table(&wanted(Exit::NotLan), &main);
+        assert!(EVERYTHING.iter().all(|net| routes.contains(net)));
+        assert_eq!(left, nets(&["100.72.0.0/16", "192.168.0.0/16", "192.168.7.0/24"]));
+        let (routes, left) = table(&wanted(Exit::All), &main);
+        assert_eq!((routes.len(), left), (5, Vec::new()));
+    }
+
+    #[test]
     fn a_node_passes_on_to_what_is_both_offered_and_approved() {
         let allowed = nets(&["100.64.0.1/32", "10.1.0.0/24", "10.2.0.0/24", "0.0.0.0/0"]);
         let offered = nets(&["10.1.0.0/24", "10.3.0.0/24", "0.0.0.0/0"]);
-        assert_eq!(behind(&allowed, &offered).collect::<Vec<_>>(), nets(&["10.1.0.0/24"]));
+        assert_eq!(behind(&allowed, &offered).collect::<Vec<_>>(), nets(&["10.1.0.0/24", "0.0.0.0/0"]));
     }
 
     #[test]

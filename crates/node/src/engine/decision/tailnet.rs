@@ -17,11 +17,11 @@ use warren_wg::{Tunnels, sealed_length};
 use warren_wire::control::{DerpMap, FilterRule, NetInfo, Node, RegionId};
 use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey, NodeSecret};
 
-use super::Traits;
+use super::{Traits, exit};
 use super::measure::{Found, Measure};
 use super::peer_relays::PeerRelays;
 use super::relays::Relays;
-use super::routes::{Wanted, behind, prefixes, routes};
+use super::routes::{Exit, Wanted, behind, prefixes, routes};
 use super::traffic::HeldPing;
 use crate::engine::name_service::{NameService, with_system};
 use crate::engine::relay_link::LinkSetup;
@@ -55,6 +55,10 @@ pub(super) struct Tailnet {
     names: Option<Result<NameService, String>>,
     pub(super) peer_relays: PeerRelays,
     traits: Traits,
+    /// The peer that takes all packets for the Internet, if one was chosen and can.
+    exit_node: Option<NodeKey>,
+    /// The networks that this machine is in and its addresses there; `None` until somebody has looked.
+    surroundings: Option<Vec<IpNet>>,
 }
 
 /// Returns the age at which end-to-end tests want sessions renewed. Release builds do not look.
@@ -106,6 +110,8 @@ struct Dirty {
     filter: bool,
     ports: bool,
     routes: bool,
+    /// Who may be the exit node.
+    exit: bool,
 }
 
 /// What a tailnet needs besides who this node is.
@@ -145,10 +151,12 @@ impl Tailnet {
             local,
             rules: Arc::from([]),
             rule_trouble: None,
-            dirty: Dirty { prefixes: true, names: true, filter: true, ports: true, routes: true },
+            dirty: Dirty { prefixes: true, names: true, filter: true, ports: true, routes: true, exit: true },
             names: None,
             peer_relays,
             traits,
+            exit_node: None,
+            surroundings: None,
         };
         #[cfg(debug_assertions)]
         if let Some(age) = rekey_for_tests() {
@@ -234,6 +242,7 @@ impl Tailnet {
                     self.dirty.prefixes = true;
                 }
                 self.dirty.names |= old.node().name != config.node().name;
+                self.dirty.exit |= old.node().online != config.node().online && exit::offers(&config);
             }
             None => {
                 if !self.tunnels.add_peer(key) {
@@ -285,6 +294,45 @@ impl Tailnet {
         self.drain(now);
     }
 
+    /// Says which networks this machine is in, and with which addresses.
+    pub(super) fn set_surroundings(&mut self, surroundings: Vec<IpNet>) {
+        if self.surroundings.as_ref() != Some(&surroundings) {
+            self.surroundings = Some(surroundings);
+            // An exit node passes nothing on into them.
+            let is_exit = self.behind().any(|net| net.prefix_len() == 0);
+            self.dirty.filter |= is_exit;
+        }
+    }
+
+    /// Returns the exit node in use.
+    pub(super) fn exit_node(&self) -> Option<NodeKey> {
+        self.exit_node
+    }
+
+    /// Looks who the exit node is.
+    fn choose_exit_node(&mut self) {
+        let peers = self.peers.values().map(|known| &*known.config);
+        let wish = self.local.settings.exit_node.as_ref();
+        let chosen = wish.and_then(|wish| exit::choose(&wish.who, self.exit_node, self.relays.home(), peers));
+        if chosen != self.exit_node {
+            self.exit_node = chosen;
+            self.dirty.prefixes = true;
+        }
+    }
+
+    /// Says if an exit node was chosen that cannot be used, for people.
+    fn exit_trouble(&self) -> Option<String> {
+        self.local.settings.exit_node.as_ref()?;
+        let way_out = "nothing leaves for the Internet; to do without one say: warren set --exit-node=";
+        match self.exit_node.and_then(|key| self.peers.get(&key)) {
+            None => Some(format!("there is no exit node: no peer that was chosen is one; {way_out}")),
+            Some(known) if known.config.node().online == Some(false) => {
+                Some(format!("the exit node {} is away; {way_out}", known.config.short_name()))
+            }
+            Some(_) => None,
+        }
+    }
+
     /// Says that the own UDP ports changed.
     pub(super) fn ports_changed(&mut self) {
         self.dirty.ports = true;
@@ -295,6 +343,10 @@ impl Tailnet {
     /// Publishes prefixes and filter if they changed. Costs O(peers) for prefixes, O(rules) for the filter; however
     /// many changes there were, once.
     pub(super) fn publish(&mut self) {
+        if self.dirty.prefixes || self.dirty.exit {
+            self.choose_exit_node();
+        }
+        self.dirty.exit = false;
         let Dirty { prefixes, names, filter, ports, .. } = self.dirty;
         if (prefixes || names)
             && let Some(Ok(service)) = &self.names
@@ -326,7 +378,8 @@ impl Tailnet {
         let accept = self.local.settings.accept_routes;
         let owned = |known: &Known| {
             let slot = Arc::clone(&known.slot);
-            prefixes(&known.config, accept).map(move |net| (net, Arc::clone(&slot))).collect::<Vec<_>>()
+            let is_exit = self.exit_node == Some(known.config.key());
+            prefixes(&known.config, accept, is_exit).map(move |net| (net, Arc::clone(&slot))).collect::<Vec<_>>()
         };
         // Own addresses of a peer come last, so that no other peer's route takes one away.
         let (hosts, nets): (Vec<_>, Vec<_>) = self
@@ -340,7 +393,13 @@ impl Tailnet {
     }
 
     fn compile(&mut self) -> Filter {
-        let local: Vec<IpNet> = self.local.node.addresses.iter().copied().chain(self.behind()).collect();
+        let reached = self.behind().flat_map(|net| match (net.prefix_len(), &self.surroundings) {
+            (0, Some(surroundings)) => exit::internet(net, surroundings),
+            // Until it is known which networks must be left out.
+            (0, None) => Vec::new(),
+            _ => vec![net],
+        });
+        let local: Vec<IpNet> = self.local.node.addresses.iter().copied().chain(reached).collect();
         let holders = |capability: &str| -> Vec<IpAddr> {
             let holds = |known: &&Known| known.config.node().cap_map.has(capability);
             self.peers.values().filter(holds).flat_map(|known| known.config.addresses()).map(IpNet::addr).collect()
@@ -365,7 +424,7 @@ impl Tailnet {
         }
     }
 
-    /// Returns the networks behind this node.
+    /// Returns the networks behind this node, with default routes for the Internet.
     fn behind(&self) -> impl Iterator<Item = IpNet> {
         behind(self.local.node.effective_allowed_ips(), &self.local.settings.offered_routes)
     }
@@ -379,7 +438,14 @@ impl Tailnet {
         let peers = self.peers.values().map(|known| &*known.config);
         let routes = routes(&addresses, peers, self.local.settings.accept_routes);
         let behind = self.behind().collect();
-        Some(Wanted { addresses, routes, behind, masquerade: !self.local.settings.keeps_source })
+        let peers = self.peers.values().flat_map(|known| known.config.addresses()).copied().collect();
+        let exit = match &self.local.settings.exit_node {
+            None => Exit::None,
+            Some(exit) if exit.lan_access => Exit::NotLan,
+            Some(_) => Exit::All,
+        };
+        let masquerade = !self.local.settings.keeps_source;
+        Some(Wanted { addresses, routes, peers, exit, behind, masquerade })
     }
 
     /// Returns what the daemon should know; it may know some of it already.
@@ -390,6 +456,7 @@ impl Tailnet {
         let troubles = troubles
             .chain(self.measure.trouble())
             .chain(self.peer_relays.trouble())
+            .chain(self.exit_trouble())
             .chain(self.names.as_ref().and_then(|names| names.as_ref().err().cloned()));
         news.push(Event::Health(machine_troubles.iter().cloned().chain(troubles).collect()));
         news
