@@ -3,6 +3,7 @@
 mod exit;
 mod failures;
 mod go_client;
+mod leftovers;
 mod link;
 mod login;
 mod names;
@@ -33,6 +34,8 @@ struct Test {
 pub(crate) struct Context {
     /// The `warren` program under test.
     pub(crate) warren: PathBuf,
+    /// Whether tests take as long as they like.
+    pub(crate) long: bool,
 }
 
 const TESTS: &[Test] = &[
@@ -76,6 +79,8 @@ const TESTS: &[Test] = &[
     Test { name: "exit_nodes_lead_to_the_internet_and_nothing_past_them", body: exit::internet },
     Test { name: "the_tunnel_goes_around_itself", body: exit::no_loops },
     Test { name: "any_exit_node_is_one_that_is_there", body: exit::any },
+    Test { name: "killed_at_any_moment_a_node_leaves_nothing", body: leftovers::kills },
+    Test { name: "programs_ask_the_node_for_names_and_the_others_again", body: names::system_resolver },
     Test { name: "names_of_the_tailnet_are_found_by_programs", body: names::programs },
     Test { name: "rust_client_fetches_from_go_client", body: rust_client::with_go_client },
     Test { name: "rust_client_echoes_with_node_and_go_client", body: rust_client::echoes },
@@ -86,8 +91,8 @@ const TESTS: &[Test] = &[
     Test { name: "streams_stay_whole_with_wireguard_go", body: whole::wireguard_go },
 ];
 
-/// Runs the tests whose name contains `name`, all without one.
-pub(crate) fn command(name: Option<&str>, list: bool) -> Result<()> {
+/// Runs the tests whose name contains `name`, all without one; with `long` what repeats something does so more often.
+pub(crate) fn command(name: Option<&str>, list: bool, long: bool) -> Result<()> {
     if list {
         for test in TESTS {
             println!("{}", test.name);
@@ -105,7 +110,7 @@ pub(crate) fn command(name: Option<&str>, list: bool) -> Result<()> {
         ("faketime", "faketime"),
         ("miniupnpd", "miniupnpd-nftables"),
     ])?;
-    let context = Context { warren: run::build_warren()? };
+    let context = Context { warren: run::build_warren()?, long };
     let mut failed = Vec::new();
     let mut passed = 0;
     for test in TESTS.iter().filter(|test| name.is_none_or(|part| test.name.contains(part))) {

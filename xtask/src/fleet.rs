@@ -295,6 +295,11 @@ impl Node {
         self.process.wait_end(PATIENCE).map(drop)
     }
 
+    /// Waits until the daemon, which was killed, is gone.
+    pub(crate) fn wait_killed(&mut self) -> Result<()> {
+        self.process.wait_end(PATIENCE).map(drop)
+    }
+
     /// Kills the daemon with SIGKILL and starts it again over the same state.
     pub(crate) fn kill_and_restart(&mut self) -> Result<()> {
         self.kill()?;

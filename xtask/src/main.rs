@@ -59,6 +59,9 @@ enum Command {
         /// Lists the tests and does nothing else.
         #[arg(long)]
         list: bool,
+        /// Repeats more often what is repeated.
+        #[arg(long)]
+        long: bool,
     },
     /// Puts two machines in every pair of places, behind NATs for instance, and prints how they reach each other.
     Grid {
@@ -126,7 +129,7 @@ fn main() -> ExitCode {
         Command::Test { long: false } => test::all(),
         Command::Test { long: true } => test::long(),
         Command::Demo { keep } => demo::show(keep),
-        Command::E2e { name, list } => e2e::command(name.as_deref(), list),
+        Command::E2e { name, list, long } => e2e::command(name.as_deref(), list, long),
         Command::Grid { peer, long: true, .. } => grid::whole(peer),
         Command::Grid { peer, json, places, long: false } => grid::command(peer, &places, json),
         Command::Sim { long: true, .. } => sim::many(),

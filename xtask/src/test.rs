@@ -11,7 +11,7 @@ pub(crate) fn all() -> Result<()> {
     check::all()?;
     Run::cargo().args("test --quiet --workspace --locked").go()?;
     sim::few()?;
-    e2e::command(None, false)?;
+    e2e::command(None, false, false)?;
     grid::few()
 }
 

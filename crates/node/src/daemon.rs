@@ -293,6 +293,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             relay_port: prefs.relay_server_port,
             offered_routes: prefs.advertise_routes.clone().into(),
             keeps_source: prefs.no_snat,
+            accept_dns: prefs.corp_dns,
             exit_node: exit_node.map(|who| ExitNode { who, lan_access: prefs.exit_node_allow_lan_access }),
         }
     }

@@ -220,6 +220,8 @@ pub struct Settings {
     pub keeps_source: bool,
     /// The peer that takes all packets for the Internet. While it cannot be used, none leave.
     pub exit_node: Option<ExitNode>,
+    /// Make programs of this machine ask this node for names.
+    pub accept_dns: bool,
 }
 
 /// Names the peer that takes all packets for the Internet.

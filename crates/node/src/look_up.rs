@@ -15,6 +15,7 @@ use rand::RngExt as _;
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 use warren_dns::{Kind, Name, Question, upstream};
+use warren_os::settings_before;
 
 /// Most bytes that are read of `resolv.conf` and of `hosts`.
 const FILE_MAX: u64 = 256 * 1024;
@@ -80,7 +81,8 @@ async fn exchange(resolver: SocketAddr, name: &Name, kind: Kind) -> io::Result<V
 
 /// Returns the resolvers that this machine uses apart from ourselves.
 pub(crate) fn system_resolvers() -> Vec<SocketAddr> {
-    let found = nameservers(&read(Path::new(SETTINGS)));
+    // While programs ask us, those that they asked before.
+    let found = nameservers(&settings_before(&read(Path::new(SETTINGS))));
     // Its own packets cannot be told from those of programs.
     if !found.is_empty() && found.iter().all(|resolver| STUBS.contains(&resolver.ip())) {
         let behind = nameservers(&read(Path::new(RESOLVED)));

@@ -52,6 +52,9 @@ pub struct Prefs {
     /// Reach the networks that this machine is in straight, though an exit node is used.
     #[serde(rename = "ExitNodeAllowLANAccess")]
     pub exit_node_allow_lan_access: bool,
+    /// Make programs of this machine find names as the tailnet says.
+    #[serde(rename = "CorpDNS")]
+    pub corp_dns: bool,
     /// Refuse connections from peers.
     pub shields_up: bool,
     /// Host name to show instead of the machine's own; empty means the machine's own.
@@ -80,6 +83,7 @@ impl Default for Prefs {
             exit_node_ip: None,
             auto_exit_node: String::new(),
             exit_node_allow_lan_access: false,
+            corp_dns: true,
             shields_up: false,
             hostname: String::new(),
             operator_user: String::new(),
@@ -238,6 +242,7 @@ impl Prefs {
                 self.auto_exit_node = auto;
             }
             "ExitNodeAllowLANAccess" => self.exit_node_allow_lan_access = flag("ExitNodeAllowLANAccess", value)?,
+            "CorpDNS" => self.corp_dns = value.is_null() || flag("CorpDNS", value)?,
             "ShieldsUp" => self.shields_up = flag("ShieldsUp", value)?,
             "Hostname" => {
                 let name = text("Hostname", value)?;
@@ -457,6 +462,16 @@ mod tests {
     }
 
     #[test]
+    fn names_of_the_tailnet_are_used_unless_somebody_says_no() {
+        let mut prefs = serde_json::from_str::<Prefs>("{}").unwrap();
+        assert!(prefs.corp_dns, "settings of an older version");
+        prefs.patch(&json!({"CorpDNS": false, "CorpDNSSet": true})).unwrap();
+        assert!(!prefs.corp_dns);
+        prefs.patch(&json!({"CorpDNSSet": true})).unwrap();
+        assert!(prefs.corp_dns);
+    }
+
+    #[test]
     fn the_exit_nodes_address_is_a_text_that_may_be_empty() {
         let set = Prefs { exit_node_ip: Some([100, 64, 0, 9].into()), ..Prefs::default() };
         for (prefs, text) in [(Prefs::default(), ""), (set, "100.64.0.9")] {
@@ -530,6 +545,7 @@ mod tests {
             "ExitNodeIP",
             "AutoExitNode",
             "ExitNodeAllowLANAccess",
+            "CorpDNS",
         ] {
             assert!(json.get(name).is_some(), "{name}");
         }

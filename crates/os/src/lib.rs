@@ -9,7 +9,7 @@
 //!
 //! # What stays behind after `kill -9`
 //! No address and no route into the tunnel: the kernel removes them together with the TUN device. Firewall rules go with the
-//! process, see [`Passing`]. Routing rules stay, and mean nothing alone; see the module [`netlink`].
+//! process, see [`Passing`]. Where programs ask for names is put back by the next start, see [`SystemResolver`]. Routing rules stay, and mean nothing alone; see the module [`netlink`].
 #![deny(unsafe_op_in_unsafe_fn)]
 #![cfg(target_os = "linux")]
 
@@ -20,6 +20,7 @@ mod identity;
 mod ifname;
 pub mod netlink;
 mod passing;
+mod resolver;
 mod service;
 #[cfg(test)]
 mod testing;
@@ -34,6 +35,7 @@ pub use identity::{PeerCredentials, peer_credentials};
 pub use ifname::{IfIndex, IfName, IfNameError};
 pub use netlink::{Changes, DefaultRoutes, Interface, LinkWatch, MainRoute, Netlink, NetlinkError, RouteTable};
 pub use passing::{Forwarding, Passing, PassingError, is_strict};
+pub use resolver::{NameSettings, ResolverError, SystemResolver, settings_before};
 pub use rustix::io::Errno;
 pub use service::{bind_service, is_own_address};
 pub use tun::{

@@ -1,5 +1,6 @@
 //! The node's half of the command line: the daemon, and the commands that speak to it over its socket.
 
+mod cleanup;
 mod daemon;
 mod exit_node;
 mod look;
@@ -45,6 +46,8 @@ pub(crate) enum Command {
     Netcheck(look::Netcheck),
     /// Change settings of the node.
     Set(settings::Set),
+    /// Put back what a daemon that was killed has left on this machine: routing rules, and where programs ask for names.
+    Cleanup(cleanup::Cleanup),
     /// Show which peers pass packets on to the Internet.
     ExitNode(exit_node::ExitNode),
 }
@@ -84,6 +87,7 @@ impl Command {
             Self::Whois(command) => block_on(command.run()),
             Self::Netcheck(command) => block_on(command.run()),
             Self::Set(command) => block_on(command.run()),
+            Self::Cleanup(command) => block_on(command.run()),
             Self::ExitNode(command) => block_on(command.run()),
         }
     }

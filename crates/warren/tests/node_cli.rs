@@ -262,7 +262,7 @@ fn reset_names_every_default() {
     let expected = json!({
         "Hostname": "", "HostnameSet": true, "RouteAll": false, "RouteAllSet": true,
         "ShieldsUp": true, "ShieldsUpSet": true, "AdvertiseRoutes": [], "AdvertiseRoutesSet": true,
-        "NoSNAT": false, "NoSNATSet": true, "ExitNodeID": "", "ExitNodeIDSet": true,
+        "NoSNAT": false, "NoSNATSet": true, "CorpDNS": true, "CorpDNSSet": true, "ExitNodeID": "", "ExitNodeIDSet": true,
         "ExitNodeIP": "", "ExitNodeIPSet": true, "AutoExitNode": "", "AutoExitNodeSet": true,
         "ExitNodeAllowLANAccess": false, "ExitNodeAllowLANAccessSet": true,
     });

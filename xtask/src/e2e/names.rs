@@ -3,7 +3,11 @@
 use super::Context;
 use crate::fleet::{Node, PATIENCE, Server, icmp};
 use crate::lab::{Host, Lab, wait_for};
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// The domain of the first tailnet.
 const DOMAIN: &str = "default.warren.internal";
@@ -72,5 +76,111 @@ pub(super) fn programs(context: &Context) -> Result<()> {
         let text = alpha.host.run("ip").args(words).output()?;
         ensure!(!text.contains("100.100.100.100") && !text.contains("fd7a:115c:a1e0"), "`ip {words}` shows: {text}");
     }
+    Ok(())
+}
+
+/// A resolver of the Internet that knows one name: www.example.org is 192.0.2.80. It ends with the value.
+struct Upstream {
+    ends: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Upstream {
+    fn start(socket: UdpSocket) -> Result<Self> {
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let ends = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&ends);
+        let thread = std::thread::spawn(move || {
+            let mut buffer = [0; 512];
+            while !told.load(Ordering::Relaxed) {
+                let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
+                let query = buffer.get(..length).unwrap_or_default();
+                drop(answer(query).map(|answer| socket.send_to(&answer, from)));
+            }
+        });
+        Ok(Self { ends, thread: Some(thread) })
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+        drop(self.thread.take().map(std::thread::JoinHandle::join));
+    }
+}
+
+/// Answers a query, by hand: RFC 1035, section 4.
+fn answer(query: &[u8]) -> Option<Vec<u8>> {
+    let end = 12 + query.get(12..)?.iter().position(|&byte| byte == 0)? + 5;
+    let mut message = query.get(..end)?.to_vec();
+    let known = b"\x03www\x07example\x03org\0".as_slice();
+    let name = query.get(12..end - 4)?.to_ascii_lowercase();
+    let is_v4 = query.get(end - 4..end - 2)? == [0, 1];
+    let count = u8::from(name == known && is_v4);
+    let code = if name == known { 0x80 } else { 0x83 };
+    message.get_mut(2..12)?.copy_from_slice(&[0x81, code, 0, 1, 0, count, 0, 0, 0, 0]);
+    if count == 1 {
+        message.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 80]);
+    }
+    Some(message)
+}
+
+/// Programs find short names of the tailnet and names of the Internet without anybody changing a file; where they asked before
+/// is put back when that is not wished, when the node goes down or ends, and after it was killed.
+pub(super) fn system_resolver(context: &Context) -> Result<()> {
+    let lab = Lab::new("resolver", &["server", "alpha", "beta"])?;
+    let server = Server::start(&context.warren, &lab.host("server"), &[])?;
+    let upstream = Upstream::start(lab.host("server").bind("10.91.0.2:53")?)?;
+    let host = lab.host("alpha");
+    host.set_nameserver("10.91.0.2")?;
+    let settings = || host.run("cat").arg("/etc/resolv.conf").output();
+    let before = settings()?;
+    let mut alpha = Node::start(&context.warren, &host)?;
+    let beta = Node::start(&context.warren, &lab.host("beta"))?;
+    for node in [&alpha, &beta] {
+        node.up(&server.invite(&[])?, &[])?;
+    }
+    let beta4 = beta.addresses()?.0;
+    let finds =
+        |name: &str, address: &str| look_up(&host, "ahostsv4", name).filter(|text| text.contains(address)).map(drop);
+    let both = |what: &str| -> Result<()> {
+        wait_for(what, PATIENCE, || finds("beta", &beta4).and(finds("www.example.org", "192.0.2.80")))
+            .with_context(|| format!("resolv.conf says: {}", settings().unwrap_or_default()))
+    };
+    both("names of both kinds")?;
+    ensure!(settings()?.contains("nameserver 100.100.100.100"), "programs ask somebody else: {}", settings()?);
+    ensure!(look_up(&host, "ahosts", "nobody").is_none(), "an address of nobody");
+
+    let back = |what: &str| {
+        wait_for(what, PATIENCE, || (settings().ok()? == before).then_some(()))
+            .with_context(|| format!("resolv.conf says: {}", settings().unwrap_or_default()))
+    };
+    alpha.cli(&["set", "--accept-dns=false"])?;
+    back("the old settings without accept-dns")?;
+    alpha.cli(&["set", "--accept-dns"])?;
+    both("names again")?;
+    alpha.cli(&["down"])?;
+    back("the old settings when down")?;
+    alpha.cli(&["up", "--timeout", "30"])?;
+    both("names when up again")?;
+
+    // Killed: nobody answers, until somebody cleans up; a next life finds them again.
+    ensure!(alpha.cli(&["cleanup"]).is_err(), "a cleanup beside a node that runs");
+    alpha.kill()?;
+    ensure!(settings()? != before && finds("www.example.org", "192.0.2.80").is_none(), "nothing was left behind");
+    alpha.cli(&["cleanup"])?;
+    ensure!(settings()? == before, "not put back: {}", settings()?);
+    finds("www.example.org", "192.0.2.80").context("names of the Internet after cleanup")?;
+    alpha.start_again()?;
+    both("names in the next life")?;
+    alpha.kill_and_restart()?;
+    both("names in a life after one that was killed")?;
+
+    // Without the resolver of the Internet, names of the tailnet are found.
+    drop(upstream);
+    ensure!(finds("www.example.org", "192.0.2.80").is_none() || finds("beta", &beta4).is_some(), "no names at all");
+    wait_for("beta while the resolver is away", PATIENCE, || finds("beta", &beta4))?;
+    ensure!(alpha.stop()?.success(), "the daemon did not stop cleanly");
+    ensure!(settings()? == before, "not put back at the end: {}", settings()?);
     Ok(())
 }

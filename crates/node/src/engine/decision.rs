@@ -284,6 +284,7 @@ impl Decision {
                 if own.is_some_and(|own| own.up) {
                     link = Link::Up;
                 }
+                tailnet.look_at_resolvers();
                 tailnet.set_surroundings(exit::surroundings(&interfaces, self.machine.index()));
                 let routes = self.machine.netlink().default_routes().await.unwrap_or_default();
                 match tailnet.handle_interfaces(&interfaces, routes.gateway_v4, self.machine.index(), now()) {

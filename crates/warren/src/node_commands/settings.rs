@@ -92,6 +92,9 @@ pub(crate) struct Set {
     router: Router,
     #[command(flatten)]
     exit: Exit,
+    /// Make programs of this machine find names as the tailnet says.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    accept_dns: Option<bool>,
     /// Refuse every connection that a peer opens.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     shields_up: Option<bool>,
@@ -237,6 +240,7 @@ impl Set {
             self.router.add_to(&mut changes, &[]);
         }
         self.exit.add_to(&mut changes, &client).await?;
+        changes.add("CorpDNS", self.accept_dns);
         changes.add("ShieldsUp", self.shields_up);
         changes.add("OperatorUser", self.operator);
         changes.add("MapMaxAge", self.map_max_age);
@@ -256,6 +260,7 @@ pub(super) fn defaults() -> Changes {
         "ShieldsUp": false, "ShieldsUpSet": true,
         "AdvertiseRoutes": [], "AdvertiseRoutesSet": true,
         "NoSNAT": false, "NoSNATSet": true,
+        "CorpDNS": true, "CorpDNSSet": true,
         "ExitNodeID": "", "ExitNodeIDSet": true,
         "ExitNodeIP": "", "ExitNodeIPSet": true,
         "AutoExitNode": "", "AutoExitNodeSet": true,
@@ -278,6 +283,7 @@ mod tests {
             shields_up: true,
             no_snat: true,
             auto_exit_node: "any".into(),
+            corp_dns: false,
             exit_node_allow_lan_access: true,
             ..Prefs::default()
         };

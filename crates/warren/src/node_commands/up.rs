@@ -32,7 +32,7 @@ pub(crate) struct Up {
     /// Other users of this machine can read the arguments of a running program; a file or the environment is safer.
     #[arg(long, value_name = "KEY|file:PATH", alias = "authkey")]
     auth_key: Option<Secret>,
-    /// Put hostname, accept-routes, the advertise-… and exit-node… options, snat-subnet-routes and shields-up back to their
+    /// Put hostname, accept-routes, the advertise-… and exit-node… options, snat-subnet-routes, accept-dns and shields-up back to their
     /// defaults unless they are named here.
     #[arg(long)]
     reset: bool,
@@ -82,6 +82,9 @@ struct Options {
     router: Router,
     #[command(flatten)]
     exit: super::settings::Exit,
+    /// Make programs of this machine find names as the tailnet says (true unless it was turned off).
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    accept_dns: Option<bool>,
     /// Refuse every connection that a peer opens.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     shields_up: Option<bool>,
@@ -165,6 +168,7 @@ impl Options {
         changes.add("RouteAll", self.accept_routes);
         self.router.add_to(&mut changes, &offered);
         self.exit.add_to(&mut changes, &client).await?;
+        changes.add("CorpDNS", self.accept_dns);
         changes.add("ShieldsUp", self.shields_up);
         let goal = match begin {
             Begin::Interactive => {

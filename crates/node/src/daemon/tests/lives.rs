@@ -67,7 +67,7 @@ async fn choices_of_the_user_reach_the_engine_at_once() {
     node.edit(json!({"RouteAll": true, "RouteAllSet": true})).await.unwrap();
     let updates = node.updates();
     let [Update { local: Some(LocalUpdate::Up(local)), .. }] = &updates[..] else { panic!("{updates:?}") };
-    assert_eq!(local.settings, Settings { accept_routes: true, ..Settings::default() });
+    assert_eq!(local.settings, Settings { accept_routes: true, accept_dns: true, ..Settings::default() });
     assert!(updates[0].peers.is_empty());
     node.edit(json!({"Hostname": "x", "HostnameSet": true})).await.unwrap();
     assert!(node.updates().is_empty());

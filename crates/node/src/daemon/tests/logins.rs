@@ -40,7 +40,7 @@ async fn an_auth_key_takes_a_new_machine_to_running() {
     let Some(LocalUpdate::Up(local)) = &update.local else { panic!("{update:?}") };
     assert_eq!(local.secret.public(), request.node_key);
     assert_eq!(local.node.addresses, own().addresses);
-    assert_eq!(local.settings, Settings::default());
+    assert_eq!(local.settings, Settings { accept_dns: true, ..Settings::default() });
     assert!(update.relays.is_some() && update.removed.is_empty());
     assert_eq!(update.filter.as_ref().unwrap().len(), 1);
     assert_eq!(update.peers.iter().map(|peer| peer.id().0).collect::<Vec<_>>(), [2, 3]);

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use warren_os::{
-    Errno, Forwarding, IfIndex, IfName, MainRoute, Netlink, NetlinkError, Passing, PassingError, RouteTable, is_strict,
+    Errno, Forwarding, IfIndex, IfName, MainRoute, NameSettings, Netlink, NetlinkError, Passing, PassingError,
+    ResolverError, RouteTable, SystemResolver, is_strict,
 };
 
 use crate::netmap::Peer;
@@ -105,6 +107,10 @@ pub(in crate::engine) struct Machine {
     wanted: Option<Wanted>,
     /// The firewall rules of a router, and whether they masquerade.
     passing: Option<(Passing, bool)>,
+    /// Where programs ask for names. It is used on threads that may wait, by one at a time.
+    resolver: Arc<Mutex<SystemResolver>>,
+    /// Programs were told to ask us, or so it was tried.
+    names_set: bool,
     /// Troubles of the last change, for people.
     troubles: Vec<String>,
 }
@@ -133,12 +139,15 @@ pub(in crate::engine) struct Wanted {
     pub(super) behind: Vec<IpNet>,
     /// Give those packets an address of this machine.
     pub(super) masquerade: bool,
+    /// Where programs ask for names; `None` leaves that as it is.
+    pub(super) names: Option<NameSettings>,
 }
 
 impl Machine {
     /// Takes charge of an interface.
     pub(in crate::engine) fn new(netlink: Netlink, index: IfIndex, name: IfName) -> Self {
-        Self { netlink, index, name, wanted: None, passing: None, troubles: Vec::new() }
+        let resolver = Arc::new(Mutex::new(SystemResolver::new(name.clone())));
+        Self { netlink, index, name, wanted: None, passing: None, resolver, names_set: false, troubles: Vec::new() }
     }
 
     /// Returns the kernel's interface, for listing.
@@ -179,6 +188,26 @@ impl Machine {
         };
         let router = self.pass_on(&wanted).await;
         self.troubles.extend(router);
+        if let Err(error) = self.set_names(wanted.names).await {
+            self.troubles.push(format!("programs do not find names of the tailnet: {error}"));
+        }
+    }
+
+    /// Makes programs ask for names as wanted, or as they did before.
+    async fn set_names(&mut self, wanted: Option<NameSettings>) -> Result<(), ResolverError> {
+        let restores = wanted.is_none() && self.names_set;
+        self.names_set = wanted.is_some();
+        let resolver = Arc::clone(&self.resolver);
+        let change = move || {
+            let mut resolver = resolver.lock().unwrap_or_else(PoisonError::into_inner);
+            match wanted {
+                Some(settings) => resolver.set(&settings),
+                None if restores => resolver.restore(),
+                None => Ok(()),
+            }
+        };
+        // A thread that panicked has said so in the log.
+        tokio::task::spawn_blocking(change).await.unwrap_or(Ok(()))
     }
 
     async fn apply(&self, wanted: &Wanted, link: Link) -> Result<Vec<String>, NetlinkError> {
@@ -254,9 +283,15 @@ impl Machine {
         troubles
     }
 
-    /// Takes all addresses and routes away and the interface down.
+    /// Takes all addresses and routes away and the interface down, and lets programs ask for names as before; also what an
+    /// earlier process has left.
     pub(in crate::engine) async fn set_down(&mut self) {
         self.wanted = None;
+        // First, for soon nobody will answer.
+        self.names_set = true;
+        if let Err(error) = self.set_names(None).await {
+            tracing::warn!(%error, "where programs ask for names is not put back; say: warren cleanup");
+        }
         self.passing = None;
         self.troubles.clear();
         let result = async {
@@ -366,6 +401,7 @@ mod tests {
             exit,
             behind: Vec::new(),
             masquerade: true,
+            names: None,
         };
         let main = [
             main_route("10.5.0.0/16", false),

@@ -10,11 +10,12 @@ use ipnet::IpNet;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot};
-use warren_dns::{Config, Member};
+use warren_dns::{Config, Member, Name, SERVICE_V4};
 use warren_filter::{Filter, FilterInput, PrefixTable};
+use warren_os::NameSettings;
 use warren_path::{OwnNat, PathStatus, Paths, PeerConfig, PingId};
 use warren_wg::{Tunnels, sealed_length};
-use warren_wire::control::{DerpMap, FilterRule, NetInfo, Node, RegionId};
+use warren_wire::control::{DerpMap, DnsConfig, FilterRule, NetInfo, Node, RegionId};
 use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey, NodeSecret};
 
 use super::{Traits, exit};
@@ -27,6 +28,7 @@ use crate::engine::name_service::{NameService, with_system};
 use crate::engine::relay_link::LinkSetup;
 use crate::engine::shared::{PeerSlot, Shared, Snapshot};
 use crate::engine::{Event, Local, PeerStatus, PingError, Pong};
+use crate::look_up::system_resolvers;
 use crate::netmap::Peer;
 
 /// A tailnet that this node is on. Dropping it forgets all sessions and lets no packet through any more.
@@ -59,6 +61,8 @@ pub(super) struct Tailnet {
     exit_node: Option<NodeKey>,
     /// The networks that this machine is in and its addresses there; `None` until somebody has looked.
     surroundings: Option<Vec<IpNet>>,
+    /// Whom this machine asks for names besides us.
+    system: Vec<SocketAddr>,
 }
 
 /// Returns the age at which end-to-end tests want sessions renewed. Release builds do not look.
@@ -157,6 +161,7 @@ impl Tailnet {
             traits,
             exit_node: None,
             surroundings: None,
+            system: Vec::new(),
         };
         #[cfg(debug_assertions)]
         if let Some(age) = rekey_for_tests() {
@@ -445,7 +450,24 @@ impl Tailnet {
             Some(_) => Exit::All,
         };
         let masquerade = !self.local.settings.keeps_source;
-        Some(Wanted { addresses, routes, peers, exit, behind, masquerade })
+        let names = self.name_settings();
+        Some(Wanted { addresses, routes, peers, exit, behind, masquerade, names })
+    }
+
+    /// Returns where programs of this machine shall ask for names; `None` if that is not for us to say.
+    fn name_settings(&self) -> Option<NameSettings> {
+        let answers = matches!(self.names, Some(Ok(_)));
+        let dns = self.local.dns.as_ref().filter(|_| self.local.settings.accept_dns && answers)?;
+        name_settings(dns)
+    }
+
+    /// Looks whether this machine asks others for names than before.
+    pub(super) fn look_at_resolvers(&mut self) {
+        let present = system_resolvers();
+        if self.system != present {
+            self.system = present;
+            self.dirty.names = true;
+        }
     }
 
     /// Returns what the daemon should know; it may know some of it already.
@@ -514,6 +536,35 @@ fn derive_names<'a>(local: &'a Local, peers: impl Iterator<Item = &'a Peer>) -> 
     Config::derive(dns, nodes.map(member))
 }
 
+/// Most domains that are tried for short names.
+const SEARCH_MAX: usize = 16;
+/// Most domains whose names alone come to us.
+const DOMAINS_MAX: usize = 256;
+
+/// Returns where programs ask for names, as the server says. Source: node.md, section 20.3.
+fn name_settings(dns: &DnsConfig) -> Option<NameSettings> {
+    let everything = !dns.resolvers.is_empty() || !dns.nameservers.is_empty();
+    if !dns.proxied && !everything && dns.routes.is_empty() && dns.extra_records.is_empty() {
+        return None;
+    }
+    // They become words of a file and of a program's arguments.
+    let plain = |domain: &str| {
+        let domain = domain.trim_end_matches('.').to_ascii_lowercase();
+        let is_plain = Name::parse(&domain).is_ok()
+            && domain.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_')
+            && domain.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
+        is_plain.then_some(domain)
+    };
+    let search = dns.domains.iter().filter_map(|domain| plain(domain)).take(SEARCH_MAX).collect();
+    let own = dns.domains.first().filter(|_| dns.proxied).map(String::as_str);
+    let records = dns.extra_records.iter().map(|record| record.name.as_str());
+    let routed = own.into_iter().chain(dns.routes.keys().map(String::as_str)).chain(records);
+    let mut domains: Vec<String> = routed.filter_map(plain).take(DOMAINS_MAX).collect();
+    domains.sort_unstable();
+    domains.dedup();
+    Some(NameSettings { servers: vec![SERVICE_V4.into()], search, domains: (!everything).then_some(domains) })
+}
+
 /// Says why a path is what it is, and what would help if it is not direct.
 fn reason(status: &PathStatus, own: &OwnNat, now: Instant) -> String {
     let over_peer = match (status.path.peer_relay.filter(|one| now <= one.trusted_until), status.peer_relay_latency) {
@@ -551,5 +602,31 @@ impl Drop for Tailnet {
             self.tunnels.remove_peer(key);
             known.slot.set_session(None);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use warren_wire::control::Resolver;
+
+    #[test]
+    fn programs_ask_us_for_all_or_for_what_is_ours() {
+        let mut dns = DnsConfig {
+            domains: vec![
+                "t.example".to_owned(),
+                "evil example\nnameserver 9.9.9.9".to_owned(),
+                "-x.example".to_owned(),
+            ],
+            proxied: true,
+            routes: [("corp.example.".to_owned(), Vec::new()), ("~bad".to_owned(), Vec::new())].into(),
+            ..DnsConfig::default()
+        };
+        let settings = name_settings(&dns).unwrap();
+        assert_eq!(settings.search, ["t.example"]);
+        assert_eq!(settings.domains, Some(vec!["corp.example".to_owned(), "t.example".to_owned()]));
+        dns.resolvers = vec![Resolver { addr: "192.0.2.1".to_owned(), ..Resolver::default() }];
+        assert_eq!(name_settings(&dns).unwrap().domains, None);
+        assert_eq!(name_settings(&DnsConfig::default()), None, "nothing to ask us for");
     }
 }
