@@ -1,4 +1,4 @@
--- Schema version 4. Written once on first start; later versions are reached by the steps in src/store/schema.rs.
+-- Schema version 5. Written once on first start; later versions are reached by the steps in src/store/schema.rs.
 -- A record's document is JSON in `body`; the columns beside it are what must be unique or is searched for.
 
 -- Private keys and certificates of the server: noise_key, relay_key, relay certificate.
@@ -72,7 +72,16 @@ CREATE TABLE relay (
     body   TEXT NOT NULL CHECK (json_valid(body))
 ) STRICT;
 
--- Append only; each row's hash covers the hash of the row before it.
+-- Keys and clients of the API. `hash` is SHA-256 of the secret half; the secret itself is nowhere.
+CREATE TABLE credential (
+    id      TEXT PRIMARY KEY,
+    tailnet INTEGER NOT NULL REFERENCES tailnet (id),
+    hash    BLOB NOT NULL CHECK (length(hash) = 32),
+    body    TEXT NOT NULL CHECK (json_valid(body))
+) STRICT, WITHOUT ROWID;
+
+-- Append only; each row's hash covers the hash of the row before it. `credential` and `client` say by which credential
+-- of the API and from which address somebody called.
 CREATE TABLE audit (
     seq     INTEGER PRIMARY KEY,
     at      TEXT NOT NULL,
@@ -83,7 +92,9 @@ CREATE TABLE audit (
     before  TEXT,
     after   TEXT,
     prev    BLOB NOT NULL CHECK (length(prev) = 32),
-    hash    BLOB NOT NULL CHECK (length(hash) = 32)
+    hash    BLOB NOT NULL CHECK (length(hash) = 32),
+    credential TEXT,
+    client     TEXT
 ) STRICT;
 
 CREATE TRIGGER audit_is_append_only_1 BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit log is append only'); END;

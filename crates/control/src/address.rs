@@ -54,6 +54,13 @@ pub(crate) fn within(pools: &[Ipv4Net], taken: &HashSet<Ipv4Addr>) -> Option<Ipv
     pools.iter().flat_map(clip).find(usable).map(Ipv4Addr::from_bits)
 }
 
+/// Tells whether a node may have an address.
+pub(crate) fn is_usable(address: Ipv4Addr) -> bool {
+    let number = address.to_bits();
+    (FIRST + 1..FIRST + COUNT).contains(&number)
+        && !SKIPPED.iter().any(|(first, last)| (*first..=*last).contains(&number))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

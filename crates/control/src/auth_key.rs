@@ -1,4 +1,5 @@
-//! Auth keys: `wkey-<12 hex digits>-<64 hex digits>`.
+//! Keys as texts: `wkey-<12 hex digits>-<64 hex digits>` lets nodes in; `tskey-api-…` and `tskey-client-…` are for the API,
+//! where tools look at the beginning. Source: logs-and-api.md, sections 9 and 24.
 //!
 //! The first part names the key and is no secret; the second is 256 random bits, of which the store keeps SHA-256 only.
 //! Clients take the text as it is, except that official ones cut it at `--TL`, which hex digits cannot contain.
@@ -13,18 +14,22 @@ use zeroize::Zeroizing;
 use crate::model::AuthKeyRecord;
 use crate::store::audit::hex;
 
-/// Text before every key.
-const PREFIX: &str = "wkey-";
+/// Beginning of an auth key.
+pub(crate) const AUTH_KEY: &str = "wkey-";
+/// Beginning of an API key, and of an OAuth client's token.
+pub(crate) const API_KEY: &str = "tskey-api-";
+/// Beginning of an OAuth client's secret.
+pub(crate) const CLIENT: &str = "tskey-client-";
 /// Length of the public part, in hex digits.
 const ID_DIGITS: usize = 12;
 /// Length of the secret part, in hex digits.
 const SECRET_DIGITS: usize = 64;
 
-/// The text of an auth key, shown once and never stored.
+/// The text of a key, shown once and never stored.
 #[derive(Clone, PartialEq, Eq)]
-pub struct AuthKeyText(Zeroizing<String>);
+pub struct KeyText(Zeroizing<String>);
 
-impl AuthKeyText {
+impl KeyText {
     /// Shows the text, to print it for the person who asked for the key.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -32,28 +37,28 @@ impl AuthKeyText {
     }
 }
 
-impl fmt::Debug for AuthKeyText {
+impl fmt::Debug for KeyText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AuthKeyText(…)")
+        f.write_str("KeyText(…)")
     }
 }
 
 /// A key that was just made.
 pub(crate) struct Fresh {
     pub(crate) id: String,
-    pub(crate) text: AuthKeyText,
+    pub(crate) text: KeyText,
     pub(crate) hash: [u8; 32],
 }
 
 /// Makes a key from the operating system's randomness.
-pub(crate) fn generate() -> Result<Fresh, getrandom::Error> {
+pub(crate) fn generate(prefix: &str) -> Result<Fresh, getrandom::Error> {
     let mut id = [0; ID_DIGITS / 2];
     getrandom::fill(&mut id)?;
     let mut secret = Zeroizing::new([0; SECRET_DIGITS / 2]);
     getrandom::fill(secret.as_mut_slice())?;
     let id = hex(&id);
     let secret = Zeroizing::new(hex(secret.as_slice()));
-    let text = AuthKeyText(Zeroizing::new(format!("{PREFIX}{id}-{}", *secret)));
+    let text = KeyText(Zeroizing::new(format!("{prefix}{id}-{}", *secret)));
     Ok(Fresh { hash: digest(&secret), id, text })
 }
 
@@ -65,10 +70,10 @@ pub(crate) struct Shown {
 }
 
 /// Takes a key apart; `None` if it is none of ours.
-pub(crate) fn parse(text: &str) -> Option<Shown> {
+pub(crate) fn parse(prefix: &str, text: &str) -> Option<Shown> {
     // A wrapped key carries a signature for the client alone.
     let text = text.trim().split("--TL").next().unwrap_or_default();
-    let (id, secret) = text.strip_prefix(PREFIX)?.split_once('-')?;
+    let (id, secret) = text.strip_prefix(prefix)?.split_once('-')?;
     let digits =
         |part: &str, len| part.len() == len && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     (digits(id, ID_DIGITS) && digits(secret, SECRET_DIGITS)).then(|| Shown { id: id.to_owned(), hash: digest(secret) })
@@ -121,28 +126,36 @@ mod tests {
 
     #[test]
     fn a_key_matches_its_own_hash_only() {
-        let (one, two) = (generate().unwrap(), generate().unwrap());
-        let shown = parse(one.text.expose()).unwrap();
+        let (one, two) = (generate(AUTH_KEY).unwrap(), generate(AUTH_KEY).unwrap());
+        let shown = parse(AUTH_KEY, one.text.expose()).unwrap();
         assert_eq!(shown.id, one.id);
         assert!(matches(&shown, &one.hash));
         assert!(!matches(&shown, &two.hash));
     }
 
     #[test]
+    fn a_key_of_one_kind_is_none_of_another() {
+        let key = generate(API_KEY).unwrap();
+        assert!(key.text.expose().starts_with("tskey-api-") && parse(API_KEY, key.text.expose()).is_some());
+        assert_eq!(parse(CLIENT, key.text.expose()), None);
+        assert_eq!(parse(AUTH_KEY, key.text.expose()), None);
+    }
+
+    #[test]
     fn a_wrapped_key_is_cut() {
-        let key = generate().unwrap();
+        let key = generate(AUTH_KEY).unwrap();
         let wrapped = format!("{}--TLabc-def", key.text.expose());
-        assert_eq!(parse(&wrapped), parse(key.text.expose()));
+        assert_eq!(parse(AUTH_KEY, &wrapped), parse(AUTH_KEY, key.text.expose()));
     }
 
     #[test]
     fn other_texts_are_no_keys() {
-        let key = generate().unwrap();
+        let key = generate(AUTH_KEY).unwrap();
         let text = key.text.expose();
         for other in ["", "wkey-", "tskey-auth-abc", &text[..text.len() - 1], &format!("{text}0"), &text.to_uppercase()]
         {
-            assert_eq!(parse(other), None, "{other}");
+            assert_eq!(parse(AUTH_KEY, other), None, "{other}");
         }
-        assert_eq!(format!("{:?}", key.text), "AuthKeyText(…)");
+        assert_eq!(format!("{:?}", key.text), "KeyText(…)");
     }
 }

@@ -16,12 +16,13 @@ use crate::config::Config;
 use crate::identity::{Identity, StateDir};
 use crate::login::Logins;
 use crate::map::{self, MapError, MapStream};
-use crate::model::{KeyLifetime, TailnetId, TailnetRecord, UserRecord, Who};
+use crate::model::{DnsSettings, KeyLifetime, TailnetId, TailnetRecord, UserRecord, Who};
 use crate::oidc::Person;
 use crate::store::{Change, Entry, Loaded, LoadedTailnet, OpenError, Quarantined, Store, StoreError};
 use crate::tailnet::access::{PolicyInForce, has_relay};
 use crate::tailnet::registry::{Registered, Registry};
 use crate::tailnet::{Shared, Tailnet};
+use crate::tokens::Tokens;
 
 /// Path below the server's URL where logins are shown.
 const LOGIN_PATH: &str = "/login/";
@@ -36,6 +37,7 @@ pub struct Control {
 struct Inner {
     tailnets: RwLock<BTreeMap<TailnetId, Tailnet>>,
     logins: Logins,
+    tokens: Tokens,
     identity: Identity,
     server_url: String,
     quarantined: Vec<Quarantined>,
@@ -85,6 +87,7 @@ impl Control {
             inner: Arc::new(Inner {
                 tailnets: RwLock::default(),
                 logins: Logins::default(),
+                tokens: Tokens::default(),
                 identity,
                 server_url: config.server_url,
                 quarantined,
@@ -135,6 +138,7 @@ impl Control {
             created: now,
             machine_approval: false,
             key_lifetime: KeyLifetime::default(),
+            dns: DnsSettings::default(),
             policy_version: 1,
             unconfirmed: None,
         };
@@ -146,6 +150,7 @@ impl Control {
             login,
             role: Role::Owner,
             identity: owner.map(|owner| owner.identity.clone()),
+            suspended: false,
             created: now,
         };
         let entry = |what, change| Entry { who: who.clone(), what, tailnet: Some(record.id), change };
@@ -165,6 +170,7 @@ impl Control {
             users: BTreeMap::from([(user.id, Arc::new(user))]),
             nodes: Vec::new(),
             auth_keys: BTreeMap::new(),
+            credentials: BTreeMap::new(),
             reserved: Vec::new(),
         }))
     }
@@ -172,6 +178,9 @@ impl Control {
     fn start_tailnet(&self, loaded: LoadedTailnet) -> Tailnet {
         for id in loaded.auth_keys.keys() {
             self.registry().add_auth_key(id.clone(), loaded.record.id);
+        }
+        for id in loaded.credentials.keys() {
+            self.registry().add_credential(id.clone(), loaded.record.id);
         }
         let derp = self.inner.derp.lock().unwrap_or_else(PoisonError::into_inner).map();
         let tailnet = Tailnet::start(&self.inner.shared, loaded, derp);
@@ -349,6 +358,10 @@ impl Control {
 
     pub(crate) fn logins(&self) -> &Logins {
         &self.inner.logins
+    }
+
+    pub(crate) fn tokens(&self) -> &Tokens {
+        &self.inner.tokens
     }
 
     pub(crate) fn quarantined(&self) -> &[Quarantined] {

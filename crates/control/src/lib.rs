@@ -10,6 +10,8 @@ mod address;
 pub mod admin;
 pub mod admin_socket;
 mod auth_key;
+mod authenticate;
+mod authority;
 pub mod backup;
 mod clock;
 mod config;
@@ -28,14 +30,15 @@ mod store;
 mod tailnet;
 #[cfg(test)]
 mod testing;
+mod tokens;
 
 pub use clock::Clock;
 pub use config::Config;
 pub use control::Control;
 pub use map::{MapError, MapStream};
 pub use model::{
-    AuthKeyRecord, KeyLifetime, NodeRecord, NodeState, Owner, TailnetId, TailnetRecord, Unconfirmed, UserIdentity,
-    UserRecord, Who,
+    AuthKeyRecord, CredentialKind, CredentialRecord, DnsSettings, KeyLifetime, Nameserver, NodeRecord, NodeState,
+    Owner, TailnetId, TailnetRecord, Unconfirmed, UserIdentity, UserRecord, Who,
 };
 pub use oidc::{OidcConfig, OidcConfigError};
 pub use store::audit::{AuditEntry, AuditVerdict};

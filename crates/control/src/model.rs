@@ -1,10 +1,15 @@
 //! The records that the server keeps.
 
 pub(crate) mod attributes;
+mod credential;
+mod dns;
 pub(crate) mod role;
 
+pub use credential::{CredentialKind, CredentialRecord};
+pub use dns::{DnsSettings, Nameserver};
+
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -25,40 +30,71 @@ impl fmt::Display for TailnetId {
     }
 }
 
-/// Who makes a change, as the audit log names them: `cli:uid=0`, `node:n12`, `server`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Who(String);
+/// Who makes a change, as the audit log names them: `cli:uid=0`, `node:n12`, `server`; and by what, and from where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Who {
+    name: String,
+    credential: Option<String>,
+    from: Option<IpAddr>,
+}
 
 impl Who {
     /// Names a process on this machine by the user ID that the kernel told.
     #[must_use]
     pub fn local_user(uid: u32) -> Self {
-        Self(format!("cli:uid={uid}"))
+        Self::named(format!("cli:uid={uid}"))
     }
 
     /// Names a machine by its key.
     #[must_use]
     pub fn machine(key: &MachineKey) -> Self {
-        Self(format!("machine:{}", key.to_hex()))
+        Self::named(format!("machine:{}", key.to_hex()))
     }
 
     /// Names a person by the login name of their user.
     #[must_use]
     pub fn user(login: &str) -> Self {
-        Self(format!("user:{login}"))
+        Self::named(format!("user:{login}"))
     }
 
     /// Names the server itself.
     #[must_use]
     pub fn server() -> Self {
-        Self("server".to_owned())
+        Self::named("server".to_owned())
     }
 
-    /// Returns the text.
+    /// Names an OAuth client by its ID.
+    #[must_use]
+    pub fn client(id: &str) -> Self {
+        Self::named(format!("client:{id}"))
+    }
+
+    /// Adds the ID of the credential that was shown, and the address of whoever showed it.
+    #[must_use]
+    pub fn by(self, credential: &str, from: IpAddr) -> Self {
+        Self { credential: Some(credential.to_owned()), from: Some(from), ..self }
+    }
+
+    /// Returns the name.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.name
+    }
+
+    /// Returns the ID of the credential, if one was shown.
+    #[must_use]
+    pub fn credential(&self) -> Option<&str> {
+        self.credential.as_deref()
+    }
+
+    /// Returns the address that the call came from, if it came over the network.
+    #[must_use]
+    pub fn from(&self) -> Option<IpAddr> {
+        self.from
+    }
+
+    fn named(name: String) -> Self {
+        Self { name, credential: None, from: None }
     }
 }
 
@@ -76,6 +112,9 @@ pub struct TailnetRecord {
     /// How long the key of a user's node is valid.
     #[serde(default)]
     pub key_lifetime: KeyLifetime,
+    /// Names and resolvers that nodes are told of.
+    #[serde(default)]
+    pub dns: DnsSettings,
     /// Version of the policy in force.
     pub policy_version: u64,
     /// Says that the policy in force is undone unless somebody confirms it.
@@ -150,6 +189,9 @@ pub struct UserRecord {
     /// Who it is; absent for a user whom an administrator made and who never logged in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<UserIdentity>,
+    /// Whether an administrator locked them out, with all that is theirs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspended: bool,
     /// When it was made.
     pub created: Timestamp,
 }
@@ -205,6 +247,9 @@ pub struct NodeRecord {
     pub created: Timestamp,
     /// Whether it may take part, where machines need approval.
     pub approved: bool,
+    /// Whether it takes no part because its owner is suspended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspended: bool,
     /// Whether it is removed when it has been away for a while.
     pub ephemeral: bool,
     /// ID of the auth key that let it in, if one did.
@@ -230,6 +275,12 @@ impl NodeRecord {
         let [a, b, c, d] = self.ipv4.octets();
         let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
         Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, high, low)
+    }
+
+    /// Tells whether administrators let it take part.
+    #[must_use]
+    pub fn is_admitted(&self) -> bool {
+        self.approved && !self.suspended
     }
 
     /// Tells whether a route that the node offers was approved.
@@ -295,6 +346,12 @@ pub struct AuthKeyRecord {
     pub expires: Option<Timestamp>,
     /// Whether an administrator took it back.
     pub revoked: bool,
+    /// What it is for, in the words of whoever made it; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    /// User who made it, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_by: Option<UserId>,
     /// How often it was used.
     #[serde(default)]
     pub used: u64,

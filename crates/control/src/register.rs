@@ -45,6 +45,8 @@ pub(crate) enum Refusal {
     Tailnet { name: String },
     #[error("the user is not known here any more")]
     User,
+    #[error("the user is suspended; ask an administrator of this network")]
+    Suspended,
     #[error(
         "the name {login} belongs to another account of this network; an administrator can let you in as that user"
     )]
@@ -109,7 +111,7 @@ async fn decide(
             }
             // A node key stays in its tailnet: for another one the client must make a new key.
             let elsewhere = shown_key(&request)
-                .and_then(|text| crate::auth_key::parse(&text))
+                .and_then(|text| crate::auth_key::parse(crate::auth_key::AUTH_KEY, &text))
                 .and_then(|shown| control.registry().auth_key(&shown.id))
                 .is_some_and(|other| other != tailnet.id);
             if elsewhere || (shown_key(&request).is_none() && request.followup.is_empty()) {
@@ -155,7 +157,7 @@ async fn restart(
     request: RegisterRequest,
 ) -> Result<RegisterResponse, Refusal> {
     // A key that would give the node to somebody else must not pass unnoticed; a spent or unknown one is not looked at.
-    let shown = shown_key(&request).and_then(|text| crate::auth_key::parse(&text));
+    let shown = shown_key(&request).and_then(|text| crate::auth_key::parse(crate::auth_key::AUTH_KEY, &text));
     let other_tailnet = shown
         .as_ref()
         .and_then(|shown| control.registry().auth_key(&shown.id))
@@ -214,7 +216,7 @@ async fn join_with_key(
     from: IpAddr,
 ) -> Result<RegisterResponse, Refusal> {
     let unknown = crate::auth_key::AuthKeyError::Unknown;
-    let shown = crate::auth_key::parse(text).ok_or(unknown)?;
+    let shown = crate::auth_key::parse(crate::auth_key::AUTH_KEY, text).ok_or(unknown)?;
     let tailnet = control.registry().auth_key(&shown.id).and_then(|id| control.tailnet_by_id(id)).ok_or(unknown)?;
     check_tailnet_hint(request, &tailnet)?;
     let auth_key = shown.id.clone();
@@ -305,7 +307,7 @@ fn success(snapshot: &Snapshot, node: &Node) -> RegisterResponse {
             display_name: profile.display_name,
             ..Login::default()
         },
-        machine_authorized: node.record.approved,
+        machine_authorized: node.record.is_admitted(),
         ..RegisterResponse::default()
     }
 }

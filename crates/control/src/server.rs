@@ -6,6 +6,7 @@
 pub(crate) mod accept;
 mod address;
 pub(crate) mod answers;
+mod api;
 mod fetch;
 pub(crate) mod limits;
 mod login_page;
@@ -45,6 +46,7 @@ use crate::store::StoreError;
 use crate::{Config, Control, OidcConfig, OpenError};
 use accept::Offer;
 use address::ServerUrl;
+use api::limits::ApiLimits;
 use limits::{BodyBudget, Gate};
 use proxies::TrustedProxies;
 use relaying::{Relaying, Tls};
@@ -230,6 +232,7 @@ impl Server {
             bodies: BodyBudget::new(BODY_BUDGET_KIB),
             proxies: TrustedProxies::new(options.trusted_proxies),
             sign_in,
+            api: ApiLimits::default(),
             own_host: url.host.clone(),
             stop: stop.clone(),
         });

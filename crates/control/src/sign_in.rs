@@ -166,6 +166,7 @@ pub(crate) fn user_of(work: &mut Work<'_>, who: &Who, person: &Person, may_join:
         display_name: person.display_name.clone(),
         role: Role::Member,
         identity: Some(person.identity.clone()),
+        suspended: false,
         created: work.now,
     };
     let id = record.id;

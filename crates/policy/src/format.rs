@@ -26,6 +26,19 @@ impl Policy {
         parser.group("", "").write_lines(0, &mut out);
         Ok(out)
     }
+
+    /// Writes the text of a policy as JSON, without comments. What it says need not be valid.
+    ///
+    /// # Errors
+    /// What is wrong with a text that is no HuJSON.
+    pub fn to_json(text: &str) -> Result<String, PolicyErrors> {
+        let mut errors = Errors::new(text);
+        let read = hujson::read(text, &mut errors);
+        let value = errors.finish(read)?;
+        let mut out = String::with_capacity(text.len());
+        value.write(&mut out);
+        Ok(out)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,18 +3,21 @@
 use serde_json::Value;
 use warren_policy::AttributeValue;
 
-use super::{Admin, AdminError, AttributesView, NodeView, invalid, not_found};
+use super::nodes::present;
+use super::{AdminError, AttributesView, Desk, NodeView, invalid, not_found};
+use crate::authority::Scope;
+use crate::model::NodeRecord;
 use crate::model::attributes::{self, CUSTOM_MAX};
 use crate::tailnet::facts;
 
-impl Admin {
+impl Desk {
     /// Returns all attributes of a node.
     ///
     /// # Errors
     /// As [`Self::node`].
     pub fn node_attributes(&self, tailnet: Option<&str>, node: &str) -> Result<AttributesView, AdminError> {
-        let (tailnet, id) = self.find(tailnet, node)?;
-        let snapshot = tailnet.snapshot();
+        let (place, id) = self.find(tailnet, node, Scope::DevicesAttributes.read())?;
+        let snapshot = place.snapshot();
         let found = snapshot.nodes.get(id).ok_or_else(|| not_found("node", node))?;
         let values = facts::attributes(found);
         Ok(AttributesView {
@@ -37,29 +40,9 @@ impl Admin {
         name: &str,
         value: &Value,
     ) -> Result<NodeView, AdminError> {
-        if !attributes::is_custom_name(name) {
-            return Err(invalid("attribute: write custom: and letters, digits or _, 128 bytes at most", name));
-        }
-        let shown = value.to_string();
-        let value = attributes::from_json(value)
-            .ok_or_else(|| invalid("value: a text of 200 bytes at most, a number, true or false", &shown))?;
-        let name = name.to_owned();
-        self.edit(tailnet, node, "node.attribute", move |record, _| {
-            let same = |other: &str| other.eq_ignore_ascii_case(&name) && other != name;
-            if record.attributes.keys().any(|other| same(other)) {
-                return Err(invalid("new attribute: the node has one that differs in capital letters only", &name));
-            }
-            match record.attributes.get(&name) {
-                Some(before) if kind(before) != kind(&value) => {
-                    return Err(invalid("value of the kind that the attribute has; take it away first", &shown));
-                }
-                None if record.attributes.len() >= CUSTOM_MAX => {
-                    return Err(invalid("new attribute: a node has 64 at most", &name));
-                }
-                Some(_) | None => {}
-            }
-            record.attributes.insert(name.clone(), value.clone());
-            Ok(())
+        let new = NewAttribute::new(name, value)?;
+        self.edit((tailnet, node), Scope::DevicesAttributes.write(), "node.attribute", move |record, _, _| {
+            new.put(record)
         })
         .await
     }
@@ -75,10 +58,85 @@ impl Admin {
         name: &str,
     ) -> Result<NodeView, AdminError> {
         let name = name.to_owned();
-        self.edit(tailnet, node, "node.attribute", move |record, _| {
+        self.edit((tailnet, node), Scope::DevicesAttributes.write(), "node.attribute", move |record, _, _| {
             record.attributes.remove(&name).map(drop).ok_or_else(|| not_found("attribute", &name))
         })
         .await
+    }
+
+    /// Changes attributes of several nodes, all or none: a value, or `None` to take it away where it is. Nodes are named
+    /// as for [`Self::node`].
+    ///
+    /// # Errors
+    /// As [`Self::set_node_attribute`].
+    pub async fn patch_attributes(
+        &self,
+        tailnet: &str,
+        patches: &[(String, String, Option<Value>)],
+    ) -> Result<(), AdminError> {
+        let place = self.place(tailnet, Scope::DevicesAttributes.write())?;
+        let mut edits = Vec::new();
+        for (node, name, value) in patches {
+            let (_, id) = self.find(Some(tailnet), node, Scope::DevicesAttributes.write())?;
+            let new = value.as_ref().map(|value| NewAttribute::new(name, value)).transpose()?;
+            edits.push((id, name.clone(), new));
+        }
+        let who = place.who();
+        place
+            .change(move |work, _| {
+                for (id, name, new) in &edits {
+                    let node = present(work, *id)?;
+                    let mut record = (*node.record).clone();
+                    match new {
+                        Some(new) => new.put(&mut record)?,
+                        None => drop(record.attributes.remove(name)),
+                    }
+                    if record != *node.record {
+                        work.put_node(&who, "node.attribute", &node, record);
+                    }
+                }
+                Ok(())
+            })
+            .await
+    }
+}
+
+/// An attribute whose name and value are in order.
+struct NewAttribute {
+    name: String,
+    value: AttributeValue,
+    /// The value as it came.
+    shown: String,
+}
+
+impl NewAttribute {
+    fn new(name: &str, value: &Value) -> Result<Self, AdminError> {
+        if !attributes::is_custom_name(name) {
+            return Err(invalid("attribute: write custom: and letters, digits or _, 128 bytes at most", name));
+        }
+        let shown = value.to_string();
+        let value = attributes::from_json(value)
+            .ok_or_else(|| invalid("value: a text of 200 bytes at most, a number, true or false", &shown))?;
+        Ok(Self { name: name.to_owned(), value, shown })
+    }
+
+    fn put(&self, record: &mut NodeRecord) -> Result<(), AdminError> {
+        let Self { name, value, shown } = self;
+        let same = |other: &str| other.eq_ignore_ascii_case(name) && other != name;
+        if record.attributes.keys().any(|other| same(other)) {
+            return Err(invalid("new attribute: the node has one that differs in capital letters only", name));
+        }
+        match record.attributes.get(name) {
+            Some(before) if kind(before) != kind(value) => {
+                return Err(invalid("value of the kind that the attribute has; take it away first", shown));
+            }
+            None if record.attributes.len() >= CUSTOM_MAX => {
+                return Err(invalid("new attribute: a node has 64 at most", name));
+            }
+            Some(_) | None => {}
+        }
+        record.attributes.insert(name.clone(), value.clone());
+        Ok(())
     }
 }
 

@@ -2,43 +2,38 @@
 
 use jiff::Timestamp;
 
-use super::{Admin, AdminError, AuthKeyView, CreatedAuthKey, NewAuthKey, invalid, not_found, user_id};
+use super::credentials::described;
+use super::users::user_id;
+use super::{AdminError, AuthKeyView, CreatedAuthKey, Desk, NewAuthKey, invalid, not_found, tag_denied};
 use crate::auth_key;
+use crate::authority::{Scope, Standing};
 use crate::model::{AuthKeyRecord, Owner, TAGS_MAX};
-use crate::tailnet::Tailnet;
 use crate::tailnet::snapshot::Snapshot;
 use crate::tailnet::work::Work;
 
-impl Admin {
-    /// Makes an auth key.
+impl Desk {
+    /// Makes an auth key. Users make such for their own nodes, clients for nodes with tags, and both with tags only that
+    /// are theirs to give.
     ///
     /// # Errors
-    /// [`AdminError::NotFound`], [`AdminError::Invalid`] for a tag or a lifetime.
+    /// [`AdminError::NotFound`], [`AdminError::Invalid`] for a tag or a lifetime, [`AdminError::Denied`].
     pub async fn create_auth_key(&self, new: NewAuthKey) -> Result<CreatedAuthKey, AdminError> {
-        let tailnet = self.tailnet(&new.tailnet)?;
+        let place = self.place(&new.tailnet, Scope::AuthKeys.write())?;
         let tags = sorted_tags(&new.tags)?;
-        let login = new.user.clone().unwrap_or_else(|| format!("owner@{}", new.tailnet));
-        let now = self.control.clock().now();
-        let expires = match new.lifetime {
-            Some(span) => Some(
-                now.checked_add(span)
-                    .map_err(|_| invalid("lifetime of an auth key", &format!("{}s", span.as_secs())))?,
-            ),
-            None => None,
-        };
-        let fresh = auth_key::generate().map_err(|_| AdminError::Randomness)?;
-        let (who, id, hash) = (self.who.clone(), fresh.id.clone(), fresh.hash);
-        let record = tailnet
-            .change(move |work: &mut Work<'_>| {
-                let owner = if tags.is_empty() {
-                    Owner::User(user_id(work.state.users.values(), &login)?)
-                } else {
-                    Owner::Tagged
+        let description = described(new.description.clone())?;
+        let fresh = auth_key::generate(auth_key::AUTH_KEY).map_err(|_| AdminError::Randomness)?;
+        let (who, id, hash) = (place.who(), fresh.id.clone(), fresh.hash);
+        let record = place
+            .change(move |work, standing| {
+                let end = |span: std::time::Duration| {
+                    let end = work.now.checked_add(span);
+                    end.map_err(|_| invalid("lifetime of an auth key", &format!("{}s", span.as_secs())))
                 };
+                let expires = new.lifetime.map(end).transpose()?;
                 let record = AuthKeyRecord {
                     id: id.clone(),
                     tailnet: work.state.tailnet.id,
-                    owner,
+                    owner: owner(work, standing, &new, &tags)?,
                     tags: tags.clone(),
                     reusable: new.reusable,
                     ephemeral: new.ephemeral,
@@ -46,27 +41,27 @@ impl Admin {
                     created: work.now,
                     expires,
                     revoked: false,
+                    description: description.clone(),
+                    made_by: standing.user.as_ref().map(|user| user.id),
                     used: 0,
                 };
                 work.put_auth_key(&who, "auth-key.create", record.clone(), Some(hash));
-                Ok::<_, AdminError>(record)
+                Ok(record)
             })
             .await?;
-        self.control.registry().add_auth_key(record.id.clone(), tailnet.id);
-        Ok(CreatedAuthKey { view: view(&tailnet.snapshot(), &record, now), text: fresh.text })
+        place.register_auth_key(&record.id);
+        Ok(CreatedAuthKey { view: view(&place.snapshot(), &record, place.now()), text: fresh.text })
     }
 
     /// Returns the auth keys of a tailnet, or of all, the newest first.
     ///
     /// # Errors
     /// [`AdminError::NotFound`].
-    pub async fn auth_keys(&self, tailnet: Option<&str>) -> Result<Vec<AuthKeyView>, AdminError> {
-        let now = self.control.clock().now();
+    pub fn auth_keys(&self, tailnet: Option<&str>) -> Result<Vec<AuthKeyView>, AdminError> {
         let mut keys = Vec::new();
-        for tailnet in self.chosen(tailnet)? {
-            let records = records(&tailnet).await?;
-            let snapshot = tailnet.snapshot();
-            keys.extend(records.iter().map(|record| view(&snapshot, record, now)));
+        for place in self.places(tailnet, Scope::AuthKeys.read())? {
+            let snapshot = place.snapshot();
+            keys.extend(snapshot.auth_keys.values().map(|(record, _)| view(&snapshot, record, place.now())));
         }
         keys.sort_by(|one, two| (two.created, &two.id).cmp(&(one.created, &one.id)));
         Ok(keys)
@@ -77,29 +72,38 @@ impl Admin {
     /// # Errors
     /// [`AdminError::NotFound`].
     pub async fn revoke_auth_key(&self, id: &str) -> Result<AuthKeyView, AdminError> {
-        let missing = || not_found("auth key", id);
-        let tailnet = self.control.registry().auth_key(id).and_then(|tailnet| self.control.tailnet_by_id(tailnet));
-        let tailnet = tailnet.ok_or_else(missing)?;
-        let (who, wanted) = (self.who.clone(), id.to_owned());
-        let record = tailnet
-            .change(move |work: &mut Work<'_>| {
+        let place = self.place_of_key(id, Scope::AuthKeys.write())?;
+        let (who, wanted) = (place.who(), id.to_owned());
+        let record = place
+            .change(move |work, _| {
                 let (record, _) = work.state.auth_keys.get(&wanted).ok_or_else(|| not_found("auth key", &wanted))?;
                 let record = AuthKeyRecord { revoked: true, ..record.clone() };
                 work.put_auth_key(&who, "auth-key.revoke", record.clone(), None);
-                Ok::<_, AdminError>(record)
+                Ok(record)
             })
             .await?;
-        Ok(view(&tailnet.snapshot(), &record, self.control.clock().now()))
+        Ok(view(&place.snapshot(), &record, place.now()))
     }
 }
 
-/// Reads the keys where they are owned; snapshots do not carry them.
-async fn records(tailnet: &Tailnet) -> Result<Vec<AuthKeyRecord>, AdminError> {
-    tailnet
-        .change(|work: &mut Work<'_>| {
-            Ok::<_, AdminError>(work.state.auth_keys.values().map(|(record, _)| record.clone()).collect())
-        })
-        .await
+/// Says whose the nodes of a new key are.
+fn owner(work: &Work<'_>, standing: &Standing, new: &NewAuthKey, tags: &[String]) -> Result<Owner, AdminError> {
+    if let Some(tag) = tags.iter().find(|tag| !standing.may_give(&work.state.policy, tag)) {
+        return Err(tag_denied(tag));
+    }
+    if !tags.is_empty() {
+        return Ok(Owner::Tagged);
+    }
+    match (&standing.user, &new.user) {
+        (Some(own), None) => Ok(Owner::User(own.id)),
+        (Some(own), Some(login)) if own.login == *login => Ok(Owner::User(own.id)),
+        (None, login) if standing.is_server() => {
+            let default = || format!("owner@{}", new.tailnet);
+            Ok(Owner::User(user_id(work.state.users.values(), &login.clone().unwrap_or_else(default))?))
+        }
+        (Some(_), Some(_)) => Err(AdminError::Denied { reason: "an auth key lets in nodes of its maker".to_owned() }),
+        (None, _) => Err(invalid("list of tags: keys of a client need one at least", "")),
+    }
 }
 
 /// Checks tags and brings them into their order.
@@ -133,6 +137,8 @@ fn view(snapshot: &Snapshot, record: &AuthKeyRecord, now: Timestamp) -> AuthKeyV
         expires: record.expires,
         revoked: record.revoked,
         used: record.used,
+        description: record.description.clone(),
+        made_by: record.made_by.map(|user| user.0),
         valid: auth_key::check(record, now).is_ok(),
     }
 }

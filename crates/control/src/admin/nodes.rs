@@ -1,42 +1,77 @@
-//! Nodes, and logins that become nodes.
+//! Nodes.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use warren_wire::control::NodeId;
+use warren_wire::control::{Hostinfo, NodeId};
 
 use super::auth_keys::sorted_tags;
-use super::{Admin, AdminError, Expiry, LoginState, LoginView, NodeView, invalid, not_found, user_id};
-use crate::login::Claim;
-use crate::model::{NodeRecord, Owner};
-use crate::register::Grant;
-use crate::tailnet::Tailnet;
+use super::desk::Place;
+use super::{AdminError, Desk, Expiry, NodeView, invalid, not_found, tag_denied};
+use crate::authority::{Right, Scope, Standing};
+use crate::model::{NodeRecord, NodeState, Owner};
 use crate::tailnet::nodes::Node;
 use crate::tailnet::snapshot::Snapshot;
 use crate::tailnet::work::Work;
 
-impl Admin {
+/// A node with all that it says about itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Device {
+    /// What administration shows.
+    pub(crate) view: NodeView,
+    state: Arc<NodeState>,
+}
+
+impl Device {
+    /// Returns what it says about itself.
+    pub(crate) fn hostinfo(&self) -> Option<&Hostinfo> {
+        self.state.hostinfo.as_ref()
+    }
+}
+
+impl Desk {
     /// Returns the nodes of a tailnet, or of all.
     ///
     /// # Errors
     /// [`AdminError::NotFound`].
     pub fn nodes(&self, tailnet: Option<&str>) -> Result<Vec<NodeView>, AdminError> {
         let mut nodes = Vec::new();
-        for tailnet in self.chosen(tailnet)? {
-            let snapshot = tailnet.snapshot();
+        for place in self.places(tailnet, Scope::DevicesCore.read())? {
+            let snapshot = place.snapshot();
             nodes.extend(snapshot.nodes.iter().map(|node| view(&snapshot, node)));
         }
         Ok(nodes)
     }
 
-    /// Returns one node: `node` is its number, stable ID, name, full name or an address.
+    /// Returns the nodes of a tailnet with all that they say about themselves.
+    ///
+    /// # Errors
+    /// [`AdminError::NotFound`].
+    pub(crate) fn devices(&self, tailnet: &str) -> Result<Vec<Device>, AdminError> {
+        let snapshot = self.place(tailnet, Scope::DevicesCore.read())?.snapshot();
+        Ok(snapshot.nodes.iter().map(|node| device(&snapshot, node)).collect())
+    }
+
+    /// Returns one node with all that it says about itself.
+    ///
+    /// # Errors
+    /// As [`Self::node`].
+    pub(crate) fn device(&self, tailnet: &str, node: &str) -> Result<Device, AdminError> {
+        let (place, id) = self.find(Some(tailnet), node, Scope::DevicesCore.read())?;
+        let snapshot = place.snapshot();
+        let found = snapshot.nodes.get(id).ok_or_else(|| not_found("node", node))?;
+        Ok(device(&snapshot, found))
+    }
+
+    /// Returns one node: `node` is its number, stable ID, name, full name or an address; `#` and either of the first two
+    /// is that and nothing else, whatever other nodes are called.
     ///
     /// # Errors
     /// [`AdminError::NotFound`], [`AdminError::Ambiguous`].
     pub fn node(&self, tailnet: Option<&str>, node: &str) -> Result<NodeView, AdminError> {
-        let (tailnet, id) = self.find(tailnet, node)?;
-        shown(&tailnet.snapshot(), id)
+        let (place, id) = self.find(tailnet, node, Scope::DevicesCore.read())?;
+        shown(&place.snapshot(), id)
     }
 
     /// Lets a node take part.
@@ -44,8 +79,60 @@ impl Admin {
     /// # Errors
     /// As [`Self::node`].
     pub async fn approve_node(&self, tailnet: Option<&str>, node: &str) -> Result<NodeView, AdminError> {
-        self.edit(tailnet, node, "node.approve", |record, _| {
+        self.edit((tailnet, node), Scope::DevicesCore.write(), "node.approve", |record, _, _| {
             record.approved = true;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Lets a node take part no more, until it is approved.
+    ///
+    /// # Errors
+    /// As [`Self::node`].
+    pub async fn disapprove_node(&self, tailnet: Option<&str>, node: &str) -> Result<NodeView, AdminError> {
+        self.edit((tailnet, node), Scope::DevicesCore.write(), "node.disapprove", |record, _, _| {
+            record.approved = false;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Gives a node another IPv4 address, within 100.64.0.0/10; its IPv6 address follows.
+    ///
+    /// # Errors
+    /// As [`Self::node`]; [`AdminError::Taken`], [`AdminError::Invalid`].
+    pub async fn set_node_address(
+        &self,
+        tailnet: Option<&str>,
+        node: &str,
+        address: Ipv4Addr,
+    ) -> Result<NodeView, AdminError> {
+        self.edit((tailnet, node), Scope::DevicesCore.write(), "node.address", move |record, work, _| {
+            if record.ipv4 != address && !work.is_free(address) {
+                return Err(AdminError::Taken { what: "node with the address", name: address.to_string() });
+            }
+            if !crate::address::is_usable(address) {
+                return Err(invalid(
+                    "address of a node: one of 100.64.0.0/10 outside 100.100.100.0/24",
+                    &address.to_string(),
+                ));
+            }
+            record.ipv4 = address;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Lets the key of a user's node end again as those of others do, from now on.
+    ///
+    /// # Errors
+    /// As [`Self::node`].
+    pub async fn enable_key_expiry(&self, tailnet: Option<&str>, node: &str) -> Result<NodeView, AdminError> {
+        self.edit((tailnet, node), Scope::DevicesCore.write(), "node.expiry", |record, work, _| {
+            if std::mem::take(&mut record.key_expiry_disabled) && record.owner != Owner::Tagged {
+                record.key_expiry = work.state.tailnet.key_lifetime.end(work.now);
+            }
             Ok(())
         })
         .await
@@ -65,7 +152,7 @@ impl Admin {
             return Err(invalid("node name: use lower-case letters, digits and dashes, 63 at most", name));
         }
         let name = name.map(str::to_owned);
-        self.edit(tailnet, node, "node.rename", move |record, work| {
+        self.edit((tailnet, node), Scope::DevicesCore.write(), "node.rename", move |record, work, _| {
             record.name_chosen = name.is_some();
             record.name = match &name {
                 Some(name) if work.free_name(name, Some(record.id)) == *name => name.clone(),
@@ -90,11 +177,20 @@ impl Admin {
         if tags.is_empty() {
             return Err(invalid("list of tags", ""));
         }
-        self.edit(tailnet, node, "node.tag", move |record, work| {
+        self.edit((tailnet, node), Scope::DevicesCore.write(), "node.tag", move |record, work, standing| {
+            let is_new = |tag: &&String| !record.tags.contains(tag);
+            if let Some(tag) = tags.iter().filter(is_new).find(|tag| !standing.may_give(&work.state.policy, tag)) {
+                return Err(tag_denied(tag));
+            }
+            // A client acts for nodes of its tags alone.
+            if standing.is_client() && !tags.iter().all(|tag| standing.may_give(&work.state.policy, tag)) {
+                return Err(tag_denied(&tags.join(", ")));
+            }
             if record.owner != Owner::Tagged && !record.expired_at(work.now) {
                 record.key_expiry = None;
             }
             record.owner = Owner::Tagged;
+            record.suspended = false;
             record.tags.clone_from(&tags);
             Ok(())
         })
@@ -106,7 +202,7 @@ impl Admin {
     /// # Errors
     /// As [`Self::node`].
     pub async fn expire_node(&self, tailnet: Option<&str>, node: &str, expiry: Expiry) -> Result<NodeView, AdminError> {
-        self.edit(tailnet, node, "node.expiry", move |record, work| {
+        self.edit((tailnet, node), Scope::DevicesCore.write(), "node.expiry", move |record, work, _| {
             record.key_expiry_disabled = expiry == Expiry::Never;
             record.key_expiry = match expiry {
                 Expiry::Now => Some(work.now),
@@ -123,135 +219,78 @@ impl Admin {
     /// # Errors
     /// As [`Self::node`].
     pub async fn remove_node(&self, tailnet: Option<&str>, node: &str) -> Result<NodeView, AdminError> {
-        let (tailnet, id) = self.find(tailnet, node)?;
-        let view = shown(&tailnet.snapshot(), id)?;
-        let who = self.who.clone();
-        tailnet
-            .change(move |work: &mut Work<'_>| {
+        let (place, id) = self.find(tailnet, node, Scope::DevicesCore.write())?;
+        let view = shown(&place.snapshot(), id)?;
+        let who = place.who();
+        place
+            .change(move |work, _| {
                 present(work, id)?;
                 work.remove_node(&who, "node.remove", id, None);
-                Ok::<_, AdminError>(())
+                Ok(())
             })
             .await?;
         Ok(view)
     }
 
-    /// Returns the logins that wait, and those decided lately.
-    #[must_use]
-    pub fn logins(&self) -> Vec<LoginView> {
-        self.control.logins().list(self.control.clock(), |id| self.control.login_url(id))
-    }
-
-    /// Returns one login, for the page that its URL shows.
-    ///
-    /// # Errors
-    /// [`AdminError::NotFound`].
-    pub fn login(&self, id: &str) -> Result<LoginView, AdminError> {
-        let login = self.control.logins().view(self.control.clock(), id, |id| self.control.login_url(id));
-        login.ok_or_else(|| not_found("login", id))
-    }
-
-    /// Lets the machine of a login in as a node of that user; the register call that waits returns.
-    ///
-    /// # Errors
-    /// [`AdminError::NotFound`], [`AdminError::Refused`].
-    pub async fn approve_login(&self, id: &str, tailnet: &str, user: &str) -> Result<NodeView, AdminError> {
-        let tailnet = self.tailnet(tailnet)?;
-        let user = user_id(tailnet.snapshot().users.values(), user)?;
-        let claim = self.control.logins().claim(self.control.clock(), id).ok_or_else(|| not_found("login", id))?;
-        self.let_in(claim, &tailnet, Grant::Approved { user, by: self.who.clone(), is: None }).await
-    }
-
-    /// Lets the machine of a login in as a node of the person who logged in and confirmed it. They become a user; or,
-    /// with `user`, they are that user from now on, who never logged in before.
-    ///
-    /// # Errors
-    /// As [`Self::approve_login`]; [`AdminError::Invalid`] if nobody logged in, [`AdminError::Taken`] if the user is
-    /// somebody else.
-    pub async fn approve_person(&self, id: &str, tailnet: &str, user: Option<&str>) -> Result<NodeView, AdminError> {
-        let tailnet = self.tailnet(tailnet)?;
-        let claim = self.control.logins().claim(self.control.clock(), id).ok_or_else(|| not_found("login", id))?;
-        let person = claim.person.clone().ok_or_else(|| {
-            invalid("login that somebody confirmed: name a user with --user, or wait until they have logged in", id)
-        })?;
-        let grant = match user {
-            None => Grant::Person { person, approved_by: Some(self.who.clone()) },
-            Some(login) => {
-                let snapshot = tailnet.snapshot();
-                let user = user_id(snapshot.users.values(), login)?;
-                let identity = snapshot.users.get(&user).and_then(|user| user.identity.clone());
-                if identity.is_some_and(|identity| identity != person.identity) {
-                    return Err(AdminError::Taken { what: "person who is", name: login.to_owned() });
-                }
-                Grant::Approved { user, by: self.who.clone(), is: Some(person.identity.clone()) }
-            }
-        };
-        self.let_in(claim, &tailnet, grant).await
-    }
-
-    async fn let_in(&self, claim: Claim<'_>, tailnet: &Tailnet, grant: Grant) -> Result<NodeView, AdminError> {
-        let refused = |reason: crate::register::Refusal| AdminError::Refused { reason: reason.to_string() };
-        let node = self.control.let_in(claim, tailnet, grant).await.map_err(refused)?;
-        shown(&tailnet.snapshot(), node.id())
-    }
-
-    /// Refuses a login.
-    ///
-    /// # Errors
-    /// [`AdminError::NotFound`].
-    pub fn reject_login(&self, id: &str) -> Result<LoginView, AdminError> {
-        let claim = self.control.logins().claim(self.control.clock(), id).ok_or_else(|| not_found("login", id))?;
-        claim.decide(LoginState::Rejected);
-        self.login(id)
-    }
-
     /// Finds a node by whatever names it.
-    pub(super) fn find(&self, tailnet: Option<&str>, text: &str) -> Result<(Tailnet, NodeId), AdminError> {
+    pub(super) fn find(&self, tailnet: Option<&str>, text: &str, right: Right) -> Result<(Place, NodeId), AdminError> {
         let wanted = text.trim_end_matches('.').to_ascii_lowercase();
         let mut found = Vec::new();
-        for tailnet in self.chosen(tailnet)? {
-            let snapshot = tailnet.snapshot();
-            let named = snapshot.nodes.iter().filter(|node| is_called(&snapshot, node, &wanted)).map(|node| node.id());
-            found.extend(named.map(|id| (tailnet.clone(), id)));
+        for place in self.places(tailnet, right)? {
+            let snapshot = place.snapshot();
+            let named: Vec<_> = snapshot
+                .nodes
+                .iter()
+                .filter(|node| is_called(&snapshot, node, &wanted))
+                .map(|node| node.id())
+                .collect();
+            match named[..] {
+                [] => {}
+                [id] => found.push((place, id)),
+                _ => return Err(AdminError::Ambiguous { name: text.to_owned() }),
+            }
         }
         match (found.pop(), found.is_empty()) {
-            (None, _) => Err(not_found("node", text)),
+            (None, _) => Err(not_found("node", text.trim_start_matches('#'))),
             (Some(only), true) => Ok(only),
             (Some(_), false) => Err(AdminError::Ambiguous { name: text.to_owned() }),
         }
     }
 
-    /// Changes what lasts about a node; nothing is written if nothing changes.
+    /// Changes what lasts about a node, named by tailnet and name; nothing is written if nothing changes.
     pub(super) async fn edit(
         &self,
-        tailnet: Option<&str>,
-        node: &str,
+        (tailnet, node): (Option<&str>, &str),
+        right: Right,
         what: &'static str,
-        edit: impl Fn(&mut NodeRecord, &Work<'_>) -> Result<(), AdminError> + Send + 'static,
+        edit: impl Fn(&mut NodeRecord, &Work<'_>, &Standing) -> Result<(), AdminError> + Send + 'static,
     ) -> Result<NodeView, AdminError> {
-        let (tailnet, id) = self.find(tailnet, node)?;
-        let who = self.who.clone();
-        tailnet
-            .change(move |work: &mut Work<'_>| {
+        let (place, id) = self.find(tailnet, node, right)?;
+        let who = place.who();
+        place
+            .change(move |work, standing| {
                 let node = present(work, id)?;
                 let mut record = (*node.record).clone();
-                edit(&mut record, work)?;
+                edit(&mut record, work, standing)?;
                 if record != *node.record {
                     work.put_node(&who, what, &node, record);
                 }
-                Ok::<_, AdminError>(())
+                Ok(())
             })
             .await?;
-        shown(&tailnet.snapshot(), id)
+        shown(&place.snapshot(), id)
     }
 }
 
-fn present(work: &Work<'_>, id: NodeId) -> Result<Arc<Node>, AdminError> {
+pub(super) fn present(work: &Work<'_>, id: NodeId) -> Result<Arc<Node>, AdminError> {
     work.state.nodes.get(id).cloned().ok_or_else(|| not_found("node", &id.to_string()))
 }
 
 fn is_called(snapshot: &Snapshot, node: &Node, wanted: &str) -> bool {
     let record = &node.record;
+    if let Some(id) = wanted.strip_prefix('#') {
+        return record.id.to_string() == id || record.stable_id() == id;
+    }
     let address = wanted.parse::<IpAddr>().ok();
     record.name == wanted
         || record.id.to_string() == wanted
@@ -261,9 +300,13 @@ fn is_called(snapshot: &Snapshot, node: &Node, wanted: &str) -> bool {
         || address == Some(IpAddr::V6(record.ipv6()))
 }
 
-fn shown(snapshot: &Snapshot, id: NodeId) -> Result<NodeView, AdminError> {
+pub(super) fn shown(snapshot: &Snapshot, id: NodeId) -> Result<NodeView, AdminError> {
     let node = snapshot.nodes.get(id).ok_or_else(|| not_found("node", &id.to_string()))?;
     Ok(view(snapshot, node))
+}
+
+fn device(snapshot: &Snapshot, node: &Node) -> Device {
+    Device { view: view(snapshot, node), state: Arc::clone(&node.state) }
 }
 
 fn view(snapshot: &Snapshot, node: &Node) -> NodeView {
@@ -292,7 +335,9 @@ fn view(snapshot: &Snapshot, node: &Node) -> NodeView {
         created: record.created,
         key_expiry: record.key_expiry,
         expired: node.expired,
+        key_expiry_disabled: record.key_expiry_disabled,
         approved: record.approved,
+        suspended: record.suspended,
         ephemeral: record.ephemeral,
         online: node.online,
         last_seen,

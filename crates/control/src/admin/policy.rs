@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::{Admin, AdminError, PolicyVersionView, PolicyView, invalid, not_found};
+use super::desk::Place;
+use super::{AdminError, Desk, PolicyVersionView, PolicyView, invalid, not_found};
+use crate::authority::{Scope, Standing};
 use crate::model::{TailnetRecord, Unconfirmed};
 use crate::store::audit::hex;
 use crate::store::policies::{self, StoredPolicy};
-use crate::tailnet::Tailnet;
 use crate::tailnet::access::{self, PolicyInForce};
 use crate::tailnet::snapshot::Snapshot;
 use crate::tailnet::work::{NewVersion, Work};
@@ -52,16 +53,16 @@ impl From<&str> for NewPolicy {
     }
 }
 
-impl Admin {
+impl Desk {
     /// Returns the policy in force, or an earlier version.
     ///
     /// # Errors
     /// [`AdminError::NotFound`], [`AdminError::Store`].
     pub async fn policy(&self, tailnet: &str, version: Option<u64>) -> Result<PolicyView, AdminError> {
-        let tailnet = self.tailnet(tailnet)?;
-        let number = version.unwrap_or_else(|| tailnet.snapshot().tailnet.policy_version);
-        let stored = self.stored(&tailnet, number).await?;
-        Ok(view(&tailnet.snapshot(), stored))
+        let place = self.place(tailnet, Scope::PolicyFile.read())?;
+        let number = version.unwrap_or_else(|| place.snapshot().tailnet.policy_version);
+        let stored = stored(&place, number).await?;
+        Ok(view(&place.snapshot(), stored))
     }
 
     /// Returns up to `limit` versions, the newest first.
@@ -69,10 +70,9 @@ impl Admin {
     /// # Errors
     /// [`AdminError::NotFound`], [`AdminError::Store`].
     pub async fn policy_history(&self, tailnet: &str, limit: u32) -> Result<Vec<PolicyVersionView>, AdminError> {
-        let tailnet = self.tailnet(tailnet)?;
-        let id = tailnet.id;
-        let versions = self.control.store().read(move |connection| policies::newest(connection, id, limit)).await?;
-        let in_force = tailnet.snapshot().tailnet.policy_version;
+        let place = self.place(tailnet, Scope::PolicyFile.read())?;
+        let versions = place.read(move |connection, id| policies::newest(connection, id, limit)).await?;
+        let in_force = place.snapshot().tailnet.policy_version;
         let shown = |stored: StoredPolicy| PolicyVersionView {
             version: stored.version,
             etag: etag(stored.version, &stored.text),
@@ -94,7 +94,7 @@ impl Admin {
     /// [`AdminError::NotFound`], [`AdminError::Policy`], [`AdminError::PolicyChanged`], [`AdminError::Invalid`].
     pub async fn set_policy(&self, tailnet: &str, new: impl Into<NewPolicy>) -> Result<PolicyView, AdminError> {
         let new = new.into();
-        let tailnet = self.tailnet(tailnet)?;
+        let place = self.place(tailnet, Scope::PolicyFile.write())?;
         let reason = new.reason.unwrap_or_default();
         if reason.len() > REASON_MAX || reason.chars().any(|letter| letter.is_control() && letter != '\n') {
             return Err(invalid("reason: a text of 1000 bytes at most", &reason));
@@ -102,17 +102,17 @@ impl Admin {
         if let Some(within) = new.confirm_within.filter(|within| !CONFIRM_WITHIN.contains(within)) {
             return Err(invalid("time to confirm: one second to seven days", &format!("{}s", within.as_secs())));
         }
-        let snapshot = tailnet.snapshot();
+        let snapshot = place.snapshot();
         let directory = access::directory(&snapshot.users, &snapshot.nodes);
         let (what, reason, policy) = match new.source {
             PolicySource::Text(text) => {
                 let policy = parse(&text)?;
-                let now = self.control.clock().now().as_second();
+                let now = place.now().as_second();
                 policy.check(&directory, now).map_err(|reason| AdminError::Policy { reason })?;
                 ("policy.set", reason, policy)
             }
             PolicySource::Version(number) => {
-                let stored = self.stored(&tailnet, number).await?;
+                let stored = stored(&place, number).await?;
                 let because = if reason.is_empty() { String::new() } else { format!(": {reason}") };
                 ("policy.rollback", format!("back to version {number}{because}"), parse(&stored.text)?)
             }
@@ -121,9 +121,9 @@ impl Admin {
             let names = snapshot.nodes.iter().map(|node| (node.id(), node.record.name.clone())).collect();
             snapshot.policy.difference(&policy, &directory, &names)
         });
-        let (who, policy) = (self.who.clone(), Arc::new(policy));
+        let (who, policy) = (place.who(), Arc::new(policy));
         let (if_match, confirm_within) = (new.if_match, new.confirm_within);
-        let changed = move |work: &mut Work<'_>| {
+        let changed = move |work: &mut Work<'_>, _: &Standing| {
             let record = &work.state.tailnet;
             let present = etag(record.policy_version, work.state.policy.text());
             if if_match.as_ref().is_some_and(|wanted| !matches(wanted, &present)) {
@@ -148,9 +148,9 @@ impl Admin {
             work.put_policy(&who, version);
             Ok(())
         };
-        tailnet.change(changed).await?;
-        let snapshot = tailnet.snapshot();
-        let stored = self.stored(&tailnet, snapshot.tailnet.policy_version).await?;
+        place.change(changed).await?;
+        let snapshot = place.snapshot();
+        let stored = stored(&place, snapshot.tailnet.policy_version).await?;
         Ok(PolicyView { difference: difference.flatten(), ..view(&snapshot, stored) })
     }
 
@@ -159,9 +159,9 @@ impl Admin {
     /// # Errors
     /// [`AdminError::NotFound`], [`AdminError::NothingToConfirm`].
     pub async fn confirm_policy(&self, tailnet: &str) -> Result<PolicyView, AdminError> {
-        let tailnet = self.tailnet(tailnet)?;
-        let who = self.who.clone();
-        let confirmed = move |work: &mut Work<'_>| {
+        let place = self.place(tailnet, Scope::PolicyFile.write())?;
+        let who = place.who();
+        let confirmed = move |work: &mut Work<'_>, _: &Standing| {
             // Too late is too late, even if the task has not come to it yet.
             let open = work.state.tailnet.unconfirmed.as_ref().filter(|open| work.now < open.until);
             if open.is_none() {
@@ -171,17 +171,16 @@ impl Admin {
             work.put_tailnet(&who, "policy.confirm", record);
             Ok(())
         };
-        tailnet.change(confirmed).await?;
-        let snapshot = tailnet.snapshot();
-        let stored = self.stored(&tailnet, snapshot.tailnet.policy_version).await?;
+        place.change(confirmed).await?;
+        let snapshot = place.snapshot();
+        let stored = stored(&place, snapshot.tailnet.policy_version).await?;
         Ok(view(&snapshot, stored))
     }
+}
 
-    async fn stored(&self, tailnet: &Tailnet, number: u64) -> Result<StoredPolicy, AdminError> {
-        let id = tailnet.id;
-        let stored = self.control.store().read(move |connection| policies::version(connection, id, number)).await?;
-        stored.ok_or_else(|| not_found("policy version", &number.to_string()))
-    }
+async fn stored(place: &Place, number: u64) -> Result<StoredPolicy, AdminError> {
+    let stored = place.read(move |connection, id| policies::version(connection, id, number)).await?;
+    stored.ok_or_else(|| not_found("policy version", &number.to_string()))
 }
 
 fn parse(text: &str) -> Result<PolicyInForce, AdminError> {

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use super::{Admin, AdminError};
+use jiff::Timestamp;
+
+use super::{Admin, AdminError, Desk};
+use crate::authority::Scope;
 use crate::store::audit;
 use crate::{AuditEntry, AuditVerdict, Quarantined};
 
@@ -17,7 +20,7 @@ impl Admin {
         before: Option<i64>,
         limit: u32,
     ) -> Result<Vec<AuditEntry>, AdminError> {
-        let tailnet = tailnet.map(|name| self.tailnet(name)).transpose()?.map(|tailnet| tailnet.id);
+        let tailnet = tailnet.map(|name| self.tailnet_of(name)).transpose()?.map(|tailnet| tailnet.id);
         let list = self.control.store().read(move |connection| audit::list(connection, tailnet, before, limit));
         Ok(list.await?)
     }
@@ -43,5 +46,21 @@ impl Admin {
     pub async fn backup(&self, to: &Path) -> Result<(), AdminError> {
         self.control.flush().await?;
         Ok(self.control.store().backup(to).await?)
+    }
+}
+
+impl Desk {
+    /// Returns up to `limit` entries of a tailnet's audit log from `start` up to `end`, the oldest first.
+    ///
+    /// # Errors
+    /// [`AdminError::NotFound`], [`AdminError::Store`].
+    pub(crate) async fn audit_between(
+        &self,
+        tailnet: &str,
+        (start, end): (Timestamp, Timestamp),
+        limit: u32,
+    ) -> Result<Vec<AuditEntry>, AdminError> {
+        let place = self.place(tailnet, Scope::LogsConfiguration.read())?;
+        Ok(place.read(move |connection, id| audit::between(connection, id, (start, end), limit)).await?)
     }
 }

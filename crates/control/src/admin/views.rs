@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use warren_wire::key::{MachineKey, NodeKey};
 
-use crate::auth_key::AuthKeyText;
-use crate::model::{KeyLifetime, Unconfirmed};
+use crate::auth_key::KeyText;
+use crate::model::{CredentialKind, KeyLifetime, Unconfirmed};
 
 /// A tailnet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,10 +49,48 @@ pub struct UserView {
     /// What they may do to the tailnet: `owner`, `admin`, `it-admin`, `network-admin`, `billing-admin`, `auditor` or
     /// `member`.
     pub role: String,
+    /// Whether they are locked out.
+    #[serde(default)]
+    pub suspended: bool,
     /// When it was made.
     pub created: Timestamp,
     /// Number of nodes.
     pub nodes: usize,
+    /// Whether one of them is connected.
+    #[serde(default)]
+    pub online: bool,
+    /// When one of them was last known to be connected; while one is, the time may be older.
+    #[serde(default)]
+    pub last_seen: Option<Timestamp>,
+}
+
+/// A credential of the API, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CredentialView {
+    /// Public part.
+    pub id: String,
+    /// Name of the tailnet.
+    pub tailnet: String,
+    /// What it is: `api-key` or `oauth-client`.
+    pub kind: CredentialKind,
+    /// Number of the user whose rights it has, or who made it.
+    pub user_id: Option<i64>,
+    /// Login name of that user; absent if there is none any more.
+    pub user: Option<String>,
+    /// Scopes; an API key without any has all rights of its user.
+    pub scopes: Vec<String>,
+    /// Tags that it may give.
+    pub tags: Vec<String>,
+    /// What it is for.
+    pub description: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it stops working.
+    pub expires: Option<Timestamp>,
+    /// When it was taken back.
+    pub revoked: Option<Timestamp>,
+    /// Whether it works now.
+    pub valid: bool,
 }
 
 /// An auth key, without its secret.
@@ -80,6 +118,12 @@ pub struct AuthKeyView {
     pub revoked: bool,
     /// How often it was used.
     pub used: u64,
+    /// What it is for; may be empty.
+    #[serde(default)]
+    pub description: String,
+    /// Number of the user who made it, if one did.
+    #[serde(default)]
+    pub made_by: Option<i64>,
     /// Whether it lets a node in now.
     pub valid: bool,
 }
@@ -90,7 +134,7 @@ pub struct CreatedAuthKey {
     /// The key.
     pub view: AuthKeyView,
     /// Its text.
-    pub text: AuthKeyText,
+    pub text: KeyText,
 }
 
 /// A node.
@@ -126,8 +170,14 @@ pub struct NodeView {
     pub key_expiry: Option<Timestamp>,
     /// Whether that time is over.
     pub expired: bool,
+    /// Whether an administrator said that its key never expires.
+    #[serde(default)]
+    pub key_expiry_disabled: bool,
     /// Whether it may take part.
     pub approved: bool,
+    /// Whether it takes no part because its owner is suspended.
+    #[serde(default)]
+    pub suspended: bool,
     /// Whether it is removed after it has been away for a while.
     pub ephemeral: bool,
     /// Whether it is connected.

@@ -45,9 +45,40 @@ pub enum Request {
         login: String,
         role: String,
     },
+    UserSuspend {
+        tailnet: Option<String>,
+        login: String,
+    },
+    UserRestore {
+        tailnet: Option<String>,
+        login: String,
+    },
     UserRemove {
         tailnet: Option<String>,
         login: String,
+        /// Whether nodes and keys go with them; the user stays otherwise while there are any.
+        #[serde(default)]
+        with_nodes: bool,
+    },
+    ApiKeyCreate {
+        tailnet: Option<String>,
+        key: NewApiKey,
+    },
+    ApiKeyList {
+        tailnet: Option<String>,
+    },
+    ApiKeyRevoke {
+        id: String,
+    },
+    OauthClientCreate {
+        tailnet: Option<String>,
+        client: NewOauthClient,
+    },
+    OauthClientList {
+        tailnet: Option<String>,
+    },
+    OauthClientRevoke {
+        id: String,
     },
     AuthKeyCreate {
         tailnet: Option<String>,
@@ -182,6 +213,32 @@ pub struct NewAuthKey {
     pub pre_approved: bool,
     /// After how many seconds it stops working.
     pub expires_in_seconds: Option<u64>,
+}
+
+/// What an API key shall be.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NewApiKey {
+    /// Login of the user whose rights it has; `owner@<tailnet>` if absent.
+    pub user: Option<String>,
+    /// Scopes that it is narrowed to; not at all if there are none.
+    pub scopes: Vec<String>,
+    /// What it is for.
+    pub description: String,
+    /// After how many seconds it stops working.
+    pub expires_in_seconds: u64,
+}
+
+/// What an OAuth client shall be.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NewOauthClient {
+    /// What it may.
+    pub scopes: Vec<String>,
+    /// Tags that it may give.
+    pub tags: Vec<String>,
+    /// What it is for.
+    pub description: String,
 }
 
 /// How a policy shall be put in force.

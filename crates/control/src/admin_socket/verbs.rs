@@ -5,9 +5,9 @@ use std::time::Duration;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::requests::{ExpiryChange, NewAuthKey, PolicyTerms, Request};
-use crate::admin::{self, Admin, AdminError, NewPolicy, PolicySource};
-use crate::model::KeyLifetime;
+use super::requests::{ExpiryChange, NewApiKey, NewAuthKey, NewOauthClient, PolicyTerms, Request};
+use crate::admin::{self, Admin, AdminError, Belongings, CreatedCredential, NewPolicy, PolicySource};
+use crate::model::{CredentialKind, KeyLifetime};
 
 /// Most entries of the audit log in one answer.
 const MAX_AUDIT_ENTRIES: u32 = 10_000;
@@ -67,6 +67,7 @@ impl Refusal {
                 AdminError::PolicyChanged { .. } => "policy-changed",
                 AdminError::NothingToConfirm { .. } => "nothing-to-confirm",
                 AdminError::LastOwner { .. } => "last-owner",
+                AdminError::Denied { .. } => "denied",
                 AdminError::Refused { .. } => "refused",
                 AdminError::Randomness | AdminError::Store(_) => "internal",
             },
@@ -105,12 +106,32 @@ pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Resul
         Request::UserSetRole { tailnet, login, role } => {
             shown(&admin.set_user_role(&some(tailnet)?, &login, &role).await?)
         }
-        Request::UserRemove { tailnet, login } => {
-            admin.remove_user(&some(tailnet)?, &login).await?;
+        Request::UserSuspend { tailnet, login } => shown(&admin.suspend_user(&some(tailnet)?, &login).await?),
+        Request::UserRestore { tailnet, login } => shown(&admin.restore_user(&some(tailnet)?, &login).await?),
+        Request::UserRemove { tailnet, login, with_nodes } => {
+            let belongings = if with_nodes { Belongings::Remove } else { Belongings::Keep };
+            admin.remove_user(&some(tailnet)?, &login, belongings).await?;
             Ok(json!({ "removed": login }))
         }
+        Request::ApiKeyCreate { tailnet, key } => {
+            let NewApiKey { user, scopes, description, expires_in_seconds } = key;
+            let lifetime = Duration::from_secs(expires_in_seconds);
+            let new = admin::NewApiKey { user, scopes, description, lifetime };
+            created(facts, &admin.create_api_key(&some(tailnet)?, new).await?)
+        }
+        Request::ApiKeyList { tailnet } => shown(&admin.credentials(tailnet.as_deref(), CredentialKind::ApiKey)?),
+        Request::ApiKeyRevoke { id } => shown(&admin.revoke_credential(&id, CredentialKind::ApiKey).await?),
+        Request::OauthClientCreate { tailnet, client } => {
+            let NewOauthClient { scopes, tags, description } = client;
+            let new = admin::NewOauthClient { scopes, tags, description };
+            created(facts, &admin.create_oauth_client(&some(tailnet)?, new).await?)
+        }
+        Request::OauthClientList { tailnet } => {
+            shown(&admin.credentials(tailnet.as_deref(), CredentialKind::OauthClient)?)
+        }
+        Request::OauthClientRevoke { id } => shown(&admin.revoke_credential(&id, CredentialKind::OauthClient).await?),
         Request::AuthKeyCreate { tailnet, key } => create_auth_key(admin, facts, some(tailnet)?, key).await,
-        Request::AuthKeyList { tailnet } => shown(&admin.auth_keys(tailnet.as_deref()).await?),
+        Request::AuthKeyList { tailnet } => shown(&admin.auth_keys(tailnet.as_deref())?),
         Request::AuthKeyRevoke { id } => shown(&admin.revoke_auth_key(&id).await?),
         Request::NodeList { tailnet } => shown(&admin.nodes(tailnet.as_deref())?),
         Request::NodeShow { tailnet, node } => shown(&admin.node(tailnet.as_deref(), &node)?),
@@ -218,6 +239,7 @@ async fn create_auth_key(admin: &Admin, facts: &Facts, tailnet: String, key: New
             ephemeral: key.ephemeral,
             pre_approved: key.pre_approved,
             lifetime: key.expires_in_seconds.map(Duration::from_secs),
+            description: String::new(),
         })
         .await?;
     let text = created.text.expose();
@@ -228,6 +250,16 @@ async fn create_auth_key(admin: &Admin, facts: &Facts, tailnet: String, key: New
         object.insert("command".to_owned(), command.into());
         object.insert("login_server".to_owned(), facts.url.as_str().into());
         object.insert("server_key".to_owned(), facts.key.to_string().into());
+    }
+    Ok(value)
+}
+
+/// Shows a credential with its text, which is shown once.
+fn created(facts: &Facts, created: &CreatedCredential) -> Result<Value, Refusal> {
+    let mut value = shown(&created.view)?;
+    if let Some(object) = value.as_object_mut() {
+        object.insert("key".to_owned(), created.text.expose().into());
+        object.insert("url".to_owned(), format!("{}/api/v2", facts.url).into());
     }
     Ok(value)
 }

@@ -87,6 +87,7 @@ struct Delta<'a> {
     /// What its SSH server is told.
     ssh: Option<Arc<SshPolicy>>,
     relays: bool,
+    names: bool,
     profiles: BTreeSet<UserId>,
     /// Whether a user's own record changed, which the key does not tell.
     users: bool,
@@ -99,6 +100,7 @@ impl<'a> Delta<'a> {
         let mut delta = Self {
             itself: differs_for_itself(before, viewer),
             relays: !Arc::ptr_eq(&old.derp, &new.derp) && old.derp != new.derp,
+            names: old.tailnet.dns != new.tailnet.dns,
             filter: changed_filter(step, client),
             ssh: changed_ssh(step),
             ..Self::default()
@@ -175,13 +177,14 @@ impl<'a> Delta<'a> {
     }
 
     fn is_empty(&self) -> bool {
-        let parts = self.itself || self.relays || self.users || self.filter.is_some() || self.ssh.is_some();
+        let parts =
+            self.itself || self.relays || self.names || self.users || self.filter.is_some() || self.ssh.is_some();
         !parts && self.key.is_empty()
     }
 
     /// Returns what other streams must have in common with this one to send the same; `None` if it is for one alone.
     fn key(&self, client: Client, rules: &Outline) -> Option<MessageKey> {
-        (!self.itself && !self.relays && !self.users && self.ssh.is_none()).then(|| MessageKey {
+        (!self.itself && !self.relays && !self.names && !self.users && self.ssh.is_none()).then(|| MessageKey {
             nodes: self.key.clone(),
             filter: self.filter.as_ref().map_or(0, |filter| rules.step_to(filter.outline())),
             compressed: client.framing.compresses(),
@@ -194,6 +197,7 @@ impl<'a> Delta<'a> {
         let head = MapResponse {
             node: self.itself.then(|| Box::new(view::own(new, viewer))),
             derp_map: self.relays.then(|| view::relays(&new.derp, client.cap)),
+            dns_config: self.names.then(|| view::dns(new)),
             peers_removed: self.removed.clone(),
             peers_changed_patch: self.patches.clone(),
             user_profiles: self.profiles.iter().map(|id| view::profile(new, *id)).collect(),
@@ -251,7 +255,7 @@ fn compare(old: &Node, new: &Node) -> Change {
             && (old.facts.addresses != new.facts.addresses
                 || old.facts.peer_capabilities != new.facts.peer_capabilities))
         || was.created != is.created
-        || was.approved != is.approved
+        || was.is_admitted() != is.is_admitted()
         || old.expired != new.expired
         // A patch cannot take these away.
         || (old.state.disco.is_some() && new.state.disco.is_none())

@@ -639,7 +639,7 @@ async fn a_restart_of_a_client_wakes_nobody() {
     let mut watcher = snapshots();
     watcher.mark_unchanged();
     assert!(world.register(2, register(2)).await.machine_authorized);
-    drop(world.admin().auth_keys(None).await.unwrap());
+    drop(world.admin().auth_keys(None).unwrap());
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!watcher.has_changed().unwrap());
     // With something new to say it does.

@@ -2,10 +2,11 @@
 
 use jiff::Timestamp;
 use warren_wire::control::{
-    CapMap, CapabilityVersion, DerpMap, DnsConfig, Hostinfo, Node as WireNode, RawJson, Time, UserId, UserProfile,
+    CapMap, CapabilityVersion, DerpMap, DnsConfig, Hostinfo, Node as WireNode, RawJson, Resolver, Time, UserId,
+    UserProfile,
 };
 
-use crate::model::{Owner, UserRecord};
+use crate::model::{Nameserver, Owner, UserRecord};
 use crate::tailnet::nodes::Node;
 use crate::tailnet::snapshot::Snapshot;
 
@@ -77,7 +78,7 @@ fn common(snapshot: &Snapshot, node: &Node) -> WireNode {
         addresses: node.facts.addresses.clone(),
         created: time(record.created),
         tags: record.tags.clone(),
-        machine_authorized: record.approved,
+        machine_authorized: record.is_admitted(),
         expired: node.expired,
         ..WireNode::default()
     }
@@ -122,15 +123,34 @@ pub(crate) fn relays(derp: &DerpMap, cap: u16) -> DerpMap {
     derp
 }
 
-/// Returns the names: the client's own resolver answers for the tailnet's domain, and for nothing else.
+/// Returns the names: the client's own resolver answers for the tailnet's domain, and asks whom the tailnet's settings
+/// name for others.
 pub(crate) fn dns(snapshot: &Snapshot) -> DnsConfig {
-    let suffix = snapshot.suffix.to_string();
-    DnsConfig {
-        routes: [(suffix.clone(), Vec::new())].into(),
-        domains: vec![suffix],
-        proxied: true,
+    let (suffix, settings) = (snapshot.suffix.to_string(), &snapshot.tailnet.dns);
+    let resolvers = |servers: &[Nameserver]| -> Vec<Resolver> {
+        let resolver = |server: &Nameserver| Resolver {
+            addr: server.address.clone(),
+            use_with_exit_node: server.use_with_exit_node,
+            ..Resolver::default()
+        };
+        servers.iter().map(resolver).collect()
+    };
+    let all = resolvers(&settings.nameservers);
+    let (resolvers_of_all, fallback_resolvers) =
+        if settings.override_local { (all, Vec::new()) } else { (Vec::new(), all) };
+    let mut config = DnsConfig {
+        resolvers: resolvers_of_all,
+        fallback_resolvers,
+        routes: settings.split.iter().map(|(domain, servers)| (domain.clone(), resolvers(servers))).collect(),
+        domains: settings.search_paths.clone(),
+        proxied: settings.magic_dns,
         ..DnsConfig::default()
+    };
+    if settings.magic_dns {
+        config.domains.insert(0, suffix.clone());
+        config.routes.insert(suffix, Vec::new());
     }
+    config
 }
 
 /// Makes clients keep the last map on disk, for a start while the server is away. A policy forbids it to nodes by the

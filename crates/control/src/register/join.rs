@@ -106,7 +106,6 @@ impl Join {
                 })
             }
             Grant::Approved { user, by, is } => {
-                self.check_owner(work, *user)?;
                 if let Some(identity) = is {
                     link(work, by, *user, identity)?;
                 }
@@ -132,6 +131,7 @@ impl Join {
         tags: Vec<String>,
         approved: bool,
     ) -> Result<Terms, Refusal> {
+        self.check_owner(work, user)?;
         self.check_tags(work, user, &tags)?;
         Ok(Terms {
             who,
@@ -153,7 +153,11 @@ impl Join {
     }
 
     fn check_owner(&self, work: &Work<'_>, user: UserId) -> Result<(), Refusal> {
-        if work.state.users.contains_key(&user) { Ok(()) } else { Err(Refusal::User) }
+        match work.state.users.get(&user) {
+            Some(user) if user.suspended => Err(Refusal::Suspended),
+            Some(_) => Ok(()),
+            None => Err(Refusal::User),
+        }
     }
 
     /// Refuses the whole registration if one tag is refused.
@@ -220,6 +224,7 @@ impl Join {
             ipv4,
             created: work.now,
             approved: terms.approved,
+            suspended: false,
             ephemeral: terms.ephemeral,
             auth_key: terms.auth_key.clone(),
             approved_routes: Vec::new(),

@@ -105,7 +105,7 @@ async fn of_a_hundred_that_use_a_key_at_once_one_joins() {
         assert!(answer.machine_authorized || answer.error.contains("has been used"), "{answer:?}");
     }
     assert_eq!((joined, admin.nodes(None).unwrap().len()), (1, 1));
-    let keys = admin.auth_keys(None).await.unwrap();
+    let keys = admin.auth_keys(None).unwrap();
     assert_eq!((keys[0].used, keys[0].valid), (1, false));
 }
 
@@ -116,7 +116,7 @@ async fn a_reusable_key_lets_many_in_until_it_is_taken_back() {
     for number in 1..=3 {
         assert_in(&world.register(number, with_key(register(number), &key)).await);
     }
-    let id = world.admin().auth_keys(None).await.unwrap()[0].id.clone();
+    let id = world.admin().auth_keys(None).unwrap()[0].id.clone();
     assert!(!world.admin().revoke_auth_key(&id).await.unwrap().valid);
     assert_refused(&world.register(4, with_key(register(4), &key)).await, "revoked");
     // Those that are in stay.
@@ -160,7 +160,7 @@ async fn the_secret_of_a_key_is_nowhere() {
     world.control.flush().await.unwrap();
     let shown = format!(
         "{:?} {:?} {:?}",
-        world.admin().auth_keys(None).await.unwrap(),
+        world.admin().auth_keys(None).unwrap(),
         world.admin().audit(None, None, 100).await.unwrap(),
         world.control
     );
@@ -255,7 +255,7 @@ async fn a_restart_changes_nothing() {
         assert_in(&world.register(1, request).await);
         assert_eq!(world.record(1), before);
     }
-    let uses = world.admin().auth_keys(None).await.unwrap()[0].used;
+    let uses = world.admin().auth_keys(None).unwrap()[0].used;
     assert_eq!((uses, world.admin().nodes(None).unwrap().len()), (1, 1));
 }
 

@@ -211,7 +211,7 @@ impl Drop for Pass {
 }
 
 /// Returns what counts as one source: an IPv4 address, or the first 64 bits of an IPv6 address.
-fn prefix(address: IpAddr) -> IpAddr {
+pub(crate) fn prefix(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(Ipv6Addr::LOCALHOST) => IpAddr::V4(Ipv4Addr::LOCALHOST),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::api::limits::ApiLimits;
 use super::limits::{BodyBudget, Gate, Pass};
 use super::proxies::TrustedProxies;
 use super::sign_in::SignIn;
@@ -18,6 +19,7 @@ pub(crate) struct Shared {
     pub(crate) bodies: BodyBudget,
     pub(crate) proxies: TrustedProxies,
     pub(crate) sign_in: SignIn,
+    pub(crate) api: ApiLimits,
     /// Host of the server's URL: a name or a literal address without brackets.
     pub(crate) own_host: String,
     /// Cancelled when the server stops.

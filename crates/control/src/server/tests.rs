@@ -27,13 +27,13 @@ use super::shared::{Arrival, Shared};
 use crate::{Config, Control};
 
 /// A server without sockets, in a folder of its own that goes with it.
-struct Rig {
-    shared: Arc<Shared>,
+pub(super) struct Rig {
+    pub(super) shared: Arc<Shared>,
     folder: PathBuf,
 }
 
 impl Rig {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         Self::with(ConnectionLimits::default(), &[]).await
     }
 
@@ -61,6 +61,7 @@ impl Rig {
             bodies: BodyBudget::new(16 * 1024),
             proxies: TrustedProxies::new(proxies),
             sign_in: super::sign_in::SignIn::new(oidc, &url.text).unwrap(),
+            api: super::api::limits::ApiLimits::default(),
             own_host: url.host,
             stop: CancellationToken::new(),
         });
@@ -77,7 +78,7 @@ impl Rig {
     }
 
     /// Sends a raw request, ends the sending side and returns the whole answer as text.
-    async fn ask(&self, request: &str) -> String {
+    pub(super) async fn ask(&self, request: &str) -> String {
         let (mut stream, _task) = self.connect();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
@@ -99,11 +100,11 @@ impl Drop for Rig {
 }
 
 /// Returns the status code of a raw answer.
-fn status(answer: &str) -> u16 {
+pub(super) fn status(answer: &str) -> u16 {
     answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_default()
 }
 
 /// Returns the body of a raw answer.
-fn body(answer: &str) -> &str {
+pub(super) fn body(answer: &str) -> &str {
     answer.split_once("\r\n\r\n").map_or("", |(_, body)| body)
 }

@@ -14,7 +14,7 @@ use warren_wire::control::{
 use super::answers::{self, Answer};
 use super::limits::BodyError;
 use super::shared::Arrival;
-use super::{sign_in, upgrade};
+use super::{api, sign_in, upgrade};
 
 /// How long the own name may take to resolve.
 const NAME_DEADLINE: Duration = Duration::from_secs(3);
@@ -40,6 +40,7 @@ where
         "/key" | "/bootstrap-dns" | "/health" | "/" => answers::wrong_method("GET, HEAD"),
         "/verify/all" if request.method() == Method::POST => review(arrival, request.into_body()).await,
         "/verify" | "/verify/all" => answers::wrong_method("POST"),
+        path if path.starts_with("/api/") => Box::pin(api::answer(arrival, request)).await,
         path => for_people(arrival, path.to_owned(), request).await,
     }
 }

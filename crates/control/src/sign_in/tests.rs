@@ -1,7 +1,7 @@
 //! Who gets in where, and who does not.
 
 use super::*;
-use crate::admin::{AdminError, NewAuthKey, UserView};
+use crate::admin::{AdminError, Belongings, NewAuthKey, UserView};
 use crate::model::UserIdentity;
 use crate::testing::*;
 use warren_wire::control::{RegisterRequest, RegisterResponse};
@@ -153,7 +153,7 @@ async fn whoever_has_no_tailnet_waits_for_an_administrator() {
     for number in [1, 2] {
         world.admin().remove_node(None, &world.id(number).to_string()).await.unwrap();
     }
-    world.admin().remove_user("default", "eve@gmail.com").await.unwrap();
+    world.admin().remove_user("default", "eve@gmail.com", Belongings::Keep).await.unwrap();
     assert_eq!(world.signed_in(3, &stranger).await, Outcome::AsksAdministrator);
 }
 

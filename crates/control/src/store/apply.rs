@@ -9,7 +9,7 @@ use warren_wire::control::{DerpRegion, NodeId, RegionId, UserId};
 
 use super::StoreError;
 use super::audit::{self, Fact};
-use crate::model::{AuthKeyRecord, NodeRecord, NodeState, TailnetId, TailnetRecord, UserRecord, Who};
+use crate::model::{AuthKeyRecord, CredentialRecord, NodeRecord, NodeState, TailnetId, TailnetRecord, UserRecord, Who};
 
 /// One audited change.
 #[derive(Debug, Clone)]
@@ -53,6 +53,18 @@ pub(crate) enum Change {
     },
     /// Counts a use of an auth key; fails if it was for one use only and is spent, or revoked.
     UseAuthKey(String),
+    /// Makes or replaces a credential of the API.
+    PutCredential {
+        /// What is known of it.
+        record: CredentialRecord,
+        /// Hash of the secret; `None` keeps the stored one.
+        hash: Option<[u8; 32]>,
+    },
+    /// Changes nothing: somebody was refused a change of this kind of record.
+    Refused {
+        /// What they asked for, and what they lack.
+        subject: String,
+    },
     /// Stores a new version of the policy.
     PutPolicy {
         /// Its number.
@@ -87,6 +99,8 @@ pub(super) fn entry(connection: &Connection, entry: &Entry, at: Timestamp) -> Re
         Change::RemoveNode { id, lease } => remove_node(connection, *id, *lease)?,
         Change::PutAuthKey { record, hash } => put_auth_key(connection, record, hash.as_ref())?,
         Change::UseAuthKey(id) => use_auth_key(connection, id)?,
+        Change::PutCredential { record, hash } => put_credential(connection, record, hash.as_ref())?,
+        Change::Refused { subject } => (subject.clone(), None, None),
         Change::PutPolicy { version, text, reason } => {
             let row = PolicyRow { version: *version, text, at, author: entry.who.as_str(), reason };
             let tailnet = entry.tailnet.ok_or(StoreError::Conflict { what: "a policy of no network" })?;
@@ -213,6 +227,27 @@ fn put_auth_key(
     };
     expect_one(changed, "an auth key")?;
     Ok((format!("auth-key:{}", record.id), before, Some(after)))
+}
+
+fn put_credential(
+    connection: &Connection,
+    record: &CredentialRecord,
+    hash: Option<&[u8; 32]>,
+) -> Result<Written, StoreError> {
+    let before: Option<String> = connection
+        .prepare_cached("SELECT body FROM credential WHERE id = ?1")?
+        .query_row([&record.id], |row| row.get(0))
+        .optional()?;
+    let after = json(record)?;
+    let changed = if let Some(hash) = hash {
+        connection
+            .prepare_cached("INSERT INTO credential (id, tailnet, hash, body) VALUES (?1, ?2, ?3, ?4)")?
+            .execute((&record.id, record.tailnet.0, hash, &after))?
+    } else {
+        connection.prepare_cached("UPDATE credential SET body = ?2 WHERE id = ?1")?.execute((&record.id, &after))?
+    };
+    expect_one(changed, "a credential")?;
+    Ok((format!("credential:{}", record.id), before, Some(after)))
 }
 
 fn use_auth_key(connection: &Connection, id: &str) -> Result<Written, StoreError> {

@@ -27,6 +27,10 @@ pub struct AuditEntry {
     pub before: Option<String>,
     /// The record afterwards, as JSON text; `None` if it is gone.
     pub after: Option<String>,
+    /// ID of the credential that was shown, if one was.
+    pub credential: Option<String>,
+    /// Address that the call came from, if it came over the network.
+    pub client: Option<String>,
     /// Hash of this entry, 64 hex digits.
     pub hash: String,
 }
@@ -68,17 +72,19 @@ pub(super) fn append(connection: &Connection, fact: &Fact<'_>) -> Result<(), Sto
         .optional()?;
     let (seq, prev) = last.map_or((1, [0; 32]), |(seq, hash)| (seq + 1, hash));
     let at = fact.at.to_string();
+    let (credential, client) = (fact.who.credential(), fact.who.from().map(|from| from.to_string()));
     let hash = link(
         seq,
         &prev,
         &at,
         fact.tailnet.map(|id| id.0),
         [Some(fact.who.as_str()), Some(fact.what), Some(fact.subject), fact.before, fact.after],
+        [credential, client.as_deref()],
     );
     connection
         .prepare_cached(
-            "INSERT INTO audit (seq, at, tailnet, who, what, subject, before, after, prev, hash)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            "INSERT INTO audit (seq, at, tailnet, who, what, subject, before, after, prev, hash, credential, client)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
         )?
         .execute((
             seq,
@@ -91,6 +97,8 @@ pub(super) fn append(connection: &Connection, fact: &Fact<'_>) -> Result<(), Sto
             fact.after,
             prev,
             hash,
+            credential,
+            client,
         ))?;
     Ok(())
 }
@@ -103,17 +111,34 @@ pub(crate) fn list(
     limit: u32,
 ) -> Result<Vec<AuditEntry>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT seq, at, tailnet, who, what, subject, before, after, prev, hash FROM audit
+        "SELECT seq, at, tailnet, who, what, subject, before, after, prev, hash, credential, client FROM audit
          WHERE (?1 IS NULL OR tailnet = ?1) AND (?2 IS NULL OR seq < ?2) ORDER BY seq DESC LIMIT ?3",
     )?;
     let rows = statement.query_map((tailnet.map(|id| id.0), before_seq, limit), entry)?;
     Ok(rows.map(|row| row.map(|(entry, _, _)| entry)).collect::<Result<_, _>>()?)
 }
 
+/// Returns up to `limit` entries of a tailnet from `start` up to `end`, the oldest first.
+pub(crate) fn between(
+    connection: &Connection,
+    tailnet: TailnetId,
+    (start, end): (Timestamp, Timestamp),
+    limit: u32,
+) -> Result<Vec<AuditEntry>, StoreError> {
+    // Texts of times compare like times only up to the second, since the fraction may be absent.
+    let mut statement = connection.prepare_cached(
+        "SELECT seq, at, tailnet, who, what, subject, before, after, prev, hash, credential, client FROM audit
+         WHERE tailnet = ?1 AND unixepoch(at, 'subsec') BETWEEN ?2 AND ?3 ORDER BY seq LIMIT ?4",
+    )?;
+    let seconds = |at: Timestamp| at.as_duration().as_secs_f64();
+    let rows = statement.query_map((tailnet.0, seconds(start), seconds(end), limit), entry)?;
+    Ok(rows.map(|row| row.map(|(entry, _, _)| entry)).collect::<Result<_, _>>()?)
+}
+
 /// Follows the chain from the first entry to the last.
 pub(crate) fn verify(connection: &Connection) -> Result<AuditVerdict, StoreError> {
     let mut statement = connection
-        .prepare("SELECT seq, at, tailnet, who, what, subject, before, after, prev, hash FROM audit ORDER BY seq")?;
+        .prepare("SELECT seq, at, tailnet, who, what, subject, before, after, prev, hash, credential, client FROM audit ORDER BY seq")?;
     let mut expected = (1, [0; 32]);
     for row in statement.query_map([], entry)? {
         let (entry, prev, hash) = row?;
@@ -129,6 +154,7 @@ pub(crate) fn verify(connection: &Connection) -> Result<AuditVerdict, StoreError
                 entry.before.as_deref(),
                 entry.after.as_deref(),
             ],
+            [entry.credential.as_deref(), entry.client.as_deref()],
         );
         if (entry.seq, prev) != expected || computed != hash {
             return Ok(AuditVerdict::Broken { seq: entry.seq });
@@ -138,13 +164,22 @@ pub(crate) fn verify(connection: &Connection) -> Result<AuditVerdict, StoreError
     Ok(AuditVerdict::Intact { entries: expected.0 - 1, head: hex(&expected.1) })
 }
 
-/// Computes the hash of an entry: SHA-256 over the number, the hash before, and each text with its length.
-fn link(seq: i64, prev: &[u8; 32], at: &str, tailnet: Option<i64>, texts: [Option<&str>; 5]) -> [u8; 32] {
+/// Computes the hash of an entry: SHA-256 over the number, the hash before, and each text with its length; `by` only where
+/// there is any of it, since older entries have none.
+fn link(
+    seq: i64,
+    prev: &[u8; 32],
+    at: &str,
+    tailnet: Option<i64>,
+    texts: [Option<&str>; 5],
+    by: [Option<&str>; 2],
+) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(seq.to_be_bytes());
     hash.update(prev);
     hash.update(tailnet.unwrap_or(-1).to_be_bytes());
-    for text in std::iter::once(Some(at)).chain(texts) {
+    let by = by.into_iter().filter(|_| by.iter().any(Option::is_some));
+    for text in std::iter::once(Some(at)).chain(texts).chain(by) {
         // A text that is absent differs from an empty one.
         hash.update([u8::from(text.is_some())]);
         let text = text.unwrap_or_default();
@@ -167,6 +202,8 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Linked> {
         subject: row.get(5)?,
         before: row.get(6)?,
         after: row.get(7)?,
+        credential: row.get(10)?,
+        client: row.get(11)?,
         hash: hex(&hash),
     };
     Ok((entry, row.get(8)?, hash))

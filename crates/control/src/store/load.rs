@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use warren_wire::control::{DerpRegion, NodeId, RegionId, UserId};
 
 use super::{OpenError, StoreError};
-use crate::model::{AuthKeyRecord, NodeRecord, NodeState, TailnetId, TailnetRecord, UserRecord};
+use crate::model::{AuthKeyRecord, CredentialRecord, NodeRecord, NodeState, TailnetId, TailnetRecord, UserRecord};
 use crate::tailnet::access::PolicyInForce;
 
 /// All that the database holds.
@@ -34,6 +34,7 @@ pub(crate) struct LoadedTailnet {
     pub(crate) users: BTreeMap<UserId, Arc<UserRecord>>,
     pub(crate) nodes: Vec<(Arc<NodeRecord>, Arc<NodeState>)>,
     pub(crate) auth_keys: BTreeMap<String, (AuthKeyRecord, [u8; 32])>,
+    pub(crate) credentials: BTreeMap<String, (CredentialRecord, [u8; 32])>,
     /// Names and addresses of nodes that could not be read; nobody else may get them.
     pub(crate) reserved: Vec<(String, Option<Ipv4Addr>)>,
 }
@@ -66,6 +67,7 @@ pub(super) fn everything(connection: &Connection) -> Result<Loaded, OpenError> {
             users: BTreeMap::new(),
             nodes: Vec::new(),
             auth_keys: BTreeMap::new(),
+            credentials: BTreeMap::new(),
             reserved: Vec::new(),
         };
         tailnets.insert(TailnetId(id), tailnet);
@@ -73,6 +75,7 @@ pub(super) fn everything(connection: &Connection) -> Result<Loaded, OpenError> {
     read_users(connection, &mut loaded, &mut tailnets)?;
     read_nodes(connection, &mut loaded, &mut tailnets)?;
     read_auth_keys(connection, &mut loaded, &mut tailnets)?;
+    read_credentials(connection, &mut loaded, &mut tailnets)?;
     read_relays(connection, &mut loaded)?;
     loaded.tailnets = tailnets.into_values().collect();
     Ok(loaded)
@@ -165,6 +168,22 @@ fn read_auth_keys(connection: &Connection, loaded: &mut Loaded, tailnets: &mut T
         record.used = u64::try_from(used).unwrap_or_default();
         if let Some(tailnet) = tailnets.get_mut(&TailnetId(tailnet)) {
             tailnet.auth_keys.insert(id, (record, hash));
+        }
+    }
+    Ok(())
+}
+
+fn read_credentials(connection: &Connection, loaded: &mut Loaded, tailnets: &mut Tailnets) -> Result<(), StoreError> {
+    for (id, tailnet, hash, text) in
+        rows(connection, "SELECT id, tailnet, hash, body FROM credential ORDER BY id", |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, [u8; 32]>(2)?, row.get::<_, String>(3)?))
+        })?
+    {
+        let Some(record) = loaded.decode::<CredentialRecord>("credential", &id, &text) else {
+            continue;
+        };
+        if let Some(tailnet) = tailnets.get_mut(&TailnetId(tailnet)) {
+            tailnet.credentials.insert(id, (record, hash));
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use crate::identity::{Identity, StateDir};
 /// The schema of a new database.
 const SCHEMA: &str = include_str!("../../schema/sqlite.sql");
 /// Version of [`SCHEMA`].
-const VERSION: i64 = 4;
+const VERSION: i64 = 5;
 /// Marks the file as ours: "WRRN".
 const APPLICATION_ID: i64 = 0x5752_524e;
 /// Steps between versions: the statements that lead from the version before to this one.
@@ -18,6 +18,7 @@ const STEPS: &[(i64, &str)] = &[
     (2, include_str!("../../schema/step-2.sql")),
     (3, include_str!("../../schema/step-3.sql")),
     (4, include_str!("../../schema/step-4.sql")),
+    (5, include_str!("../../schema/step-5.sql")),
 ];
 
 /// Row of [`Identity::noise`].

@@ -22,6 +22,7 @@ fn tailnet() -> TailnetRecord {
         created: start_of_time(),
         machine_approval: false,
         key_lifetime: crate::model::KeyLifetime::default(),
+        dns: crate::model::DnsSettings::default(),
         policy_version: 0,
         unconfirmed: None,
     }
@@ -35,6 +36,7 @@ fn user(id: i64, login: &str) -> UserRecord {
         display_name: login.to_owned(),
         role: Role::Member,
         identity: None,
+        suspended: false,
         created: start_of_time(),
     }
 }
@@ -54,6 +56,7 @@ fn node(number: u8) -> Arc<NodeRecord> {
         ipv4: [100, 64, 0, number].into(),
         created: start_of_time(),
         approved: true,
+        suspended: false,
         ephemeral: false,
         auth_key: None,
         approved_routes: Vec::new(),
@@ -73,6 +76,8 @@ fn auth_key(id: &str, reusable: bool) -> Change {
         created: start_of_time(),
         expires: None,
         revoked: false,
+        description: String::new(),
+        made_by: None,
         used: 0,
     };
     Change::PutAuthKey { record, hash: Some([7; 32]) }
@@ -353,7 +358,7 @@ fn other_databases_are_left_alone() {
     let folder = Folder::new();
     drop(open(&folder).unwrap());
     raw(&folder).pragma_update(None, "user_version", 99).unwrap();
-    assert_eq!(open(&folder).err(), Some(OpenError::Version { found: 99, known: 4 }));
+    assert_eq!(open(&folder).err(), Some(OpenError::Version { found: 99, known: 5 }));
     raw(&folder).pragma_update(None, "application_id", 1).unwrap();
     assert_eq!(open(&folder).err(), Some(OpenError::Foreign));
     fs::write(folder.join("state/warren.db"), "no database at all, but long enough to be looked at as one").unwrap();
@@ -473,18 +478,18 @@ async fn a_migration_is_whole_or_not_at_all_and_keeps_a_copy() {
     drop(filled(&folder).await);
     let dir = StateDir::open(&folder.join("state")).unwrap();
     let mut connection = raw(&folder);
-    let bad: &[(i64, &str)] = &[(5, "ALTER TABLE user ADD COLUMN a TEXT;"), (6, "ALTER TABLE nothing ADD COLUMN b;")];
+    let bad: &[(i64, &str)] = &[(6, "ALTER TABLE user ADD COLUMN a TEXT;"), (7, "ALTER TABLE nothing ADD COLUMN b;")];
     assert!(schema::migrate_by(&mut connection, &dir, bad).is_err());
     let version = |connection: &Connection| -> i64 {
         connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
     };
-    assert_eq!(version(&connection), 4);
+    assert_eq!(version(&connection), 5);
     assert!(connection.prepare("SELECT a FROM user").is_err());
     schema::migrate_by(&mut connection, &dir, &bad[..1]).unwrap();
-    assert_eq!(version(&connection), 5);
+    assert_eq!(version(&connection), 6);
     assert!(connection.prepare("SELECT a FROM user").is_ok());
-    let copy = Connection::open(folder.join("state/before-migration-from-4.db")).unwrap();
-    assert_eq!(version(&copy), 4);
+    let copy = Connection::open(folder.join("state/before-migration-from-5.db")).unwrap();
+    assert_eq!(version(&copy), 5);
 }
 
 #[tokio::test]
@@ -499,7 +504,8 @@ async fn a_database_of_the_first_schema_is_brought_forward() {
         .execute_batch(
             "ALTER TABLE policy DROP COLUMN at; ALTER TABLE policy DROP COLUMN author;
              ALTER TABLE policy DROP COLUMN reason; UPDATE user SET body = json_remove(body, '$.role');
-             DROP TABLE relay; DROP INDEX user_identity; PRAGMA user_version = 1;",
+             DROP TABLE relay; DROP INDEX user_identity; DROP TABLE credential;
+             ALTER TABLE audit DROP COLUMN credential; ALTER TABLE audit DROP COLUMN client; PRAGMA user_version = 1;",
         )
         .unwrap();
     drop(before);

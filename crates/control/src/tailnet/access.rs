@@ -74,6 +74,11 @@ impl PolicyInForce {
         self.rules.as_ref().is_some_and(|rules| rules.may_own_tag(user, tag))
     }
 
+    /// Tells whether whoever holds the tags `held` may give a tag to a node.
+    pub(crate) fn may_pass_on_tag(&self, held: &[String], tag: &str) -> bool {
+        self.rules.as_ref().is_some_and(|rules| rules.may_pass_on_tag(held.iter().map(String::as_str), tag))
+    }
+
     /// Returns those of `routes` that need no administrator when a node of that owner offers them.
     pub(crate) fn approved_by_itself(
         &self,

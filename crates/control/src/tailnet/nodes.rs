@@ -78,9 +78,9 @@ impl Node {
         self.record.id
     }
 
-    /// Tells whether it may see peers and be seen: approved, and its key not past its time.
+    /// Tells whether it may see peers and be seen: approved, its owner not suspended, and its key not past its time.
     pub(crate) fn takes_part(&self) -> bool {
-        self.record.approved && !self.expired
+        self.record.is_admitted() && !self.expired
     }
 }
 

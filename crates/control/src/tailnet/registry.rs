@@ -26,17 +26,23 @@ pub(crate) struct Registered {
     admitted: bool,
 }
 
-/// All node keys and auth keys of the server.
+/// All node keys, auth keys and credentials of the server.
 #[derive(Debug)]
 pub(crate) struct Registry {
     nodes: RwLock<HashMap<NodeKey, Registered>>,
     auth_keys: RwLock<HashMap<String, TailnetId>>,
+    credentials: RwLock<HashMap<String, TailnetId>>,
     departures: broadcast::Sender<NodeKey>,
 }
 
 impl Registry {
     pub(crate) fn new() -> Self {
-        Self { nodes: RwLock::default(), auth_keys: RwLock::default(), departures: broadcast::Sender::new(DEPARTURES) }
+        Self {
+            nodes: RwLock::default(),
+            auth_keys: RwLock::default(),
+            credentials: RwLock::default(),
+            departures: broadcast::Sender::new(DEPARTURES),
+        }
     }
 
     /// Finds the node of a key.
@@ -62,6 +68,16 @@ impl Registry {
     /// Notes the tailnet of an auth key.
     pub(crate) fn add_auth_key(&self, id: String, tailnet: TailnetId) {
         self.auth_keys.write().unwrap_or_else(PoisonError::into_inner).insert(id, tailnet);
+    }
+
+    /// Finds the tailnet of a credential of the API.
+    pub(crate) fn credential(&self, id: &str) -> Option<TailnetId> {
+        self.credentials.read().unwrap_or_else(PoisonError::into_inner).get(id).copied()
+    }
+
+    /// Notes the tailnet of a credential of the API.
+    pub(crate) fn add_credential(&self, id: String, tailnet: TailnetId) {
+        self.credentials.write().unwrap_or_else(PoisonError::into_inner).insert(id, tailnet);
     }
 
     /// Follows a tailnet from one state to the next.

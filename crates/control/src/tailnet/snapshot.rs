@@ -11,7 +11,8 @@ use warren_wire::control::{DerpMap, NodeId, SshPolicy, UserId};
 use super::access::{Access, PolicyInForce};
 use super::nodes::{Node, Nodes};
 use super::ssh::SshTable;
-use crate::model::{TailnetRecord, UserRecord};
+use super::work::Credentials;
+use crate::model::{AuthKeyRecord, TailnetRecord, UserRecord};
 
 /// Everything that readers of a tailnet need.
 #[derive(Debug)]
@@ -26,6 +27,10 @@ pub(crate) struct Snapshot {
     pub(crate) suffix: Arc<str>,
     /// Its users.
     pub(crate) users: Arc<BTreeMap<UserId, Arc<UserRecord>>>,
+    /// Its auth keys with the hashes of their secrets, by ID.
+    pub(crate) auth_keys: Arc<BTreeMap<String, (AuthKeyRecord, [u8; 32])>>,
+    /// Its credentials of the API.
+    pub(crate) credentials: Arc<Credentials>,
     /// Its nodes.
     pub(crate) nodes: Nodes,
     /// Who sees whom.

@@ -13,9 +13,13 @@ use super::compile::Pending;
 use super::nodes::{Node, Nodes};
 use crate::auth_key::Shown;
 use crate::model::{
-    AuthKeyRecord, NodeRecord, NodeState, Owner, ROUTES_MAX, TailnetRecord, Unconfirmed, UserRecord, Who,
+    AuthKeyRecord, CredentialRecord, NodeRecord, NodeState, Owner, ROUTES_MAX, TailnetRecord, Unconfirmed, UserRecord,
+    Who,
 };
 use crate::store::{Change, Entry, Store};
+
+/// Credentials of the API with the hashes of their secrets, by ID.
+pub(crate) type Credentials = BTreeMap<String, (CredentialRecord, [u8; 32])>;
 
 /// The tailnet as of the last change; a clone is cheap and independent.
 #[derive(Debug, Clone)]
@@ -26,6 +30,7 @@ pub(crate) struct State {
     pub(crate) users: Arc<BTreeMap<UserId, Arc<UserRecord>>>,
     pub(crate) nodes: Nodes,
     pub(crate) auth_keys: Arc<BTreeMap<String, (AuthKeyRecord, [u8; 32])>>,
+    pub(crate) credentials: Arc<Credentials>,
     pub(crate) policy: Arc<PolicyInForce>,
     /// The server's own relays.
     pub(crate) own_derp: Arc<DerpMap>,
@@ -162,6 +167,27 @@ impl<'a> Work<'a> {
         self.record(who, what, Change::PutAuthKey { record, hash });
     }
 
+    /// Makes or changes a credential of the API; `hash` is given for a new one.
+    pub(crate) fn put_credential(
+        &mut self,
+        who: &Who,
+        what: &'static str,
+        record: CredentialRecord,
+        hash: Option<[u8; 32]>,
+    ) {
+        let credentials = Arc::make_mut(&mut self.state.credentials);
+        let kept = hash.or_else(|| credentials.get(&record.id).map(|(_, hash)| *hash));
+        if let Some(kept) = kept {
+            credentials.insert(record.id.clone(), (record.clone(), kept));
+        }
+        self.record(who, what, Change::PutCredential { record, hash });
+    }
+
+    /// Notes that somebody was refused.
+    pub(crate) fn note_refusal(&mut self, who: &Who, subject: String) {
+        self.record(who, "api.refuse", Change::Refused { subject });
+    }
+
     /// Counts a use of an auth key.
     pub(crate) fn use_auth_key(&mut self, who: &Who, id: &str) {
         if let Some((record, _)) = Arc::make_mut(&mut self.state.auth_keys).get_mut(id) {
@@ -258,6 +284,12 @@ impl<'a> Work<'a> {
         let (address, next) = crate::address::next(self.state.next_address, &taken)?;
         self.state.next_address = next;
         Some(address)
+    }
+
+    /// Tells whether no node has an address.
+    pub(crate) fn is_free(&self, address: Ipv4Addr) -> bool {
+        self.state.nodes.iter().all(|node| node.record.ipv4 != address)
+            && self.state.reserved.iter().all(|(_, reserved)| *reserved != Some(address))
     }
 
     /// Finds a name like `wanted` that no other node than `except` has.

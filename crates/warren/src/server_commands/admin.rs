@@ -1,4 +1,4 @@
-//! `warren admin`: networks, users, auth keys, nodes, logins, the audit log.
+//! `warren admin`: networks, users, keys, nodes, logins, the audit log.
 
 mod show;
 
@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde_json::Value;
 use warren_control::admin::NewRelay;
-use warren_control::admin_socket::{AdminRequest, ExpiryChange, NewAuthKey};
+use warren_control::admin_socket::{AdminRequest, ExpiryChange, NewApiKey, NewAuthKey, NewOauthClient};
 
 use super::socket::Socket;
 use super::times;
@@ -40,6 +40,12 @@ enum Family {
     /// Keys by which machines join without a login.
     #[command(subcommand)]
     AuthKey(AuthKey),
+    /// Keys of people for the API.
+    #[command(subcommand)]
+    ApiKey(ApiKey),
+    /// Programs with rights of their own, for the API.
+    #[command(subcommand)]
+    OauthClient(OauthClient),
     /// Machines.
     #[command(subcommand)]
     Node(Node),
@@ -108,17 +114,30 @@ enum User {
     },
     /// List users.
     List,
-    /// Give a user a role, which policies can name, such as autogroup:admin.
+    /// Give a user a role: what they may do with the API, and a name for policies, such as autogroup:admin.
     SetRole {
         /// Login name.
         login: String,
         /// `owner`, `admin`, `it-admin`, `network-admin`, `billing-admin`, `auditor` or `member`.
         role: String,
     },
+    /// Lock a user out: their machines take no part at once, their keys work no more, and they cannot log in.
+    Suspend {
+        /// Login name.
+        login: String,
+    },
+    /// Let a suspended user be what they were.
+    Restore {
+        /// Login name.
+        login: String,
+    },
     /// Remove a user who owns nothing.
     Remove {
         /// Login name.
         login: String,
+        /// Remove their machines, too, and take their keys back.
+        #[arg(long)]
+        with_nodes: bool,
     },
 }
 
@@ -150,6 +169,55 @@ enum AuthKey {
     /// Take an auth key back; machines that it let in stay.
     Revoke {
         /// Its ID, the part between the first two dashes.
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ApiKey {
+    /// Make an API key, which is shown only now. It may what its user may, whatever that is at the time.
+    Create {
+        /// User whose rights it has; owner@TAILNET unless given.
+        #[arg(long, value_name = "LOGIN")]
+        user: Option<String>,
+        /// Narrow it to this scope, such as devices:core or all:read. May be repeated.
+        #[arg(long = "scope", value_name = "SCOPE")]
+        scopes: Vec<String>,
+        /// What it is for: letters, digits, spaces and dashes.
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        description: String,
+        /// How long it works: 24h, 7d; 90 days at most.
+        #[arg(long, value_name = "SPAN", value_parser = times::span, default_value = "90d")]
+        expires: std::time::Duration,
+    },
+    /// List API keys, without their secrets.
+    List,
+    /// Take an API key back.
+    Revoke {
+        /// Its ID, the part between the second and the third dash.
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum OauthClient {
+    /// Make a client and its secret, which is shown only now and gives tokens for an hour.
+    Create {
+        /// Let it do this, such as devices:core or all:read. May be repeated.
+        #[arg(long = "scope", value_name = "SCOPE", required = true)]
+        scopes: Vec<String>,
+        /// Tag that it may give to machines and keys. May be repeated.
+        #[arg(long = "tag", value_name = "TAG")]
+        tags: Vec<String>,
+        /// What it is for: letters, digits, spaces and dashes.
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        description: String,
+    },
+    /// List clients, without their secrets.
+    List,
+    /// Take a client's secret and all of its tokens back.
+    Revoke {
+        /// Its ID, the part between the second and the third dash.
         id: String,
     },
 }
@@ -313,7 +381,20 @@ fn request(family: Family, tailnet: Option<String>) -> AdminRequest {
         Family::User(User::Create { login, display_name }) => AdminRequest::UserCreate { tailnet, login, display_name },
         Family::User(User::List) => AdminRequest::UserList { tailnet },
         Family::User(User::SetRole { login, role }) => AdminRequest::UserSetRole { tailnet, login, role },
-        Family::User(User::Remove { login }) => AdminRequest::UserRemove { tailnet, login },
+        Family::User(User::Suspend { login }) => AdminRequest::UserSuspend { tailnet, login },
+        Family::User(User::Restore { login }) => AdminRequest::UserRestore { tailnet, login },
+        Family::User(User::Remove { login, with_nodes }) => AdminRequest::UserRemove { tailnet, login, with_nodes },
+        Family::ApiKey(ApiKey::Create { user, scopes, description, expires }) => {
+            let key = NewApiKey { user, scopes, description, expires_in_seconds: expires.as_secs() };
+            AdminRequest::ApiKeyCreate { tailnet, key }
+        }
+        Family::ApiKey(ApiKey::List) => AdminRequest::ApiKeyList { tailnet },
+        Family::ApiKey(ApiKey::Revoke { id }) => AdminRequest::ApiKeyRevoke { id },
+        Family::OauthClient(OauthClient::Create { scopes, tags, description }) => {
+            AdminRequest::OauthClientCreate { tailnet, client: NewOauthClient { scopes, tags, description } }
+        }
+        Family::OauthClient(OauthClient::List) => AdminRequest::OauthClientList { tailnet },
+        Family::OauthClient(OauthClient::Revoke { id }) => AdminRequest::OauthClientRevoke { id },
         Family::AuthKey(AuthKey::Create { user, reusable, ephemeral, tags, pre_approved, expires }) => {
             let expires_in_seconds = Some(expires.as_secs());
             let key = NewAuthKey { user, tags, reusable, ephemeral, pre_approved, expires_in_seconds };

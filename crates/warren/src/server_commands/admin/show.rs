@@ -3,7 +3,9 @@
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use warren_control::KeyLifetime;
-use warren_control::admin::{AuthKeyView, LoginState, LoginView, NodeView, RelayView, TailnetView, UserView};
+use warren_control::admin::{
+    AuthKeyView, CredentialView, LoginState, LoginView, NodeView, RelayView, TailnetView, UserView,
+};
 use warren_control::admin_socket::AdminRequest;
 use warren_control::server::key_words;
 
@@ -42,6 +44,22 @@ pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failur
         AdminRequest::UserSetRole { .. } => {
             let user: UserView = typed(answer)?;
             output::line(format_args!("{} is {} of {} now", user.login, user.role, user.tailnet))
+        }
+        AdminRequest::UserSuspend { .. } => {
+            let user: UserView = typed(answer)?;
+            output::line(format_args!("{} is locked out, with {} machines", user.login, user.nodes))
+        }
+        AdminRequest::UserRestore { .. } => {
+            let user: UserView = typed(answer)?;
+            output::line(format_args!("{} is {} of {} again", user.login, user.role, user.tailnet))
+        }
+        AdminRequest::ApiKeyCreate { .. } | AdminRequest::OauthClientCreate { .. } => credential(&answer),
+        AdminRequest::ApiKeyList { .. } | AdminRequest::OauthClientList { .. } => {
+            credentials(&typed::<Vec<CredentialView>>(answer)?)
+        }
+        AdminRequest::ApiKeyRevoke { id } => output::line(format_args!("took the API key {id} back")),
+        AdminRequest::OauthClientRevoke { id } => {
+            output::line(format_args!("took the client {id} and its tokens back"))
         }
         AdminRequest::UserRemove { login, .. } => output::line(format_args!("removed the user {login}")),
         AdminRequest::AuthKeyCreate { .. } => auth_key(&answer),
@@ -156,7 +174,8 @@ fn users(list: &[UserView]) -> Result<(), Failure> {
         .iter()
         .map(|user| {
             let (login, name) = (user.login.clone(), user.display_name.clone());
-            [login, name, user.role.clone(), user.tailnet.clone(), user.nodes.to_string()]
+            let role = if user.suspended { format!("{} (suspended)", user.role) } else { user.role.clone() };
+            [login, name, role, user.tailnet.clone(), user.nodes.to_string()]
         })
         .collect();
     output::table(["LOGIN", "NAME", "ROLE", "TAILNET", "NODES"], &rows)
@@ -263,6 +282,31 @@ fn audit(answer: &Value) -> Result<(), Failure> {
         .map(|entry| ["seq", "at", "who", "what", "subject"].map(|name| plain(entry.get(name).unwrap_or(&Value::Null))))
         .collect();
     output::table(["NUMBER", "TIME", "WHO", "WHAT", "SUBJECT"], &rows)
+}
+
+/// Prints a new credential; its text stands alone on a line, so that scripts can find it.
+fn credential(answer: &Value) -> Result<(), Failure> {
+    let text = |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or_default();
+    output::line(format_args!("{}", text("key")))?;
+    let until = match text("expires") {
+        "" => "it is revoked".to_owned(),
+        expires => seconds(expires),
+    };
+    output::line(format_args!("for {}, until {until}; it is not shown again", text("url")))
+}
+
+fn credentials(list: &[CredentialView]) -> Result<(), Failure> {
+    let rows: Vec<_> = list
+        .iter()
+        .map(|one| {
+            let scopes = if one.scopes.is_empty() { "all of its user".to_owned() } else { one.scopes.join(" ") };
+            let works = if one.valid { "yes" } else { "no" };
+            let user = one.user.clone().unwrap_or_else(|| "-".to_owned());
+            let expires = one.expires.map_or_else(|| "-".to_owned(), |at| seconds(&at.to_string()));
+            [one.id.clone(), one.tailnet.clone(), user, scopes, expires, works.to_owned(), one.description.clone()]
+        })
+        .collect();
+    output::table(["ID", "NETWORK", "USER", "SCOPES", "EXPIRES", "WORKS", "FOR"], &rows)
 }
 
 /// Prints an object, a field a line.

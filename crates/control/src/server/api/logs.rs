@@ -1,0 +1,97 @@
+//! What was changed, in the words of the original. Source: logs-and-api.md, section 6.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::call::{ApiError, Call, Reply};
+use super::devices::NEVER;
+use crate::AuditEntry;
+
+/// Most entries of one answer.
+const MOST: u32 = 1000;
+
+/// How changes are called: ours; target, action and property of the original.
+const WORDS: [(&str, &str, &str, Option<&str>); 29] = [
+    ("node.create", "NODE", "CREATE", None),
+    ("node.remove", "NODE", "DELETE", None),
+    ("node.remove-ephemeral", "NODE", "DELETE", None),
+    ("node.logout", "NODE", "LOGOUT", None),
+    ("node.login", "NODE", "LOGIN", None),
+    ("node.approve", "NODE", "APPROVE", None),
+    ("node.disapprove", "NODE", "REVOKE", None),
+    ("node.tag", "NODE", "UPDATE", Some("ACL_TAGS")),
+    ("node.rename", "NODE", "UPDATE", Some("MACHINE_NAME")),
+    ("node.expiry", "NODE", "UPDATE", Some("KEY_EXPIRY_TIME")),
+    ("node.address", "NODE", "UPDATE", Some("ADDRESS")),
+    ("node.approve-routes", "NODE", "UPDATE", Some("ALLOWED_IPS")),
+    ("node.revoke-routes", "NODE", "UPDATE", Some("ALLOWED_IPS")),
+    ("node.attribute", "NODE", "UPDATE", Some("ATTRIBUTES")),
+    ("user.create", "USER", "CREATE", None),
+    ("user.remove", "USER", "DELETE", None),
+    ("user.role", "USER", "UPDATE", Some("USER_ROLE")),
+    ("user.suspend", "USER", "SUSPEND", None),
+    ("user.restore", "USER", "RESTORE", None),
+    ("auth-key.create", "API_KEY", "CREATE", None),
+    ("auth-key.revoke", "API_KEY", "REVOKE", None),
+    ("credential.create", "API_KEY", "CREATE", None),
+    ("credential.revoke", "API_KEY", "REVOKE", None),
+    ("policy.set", "TAILNET", "UPDATE", Some("ACL")),
+    ("policy.rollback", "TAILNET", "UPDATE", Some("ACL")),
+    ("tailnet.dns", "TAILNET", "UPDATE", Some("DNS_CONFIG")),
+    ("tailnet.machine-approval", "TAILNET", "UPDATE", Some("MACHINE_APPROVAL_NEEDED")),
+    ("tailnet.key-lifetime", "TAILNET", "UPDATE", Some("MAX_KEY_DURATION")),
+    ("api.refuse", "FAILED_REQUEST", "UPDATE", None),
+];
+
+pub(super) async fn configuration(call: &Call) -> Result<Reply, ApiError> {
+    let time = |name: &str| match call.query(name) {
+        None => Ok(None),
+        Some(text) => text.parse().map(Some).map_err(|_| ApiError::bad(format!("{name}: write a time as RFC 3339"))),
+    };
+    let (start, end) = (time("start")?.unwrap_or(Timestamp::UNIX_EPOCH), time("end")?.unwrap_or(call.desk.now()));
+    let entries = call.desk.audit_between(&call.tailnet, (start, end), MOST).await?;
+    let logs: Vec<_> = entries.iter().map(shown).collect();
+    Ok(Reply::Json(json!({ "version": "1.1", "tailnetId": &*call.tailnet, "logs": logs })))
+}
+
+fn shown(entry: &AuditEntry) -> Value {
+    let known = WORDS.iter().find(|(what, ..)| *what == entry.what);
+    let subject = entry.subject.split_once(':').map_or(entry.subject.as_str(), |(_, id)| id);
+    let (target, action, property) =
+        known.map_or(("TAILNET", "UPDATE", None), |(_, target, action, property)| (*target, *action, *property));
+    let (kind, name) = entry.who.split_once(':').unwrap_or(("server", ""));
+    let (origin, actor) = match kind {
+        "client" => ("CONFIG_API", "OAUTH_CLIENT"),
+        "machine" => ("NODE", "NODE"),
+        "user" if entry.credential.is_some() => ("CONFIG_API", "USER"),
+        "user" => ("IDENTITY_PROVIDER", "USER"),
+        "cli" => ("ADMIN_CONSOLE", "USER"),
+        _ => ("CONTROL", "AUTOMATED_WORKER"),
+    };
+    // A policy is text, all other records are JSON.
+    let value = |text: &Option<String>| {
+        text.as_ref().map_or(Value::Null, |text| serde_json::from_str(text).unwrap_or_else(|_| text.as_str().into()))
+    };
+    let mut target = json!({ "id": subject, "name": subject, "type": target });
+    if let (Some(property), Some(target)) = (property, target.as_object_mut()) {
+        target.insert("property".to_owned(), property.into());
+    }
+    json!({
+        "eventTime": entry.at,
+        "type": "CONFIG",
+        "deferredAt": NEVER,
+        "eventGroupID": entry.hash.get(..32),
+        "origin": origin,
+        "actor": {
+            "id": entry.credential.as_deref().or(Some(name).filter(|name| !name.is_empty())).unwrap_or(&entry.who),
+            "type": actor,
+            "loginName": name,
+            "displayName": name,
+        },
+        "target": target,
+        "action": action,
+        "old": value(&entry.before),
+        "new": value(&entry.after),
+        "actionDetails": entry.what,
+    })
+}

@@ -1,0 +1,78 @@
+//! The policy file. Source: logs-and-api.md, section 12.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::StatusCode;
+use serde_json::{Value, json};
+use warren_policy::{Policy, TESTS_FAILED, TestFailure};
+
+use super::call::{ApiError, Call, Reply};
+use crate::admin::{AdminError, Candidate, NewPolicy, PolicySource, PolicyView, Trial};
+
+pub(super) async fn get(call: &Call) -> Result<Reply, ApiError> {
+    let policy = call.desk.policy(&call.tailnet, None).await?;
+    match call.query("details") {
+        Some("true") => {
+            let text = json!({ "acl": STANDARD.encode(&policy.text), "warnings": [], "errors": [] }).to_string();
+            Ok(Reply::Tagged { kind: "application/json", text, etag: policy.etag })
+        }
+        None | Some("false") => Ok(shown(call, policy)),
+        Some(_) => Err(ApiError::bad("details: use true or false")),
+    }
+}
+
+fn shown(call: &Call, policy: PolicyView) -> Reply {
+    // What cannot be read is shown as it is, for somebody to mend it.
+    let json = if call.wants_json { Policy::to_json(&policy.text).ok() } else { None };
+    match json {
+        Some(text) => Reply::Tagged { kind: "application/json", text, etag: policy.etag },
+        None => Reply::Tagged { kind: "application/hujson", text: policy.text, etag: policy.etag },
+    }
+}
+
+pub(super) async fn set(call: &Call) -> Result<Reply, ApiError> {
+    let text = call.text()?;
+    let new = NewPolicy {
+        source: PolicySource::Text(text.to_owned()),
+        reason: None,
+        if_match: call.if_match.clone(),
+        confirm_within: None,
+    };
+    match call.desk.set_policy(&call.tailnet, new).await {
+        Ok(policy) => Ok(shown(call, policy)),
+        Err(AdminError::Policy { reason }) => {
+            // Once more, for an answer that tells the tests apart.
+            let trial = call.desk.try_policy(&call.tailnet, Candidate::Policy(text))?;
+            let (message, data) = verdict(trial).unwrap_or((reason, None));
+            Err(ApiError { status: StatusCode::BAD_REQUEST, message, data })
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(super) async fn validate(call: &Call) -> Result<Reply, ApiError> {
+    let text = call.text()?;
+    let is_list = text.trim_start().starts_with('[');
+    let candidate = if is_list { Candidate::Tests(text) } else { Candidate::Policy(text) };
+    let trial = call.desk.try_policy(&call.tailnet, candidate)?;
+    let mut answer = json!({});
+    if let (Some((message, data)), Some(object)) = (verdict(trial), answer.as_object_mut()) {
+        object.insert("message".to_owned(), message.into());
+        if let Some(data) = data {
+            object.insert("data".to_owned(), data);
+        }
+    }
+    Ok(Reply::Json(answer))
+}
+
+/// Returns what is wrong, with the tests that failed.
+fn verdict(trial: Trial) -> Option<(String, Option<Value>)> {
+    match trial {
+        Trial::Good => None,
+        Trial::Malformed(message) => Some((message, None)),
+        Trial::Failed(failures) => {
+            let shown = |failure: &TestFailure| json!({ "user": failure.user, "errors": failure.errors });
+            Some((TESTS_FAILED.to_owned(), Some(failures.iter().map(shown).collect())))
+        }
+    }
+}
