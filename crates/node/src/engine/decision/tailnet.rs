@@ -18,12 +18,12 @@ use warren_wg::{Tunnels, sealed_length};
 use warren_wire::control::{DerpMap, DnsConfig, FilterRule, NetInfo, Node, RegionId};
 use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey, NodeSecret};
 
-use super::{Traits, exit};
 use super::measure::{Found, Measure};
 use super::peer_relays::PeerRelays;
 use super::relays::Relays;
 use super::routes::{Exit, Wanted, behind, prefixes, routes};
 use super::traffic::HeldPing;
+use super::{Traits, exit};
 use crate::engine::name_service::{NameService, with_system};
 use crate::engine::relay_link::LinkSetup;
 use crate::engine::shared::{PeerSlot, Shared, Snapshot};
