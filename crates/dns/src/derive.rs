@@ -38,7 +38,7 @@ impl Config {
                 let addresses = named.iter().copied().filter(told).collect();
                 Some(Host { name: name(member.name)?, addresses, named, wildcard: member.wildcard })
             }));
-            config.local = reverse_zones().collect();
+            config.local = reverse_zones().filter_map(|zone| Name::parse(&zone).ok()).collect();
             let own = dns.domains.first().and_then(|domain| name(domain));
             config.local.extend(own);
         }
@@ -102,9 +102,9 @@ fn name(text: &str) -> Option<Name> {
 }
 
 /// Returns the zones in which names of the tailnet's addresses lie: 100.64.0.0/10 and fd7a:115c:a1e0::/48.
-fn reverse_zones() -> impl Iterator<Item = Name> {
+pub fn reverse_zones() -> impl Iterator<Item = String> {
     let v4 = (64..128).map(|second| format!("{second}.100.in-addr.arpa"));
-    v4.chain(["0.e.1.a.c.5.1.1.a.7.d.f.ip6.arpa".to_owned()]).filter_map(|text| Name::parse(&text).ok())
+    v4.chain(["0.e.1.a.c.5.1.1.a.7.d.f.ip6.arpa".to_owned()])
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ mod write;
 mod zone;
 
 pub use ask::Question;
-pub use derive::{Member, upstream};
+pub use derive::{Member, reverse_zones, upstream};
 pub use name::{MAX_NAME_BYTES, Name, NameError};
 pub use query::{Class, Kind, Query, QueryError};
 pub use reply::{Reply, ReplyError};

@@ -35,7 +35,7 @@ pub use identity::{PeerCredentials, peer_credentials};
 pub use ifname::{IfIndex, IfName, IfNameError};
 pub use netlink::{Changes, DefaultRoutes, Interface, LinkWatch, MainRoute, Netlink, NetlinkError, RouteTable};
 pub use passing::{Forwarding, Passing, PassingError, is_strict};
-pub use resolver::{NameSettings, ResolverError, SystemResolver, settings_before};
+pub use resolver::{NameSettings, ResolverError, SettingsWatch, SystemResolver, settings_before};
 pub use rustix::io::Errno;
 pub use service::{bind_service, is_own_address};
 pub use tun::{

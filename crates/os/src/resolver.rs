@@ -9,6 +9,7 @@
 //! A file that cannot be replaced, since it is mounted from elsewhere as in containers, is overwritten in one piece.
 
 mod text;
+mod watch;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -18,8 +19,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::ifname::IfName;
+pub use watch::SettingsWatch;
+
 use text::{Before, Owner, cut, owner, resolved_is_asked, unwrap, wrap};
 
+/// The settings of the machine's resolver.
+const SETTINGS: &str = "/etc/resolv.conf";
 /// Most bytes of a `resolv.conf` that is touched.
 const FILE_MAX: u64 = 64 * 1024;
 /// Most bytes of a file that are overwritten in one piece: ours holds one of those, with a bit before each line.
@@ -89,7 +94,7 @@ pub struct SystemResolver {
 impl SystemResolver {
     /// Takes charge for the tunnel `interface`; changes nothing yet.
     pub fn new(interface: IfName) -> Self {
-        let (path, nsswitch) = (PathBuf::from("/etc/resolv.conf"), PathBuf::from("/etc/nsswitch.conf"));
+        let (path, nsswitch) = (PathBuf::from(SETTINGS), PathBuf::from("/etc/nsswitch.conf"));
         Self { interface, path, nsswitch, programs: None, present: None }
     }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::{Notify, mpsc, oneshot};
-use warren_os::{BYPASS_MARK, LinkWatch, Netlink, NetlinkError, Tun, TunError, Waker};
+use warren_os::{BYPASS_MARK, LinkWatch, Netlink, NetlinkError, SettingsWatch, Tun, TunError, Waker};
 use warren_relay::dial::Outside;
 use warren_wire::key::NodeKey;
 
@@ -108,6 +108,7 @@ pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Pack
     let inbox = Arc::new(Inbox::default());
     let links_changed = Arc::new(Notify::new());
     watch_links(&links_changed);
+    watch_settings(&links_changed);
     let decision = Decision::new(Parts {
         shared,
         ends: decision_ends,
@@ -141,6 +142,24 @@ fn watch_links(bell: &Arc<Notify>) {
     };
     let bell = Arc::downgrade(bell);
     // A task of its own, because waiting must not be cut short: a change that is being waited out would be lost.
+    tokio::spawn(async move {
+        while watch.changed().await.is_ok() {
+            let Some(bell) = bell.upgrade() else { return };
+            bell.notify_one();
+        }
+    });
+}
+
+/// Rings likewise when somebody may have changed where programs ask for names.
+fn watch_settings(bell: &Arc<Notify>) {
+    let mut watch = match SettingsWatch::new() {
+        Ok(watch) => watch,
+        Err(error) => {
+            tracing::warn!(%error, "changes of /etc/resolv.conf will not be noticed before the network changes");
+            return;
+        }
+    };
+    let bell = Arc::downgrade(bell);
     tokio::spawn(async move {
         while watch.changed().await.is_ok() {
             let Some(bell) = bell.upgrade() else { return };

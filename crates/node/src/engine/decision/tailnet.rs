@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot};
-use warren_dns::{Config, Member, Name, SERVICE_V4};
+use warren_dns::{Config, Member, Name, SERVICE_V4, reverse_zones};
 use warren_filter::{Filter, FilterInput, PrefixTable};
 use warren_os::NameSettings;
 use warren_path::{OwnNat, PathStatus, Paths, PeerConfig, PingId};
@@ -560,6 +560,9 @@ fn name_settings(dns: &DnsConfig) -> Option<NameSettings> {
     let records = dns.extra_records.iter().map(|record| record.name.as_str());
     let routed = own.into_iter().chain(dns.routes.keys().map(String::as_str)).chain(records);
     let mut domains: Vec<String> = routed.filter_map(plain).take(DOMAINS_MAX).collect();
+    if dns.proxied {
+        domains.extend(reverse_zones());
+    }
     domains.sort_unstable();
     domains.dedup();
     Some(NameSettings { servers: vec![SERVICE_V4.into()], search, domains: (!everything).then_some(domains) })
@@ -624,7 +627,10 @@ mod tests {
         };
         let settings = name_settings(&dns).unwrap();
         assert_eq!(settings.search, ["t.example"]);
-        assert_eq!(settings.domains, Some(vec!["corp.example".to_owned(), "t.example".to_owned()]));
+        let domains = settings.domains.unwrap();
+        let names: Vec<&str> = domains.iter().map(String::as_str).filter(|name| !name.ends_with(".arpa")).collect();
+        assert_eq!(names, ["corp.example", "t.example"]);
+        assert!(domains.contains(&"64.100.in-addr.arpa".to_owned()), "addresses of nodes have names here");
         dns.resolvers = vec![Resolver { addr: "192.0.2.1".to_owned(), ..Resolver::default() }];
         assert_eq!(name_settings(&dns).unwrap().domains, None);
         assert_eq!(name_settings(&DnsConfig::default()), None, "nothing to ask us for");
