@@ -52,7 +52,7 @@ impl Passing {
     /// Makes the rules for what is passed on from and to the tunnel `interface`; with `masquerade` packets out of the tunnel
     /// get an address of this machine.
     ///
-    /// Blocks until the kernel has them. Packets with an address of a node that do not come out of the tunnel never
+    /// Blocks until the kernel has them. Connections are told what fits into the tunnel. Packets with an address of a node that do not come out of the tunnel never
     /// enter it, and what came out of it does not go back into it.
     ///
     /// # Errors
@@ -134,7 +134,8 @@ fn rules(interface: &IfName, masquerade: bool) -> Result<String, PassingError> {
     let mut forward = format!(
         "iifname \"{name}\" oifname \"{name}\" drop; \
          iifname != \"{name}\" oifname \"{name}\" ip saddr 100.64.0.0/10 counter drop; \
-         iifname != \"{name}\" oifname \"{name}\" ip6 saddr fd7a:115c:a1e0::/48 counter drop;"
+         iifname != \"{name}\" oifname \"{name}\" ip6 saddr fd7a:115c:a1e0::/48 counter drop; \
+         oifname \"{name}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu;"
     );
     let mut postrouting = String::new();
     if masquerade {
