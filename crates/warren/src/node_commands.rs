@@ -6,6 +6,7 @@ mod exit_node;
 mod look;
 mod peers;
 mod ping;
+mod risk;
 mod settings;
 mod status;
 mod up;

@@ -10,6 +10,7 @@ use warren_node::local_api::Client;
 use warren_node::local_api::types::{PeerStatus, Status};
 use warren_node::prefs::Prefs;
 
+use super::risk::{self, Risk};
 use super::{Socket, peers};
 use crate::exit::{self, Failure};
 
@@ -160,6 +161,9 @@ pub(super) struct Exit {
     /// Reach the networks that this machine is in straight, though an exit node is used.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     exit_node_allow_lan_access: Option<bool>,
+    /// Take a risk that the command would refuse to take otherwise.
+    #[arg(long, value_name = "RISK", value_enum)]
+    accept_risk: Option<Risk>,
 }
 
 impl Exit {
@@ -168,6 +172,9 @@ impl Exit {
         changes.add("ExitNodeAllowLANAccess", self.exit_node_allow_lan_access);
         let Some(name) = &self.exit_node else { return Ok(()) };
         let (mut id, mut address, mut auto) = (String::new(), String::new(), "");
+        if !name.is_empty() {
+            risk::check(self.accept_risk, "an exit node")?;
+        }
         if name == "auto:any" {
             auto = "any";
         } else if !name.is_empty() {
