@@ -78,6 +78,7 @@ const TESTS: &[Test] = &[
     Test { name: "go_client_is_told_of_a_subnet_router", body: routes::go_client },
     Test { name: "exit_nodes_lead_to_the_internet_and_nothing_past_them", body: exit::internet },
     Test { name: "the_tunnel_goes_around_itself", body: exit::no_loops },
+    Test { name: "who_counts_from_the_same_range_stays_where_it_is", body: exit::same_range },
     Test { name: "any_exit_node_is_one_that_is_there", body: exit::any },
     Test { name: "killed_at_any_moment_a_node_leaves_nothing", body: leftovers::kills },
     Test { name: "programs_ask_the_node_for_names_and_the_others_again", body: names::system_resolver },

@@ -247,6 +247,19 @@ pub(super) fn no_loops(context: &Context) -> Result<()> {
     wait_for("beta as an exit node", PATIENCE, || alpha.cli(&["set", "--exit-node=beta"]).ok())?;
     wait_seen(&alpha.host, web, &beta.host)?;
     check("with an exit node, too")?;
+    // Where the kernel would drop what comes in, the node says so, and what to do.
+    let sysctl = |value: &str| alpha.host.run("sysctl").args("-q -w").arg(value).output();
+    sysctl("net.ipv4.conf.all.rp_filter=0")?;
+    sysctl("net.ipv4.conf.eth0.rp_filter=1")?;
+    alpha.cli(&["set", "--exit-node-allow-lan-access"])?;
+    wait_for("alpha to speak of rp_filter", PATIENCE, || {
+        health(alpha).ok().filter(|text| text.contains("net.ipv4.conf.all.rp_filter=2"))
+    })?;
+    sysctl("net.ipv4.conf.all.rp_filter=2")?;
+    alpha.cli(&["set", "--exit-node-allow-lan-access=false"])?;
+    wait_for("alpha to be content", PATIENCE, || health(alpha).ok().filter(|text| !text.contains("rp_filter")))?;
+    wait_seen(&alpha.host, web, &beta.host)?;
+
     // Whoever takes rules away gets them back.
     for family in ["-4", "-6"] {
         alpha.host.run("ip").args(family).args("rule del pref 5270").output()?;
@@ -259,6 +272,23 @@ pub(super) fn no_loops(context: &Context) -> Result<()> {
         alpha.host.run("ip").args("rule show").output().ok().filter(|text| text.contains("5210:"))
     })?;
     check("with rules that somebody took away")
+}
+
+/// Somebody else counts from the range of nodes, as carriers do: that network stays where it is, and nodes are reached.
+pub(super) fn same_range(context: &Context) -> Result<()> {
+    let world = World::start(context, "same-range", OPEN)?;
+    let World { server, alpha, beta, .. } = &world;
+    beta.up(&server.invite(&["--reusable"])?, &[])?;
+    let (beta4, carrier) = (beta.addresses()?.0, "100.64.0.200");
+    // Even the peer's own address lies in it.
+    for (host, address) in [(&alpha.host, "100.64.0.201/24"), (&world.web, "100.64.0.200/24")] {
+        host.run("ip").args("address add").arg(address).args("dev eth0").output()?;
+    }
+    wait_for("an echo from the carrier", PATIENCE, || icmp(&alpha.host, carrier, 1).ok())?;
+    let way = alpha.host.run("ip").args("route get").arg(carrier).output()?;
+    ensure!(way.contains("eth0"), "the carrier is looked for in the tunnel: {way}");
+    icmp(&alpha.host, &beta4, 1)?;
+    alpha.wait_direct("beta").map(drop)
 }
 
 /// `auto:any` takes an exit node that is there, and another one when that is killed.

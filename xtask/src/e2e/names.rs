@@ -164,6 +164,13 @@ pub(super) fn system_resolver(context: &Context) -> Result<()> {
     alpha.cli(&["up", "--timeout", "30"])?;
     both("names when up again")?;
 
+    // Whoever writes the file meanwhile is heard, and asked for what is not ours.
+    host.set_nameserver("10.91.0.2")?;
+    wait_for("programs to ask the node again", PATIENCE, || {
+        settings().ok().filter(|text| text.contains("nameserver 100.100.100.100"))
+    })?;
+    both("names after somebody wrote the file")?;
+
     // Killed: nobody answers, until somebody cleans up; a next life finds them again.
     ensure!(alpha.cli(&["cleanup"]).is_err(), "a cleanup beside a node that runs");
     alpha.kill()?;
