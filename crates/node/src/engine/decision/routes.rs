@@ -270,6 +270,7 @@ impl Machine {
         let kept = self.passing.take().filter(|(_, masquerade)| *masquerade == wanted.masquerade);
         let kept = kept.and_then(|(mut passing, masquerade)| passing.is_alive().then_some((passing, masquerade)));
         let mut troubles = without_forwarding(&wanted.behind, Forwarding::read());
+        troubles.extend(without_masquerade(wanted));
         self.passing = match kept {
             Some(kept) => Some(kept),
             None => match start(self.name.clone(), wanted.masquerade).await {
@@ -324,6 +325,16 @@ fn is_without_family(net: &IpNet, error: &NetlinkError) -> bool {
 async fn start(name: IfName, masquerade: bool) -> Result<Passing, PassingError> {
     let result = tokio::task::spawn_blocking(move || Passing::start(&name, masquerade)).await;
     result.unwrap_or_else(|error| Err(PassingError::Broken(std::io::Error::other(error))))
+}
+
+/// Says that nobody on the Internet would find back to a peer.
+fn without_masquerade(wanted: &Wanted) -> Option<String> {
+    let is_exit = wanted.behind.iter().any(|net| net.prefix_len() == 0);
+    (is_exit && !wanted.masquerade).then(|| {
+        "this exit node leaves packets the addresses of peers, to which the Internet cannot answer; say: \
+         warren set --snat-subnet-routes"
+            .to_owned()
+    })
 }
 
 /// Says which networks cannot be reached through this machine because it passes nothing on.
@@ -419,6 +430,22 @@ mod tests {
         assert_eq!(left, nets(&["100.72.0.0/16", "192.168.0.0/16", "192.168.7.0/24"]));
         let (routes, left) = table(&wanted(Exit::All), &main);
         assert_eq!((routes.len(), left), (5, Vec::new()));
+    }
+
+    #[test]
+    fn an_exit_node_that_keeps_addresses_says_that_nobody_answers() {
+        let wanted = |behind: &[&str], masquerade| Wanted {
+            addresses: Vec::new(),
+            routes: Vec::new(),
+            peers: Vec::new(),
+            exit: Exit::None,
+            behind: nets(behind),
+            masquerade,
+            names: None,
+        };
+        assert!(without_masquerade(&wanted(&["0.0.0.0/0", "::/0"], false)).is_some());
+        assert!(without_masquerade(&wanted(&["0.0.0.0/0", "::/0"], true)).is_none());
+        assert!(without_masquerade(&wanted(&["10.0.0.0/24"], false)).is_none(), "two sites may want that");
     }
 
     #[test]
