@@ -24,6 +24,7 @@ mod model;
 mod ownership;
 mod policy;
 mod posture;
+mod preview;
 mod problem;
 mod reach;
 mod read;
@@ -46,6 +47,7 @@ pub use explain::{Explanation, PARTIES_MAX, QuestionError, Verdict, WhoAnswer, W
 pub use hujson::{POLICY_MAX_BYTES, POLICY_MAX_DEPTH};
 pub use policy::{DESTINATIONS_MAX, Policy};
 pub use posture::{AttributeValue, Attributes};
+pub use preview::{PreviewOf, PreviewRule};
 pub use problem::{ERRORS_MAX, PolicyError, PolicyErrors, Position, Problem};
 pub use reach::{Reach, RuleLine};
 pub use sources::{SourceChunk, Sources};

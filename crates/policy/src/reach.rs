@@ -17,6 +17,7 @@ pub(crate) use cover::{is_internet, is_tailnet, lies_within_internet};
 use ipnet::IpNet;
 pub use line::RuleLine;
 pub(crate) use line::node_name;
+pub(crate) use line::rule_text;
 pub(crate) use named::Named;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

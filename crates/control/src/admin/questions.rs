@@ -1,7 +1,8 @@
 //! Questions about a policy: its tests, what a change would mean, who reaches whom.
 
 use warren_policy::{
-    AskError, NodeNames, Policy, PolicyAnswer, PolicyErrors, PolicyQuestion, QuestionError, TestFailure,
+    AskError, NodeNames, Policy, PolicyAnswer, PolicyErrors, PolicyQuestion, PreviewOf, PreviewRule, QuestionError,
+    Reach, TestFailure,
 };
 
 use super::{AdminError, Desk, invalid, not_found};
@@ -50,6 +51,23 @@ impl Desk {
         };
         let failures = policy.run_tests(&directory, place.now().as_second());
         Ok(if failures.is_empty() { Trial::Good } else { Trial::Failed(failures) })
+    }
+
+    /// Returns the rules of a policy that concern a person or a destination; or why it is no policy.
+    ///
+    /// # Errors
+    /// [`AdminError::NotFound`], [`AdminError::Policy`].
+    pub(crate) fn preview_policy(
+        &self,
+        tailnet: &str,
+        text: &str,
+        of: PreviewOf<'_>,
+    ) -> Result<Vec<PreviewRule>, AdminError> {
+        let place = self.place(tailnet, Scope::PolicyFile.read())?;
+        let snapshot = place.snapshot();
+        let policy = Policy::parse(text).map_err(|errors| AdminError::Policy { reason: errors.to_string() })?;
+        let directory = access::directory(&snapshot.users, &snapshot.nodes);
+        Ok(Reach::new(&policy, &directory, place.now().as_second()).preview(of))
     }
 
     /// Answers a question about a policy, or about the one in force, for the users and nodes of a tailnet as they are.

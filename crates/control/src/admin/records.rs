@@ -50,7 +50,8 @@ impl Admin {
 }
 
 impl Desk {
-    /// Returns up to `limit` entries of a tailnet's audit log from `start` up to `end`, the oldest first.
+    /// Returns up to `limit` entries of a tailnet's audit log from `start` up to `end` and after the number `after`, the
+    /// oldest first.
     ///
     /// # Errors
     /// [`AdminError::NotFound`], [`AdminError::Store`].
@@ -58,9 +59,10 @@ impl Desk {
         &self,
         tailnet: &str,
         (start, end): (Timestamp, Timestamp),
+        after: i64,
         limit: u32,
     ) -> Result<Vec<AuditEntry>, AdminError> {
         let place = self.place(tailnet, Scope::LogsConfiguration.read())?;
-        Ok(place.read(move |connection, id| audit::between(connection, id, (start, end), limit)).await?)
+        Ok(place.read(move |connection, id| audit::between(connection, id, (start, end), (after, limit))).await?)
     }
 }

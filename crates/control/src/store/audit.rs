@@ -118,20 +118,21 @@ pub(crate) fn list(
     Ok(rows.map(|row| row.map(|(entry, _, _)| entry)).collect::<Result<_, _>>()?)
 }
 
-/// Returns up to `limit` entries of a tailnet from `start` up to `end`, the oldest first.
+/// Returns up to `limit` entries of a tailnet from `start` up to `end` and after the number `after`, the oldest first.
 pub(crate) fn between(
     connection: &Connection,
     tailnet: TailnetId,
     (start, end): (Timestamp, Timestamp),
-    limit: u32,
+    (after, limit): (i64, u32),
 ) -> Result<Vec<AuditEntry>, StoreError> {
     // Texts of times compare like times only up to the second, since the fraction may be absent.
     let mut statement = connection.prepare_cached(
         "SELECT seq, at, tailnet, who, what, subject, before, after, prev, hash, credential, client FROM audit
-         WHERE tailnet = ?1 AND unixepoch(at, 'subsec') BETWEEN ?2 AND ?3 ORDER BY seq LIMIT ?4",
+         WHERE tailnet = ?1 AND unixepoch(at, 'subsec') BETWEEN ?2 AND ?3 AND seq > ?4
+         ORDER BY seq LIMIT ?5",
     )?;
     let seconds = |at: Timestamp| at.as_duration().as_secs_f64();
-    let rows = statement.query_map((tailnet.0, seconds(start), seconds(end), limit), entry)?;
+    let rows = statement.query_map((tailnet.0, seconds(start), seconds(end), after, limit), entry)?;
     Ok(rows.map(|row| row.map(|(entry, _, _)| entry)).collect::<Result<_, _>>()?)
 }
 

@@ -524,7 +524,8 @@ async fn a_database_of_the_first_schema_is_brought_forward() {
         store.read(read).await.unwrap()
     };
     let fresh = Folder::new();
-    assert!(loaded.relays.is_empty());
+    assert!(loaded.relays.is_empty() && loaded.tailnets[0].credentials.is_empty());
+    assert!(matches!(verdict(&store).await, AuditVerdict::Intact { .. }), "what was logged before still holds");
     assert_eq!(columns(store).await, columns(open(&fresh).unwrap().0).await, "as a new one is made");
 }
 

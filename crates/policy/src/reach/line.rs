@@ -55,13 +55,18 @@ pub(crate) fn node_name(node: NodeId, names: &crate::NodeNames) -> String {
 
 /// Returns the text of the rule at a place, with single blanks, or the line if no rule begins there.
 fn excerpt(policy: &Policy, at: usize) -> String {
-    let rest = policy.text().get(at..).unwrap_or_default();
-    let whole = if rest.starts_with('{') && at > 0 { object(rest) } else { rest.lines().next().unwrap_or_default() };
+    let whole = rule_text(policy, at);
     let mut text = whole.split_whitespace().collect::<Vec<_>>().join(" ");
     if text.chars().count() > EXCERPT_MAX {
         text = text.chars().take(EXCERPT_MAX.saturating_sub(1)).chain(['…']).collect();
     }
     text
+}
+
+/// Returns the text of the rule at a place as it is, or the line if no rule begins there.
+pub(crate) fn rule_text(policy: &Policy, at: usize) -> &str {
+    let rest = policy.text().get(at..).unwrap_or_default();
+    if rest.starts_with('{') && at > 0 { object(rest) } else { rest.lines().next().unwrap_or_default() }
 }
 
 /// Returns the object that a valid text begins with.

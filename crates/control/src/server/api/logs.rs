@@ -8,7 +8,9 @@ use super::devices::NEVER;
 use crate::AuditEntry;
 
 /// Most entries of one answer.
-const MOST: u32 = 1000;
+const MOST: usize = 1000;
+/// How many are read at a time.
+const PAGE: u32 = 1000;
 
 /// How changes are called: ours; target, action and property of the original.
 const WORDS: [(&str, &str, &str, Option<&str>); 29] = [
@@ -49,9 +51,35 @@ pub(super) async fn configuration(call: &Call) -> Result<Reply, ApiError> {
         Some(text) => text.parse().map(Some).map_err(|_| ApiError::bad(format!("{name}: write a time as RFC 3339"))),
     };
     let (start, end) = (time("start")?.unwrap_or(Timestamp::UNIX_EPOCH), time("end")?.unwrap_or(call.desk.now()));
-    let entries = call.desk.audit_between(&call.tailnet, (start, end), MOST).await?;
-    let logs: Vec<_> = entries.iter().map(shown).collect();
+    let mut logs = Vec::new();
+    let mut after = 0;
+    loop {
+        let entries = call.desk.audit_between(&call.tailnet, (start, end), after, PAGE).await?;
+        let Some(last) = entries.last() else { break };
+        after = last.seq;
+        logs.extend(entries.iter().map(shown).filter(|log| is_asked(call, log)).take(MOST - logs.len()));
+        if logs.len() == MOST {
+            break;
+        }
+    }
     Ok(Reply::Json(json!({ "version": "1.1", "tailnetId": &*call.tailnet, "logs": logs })))
+}
+
+/// Tells whether an entry passes the filters: of each kind one must fit, where there are any.
+fn is_asked(call: &Call, log: &Value) -> bool {
+    let text = |path: &str| log.pointer(path).and_then(Value::as_str).unwrap_or_default();
+    let any = |name: &str, fits: &dyn Fn(&str) -> bool| {
+        let mut wanted = call.queries().filter(|(key, _)| *key == name).map(|(_, value)| value).peekable();
+        wanted.peek().is_none() || wanted.any(fits)
+    };
+    let by_actor = |wanted: &str| match wanted.strip_prefix('~') {
+        Some(part) => text("/actor/loginName").contains(part) || text("/actor/displayName").contains(part),
+        None => text("/actor/id") == wanted,
+    };
+    let on_target = |wanted: &str| text("/target/id").contains(wanted) || text("/target/name").contains(wanted);
+    let event = [text("/target/type"), text("/action"), text("/target/property")].join(".");
+    let is_event = |wanted: &str| event.trim_end_matches('.') == wanted;
+    any("actor", &by_actor) && any("target", &on_target) && any("event", &is_event)
 }
 
 fn shown(entry: &AuditEntry) -> Value {

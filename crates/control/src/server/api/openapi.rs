@@ -36,7 +36,7 @@ pub(super) fn document() -> Value {
 fn operation(route: &Route) -> Value {
     let mut parameters: Vec<_> = route.parameters().map(parameter).collect();
     parameters.extend(route.query.iter().map(|(name, about)| {
-        json!({ "name": name, "in": "query", "required": false, "description": about, "schema": { "type": "string" } })
+        json!({ "name": name, "in": "query", "required": false, "description": about, "schema": query(name) })
     }));
     let rights: Vec<_> = route.rights.iter().map(ToString::to_string).collect();
     let mut operation = json!({
@@ -63,9 +63,20 @@ fn parameter(name: &str) -> Value {
     };
     let schema = match name {
         "tailnet" => json!({ "type": "string", "minLength": 1, "maxLength": 63 }),
+        "attributeKey" => json!({ "type": "string", "maxLength": 128, "pattern": "^custom:[A-Za-z0-9_:]+$" }),
         _ => json!({ "type": "string", "minLength": 1, "maxLength": 128 }),
     };
     json!({ "name": name, "in": "path", "required": true, "description": about, "schema": schema })
+}
+
+/// What a value of the query looks like.
+fn query(name: &str) -> Value {
+    match name {
+        "fields" => json!({ "enum": ["all", "default"] }),
+        "all" | "details" => json!({ "enum": ["true", "false"] }),
+        "start" | "end" => json!({ "type": "string", "format": "date-time" }),
+        _ => json!({ "type": "string" }),
+    }
 }
 
 fn responses(route: &Route) -> Value {
@@ -148,7 +159,7 @@ fn schemas() -> Value {
     let settings = json!({
         "aclsExternallyManagedOn": maybe_flag, "aclsExternalLink": { "type": ["string", "null"] },
         "devicesApprovalOn": maybe_flag, "devicesAutoUpdatesOn": maybe_flag,
-        "devicesKeyDurationDays": { "type": ["integer", "null"], "minimum": 1 },
+        "devicesKeyDurationDays": { "type": ["integer", "null"], "minimum": 1, "maximum": 180 },
         "usersApprovalOn": maybe_flag, "usersRoleAllowedToJoinExternalTailnets": { "type": ["string", "null"] },
         "networkFlowLoggingOn": maybe_flag, "regionalRoutingOn": maybe_flag,
         "postureIdentityCollectionOn": maybe_flag, "httpsEnabled": maybe_flag,
@@ -164,7 +175,9 @@ fn schemas() -> Value {
         "NewRoutes": object(&["routes"], &json!({ "routes": texts })),
         "Authorized": object(&["authorized"], &json!({ "authorized": flag })),
         "Name": object(&["name"], &json!({ "name": text })),
-        "Tags": object(&["tags"], &json!({ "tags": texts })),
+        "Tags": object(&["tags"], &json!({ "tags": {
+            "type": "array", "items": { "type": "string", "pattern": "^tag:[A-Za-z][A-Za-z0-9-]*$" }, "minItems": 1,
+        } })),
         "KeyExpiry": object(&["keyExpiryDisabled"], &json!({ "keyExpiryDisabled": flag })),
         "Address": object(&["ipv4"], &json!({ "ipv4": { "type": "string", "format": "ipv4" } })),
         "Attributes": object(&["attributes"], &json!({ "attributes": attributes, "expiries": { "type": "object" } })),
@@ -192,6 +205,9 @@ fn schemas() -> Value {
         "Policy": { "type": "object" },
         "Trial": { "type": ["object", "array"] },
         "Verdict": object(&[], &json!({ "message": text, "data": { "type": "array" } })),
+        "Preview": object(&["matches"], &json!({
+            "matches": { "type": "array", "items": { "type": "object" } }, "type": text, "previewFor": text,
+        })),
         "Nameservers": object(&["dns"], &json!({ "dns": texts, "magicDNS": flag })),
         "DnsPreferences": object(&["magicDNS"], &json!({ "magicDNS": flag })),
         "SearchPaths": object(&["searchPaths"], &json!({ "searchPaths": texts })),

@@ -1,10 +1,12 @@
 //! The policy file. Source: logs-and-api.md, section 12.
 
+use std::net::SocketAddr;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::StatusCode;
 use serde_json::{Value, json};
-use warren_policy::{Policy, TESTS_FAILED, TestFailure};
+use warren_policy::{Policy, PreviewOf, PreviewRule, TESTS_FAILED, TestFailure};
 
 use super::call::{ApiError, Call, Reply};
 use crate::admin::{AdminError, Candidate, NewPolicy, PolicySource, PolicyView, Trial};
@@ -63,6 +65,24 @@ pub(super) async fn validate(call: &Call) -> Result<Reply, ApiError> {
         }
     }
     Ok(Reply::Json(answer))
+}
+
+pub(super) async fn preview(call: &Call) -> Result<Reply, ApiError> {
+    let (kind, asked) = (call.query("type").unwrap_or_default(), call.query("previewFor").unwrap_or_default());
+    let of = match kind {
+        "user" => PreviewOf::User(asked),
+        "ipport" => {
+            let to: SocketAddr =
+                asked.parse().map_err(|_| ApiError::bad("previewFor: write an address with a port, 10.0.0.1:22"))?;
+            PreviewOf::Destination(to.ip(), to.port())
+        }
+        _ => return Err(ApiError::bad("type: use user or ipport")),
+    };
+    let rules = call.desk.preview_policy(&call.tailnet, call.text()?, of)?;
+    let shown =
+        |rule: &PreviewRule| json!({ "users": rule.sources, "ports": rule.destinations, "lineNumber": rule.line });
+    let matches: Vec<_> = rules.iter().map(shown).collect();
+    Ok(Reply::Json(json!({ "matches": matches, "type": kind, "previewFor": asked })))
 }
 
 /// Returns what is wrong, with the tests that failed.

@@ -213,6 +213,23 @@ async fn policies_and_tests_are_tried_without_harm() {
 }
 
 #[tokio::test]
+async fn a_policy_is_previewed_by_person_and_by_destination() {
+    let api = Api::new().await;
+    let key = api.owner().await;
+    let policy = json!({ "acls": [{ "action": "accept", "src": ["owner@default"], "dst": ["10.0.0.0/8:22"] }] });
+    let preview =
+        async |query: &str| api.call(&key, "POST", &format!("/tailnet/-/acl/preview?{query}"), Some(&policy)).await;
+    let rule = json!({ "users": ["owner@default"], "ports": ["10.0.0.0/8:22"], "lineNumber": 1 });
+    let (code, answer) = preview("type=user&previewFor=owner@default").await;
+    assert_eq!((code, &answer["matches"], &answer["type"]), (200, &json!([rule]), &json!("user")));
+    assert_eq!(preview("type=ipport&previewFor=10.1.2.3:22").await.1["matches"], json!([rule]));
+    assert_eq!(preview("type=ipport&previewFor=10.1.2.3:23").await.1["matches"], json!([]));
+    for wrong in ["", "type=user2&previewFor=x", "type=ipport&previewFor=10.1.2.3"] {
+        assert_eq!(preview(wrong).await.0, 400, "{wrong}");
+    }
+}
+
+#[tokio::test]
 async fn names_are_told_to_nodes() {
     let mut api = Api::new().await;
     let key = api.owner().await;
@@ -282,6 +299,13 @@ async fn the_log_of_changes_is_shown_in_the_words_of_the_original() {
     );
     assert_eq!((&last["origin"], &last["action"]), (&json!("CONFIG_API"), &json!("UPDATE")));
     assert_eq!(last["new"]["tags"], json!(["tag:web"]));
+    let of = async |filter: &str| {
+        let path = format!("/tailnet/-/logging/configuration?{filter}");
+        api.get(&key, &path).await["logs"].as_array().unwrap().len()
+    };
+    assert_eq!((of("event=NODE.UPDATE.ACL_TAGS").await, of("event=NODE.UPDATE.ACL_TAGS&actor=~owner").await), (1, 1));
+    assert_eq!((of("event=NODE.UPDATE.ACL_TAGS&actor=~ann").await, of("event=NODE.UPDATE").await), (0, 0));
+    assert_eq!(of("event=NODE.CREATE&event=NODE.UPDATE.ACL_TAGS&target=1").await, 2);
     let none = api.get(&key, "/tailnet/-/logging/configuration?end=2020-01-01T00:00:00Z").await;
     assert_eq!(none["logs"], json!([]));
     assert_eq!(api.call(&key, "GET", "/tailnet/-/logging/configuration?start=yesterday", None).await.0, 400);
