@@ -1,5 +1,6 @@
 //! End-to-end tests: the real program, real TUN devices, official clients, in network namespaces; one after another.
 
+mod api;
 mod exit;
 mod failures;
 mod go_client;
@@ -58,6 +59,8 @@ const TESTS: &[Test] = &[
     Test { name: "captive_portals_are_told", body: portal::captive },
     Test { name: "failures_say_what_to_do", body: failures::messages },
     Test { name: "people_log_in_with_their_provider", body: login::with_provider },
+    Test { name: "python_client_administers_a_network", body: api::python_client },
+    Test { name: "api_keeps_to_its_document", body: api::document },
     Test { name: "go_clients_mesh_directly", body: go_client::two_direct },
     Test { name: "go_clients_mesh_over_the_relay", body: go_client::two_relayed },
     Test { name: "go_client_and_node_both_ways_directly", body: go_client::with_node_direct },

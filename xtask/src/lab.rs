@@ -204,6 +204,13 @@ impl Host {
         std::fs::write(self.etc().join("resolv.conf"), format!("nameserver {server}\n")).map_err(Into::into)
     }
 
+    /// Makes programs on this host find `name` at `address`.
+    pub(crate) fn add_name(&self, address: &str, name: &str) -> Result<()> {
+        let file = self.etc().join("hosts");
+        let known = std::fs::read_to_string(&file)?;
+        std::fs::write(&file, format!("{known}{address} {name}\n")).map_err(Into::into)
+    }
+
     /// Where `ip netns exec` finds this host's own files of /etc.
     fn etc(&self) -> PathBuf {
         Path::new("/etc/netns").join(&self.namespace)

@@ -63,6 +63,24 @@ pub(crate) fn oidc_provider() -> Result<PathBuf> {
     dir.canonicalize().with_context(|| format!("{} cannot be used", dir.display()))
 }
 
+/// Returns the folder of a Python package of that version with what it needs, and with these besides.
+pub(crate) fn python(package: &str, version: &str, further: &[&str]) -> Result<PathBuf> {
+    let dir = target().join(format!("tools/{package}-{version}"));
+    let done = dir.join("complete");
+    if !done.exists() {
+        debian(&[("python3", "python3"), ("pip", "python3-pip")])?;
+        eprintln!("fetching the Python package {package} {version}");
+        std::fs::create_dir_all(&dir)?;
+        let run = Run::new("python3")
+            .args("-m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target")
+            .arg(&dir)
+            .arg(format!("{package}=={version}"));
+        further.iter().fold(run, |run, package| run.arg(package)).go()?;
+        std::fs::write(&done, "")?;
+    }
+    dir.canonicalize().with_context(|| format!("{} cannot be used", dir.display()))
+}
+
 /// Returns a program from the Rust registry, built in the release profile as its authors publish it.
 pub(crate) fn cargo(package: &str, version: &str, program: &str) -> Result<PathBuf> {
     let tools = target().join("tools");

@@ -67,6 +67,18 @@ impl Run {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Runs it, keeps its standard output in a file and returns it; fails with the file's name.
+    pub(crate) fn output_to(mut self, file: &Path) -> Result<String> {
+        let shown = self.shown();
+        let output = self.0.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{shown}`"))?;
+        std::fs::write(file, &output.stdout)?;
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stderr);
+            bail!("`{shown}` failed: {}: {} See {}", output.status, words.trim(), file.display());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// Runs it with `text` as its standard input and returns standard output.
     pub(crate) fn input(mut self, text: &str) -> Result<String> {
         let shown = self.shown();
