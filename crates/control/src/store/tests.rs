@@ -166,9 +166,11 @@ async fn the_log_takes_no_second_thoughts() {
     // Whoever has the file can drop the triggers; the chain shows it.
     connection.execute_batch("DROP TRIGGER audit_is_append_only_1; DROP TRIGGER audit_is_append_only_2;").unwrap();
     for (forgery, broken) in [
+        ("UPDATE audit SET credential = 'abc' WHERE seq = 5", 5),
         ("UPDATE audit SET after = NULL WHERE seq = 4", 4),
         ("UPDATE audit SET at = '2020-01-01T00:00:00Z' WHERE seq = 3", 3),
         ("DELETE FROM audit WHERE seq = 2", 3),
+        ("UPDATE audit SET client = '192.0.2.1' WHERE seq = 1", 1),
     ] {
         connection.execute(forgery, []).unwrap();
         assert_eq!(verdict(&store).await, AuditVerdict::Broken { seq: broken }, "{forgery}");
