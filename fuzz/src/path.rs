@@ -124,6 +124,10 @@ impl World {
         let roles = PeerRelayRoles { client: choice & 4 == 0, server: choice & 8 == 0 };
         self.paths.set_peer_relay_roles(&self.peer, roles);
         self.paths.set_own_peer_relay(choice & 16 == 0);
+        let is_special = choice & 32 != 0;
+        self.paths.set_mtu_probing(is_special.then_some(1312));
+        self.paths.set_lifetime_probing(is_special);
+        self.paths.set_silent(is_special && choice & 64 != 0);
     }
 
     /// Answers a ping of the node as the peer would, from the address it went to or from another.
@@ -339,6 +343,11 @@ pub fn netcheck(data: &[u8]) {
                 map.regions.as_ref().is_some_and(|regions| regions.contains_key(&region)),
                 "{region:?} is not on the map"
             );
+        }
+        while let Some(probe) = netcheck.poll_portal_probe() {
+            if let Some(is_portal) = probe.is_portal(input.bytes()) {
+                netcheck.handle_portal_answer(is_portal, now);
+            }
         }
         if let Some(report) = netcheck.poll_report() {
             assert!(

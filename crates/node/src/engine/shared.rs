@@ -169,7 +169,8 @@ impl Shared {
     }
 
     /// Has the worker send a datagram that must not be cut into fragments. That is an option of the whole socket while it is
-    /// sent, and the worker sends nothing else meanwhile; what the decision task sends is smaller than any network's packets.
+    /// sent, and the worker sends nothing else meanwhile. What the decision task sends is smaller than any network's packets,
+    /// but for data while no relay is there: of that, a packet which the device would have to cut may be lost in that moment.
     pub(super) fn send_whole(&self, datagram: Whole) {
         if self.whole.try_send(datagram).is_ok() {
             self.waker.wake();
