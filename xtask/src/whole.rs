@@ -7,7 +7,7 @@
 mod stand_in;
 
 use crate::fleet::{Node, PATIENCE, Server, Setting};
-use crate::lab::{Counts, Host, Lab, Quality};
+use crate::lab::{Counts, Host, Lab, Quality, wait_for};
 use crate::run::{Run, build_checked_warren, require_root, root, target};
 use crate::{fuzz, packages};
 use anyhow::{Context, Result, bail, ensure};
@@ -106,10 +106,10 @@ pub(crate) fn cross(warren: &Path, build: &str, case: Case, bytes: u64) -> Resul
     // Named as a server of both families: in one case there is only one of them.
     let server = Server::start_at(warren, &lab.host("server"), "[::]", "server.lab", &[])?;
     let invitation = server.invite(&["--reusable"])?;
-    if case == Case::Large {
-        for host in [&near, &far] {
-            host.run("ip").args("-4 address flush dev eth0").output()?;
-        }
+    // Both families would do for the tunnel; the case says which.
+    let other = if case == Case::Large { "-4" } else { "-6" };
+    for host in [&near, &far] {
+        host.run("ip").args(other).args("address flush dev eth0").output()?;
     }
     let node = |host: &Host, words: &[&str]| -> Result<Node> {
         let environment = vec![("WARREN_TEST_REKEY_MS".to_owned(), REKEY.to_owned())];
@@ -135,7 +135,9 @@ pub(crate) fn cross(warren: &Path, build: &str, case: Case, bytes: u64) -> Resul
         node.wait_direct("alpha")?;
     }
     // The first session is there; those that follow are counted.
-    crate::fleet::icmp(&near, &addresses.0, 1)?;
+    wait_for("an echo over the bad line", PATIENCE, || {
+        near.run("ping").args("-n -c 1 -W 1").arg(&addresses.0).output().ok()
+    })?;
     let sessions = || alpha.process().log().matches("traffic: session peer").count();
     let before = (sessions(), read(&counts));
     let start = Instant::now();

@@ -123,7 +123,7 @@ impl Net {
 
     /// Alpha at home on relay one, beta on relay two.
     fn two_regions(warren: &Path) -> Result<Self> {
-        let context = e2e::Context { warren: PathBuf::from(warren) };
+        let context = e2e::Context { warren: PathBuf::from(warren), long: false };
         let (lab, [near, far]) = hosts(&["one", "two"])?;
         let server = Server::start(warren, &lab.host("server"), &[])?;
         let file = lab.dir().join("relays.hujson");

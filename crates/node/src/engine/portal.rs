@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use warren_path::{MAX_PORTAL_ANSWER, PortalProbe};
 
@@ -20,7 +19,7 @@ pub(super) async fn ask(probe: PortalProbe, unix_seconds: u64) -> bool {
 }
 
 async fn exchange(probe: &PortalProbe, unix_seconds: u64) -> std::io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(probe.server).await?;
+    let mut stream = warren_relay::dial::connect(probe.server).await?;
     stream.write_all(&probe.request(unix_seconds)).await?;
     let mut answer = Vec::new();
     let mut stream = stream.take(u64::try_from(MAX_PORTAL_ANSWER).unwrap_or(u64::MAX));
