@@ -28,7 +28,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     #[cfg(feature = "node")]
     #[command(flatten)]
-    Node(crate::node_commands::Command),
+    Node(Box<crate::node_commands::Command>),
 
     #[cfg(feature = "server")]
     #[command(flatten)]

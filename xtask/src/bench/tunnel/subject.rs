@@ -20,7 +20,7 @@ pub(super) enum Subject {
     Plain,
     /// The packet worker's parts with an AEAD, or without, and nothing else.
     Bare(&'static str),
-    /// Our node, with the AEAD that it takes by itself or with one that is chosen.
+    /// Our node, with the AEAD that it takes by itself (vectors where the processor has them) or with one that is chosen.
     Warren(Option<&'static str>),
     /// Our node under a policy of a thousand rules.
     Rules,
@@ -63,8 +63,8 @@ impl Pair {
 impl Subject {
     /// The name of our node as people get it.
     pub(super) const WARREN: &'static str = "warren";
-    /// The name of what cannot be surpassed with the same AEAD.
-    pub(super) const CEILING: &'static str = "bare-aws";
+    /// The name of what cannot be surpassed with the same AEAD, on a processor that has the vectors.
+    pub(super) const CEILING: &'static str = "bare-vectors";
     /// All, in the order of a turn.
     pub(super) const ALL: [Self; 10] = [
         Self::Plain,
@@ -73,7 +73,7 @@ impl Subject {
         Self::Warren(None),
         Self::Rules,
         Self::Bare("vectors"),
-        Self::Warren(Some("vectors")),
+        Self::Warren(Some("aws")),
         Self::Gotatun,
         Self::Boringtun,
         Self::WireguardGo,
@@ -84,10 +84,10 @@ impl Subject {
         match self {
             Self::Plain => "plain",
             Self::Bare("none") => "bare-none",
-            Self::Bare("aws") => Self::CEILING,
-            Self::Bare(_) => "bare-vectors",
+            Self::Bare("aws") => "bare-aws",
+            Self::Bare(_) => Self::CEILING,
             Self::Warren(None) => Self::WARREN,
-            Self::Warren(Some(_)) => "warren-vectors",
+            Self::Warren(Some(_)) => "warren-aws",
             Self::Rules => "warren-rules",
             Self::Gotatun => "gotatun",
             Self::Boringtun => "boringtun",
