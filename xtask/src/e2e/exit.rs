@@ -76,7 +76,13 @@ fn seen(host: &Host, web: &Host) -> Result<[Option<IpAddr>; 2]> {
 fn wait_seen(host: &Host, web: &Host, other: &Host) -> Result<()> {
     let wanted = addresses(other).map(Some);
     let what = format!("{} to be seen as {}", host.name, other.name);
-    wait_for(&what, PATIENCE, || seen(host, web).ok().filter(|seen| *seen == wanted)).map(drop)
+    let mut last = None;
+    wait_for(&what, PATIENCE, || {
+        last = seen(host, web).ok();
+        last.filter(|seen| *seen == wanted)
+    })
+    .map(drop)
+    .with_context(|| format!("seen as {last:?} at last; routes: {}", network(host).unwrap_or_default()))
 }
 
 /// Fails if anything comes to the Internet from `host` within a moment.

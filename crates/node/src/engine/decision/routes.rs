@@ -175,6 +175,9 @@ impl Machine {
         if self.wanted.as_ref() != Some(&wanted) {
             self.wanted = Some(wanted);
             self.sync(Link::Unknown).await;
+            // A listing that the kernel cut short, because others changed routes meanwhile, hides what should go: nobody may
+            // stay without the Internet for that. Nothing is said to the kernel if all is as it should be.
+            self.sync(Link::Up).await;
         }
     }
 
