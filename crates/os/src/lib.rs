@@ -33,7 +33,7 @@ pub use files::{FileError, LockError, LockFile, create_private_dir, write_privat
 pub use host::{HostFacts, boot_id, time_since_boot};
 pub use identity::{PeerCredentials, peer_credentials};
 pub use ifname::{IfIndex, IfName, IfNameError};
-pub use netlink::{Changes, DefaultRoutes, Interface, LinkWatch, MainRoute, Netlink, NetlinkError, RouteTable};
+pub use netlink::{Changes, DefaultRoutes, Interface, LinkWatch, MainRoute, Netlink, NetlinkError, RouteTable, Rules};
 pub use passing::{Forwarding, Passing, PassingError, is_strict};
 pub use resolver::{NameSettings, ResolverError, SettingsWatch, SystemResolver, settings_before};
 pub use rustix::io::Errno;

@@ -41,7 +41,7 @@ use rustix::io::Errno;
 
 use crate::ifname::IfIndex;
 
-pub use rules::{PROTOCOL, TABLE};
+pub use rules::{PROTOCOL, Rules, TABLE};
 pub use watch::LinkWatch;
 
 /// The metric of all our routes; lower wins, and connected networks and DHCP use 0 to about 1,000.
@@ -88,6 +88,14 @@ pub enum NetlinkError {
         /// What was being done.
         step: &'static str,
     },
+}
+
+impl NetlinkError {
+    /// Tells whether the kernel has no such thing at all, as one that was built without it.
+    #[must_use]
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self, Self::Refused { errno: Errno::OPNOTSUPP | Errno::AFNOSUPPORT, .. })
+    }
 }
 
 /// Describes a network interface.
@@ -143,7 +151,8 @@ pub struct MainRoute {
     pub prefix: IpNet,
     /// By which interface, if by one alone.
     pub interface: Option<IfIndex>,
-    /// Whether that is a network which this machine is in: there is no gateway.
+    /// Whether that is a network which this machine is in: the kernel made the route for an address of an interface, and
+    /// there is no gateway. What a DHCP server or somebody else adds is none.
     pub connected: bool,
 }
 
@@ -286,7 +295,9 @@ impl Netlink {
             let is_gateway = |attribute: &RouteAttribute| {
                 matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_))
             };
-            let connected = route.header.kind == RouteType::Unicast && !route.attributes.iter().any(is_gateway);
+            let connected = route.header.kind == RouteType::Unicast
+                && route.header.protocol == RouteProtocol::Kernel
+                && !route.attributes.iter().any(is_gateway);
             Some(MainRoute { prefix, interface: output(route), connected })
         };
         let routes = self.tables(&[RouteTable::Main]).await?;

@@ -15,8 +15,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::net::IpAddr;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
 
 use crate::ifname::IfName;
 pub use watch::SettingsWatch;
@@ -26,9 +30,14 @@ use text::{Before, Owner, cut, owner, resolved_is_asked, unwrap, wrap};
 /// The settings of the machine's resolver.
 const SETTINGS: &str = "/etc/resolv.conf";
 /// Most bytes of a `resolv.conf` that is touched.
-const FILE_MAX: u64 = 64 * 1024;
-/// Most bytes of a file that are overwritten in one piece: ours holds one of those, with a bit before each line.
-const OLD_MAX: usize = 256 * 1024;
+const FILE_MAX: usize = 64 * 1024;
+/// Most bytes of one that we wrote, and of a file that is overwritten in one piece: ours holds one of those, with a bit before
+/// each line.
+const OURS_MAX: usize = 256 * 1024;
+/// How long a program may take for what it is asked. Nothing else is decided meanwhile.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Most bytes of what a program says that are looked at.
+const SAID_MAX: usize = 4096;
 
 /// Says where programs shall ask for names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +97,7 @@ pub struct SystemResolver {
     nsswitch: PathBuf,
     /// Where programs are looked for before the usual places.
     programs: Option<PathBuf>,
+    patience: Duration,
     present: Option<(Manager, NameSettings)>,
 }
 
@@ -95,7 +105,7 @@ impl SystemResolver {
     /// Takes charge for the tunnel `interface`; changes nothing yet.
     pub fn new(interface: IfName) -> Self {
         let (path, nsswitch) = (PathBuf::from(SETTINGS), PathBuf::from("/etc/nsswitch.conf"));
-        Self { interface, path, nsswitch, programs: None, present: None }
+        Self { interface, path, nsswitch, programs: None, patience: PATIENCE, present: None }
     }
 
     /// Makes programs ask as `settings` say. Does nothing if they do already. Blocks.
@@ -181,9 +191,10 @@ impl SystemResolver {
             Err(error) => return Err(failed(error)),
         };
         let mut bytes = Vec::new();
-        file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-        let fits = bytes.len() as u64 <= FILE_MAX;
-        String::from_utf8(bytes).ok().filter(|_| fits).map(Some).ok_or(ResolverError::NotSettings(self.path.clone()))
+        file.take(OURS_MAX as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+        let is_ours = |text: &str| text.len() <= OURS_MAX && (unwrap(text).is_some() || cut(text).is_some());
+        let text = String::from_utf8(bytes).ok().filter(|text| text.len() <= FILE_MAX || is_ours(text));
+        text.map(Some).ok_or(ResolverError::NotSettings(self.path.clone()))
     }
 
     fn set_direct(&self, text: Option<String>, settings: &NameSettings) -> Result<(), ResolverError> {
@@ -197,6 +208,10 @@ impl SystemResolver {
             (None, Err(_)) => text.clone().map_or(Before::Nothing, Before::File),
         };
         let ours = wrap(&settings.servers, &settings.search, &before);
+        if ours.len() > OURS_MAX {
+            // It could not be read back.
+            return Err(ResolverError::NotSettings(self.path.clone()));
+        }
         if text.as_deref() == Some(ours.as_str()) { Ok(()) } else { self.write(&ours) }
     }
 
@@ -222,7 +237,7 @@ impl SystemResolver {
     /// Overwrites the file in one piece, so that it is whole whenever this process ends.
     fn overwrite(&self, text: &str) -> io::Result<()> {
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(&self.path)?;
-        let old = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX).min(OLD_MAX);
+        let old = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX).min(OURS_MAX);
         let mut bytes = text.as_bytes().to_vec();
         if bytes.len() < old {
             bytes.extend_from_slice(text::TAIL.as_bytes());
@@ -319,19 +334,38 @@ impl SystemResolver {
         let path = self.find(program).ok_or_else(|| failed("it is not there".to_owned()))?;
         let mut command = Command::new(path);
         command.args(words).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).env("LC_ALL", "C");
-        let mut child = command.spawn().map_err(|error| failed(error.to_string()))?;
+        // Its children end with it if it must be killed.
+        let mut child = command.process_group(0).spawn().map_err(|error| failed(error.to_string()))?;
         if let Some(mut pipe) = child.stdin.take() {
-            // Who does not read it says so by its end.
+            // Who does not read it says so by its end. A pipe has room for all that we say.
             let _ = pipe.write_all(input.as_bytes());
         }
-        let output = child.wait_with_output().map_err(|error| failed(error.to_string()))?;
-        if output.status.success() {
+        let Some(status) = wait(&mut child, self.patience).map_err(|error| failed(error.to_string()))? else {
+            let _ = rustix::process::kill_process_group(rustix::process::Pid::from_child(&child), Signal::KILL);
+            let _ = child.wait();
+            return Err(failed(format!("it has not ended within {} s", self.patience.as_secs_f32())));
+        };
+        if status.success() {
             return Ok(());
         }
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said: String = said.trim().chars().filter(|c| !c.is_control()).take(200).collect();
-        Err(failed(format!("{}, {said}", output.status)))
+        Err(failed(format!("{status}, {}", child.stderr.map(said).unwrap_or_default())))
     }
+}
+
+/// Waits for the end of a program; `None` if it takes too long.
+fn wait(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
+    let pid = rustix::process::Pid::from_child(child);
+    let end = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+    let [ready] = crate::wait::poll([Some(crate::Watched::readable(&end))], Some(patience))?;
+    if ready.readable { child.wait().map(Some) } else { child.try_wait() }
+}
+
+/// Returns what a program that has ended said. A child that it left behind may hold the pipe; nobody waits for that.
+fn said(mut pipe: ChildStderr) -> String {
+    let mut bytes = vec![0; SAID_MAX];
+    let length = rustix::io::ioctl_fionbio(&pipe, true).ok().and_then(|()| pipe.read(&mut bytes).ok()).unwrap_or(0);
+    let text = String::from_utf8_lossy(bytes.get(..length).unwrap_or_default());
+    text.trim().chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
 /// Returns the settings by which programs of this machine asked before we changed them, of the text of a `resolv.conf`: the

@@ -2,7 +2,7 @@
 
 use super::Context;
 use crate::fleet::{GoClient, Node, PATIENCE, Server, address_of, fetch, icmp, last_lines, transfer};
-use crate::lab::{Lab, Nat, wait_for};
+use crate::lab::{Host, Lab, Nat, wait_for};
 use crate::packages;
 use anyhow::{Context as _, Result, ensure};
 
@@ -43,6 +43,19 @@ fn wait_peer_relay(node: &Node, peer: &str, to: &str, relay: &str) -> Result<()>
     })
 }
 
+/// Joins a node on each host; returns them with their IPv4 addresses.
+fn join(context: &Context, hosts: [Host; 2], server: &Server) -> Result<[(Node, String); 2]> {
+    let invitation = server.invite(&["--reusable"])?;
+    let one = |host: &Host| -> Result<(Node, String)> {
+        let node = Node::start(&context.warren, host)?;
+        node.up(&invitation, &[])?;
+        let address = node.addresses()?.0;
+        Ok((node, address))
+    };
+    let [alpha, beta] = hosts;
+    Ok([one(&alpha)?, one(&beta)?])
+}
+
 /// Two nodes behind hard NATs: packets go over the third; when it relays no more, over the relay; and back.
 pub(super) fn nodes(context: &Context) -> Result<()> {
     let mut lab = Lab::new("peer-relay", &["server", "gamma", "ra", "rb"])?;
@@ -50,12 +63,7 @@ pub(super) fn nodes(context: &Context) -> Result<()> {
     let hosts = [lab.add_behind(&ra, Nat::Hard, "alpha")?, lab.add_behind(&rb, Nat::Hard, "beta")?];
     let server = Server::start(&context.warren, &lab.host("server"), &[])?;
     let (gamma, relay) = gamma(context, &lab, &server)?;
-    let invitation = server.invite(&["--reusable"])?;
-    let [alpha, beta] = hosts.map(|host| Node::start(&context.warren, &host));
-    let (alpha, beta) = (alpha?, beta?);
-    alpha.up(&invitation, &[])?;
-    beta.up(&invitation, &[])?;
-    let ((alpha4, _), (beta4, _)) = (alpha.addresses()?, beta.addresses()?);
+    let [(alpha, alpha4), (beta, beta4)] = join(context, hosts, &server)?;
     wait_peer_relay(&alpha, "beta", &beta4, &relay)?;
     wait_peer_relay(&beta, "alpha", &alpha4, &relay)?;
     let pong = alpha.cli(&["ping", "beta", "--count", "1"])?;
@@ -87,12 +95,7 @@ pub(super) fn behind_nat(context: &Context) -> Result<()> {
     let server = Server::start(&context.warren, &lab.host("server"), &[])?;
     let (gamma, _) = gamma(context, &lab, &server)?;
     let relay = format!("{}:", rg.outside());
-    let invitation = server.invite(&["--reusable"])?;
-    let [alpha, beta] = hosts.map(|host| Node::start(&context.warren, &host));
-    let (alpha, beta) = (alpha?, beta?);
-    alpha.up(&invitation, &[])?;
-    beta.up(&invitation, &[])?;
-    let ((alpha4, _), (beta4, _)) = (alpha.addresses()?, beta.addresses()?);
+    let [(alpha, alpha4), (beta, beta4)] = join(context, hosts, &server)?;
     wait_peer_relay(&alpha, "beta", &beta4, &relay)
         .and_then(|()| wait_peer_relay(&beta, "alpha", &alpha4, &relay))
         .with_context(|| format!("the relay's log ends with:\n{}", last_lines(&gamma.process().log())))?;

@@ -195,6 +195,7 @@ impl WireguardGo {
     fn ping(&self, core: &mut Core, count: u32) -> Result<()> {
         let count = count.to_string();
         let args = ["-n", "-q", "-c", &count, "-i", "0.002", "-s", "600", "-W", "2", "10.99.0.1"];
+        let before = (core.received.data, core.sent.data);
         let mut ping = self.host.spawn("ping", Path::new("/usr/bin/ping"), &args)?;
         let mut status = None;
         core.run_until("the end of ping", Duration::from_secs(40), |_| {
@@ -203,7 +204,8 @@ impl WireguardGo {
         })?;
         let log = ping.log();
         let summary = log.lines().rev().find(|line| line.contains("transmitted")).unwrap_or("no summary").to_owned();
-        ensure!(summary.contains(" 0% packet loss"), "ping says: {summary}; {core}");
+        let (came, answered) = (core.received.data - before.0, core.sent.data - before.1);
+        ensure!(summary.contains(" 0% packet loss"), "ping says: {summary}; {came} came, {answered} answered; {core}");
         Ok(())
     }
 

@@ -31,36 +31,39 @@ const RULES: [Rule; 4] = [
     (5270, false, RuleAction::ToTable, TABLE),
 ];
 
+/// Says for which families there are rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rules {
+    /// IPv4 alone: the machine has no IPv6, or its kernel no rules for it.
+    V4,
+    /// Both.
+    Both,
+}
+
 impl Netlink {
     /// Makes the rules that put [`TABLE`] before the main table, for packets without the mark of our sockets. Those that are
     /// there already, whoever made them, are left alone.
     ///
+    /// They are made in an order in which some of them do no harm: the one that leads into the tunnel is the last.
+    ///
     /// # Errors
-    /// See [`NetlinkError`]. A machine without IPv6 needs no rules for it.
-    pub async fn add_rules(&self) -> Result<(), NetlinkError> {
-        for (number, rule) in RULES.into_iter().enumerate() {
-            for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-                let mut request = self.handle.rule().add();
-                *request.message_mut() = message(family, rule);
-                let result = if family == AddressFamily::Inet6 {
-                    request.v6().execute().await
-                } else {
-                    request.v4().execute().await
-                };
-                let result = unless(result.map_err(failed("add a routing rule")), &[Errno::EXIST]);
-                if let Err(error) = result {
-                    if family == AddressFamily::Inet {
-                        if number > 0 {
-                            // Half of them would be worse than none.
-                            self.remove_rules().await?;
-                        }
-                        return Err(error);
-                    }
-                    tracing::debug!(%error, "no routing rule for IPv6");
-                }
+    /// See [`NetlinkError`]; [`NetlinkError::is_unsupported`] if the kernel has no rules at all. What was there stays.
+    pub async fn add_rules(&self) -> Result<Rules, NetlinkError> {
+        let mut rules = Rules::Both;
+        for rule in RULES {
+            let mut request = self.handle.rule().add().v4();
+            *request.message_mut() = message(AddressFamily::Inet, rule);
+            unless(request.execute().await.map_err(failed("add a routing rule")), &[Errno::EXIST])?;
+            let mut request = self.handle.rule().add().v6();
+            *request.message_mut() = message(AddressFamily::Inet6, rule);
+            let result = request.execute().await.map_err(failed("add a routing rule for IPv6"));
+            match unless(result, &[Errno::EXIST]) {
+                Ok(()) => {}
+                Err(error) if error.is_unsupported() => rules = Rules::V4,
+                Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(rules)
     }
 
     /// Removes the rules that we made, now or in an earlier life.

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use warren_os::{
-    Errno, Forwarding, IfIndex, IfName, MainRoute, NameSettings, Netlink, NetlinkError, Passing, PassingError,
-    ResolverError, RouteTable, SystemResolver, is_strict,
+    Forwarding, IfIndex, IfName, MainRoute, NameSettings, Netlink, NetlinkError, Passing, PassingError, ResolverError,
+    RouteTable, Rules, SystemResolver, is_strict,
 };
 
 use crate::netmap::Peer;
@@ -80,22 +80,38 @@ fn table(wanted: &Wanted, main: &[MainRoute]) -> (Vec<IpNet>, Vec<IpNet>) {
     // What this machine knows better stays with it; behind an exit node that is for the user to say.
     let better = main.iter().filter(|route| match wanted.exit {
         Exit::None => true,
-        Exit::NotLan => route.connected,
+        Exit::NotLan => route.connected && is_lan(&route.prefix),
         Exit::All => false,
     });
     let better = better.map(|route| route.prefix);
-    let better = better.filter(|net| !RANGES.contains(net) && routes.iter().any(|route| route.contains(net)));
+    // Never a single node: whoever gives this machine its routes, a DHCP server say, would choose whose packets go out bare.
+    let in_ranges = |net: &IpNet| RANGES.iter().any(|range| range.contains(net));
+    let is_node =
+        |net: &IpNet| net.prefix_len() == net.max_prefix_len() && (in_ranges(net) || wanted.peers.contains(net));
+    let better = better.filter(|net| !RANGES.contains(net) && !is_node(net));
+    let better = better.filter(|net| routes.iter().any(|route| route.contains(net)));
     let better: BTreeSet<IpNet> = better.take(MAX_LEFT).collect();
     // Nodes are reached even if somebody else counts from the same range.
     let taken = |address: &&IpNet| better.iter().any(|net| net.contains(*address));
-    let in_range: Vec<&IpNet> = better.iter().filter(|net| RANGES.iter().any(|range| range.contains(*net))).collect();
-    let hosts: Vec<IpNet> = if in_range.is_empty() {
-        Vec::new()
-    } else {
+    let hosts: Vec<IpNet> = if better.iter().any(in_ranges) {
         wanted.peers.iter().filter(taken).copied().take(MAX_LEFT).collect()
+    } else {
+        Vec::new()
     };
     let routes = routes.into_iter().filter(|net| !better.contains(net)).chain(hosts).collect();
     (routes, better.into_iter().collect())
+}
+
+/// Tells whether a network that this machine is in may be left to it beside an exit node. One that claims a good part of the
+/// Internet is no local network but somebody's wish to see the packets.
+fn is_lan(net: &IpNet) -> bool {
+    let (private, longest): (bool, u8) = match net {
+        IpNet::V4(net) => (net.addr().is_private() || net.addr().is_link_local(), 16),
+        IpNet::V6(net) => (net.addr().is_unique_local() || net.addr().is_unicast_link_local(), 48),
+    };
+    // The shortest of the private ones: 10/8, and fc00::/7 and fe80::/10 for IPv6.
+    let shortest = if net.addr().is_ipv4() { 8 } else { 7 };
+    net.prefix_len() >= if private { shortest } else { longest }
 }
 
 /// Changes the interface. What it makes hangs on the interface or this process, so that the kernel removes it with those.
@@ -221,20 +237,30 @@ impl Machine {
         }
         // The rules first: from the first route on, our own packets must find around it.
         let routes = match self.netlink.add_rules().await {
-            Ok(()) => {
+            Ok(rules) => {
+                if wanted.exit != Exit::None && rules == Rules::V4 && self.netlink.default_routes().await?.v6.is_some()
+                {
+                    troubles.push(
+                        "IPv6 goes past the exit node, for this kernel has no routing rules for it; say: \
+                         sysctl -w net.ipv6.conf.all.disable_ipv6=1"
+                            .to_owned(),
+                    );
+                }
                 let main = self.netlink.main_routes(self.index).await?;
                 let (routes, left) = table(wanted, &main);
                 let left = self.netlink.sync_throws(&left).await?;
                 troubles.extend(left.refused.iter().map(|(net, error)| format!("{net} goes into the tunnel: {error}")));
                 self.netlink.sync_routes(self.index, &routes, RouteTable::Own).await?
             }
-            Err(error) => {
+            Err(error) if error.is_unsupported() => {
                 tracing::debug!(%error, "no routing rules");
                 if wanted.exit != Exit::None {
                     troubles.push(format!("no exit node can be used on this machine: {error}"));
                 }
                 self.netlink.sync_routes(self.index, &wanted.routes, RouteTable::Main).await?
             }
+            // What is there stays: without it an exit node's user would be on the Internet by himself.
+            Err(error) => return Err(error),
         };
         for address in SERVICE {
             // A machine without IPv6 has the other one.
@@ -320,8 +346,7 @@ impl Machine {
 
 /// Tells whether the whole of a family was not routed because the machine does not have it.
 fn is_without_family(net: &IpNet, error: &NetlinkError) -> bool {
-    let absent = [Errno::OPNOTSUPP, Errno::AFNOSUPPORT];
-    EVERYTHING.contains(net) && matches!(error, NetlinkError::Refused { errno, .. } if absent.contains(errno))
+    EVERYTHING.contains(net) && error.is_unsupported()
 }
 
 /// Makes the rules on a thread that may wait.
@@ -433,6 +458,33 @@ mod tests {
         assert_eq!(left, nets(&["100.72.0.0/16", "192.168.0.0/16", "192.168.7.0/24"]));
         let (routes, left) = table(&wanted(Exit::All), &main);
         assert_eq!((routes.len(), left), (5, Vec::new()));
+    }
+
+    /// A DHCP server may name any route (RFC 3442), and any size of the network.
+    #[test]
+    fn whoever_gives_the_machine_its_routes_takes_no_nodes_and_no_internet() {
+        let wanted = |exit| Wanted {
+            addresses: Vec::new(),
+            routes: nets(&["10.9.0.1/32", "100.64.0.0/10", "fd7a:115c:a1e0::/48"]),
+            peers: nets(&["10.9.0.1/32", "100.64.0.2/32", "fd7a:115c:a1e0::2/128"]),
+            exit,
+            behind: Vec::new(),
+            masquerade: true,
+            names: None,
+        };
+        let nodes = ["10.9.0.1/32", "100.64.0.2/32", "100.64.0.3/32", "fd7a:115c:a1e0::2/128"];
+        for connected in [false, true] {
+            let main = nodes.map(|node| main_route(node, connected));
+            for exit in [Exit::None, Exit::NotLan] {
+                let (routes, left) = table(&wanted(exit), &main);
+                assert_eq!(left, []);
+                assert!(wanted(exit).routes.iter().all(|route| routes.contains(route)), "{routes:?}");
+            }
+        }
+        let wide = ["0.0.0.0/1", "128.0.0.0/1", "9.0.0.0/8", "2000::/3", "8000::/1", "2a00::/16"];
+        let lan = ["9.93.0.0/24", "10.0.0.0/8", "169.254.0.0/16", "2a93::/64", "fd00::/8", "fe80::/64"];
+        let main: Vec<MainRoute> = wide.iter().chain(&lan).map(|net| main_route(net, true)).collect();
+        assert_eq!(table(&wanted(Exit::NotLan), &main).1, nets(&lan));
     }
 
     #[test]
