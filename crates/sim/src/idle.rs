@@ -30,6 +30,9 @@ pub fn hour(peers: u8) -> Count {
             v6: Firewall::new(Duration::from_secs(60)),
             blocks_udp: false,
             maps_ports: None,
+            speaks_upnp: false,
+            has_portal: false,
+            is_captive: false,
             position: number.into(),
         });
         let host = world.network.add_host(Host {

@@ -146,6 +146,24 @@ impl Nat {
         Some(port)
     }
 
+    /// Opens this very port for everybody; false if it is somebody else's.
+    pub fn forward_at(&mut self, inside: SocketAddr, port: u16, now: Instant) -> bool {
+        let timeout = self.kind.timeout;
+        let lives = |mapping: &Mapping| now.saturating_duration_since(mapping.used) <= timeout;
+        let holder = self.ports.get(&port);
+        let is_used = holder.is_some_and(|key| key.0 != inside && self.mappings.get(key).is_some_and(lives));
+        if is_used || self.forwarded.get(&port).is_some_and(|held| *held != inside) {
+            return false;
+        }
+        self.forwarded.insert(port, inside);
+        true
+    }
+
+    /// Closes a port that was opened for this inside.
+    pub fn close(&mut self, inside: SocketAddr, port: u16) {
+        self.forwarded.retain(|held, of| *held != port || of.ip() != inside.ip());
+    }
+
     /// Takes back what [`Self::forward`] opened.
     pub fn stop_forwarding(&mut self, inside: SocketAddr) {
         self.forwarded.retain(|_, held| *held != inside);

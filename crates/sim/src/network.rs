@@ -54,6 +54,26 @@ pub enum V4 {
     Nat(Nat),
     /// It lets in only answers.
     Firewall(Firewall),
+    /// It has IPv6 alone inside, and translates what goes to [`NAT64`]. RFC 6146.
+    Nat64(Nat),
+}
+
+/// Where IPv4 addresses lie within IPv6 for those behind a NAT64. RFC 6052, section 2.1.
+pub const NAT64: [u16; 6] = [0x64, 0xff9b, 0, 0, 0, 0];
+
+/// Returns the IPv6 address that stands for an IPv4 address behind a NAT64.
+#[must_use]
+pub fn embed(v4: Ipv4Addr) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = NAT64;
+    let [w, x, y, z] = v4.octets();
+    Ipv6Addr::new(a, b, c, d, e, f, u16::from_be_bytes([w, x]), u16::from_be_bytes([y, z]))
+}
+
+/// Returns the IPv4 address that an address behind a NAT64 stands for.
+#[must_use]
+pub fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
+    let (segments, octets) = (v6.segments(), v6.octets());
+    segments.starts_with(&NAT64).then(|| Ipv4Addr::new(octets[12], octets[13], octets[14], octets[15]))
 }
 
 /// A router.
@@ -71,8 +91,21 @@ pub struct Router {
     pub blocks_udp: bool,
     /// It speaks a port mapping protocol; with the time since which it runs.
     pub maps_ports: Option<Instant>,
+    /// That protocol is UPnP, else NAT-PMP and PCP.
+    pub speaks_upnp: bool,
+    /// It may hold up all traffic until somebody has signed in.
+    pub has_portal: bool,
+    /// It does so now.
+    pub is_captive: bool,
     /// Where on Earth it is, in milliseconds from somewhere.
     pub position: u64,
+}
+
+impl Router {
+    /// Tells whether no datagram passes.
+    fn is_shut(&self) -> bool {
+        self.blocks_udp || self.is_captive
+    }
 }
 
 /// A host with one interface.
@@ -135,7 +168,7 @@ impl Network {
     /// Adds a router and the zone behind it.
     pub fn add_router(&mut self, router: Router) -> (RouterId, ZoneId) {
         let id = self.routers.len();
-        if let V4::Nat(nat) = &router.v4 {
+        if let V4::Nat(nat) | V4::Nat64(nat) = &router.v4 {
             self.zones[router.outer].owners.insert(nat.outer, Place::Router(id));
         }
         let owners = BTreeMap::from([(router.inner_v4, Place::Gateway(id))]);
@@ -197,7 +230,7 @@ impl Network {
         }
         match v4 {
             V4::Firewall(firewall) => firewall.reboot(),
-            V4::Nat(nat) => {
+            V4::Nat(nat) | V4::Nat64(nat) => {
                 nat.reboot();
                 if let Some(new) = new {
                     let owners = &mut self.zones[*outer].owners;
@@ -221,18 +254,38 @@ impl Network {
         .collect()
     }
 
+    /// Tells whether a portal holds up a host's traffic.
+    #[must_use]
+    pub fn is_captive(&self, host: HostId) -> bool {
+        self.uplinks(self.hosts[host].zone).iter().any(|id| self.routers[*id].is_captive)
+    }
+
+    /// Tells whether a host is behind a NAT64.
+    #[must_use]
+    pub fn has_nat64(&self, host: HostId) -> bool {
+        self.uplinks(self.hosts[host].zone).iter().any(|id| matches!(self.routers[*id].v4, V4::Nat64(_)))
+    }
+
     /// Sends a datagram of a host; `None` if it is lost or goes nowhere.
     pub fn send(&mut self, host: HostId, port: u16, to: SocketAddr, now: Instant, rng: &mut StdRng) -> Option<Leg> {
         let Host { zone, v4, v6, position, loss, jitter } = self.hosts[host];
-        let (from, place, crossed) = match to {
+        if to.ip().is_multicast() {
+            return None;
+        }
+        let (from, to, place, crossed) = match to {
             SocketAddr::V4(_) => {
                 let from = SocketAddr::from((v4?, port));
-                self.send_v4(zone, from, to, now, rng)?
+                let (from, place, crossed) = self.send_v4(zone, from, to, now, rng)?;
+                (from, to, place, crossed)
             }
             SocketAddr::V6(target) => {
                 let from = SocketAddr::from((v6?, port));
-                let (place, crossed) = self.send_v6(zone, from, *target.ip(), to, now)?;
-                (from, place, crossed)
+                if let Some(target) = embedded(*target.ip()) {
+                    self.send_nat64(zone, from, SocketAddr::from((target, to.port())), now, rng)?
+                } else {
+                    let (place, crossed) = self.send_v6(zone, from, *target.ip(), to, now)?;
+                    (from, to, place, crossed)
+                }
             }
         };
         if !crossed {
@@ -274,10 +327,12 @@ impl Network {
             }
             let id = self.zones[zone].uplink?;
             let router = &mut self.routers[id];
-            if router.blocks_udp {
+            if router.is_shut() {
                 return None;
             }
             match &mut router.v4 {
+                // Nobody inside has an address of IPv4.
+                V4::Nat64(_) => return None,
                 V4::Firewall(firewall) => firewall.outwards(from, to, now),
                 V4::Nat(nat) => {
                     from = nat.outwards(from, to, now, rng)?;
@@ -289,6 +344,30 @@ impl Network {
             zone = router.outer;
         }
         None
+    }
+
+    /// Sends to an IPv4 address by way of the router that translates; returns both ends as IPv4.
+    fn send_nat64(
+        &mut self,
+        zone: ZoneId,
+        from: SocketAddr,
+        to: SocketAddr,
+        now: Instant,
+        rng: &mut StdRng,
+    ) -> Option<(SocketAddr, SocketAddr, Place, bool)> {
+        // Customers of a network with a NAT64 have no router of their own here.
+        let router = &mut self.routers[self.zones[zone].uplink?];
+        if router.is_shut() {
+            return None;
+        }
+        let outer = router.outer;
+        let V4::Nat64(nat) = &mut router.v4 else { return None };
+        let from = nat.outwards(from, to, now, rng)?;
+        if to.ip() == nat.outer {
+            return None;
+        }
+        let (from, place, _) = self.send_v4(outer, from, to, now, rng)?;
+        Some((from, to, place, true))
     }
 
     fn send_v6(
@@ -303,7 +382,7 @@ impl Network {
         let (up, down) = (self.uplinks(zone), self.uplinks(self.hosts[host].zone));
         for id in up.iter().filter(|id| !down.contains(id)) {
             let router = &mut self.routers[*id];
-            if router.blocks_udp {
+            if router.is_shut() {
                 return None;
             }
             router.v6.outwards(from, to, now);
@@ -319,15 +398,26 @@ impl Network {
         for _ in 0..MAX_HOPS {
             let Place::Router(id) = leg.place else { return Some(leg) };
             let router = &mut self.routers[id];
-            if router.blocks_udp {
+            if router.is_shut() {
                 return None;
             }
             let inner = self.zones.iter().position(|zone| zone.uplink == Some(id))?;
             match leg.to.ip() {
                 IpAddr::V4(_) => {
+                    if let V4::Nat64(nat) = &mut router.v4 {
+                        leg.to = nat.inwards(leg.from, leg.to.port(), now)?;
+                        let IpAddr::V4(source) = leg.from.ip() else { return None };
+                        leg.from = SocketAddr::from((embed(source), leg.from.port()));
+                        let IpAddr::V6(target) = leg.to.ip() else { return None };
+                        // Whoever moved away has taken the address along; nobody else has it.
+                        let host = *self.v6.get(&target)?;
+                        leg.place = (self.hosts[host].zone == inner).then_some(Place::Host(host))?;
+                        continue;
+                    }
                     leg.to = match &mut router.v4 {
                         V4::Nat(nat) => nat.inwards(leg.from, leg.to.port(), now)?,
                         V4::Firewall(firewall) => firewall.lets_in(leg.from, leg.to, now).then_some(leg.to)?,
+                        V4::Nat64(_) => return None,
                     };
                     let IpAddr::V4(target) = leg.to.ip() else { return None };
                     leg.place = *self.zones[inner].owners.get(&target)?;

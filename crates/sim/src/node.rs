@@ -102,6 +102,22 @@ pub enum Act {
     },
     /// Measure a relay over TCP.
     Measure(RegionId),
+    /// Ask the STUN server with this name from the main port.
+    Stun {
+        /// Name of its host.
+        host: std::sync::Arc<str>,
+        /// Over IPv6, else IPv4.
+        v6: bool,
+        /// What.
+        bytes: Vec<u8>,
+    },
+    /// Ask the gateway over HTTP.
+    Ask {
+        /// Where.
+        to: SocketAddrV4,
+        /// What.
+        request: Vec<u8>,
+    },
     /// Tell the server [`Node::info`], which changed.
     Tell,
 }
@@ -199,7 +215,7 @@ impl Node {
     ) {
         let lost = (self.v4.is_some() && self.v4 != v4) || (self.v6.is_some() && self.v6 != v6);
         (self.v4, self.v6) = (v4, v6);
-        let target = gateway.zip(v4).map(|(gateway, own)| MapTarget { gateway, own, port: PORT, upnp: false });
+        let target = gateway.zip(v4).map(|(gateway, own)| MapTarget { gateway, own, port: PORT, upnp: true });
         self.mapper.set_target(target, now);
         if lost {
             self.links.reconnect(now, &mut self.acts);
@@ -288,6 +304,12 @@ impl Node {
             self.mapper.handle_datagram(from, bytes, now);
             self.drain(now);
         }
+    }
+
+    /// Takes the gateway's response to the last [`Act::Ask`], or that there is none.
+    pub fn handle_response(&mut self, response: Option<&[u8]>, now: Instant) {
+        self.mapper.handle_response(response, now);
+        self.drain(now);
     }
 
     /// Takes note that a connection is up.
@@ -420,9 +442,10 @@ impl Node {
                 }
             }
             while let Some(probe) = self.netcheck.poll_transmit() {
-                if let RelayAddress::Literal(to) = probe.server {
-                    self.acts.push(Act::Udp { port: PORT, to, load: Load::Message(probe.bytes) });
-                }
+                self.acts.push(match probe.server {
+                    RelayAddress::Literal(to) => Act::Udp { port: PORT, to, load: Load::Message(probe.bytes) },
+                    RelayAddress::Name { host, v6, .. } => Act::Stun { host, v6, bytes: probe.bytes },
+                });
             }
             while let Some(region) = self.netcheck.poll_relay_request() {
                 self.acts.push(Act::Measure(region));
@@ -430,6 +453,9 @@ impl Node {
             while let Some(transmit) = self.mapper.poll_transmit() {
                 let to = SocketAddr::V4(transmit.to);
                 self.acts.push(Act::Udp { port: MAPPER_PORT, to, load: Load::Message(transmit.bytes) });
+            }
+            while let Some(request) = self.mapper.poll_request() {
+                self.acts.push(Act::Ask { to: request.to, request: request.bytes });
             }
             if self.mapper.mapping() != self.mapped {
                 self.mapped = self.mapper.mapping();

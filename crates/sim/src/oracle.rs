@@ -18,7 +18,7 @@ pub fn must_be_direct(network: &Network, one: HostId, other: HostId) -> bool {
     let (of_a, of_b) = (network.uplinks(a.zone), network.uplinks(b.zone));
     let is_shared = |id: &RouterId| of_a.contains(id) && of_b.contains(id);
     let is_blocked = of_a.iter().chain(&of_b).any(|id| !is_shared(id) && network.routers[*id].blocks_udp);
-    if is_blocked {
+    if is_blocked || network.is_captive(one) || network.is_captive(other) {
         return false;
     }
     if a.v6.is_some() && b.v6.is_some() {
@@ -46,7 +46,7 @@ fn face(network: &Network, routers: &[RouterId]) -> Face {
     let open = Face { mapping: Dependence::None, filtering: Dependence::None };
     routers.iter().fold(open, |face, id| {
         let (mapping, filtering) = match &network.routers[*id].v4 {
-            V4::Nat(nat) => (nat.kind.mapping, nat.kind.filtering),
+            V4::Nat(nat) | V4::Nat64(nat) => (nat.kind.mapping, nat.kind.filtering),
             V4::Firewall(_) => (Dependence::None, Dependence::AddressAndPort),
         };
         Face { mapping: face.mapping.max(mapping), filtering: face.filtering.max(filtering) }

@@ -73,6 +73,8 @@ enum Step {
     Server,
     /// UDP passes again.
     Unblock(RouterId),
+    /// Somebody signs in at a portal.
+    SignIn(RouterId),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -193,6 +195,7 @@ impl Run {
                 }
                 Step::Relay(at) => self.world.set_relay(at, true),
                 Step::Server => self.world.set_server(true),
+                Step::SignIn(router) => self.world.set_captive(router, false),
                 Step::Unblock(router) => self.world.network.routers[router].blocks_udp = false,
             }
             if self.world.watch.violations.len() >= ENOUGH {
@@ -268,7 +271,7 @@ impl Run {
 
     fn fault(&mut self) {
         let away = Duration::from_millis(self.world.rng.random_range(1_000..20_000));
-        match self.world.rng.random_range(0..11) {
+        match self.world.rng.random_range(0..12) {
             0..=2 => {
                 let router = self.world.rng.random_range(0..self.world.network.routers.len());
                 let is_outermost = self.world.network.routers[router].outer == INTERNET;
@@ -297,6 +300,15 @@ impl Run {
                 self.world.after(away, Step::Server);
             }
             9 => {
+                let portals = |id: &RouterId| self.world.network.routers[*id].has_portal;
+                let portals: Vec<RouterId> = (0..self.world.network.routers.len()).filter(portals).collect();
+                if !portals.is_empty() {
+                    let router = portals[self.world.rng.random_range(0..portals.len())];
+                    self.world.set_captive(router, true);
+                    self.world.after(away, Step::SignIn(router));
+                }
+            }
+            10 => {
                 let node = self.world.rng.random_range(0..self.world.nodes.len());
                 self.world.restart(node);
             }
@@ -320,6 +332,9 @@ impl Run {
             }
         }
         self.world.set_server(true);
+        for router in 0..self.world.network.routers.len() {
+            self.world.set_captive(router, false);
+        }
     }
 
     // Places.
@@ -362,9 +377,11 @@ impl Run {
     }
 
     fn add_site(&mut self) {
-        match self.world.rng.random_range(0..10) {
+        match self.world.rng.random_range(0..12) {
             0..=5 => self.add_home(INTERNET, None),
             6 => self.add_firewall(),
+            7 => self.add_cafe(),
+            8 => self.add_v6_network(),
             _ => self.add_carrier(),
         }
     }
@@ -376,11 +393,28 @@ impl Run {
         let base = [[192, 168, 0], [192, 168, 1], [10, 0, 0]][self.world.rng.random_range(0..3)];
         let mut router = self.router(outer_zone, V4::Nat(Nat::new(kind, outer)), base);
         router.maps_ports = self.chance(250).then(|| self.world.now());
+        router.speaks_upnp = self.chance(400);
         router.blocks_udp = self.chance(80);
         let (_, zone) = self.world.network.add_router(router);
         let v6 = self.chance(300).then(|| u16::try_from(zone).unwrap_or(u16::MAX));
         let v4 = (v6.is_none() || self.chance(900)).then_some(base);
         self.sites.push(Site { zone, v4, v6, count: 1 });
+    }
+
+    /// A home whose router may want its guests to sign in.
+    fn add_cafe(&mut self) {
+        self.add_home(INTERNET, None);
+        if let Some(router) = self.world.network.routers.last_mut() {
+            router.has_portal = true;
+        }
+    }
+
+    /// A network that has IPv6 alone, with a NAT64.
+    fn add_v6_network(&mut self) {
+        let (kind, outer) = (self.nat_kind(), self.outside_address());
+        let router = self.router(INTERNET, V4::Nat64(Nat::new(kind, outer)), [192, 0, 0]);
+        let (_, zone) = self.world.network.add_router(router);
+        self.sites.push(Site { zone, v4: None, v6: Some(u16::try_from(zone).unwrap_or(u16::MAX)), count: 1 });
     }
 
     fn add_firewall(&mut self) {
@@ -416,6 +450,9 @@ impl Run {
             v6: Firewall::new(Duration::from_secs(60)),
             blocks_udp: false,
             maps_ports: None,
+            speaks_upnp: false,
+            has_portal: false,
+            is_captive: false,
             position,
         }
     }

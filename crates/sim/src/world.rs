@@ -13,12 +13,15 @@ use warren_wire::stun;
 
 use crate::clock::Clock;
 use crate::gateway;
-use crate::network::{Host, HostId, INTERNET, Leg, Network, Place, RouterId, V4, ZoneId};
+use crate::network::{Host, HostId, INTERNET, Leg, Network, Place, RouterId, V4, ZoneId, embed};
 use crate::node::{Act, ConnId, Info, Load, MAPPER_PORT, Node};
 use crate::watch::Watch;
 
 /// Port of STUN servers.
 const STUN_PORT: u16 = 3478;
+/// Time that a gateway takes for a request over HTTP, and after which one that does not answer is given up.
+const GATEWAY_ANSWERS: Duration = Duration::from_millis(3);
+const GATEWAY_SILENT: Duration = Duration::from_secs(1);
 /// How often a relay says that it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// How often TCP probes a connection at rest. The kernel does it, so it wakes no node.
@@ -79,6 +82,8 @@ enum Event<F> {
     /// TCP looks whether the other end is still there.
     Probe(NodeId, ConnId),
     Latency(NodeId, RegionId, Duration),
+    /// The gateway's response, or that there is none.
+    Response(NodeId, Option<Vec<u8>>),
     AtServer(NodeId),
     FromServer {
         to: NodeId,
@@ -177,12 +182,14 @@ impl<F> World<F> {
         let mut regions = BTreeMap::new();
         let mut stun = BTreeMap::new();
         for (number, position) in (1_u8..).zip(relays) {
+            // The last of several has IPv4 alone, so that those with IPv6 alone need a NAT64 for it.
+            let has_v6 = relays.len() == 1 || usize::from(number) < relays.len();
             let (v4, v6) =
                 (Ipv4Addr::new(203, 0, 113, number), Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, number.into()));
             let host = network.add_host(Host {
                 zone: INTERNET,
                 v4: Some(v4),
-                v6: Some(v6),
+                v6: has_v6.then_some(v6),
                 position: *position,
                 loss: 0,
                 jitter: Duration::ZERO,
@@ -193,7 +200,7 @@ impl<F> World<F> {
                 region_id: region,
                 host_name: format!("{region}.example.com"),
                 ipv4: v4.to_string(),
-                ipv6: v6.to_string(),
+                ipv6: if has_v6 { v6.to_string() } else { String::new() },
                 ..DerpNode::default()
             };
             regions.insert(region, DerpRegion { region_id: region, nodes: vec![node], ..DerpRegion::default() });
@@ -325,8 +332,45 @@ impl<F> World<F> {
 
     /// Moves a node's host.
     pub fn move_node(&mut self, id: NodeId, zone: ZoneId, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) {
+        let was_captive = self.network.is_captive(self.hosts[id]);
         self.network.move_host(self.hosts[id], zone, v4, v6);
+        match (was_captive, self.network.is_captive(self.hosts[id])) {
+            (_, true) => self.nodes[id].set_server_listens(false),
+            (true, false) => self.find_server(id),
+            (false, false) => {}
+        }
         self.look_at_interface(id);
+    }
+
+    /// Lets a portal hold up all traffic through a router, or let it pass.
+    pub fn set_captive(&mut self, router: RouterId, is_captive: bool) {
+        if self.network.routers[router].is_captive == is_captive {
+            return;
+        }
+        self.note(13, [router as u64, is_captive.into(), 0], || format!("router {router} captive: {is_captive}"));
+        self.network.routers[router].is_captive = is_captive;
+        let is_behind = |host: HostId| self.network.uplinks(self.network.hosts[host].zone).contains(&router);
+        let behind: Vec<NodeId> = (0..self.nodes.len()).filter(|id| is_behind(self.hosts[*id])).collect();
+        if is_captive {
+            self.conns
+                .iter_mut()
+                .filter(|((id, _), _)| behind.contains(id))
+                .for_each(|(_, conn)| conn.is_broken = true);
+        }
+        for id in behind {
+            if is_captive {
+                self.nodes[id].set_server_listens(false);
+            } else {
+                self.find_server(id);
+            }
+        }
+    }
+
+    /// Lets a node find the server, which has yet to tell it of all others.
+    fn find_server(&mut self, id: NodeId) {
+        self.strangers.insert(id);
+        let wait = Duration::from_millis(self.rng.random_range(0..FIND_SERVER_MILLIS));
+        self.clock.after(wait, Event::AtServer(id));
     }
 
     /// Ends a node and starts it again: with its key, another disco key, and no memory.
@@ -337,7 +381,7 @@ impl<F> World<F> {
             self.disconnect(id, conn);
         }
         self.nodes[id] = self.nodes[id].restarted(&self.map, &mut self.rng);
-        self.nodes[id].set_server_listens(self.server_up);
+        self.nodes[id].set_server_listens(self.server_up && !self.network.is_captive(self.hosts[id]));
         self.wakes[id] = None;
         self.strangers.insert(id);
         self.clock.after(TO_SERVER, Event::AtServer(id));
@@ -411,8 +455,9 @@ impl<F> World<F> {
                     return;
                 }
                 let key = self.nodes[id].key;
+                let is_captive = self.network.is_captive(self.hosts[id]);
                 let relay = self.relays.iter_mut().find(|relay| relay.region == conn.region && relay.is_up);
-                let Some(relay) = relay else { return self.handle(Event::Down(id, conn)) };
+                let Some(relay) = relay.filter(|_| !is_captive) else { return self.handle(Event::Down(id, conn)) };
                 relay.connected.insert(key, (id, conn));
                 self.conns.insert((id, conn), Conn { is_broken: false, up: now, down: now });
                 self.note(1, [id as u64, conn.region.0.into(), conn.number], || {
@@ -467,8 +512,16 @@ impl<F> World<F> {
                 self.nodes[id].handle_latency(region, latency, now);
                 self.settle(id, 0);
             }
+            Event::Response(id, response) => {
+                self.nodes[id].handle_response(response.as_deref(), now);
+                self.settle(id, 0);
+            }
             Event::AtServer(id) => self.at_server(id),
             Event::FromServer { to, about, info } => {
+                // Told again when the portal lets it pass.
+                if self.network.is_captive(self.hosts[to]) {
+                    return;
+                }
                 let key = self.nodes[about].key;
                 self.nodes[to].set_peer(key, &info, now);
                 self.settle(to, 0);
@@ -490,9 +543,12 @@ impl<F> World<F> {
                 let (Load::Message(bytes), Some(id)) = (&load, origin.sender) else { return };
                 let state = &mut self.network.routers[router];
                 let (Some(since), V4::Nat(nat)) = (state.maps_ports, &mut state.v4) else { return };
-                if leg.to.port() == gateway::PORT
-                    && let Some(answer) = gateway::answer(nat, leg.from, bytes, since, now, &mut self.rng)
-                {
+                let answer = match (leg.to.port(), state.speaks_upnp) {
+                    (gateway::PORT, false) => gateway::answer(nat, leg.from, bytes, since, now, &mut self.rng),
+                    (gateway::SEARCH_PORT, true) => gateway::found(state.inner_v4, bytes),
+                    _ => None,
+                };
+                if let Some(answer) = answer {
                     let back = Leg { place: Place::Host(self.hosts[id]), from: leg.to, to: leg.from, wait: leg.wait };
                     let origin = Origin { sender: None, to: leg.from, depth: 0 };
                     let event = Event::Arrive { leg: back, origin, load: Load::Message(answer) };
@@ -569,7 +625,7 @@ impl<F> World<F> {
     }
 
     fn at_server(&mut self, id: NodeId) {
-        if !self.server_up {
+        if !self.server_up || self.network.is_captive(self.hosts[id]) {
             return;
         }
         self.nodes[id].set_server_listens(true);
@@ -637,6 +693,7 @@ impl<F> World<F> {
                 let Some((is_up, host)) = relay else { return };
                 // Three-way handshake, TLS, upgrade.
                 let wait = self.tcp(id, host) * 6;
+                let is_up = is_up && !self.network.is_captive(self.hosts[id]);
                 self.clock.after(wait, if is_up { Event::Up(id, conn) } else { Event::Down(id, conn) });
             }
             Act::Close(conn) => self.disconnect(id, conn),
@@ -664,10 +721,46 @@ impl<F> World<F> {
                 state.up = state.up.max(now + wait);
                 self.clock.at(state.up, Event::AtRelay { from: id, conn, peer, load, depth });
             }
+            Act::Stun { host, v6, bytes } => {
+                let named = |relay: &&Relay| *host == *format!("{}.example.com", relay.region);
+                let Some(relay) = self.relays.iter().find(named).map(|relay| relay.host) else { return };
+                let Host { v4: has_v4, v6: has_v6, .. } = self.network.hosts[relay];
+                // What DNS64 makes of a name that has IPv4 alone. RFC 6147.
+                let made = has_v4.filter(|_| self.network.has_nat64(self.hosts[id])).map(embed);
+                let ip = if v6 { has_v6.or(made).map(Into::into) } else { has_v4.map(Into::into) };
+                let Some(ip) = ip else { return };
+                let count = &mut self.counts[id].stun;
+                *count = (count.0 + 1, count.1 + bytes.len() as u64);
+                self.send(
+                    self.hosts[id],
+                    Some(id),
+                    crate::node::PORT,
+                    SocketAddr::new(ip, STUN_PORT),
+                    Load::Message(bytes),
+                    depth,
+                );
+            }
+            Act::Ask { to, request } => {
+                let Host { zone, v4, .. } = self.network.hosts[self.hosts[id]];
+                let uplink = self.network.zones[zone].uplink;
+                let router = uplink
+                    .map(|id| &mut self.network.routers[id])
+                    .filter(|router| router.speaks_upnp && router.maps_ports.is_some() && router.inner_v4 == *to.ip());
+                let response = match (router.map(|router| &mut router.v4), v4) {
+                    (Some(V4::Nat(nat)), Some(from)) if to.port() == gateway::HTTP_PORT => {
+                        Some(gateway::serve(nat, from, &request, now))
+                    }
+                    _ => None,
+                };
+                self.note(9, [id as u64, response.is_some().into(), 0], || format!("node {id} asks its gateway"));
+                let wait = if response.is_some() { GATEWAY_ANSWERS } else { GATEWAY_SILENT };
+                self.clock.after(wait, Event::Response(id, response));
+            }
             Act::Measure(region) => {
+                let is_captive = self.network.is_captive(self.hosts[id]);
                 let relay =
                     self.relays.iter().find(|relay| relay.region == region && relay.is_up).map(|relay| relay.host);
-                if let Some(host) = relay {
+                if let Some(host) = relay.filter(|_| !is_captive) {
                     let wait = self.tcp(id, host) * 2;
                     self.clock.after(wait, Event::Latency(id, region, wait));
                 }

@@ -27,6 +27,9 @@ fn router(outer: ZoneId, outside: [u8; 4], hairpin: bool) -> Router {
         v6: Firewall::new(Duration::from_secs(30)),
         blocks_udp: false,
         maps_ports: None,
+        speaks_upnp: false,
+        has_portal: false,
+        is_captive: false,
         position: 0,
     }
 }
@@ -123,4 +126,28 @@ fn ipv6_passes_firewalls_of_both_ends_and_no_nat() {
     assert_eq!(bench.send(b, "[2001:db8::1]:41641"), Some((a, at("[2001:db8::3]:41641"))));
     assert_eq!(bench.send(a, "[2001:db8::2]:41641"), None, "moved away");
     assert_eq!(bench.send(a, "192.168.1.3:41641"), Some((b, at("192.168.1.2:41641"))));
+}
+
+#[test]
+fn those_with_ipv6_alone_reach_ipv4_by_the_prefix_and_get_answers() {
+    let mut bench = Bench::new();
+    let V4::Nat(nat) = router(INTERNET, [198, 51, 100, 64], false).v4 else { unreachable!("it is made as a NAT") };
+    let nat64 = Router { v4: V4::Nat64(nat), ..router(INTERNET, [0; 4], false) };
+    let (id, zone) = bench.network.add_router(nat64);
+    let v6 = "2001:db8:64::2".parse().unwrap();
+    let inside = bench.network.add_host(Host { v4: None, v6: Some(v6), ..host(zone, [0; 4]) });
+    let (server, stranger) = ([203, 0, 113, 1], [203, 0, 113, 2]);
+    let server = bench.network.add_host(host(INTERNET, server));
+    let stranger = bench.network.add_host(host(INTERNET, stranger));
+
+    let (to, seen) = bench.send(inside, "[64:ff9b::203.0.113.1]:41641").unwrap();
+    assert_eq!((to, seen), (server, at("198.51.100.64:41641")));
+    let back = bench.send(server, &seen.to_string());
+    assert_eq!(back, Some((inside, at("[64:ff9b::203.0.113.1]:41641"))));
+    assert_eq!(bench.send(stranger, &seen.to_string()), None, "the NAT filters");
+    assert_eq!(bench.send(inside, "203.0.113.1:41641"), None, "no address of IPv4 inside");
+    bench.network.routers[id].is_captive = true;
+    assert_eq!(bench.send(inside, "[64:ff9b::203.0.113.1]:41641"), None, "not signed in");
+    assert_eq!(embedded(embed([203, 0, 113, 1].into())), Some([203, 0, 113, 1].into()));
+    assert_eq!(embedded("2001:db8::1".parse().unwrap()), None);
 }
