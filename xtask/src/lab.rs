@@ -67,7 +67,9 @@ impl Lab {
         ip(&format!("netns add {switch}"))?;
         for words in [
             "link set lo up",
-            "link add br0 type bridge",
+            // Of its own: else it takes the lowest one of its ports, and whoever is added changes it, so that others send to
+            // an address of nobody until they ask again.
+            "link add br0 address 02:00:00:00:00:01 type bridge",
             "address add 10.91.0.1/24 dev br0",
             "address add fd91::1/64 dev br0 nodad",
             "link set br0 up",
@@ -258,11 +260,18 @@ fn in_namespace<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send) ->
     done.map_err(|_| anyhow::anyhow!("the thread in {name} panicked"))?
 }
 
+/// A wait that is longer is told, for it may be a defect that heals by itself.
+const LONG_WAIT: Duration = Duration::from_secs(4);
+
 /// Asks `done` every 50 ms until it returns a value; fails with `what` after `limit`.
 pub(crate) fn wait_for<T>(what: &str, limit: Duration, mut done: impl FnMut() -> Option<T>) -> Result<T> {
     let start = Instant::now();
     loop {
         if let Some(value) = done() {
+            let waited = start.elapsed();
+            if waited > LONG_WAIT {
+                println!("        waited {:.1} s for {what}", waited.as_secs_f64());
+            }
             return Ok(value);
         }
         if start.elapsed() > limit {

@@ -82,7 +82,10 @@ fn wait_seen(host: &Host, web: &Host, other: &Host) -> Result<()> {
         last.filter(|seen| *seen == wanted)
     })
     .map(drop)
-    .with_context(|| format!("seen as {last:?} at last; routes: {}", network(host).unwrap_or_default()))
+    .with_context(|| {
+        let of = |host: &Host| format!("{}:\n{}", host.name, network(host).unwrap_or_default());
+        format!("seen as {last:?} at last; {}{}", of(host), of(other))
+    })
 }
 
 /// Fails if anything comes to the Internet from `host` within a moment.
