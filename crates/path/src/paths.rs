@@ -129,6 +129,12 @@ impl Paths {
         self.outbox.keys.public()
     }
 
+    /// Returns the disco key of a peer, as the server last told it.
+    #[must_use]
+    pub fn disco_key_of(&self, peer: &NodeKey) -> Option<DiscoKey> {
+        self.peers.get(peer)?.disco
+    }
+
     /// Adds a peer or changes what the server says of it. A changed disco key forgets what was proved.
     pub fn set_peer(&mut self, key: NodeKey, config: &PeerConfig, now: Instant) {
         // Our own key would make us talk to ourselves.

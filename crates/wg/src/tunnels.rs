@@ -19,7 +19,7 @@ use crate::handshake::{Identity, Timestamp};
 use crate::limits::{Buckets, Load};
 use crate::session::Session;
 use crate::table::SessionTable;
-use peer::{Attempt, Peer};
+use peer::{Attempt, Peer, Peers};
 
 /// Seconds between TAI64's zero and 1970.
 const TAI64_BASE: u64 = 0x4000_0000_0000_000A;
@@ -122,7 +122,7 @@ pub struct Tunnels {
     own: Identity,
     table: Arc<SessionTable>,
     /// Boxed, since a tree of large values is half empty.
-    peers: BTreeMap<NodeKey, Box<Peer>>,
+    peers: Peers,
     /// Handshakes under way, by the slot of our index.
     attempts: BTreeMap<u32, NodeKey>,
     deadlines: BTreeSet<(Instant, NodeKey)>,
@@ -151,7 +151,7 @@ impl Tunnels {
             checker: Checker::new(&own.public),
             own,
             table,
-            peers: BTreeMap::new(),
+            peers: Peers::default(),
             attempts: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             load: Load::default(),
@@ -174,13 +174,9 @@ impl Tunnels {
 
     /// Adds a peer; false if it is there already.
     ///
-    /// Costs some hundred bytes and no cryptography: nothing else happens until there is traffic.
+    /// Costs little more than the key, and no cryptography: nothing else happens until there is traffic.
     pub fn add_peer(&mut self, key: NodeKey) -> bool {
-        if self.peers.contains_key(&key) {
-            return false;
-        }
-        self.peers.insert(key, Box::default());
-        true
+        self.peers.add(key)
     }
 
     /// Removes a peer and its sessions.
@@ -197,7 +193,7 @@ impl Tunnels {
     /// restart, before the news of that came. Whoever recorded an old initiation could replay it once now, which makes
     /// a session that never carries anything.
     pub fn reset_peer(&mut self, key: &NodeKey) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.peers.met_mut(key) else { return };
         peer.greatest_timestamp = Timestamp::default();
         peer.cookie = None;
         let attempt = peer.attempt.take();
@@ -215,8 +211,7 @@ impl Tunnels {
     /// # Errors
     /// [`StartError`].
     pub fn start_handshake(&mut self, key: &NodeKey, now: Instant) -> Result<(), StartError> {
-        let peer = self.peers.get(key).ok_or(StartError::UnknownPeer)?;
-        if peer.attempt.is_some() {
+        if self.peers.met(key).is_some_and(|peer| peer.attempt.is_some()) {
             return Ok(());
         }
         self.initiate(key, now, now)
@@ -235,7 +230,7 @@ impl Tunnels {
     /// Tells that a worker opened the first packet of a session that the peer began.
     pub fn confirm(&mut self, session: &Arc<Session>, now: Instant) {
         let key = session.peer;
-        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let Some(peer) = self.peers.met_mut(&key) else { return };
         let Some(next) = peer.next.take_if(|next| Arc::ptr_eq(&next.session, session)) else { return };
         if peer.gives_way_to(&next, key > self.own.public) {
             let old = std::mem::replace(&mut peer.previous, peer.current.replace(next.session));
@@ -252,7 +247,7 @@ impl Tunnels {
 
     /// Tells that packets go to or come from a peer; workers do so at the first packet and at most once a second.
     pub fn note_activity(&mut self, key: &NodeKey, now: Instant) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.peers.met_mut(key) else { return };
         peer.check_at = Some(now + timers::CHECK_AGAIN);
         // In case what the worker told at the first packet got lost.
         let confirmed =
@@ -271,7 +266,7 @@ impl Tunnels {
                 return;
             }
             self.deadlines.remove(&(deadline, key));
-            if let Some(peer) = self.peers.get_mut(&key) {
+            if let Some(peer) = self.peers.met_mut(&key) {
                 peer.deadline = None;
             }
             self.check(&key, now);
@@ -298,7 +293,7 @@ impl Tunnels {
     /// Tells when the last handshake with a peer was finished.
     #[must_use]
     pub fn last_handshake(&self, key: &NodeKey) -> Option<Instant> {
-        self.peers.get(key)?.current.as_ref().map(|session| session.born())
+        self.peers.met(key)?.current.as_ref().map(|session| session.born())
     }
 
     /// Takes everything of a peer out of the tables.

@@ -306,10 +306,11 @@ impl PeerSlot {
         self.session.load()
     }
 
-    /// Sends with `session` from now on; a handshake may be asked for anew.
-    pub(super) fn set_session(&self, session: Option<Arc<Session>>) {
-        self.session.store(session);
+    /// Sends with `session` from now on; a handshake may be asked for anew. Tells whether there was a session before.
+    pub(super) fn set_session(&self, session: Option<Arc<Session>>) -> bool {
+        let had_one = self.session.swap(session).is_some();
         self.asked.store(0, Ordering::Release);
+        had_one
     }
 
     /// Allows that a handshake is asked for again.

@@ -1,6 +1,6 @@
 //! Who holds which disco key, and the boxes to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use warren_wire::disco::{self, Message};
 use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey};
@@ -10,28 +10,19 @@ use warren_wire::nacl::{NONCE_BYTES, SharedBox};
 pub(super) struct DiscoKeys {
     secret: DiscoSecret,
     public: DiscoKey,
-    holders: BTreeMap<DiscoKey, Holders>,
-}
-
-struct Holders {
-    peers: Vec<NodeKey>,
-    seal: Seal,
-}
-
-/// The box between our key and another: computed at first use, since most peers of a big tailnet are never met.
-enum Seal {
-    Unknown,
-    Known(SharedBox),
-    /// The key is a point of low order: nothing can be sealed for it.
-    Impossible,
+    /// Who holds which key: all that is kept of most peers of a big tailnet, which are never met.
+    held: BTreeSet<(DiscoKey, NodeKey)>,
+    /// The boxes between our key and others that somebody holds, computed at first use; `None` for a point of low order,
+    /// for which nothing can be sealed.
+    boxes: BTreeMap<DiscoKey, Option<SharedBox>>,
 }
 
 impl DiscoKeys {
     #[cfg(test)]
-    pub(super) const BYTES_PER_KEY: usize = size_of::<DiscoKey>() + size_of::<Holders>();
+    pub(super) const BYTES_PER_KEY: usize = size_of::<(DiscoKey, NodeKey)>();
 
     pub(super) fn new(secret: DiscoSecret) -> Self {
-        Self { public: secret.public(), secret, holders: BTreeMap::new() }
+        Self { public: secret.public(), secret, held: BTreeSet::new(), boxes: BTreeMap::new() }
     }
 
     pub(super) fn public(&self) -> DiscoKey {
@@ -40,25 +31,26 @@ impl DiscoKeys {
 
     /// Notes that `peer` holds `key`.
     pub(super) fn insert(&mut self, key: DiscoKey, peer: NodeKey) {
-        let holders = self.holders.entry(key).or_insert(Holders { peers: Vec::with_capacity(1), seal: Seal::Unknown });
-        if !holders.peers.contains(&peer) {
-            holders.peers.push(peer);
-        }
+        self.held.insert((key, peer));
     }
 
     /// Notes that `peer` no longer holds `key`.
     pub(super) fn remove(&mut self, key: &DiscoKey, peer: &NodeKey) {
-        if let Some(holders) = self.holders.get_mut(key) {
-            holders.peers.retain(|held| held != peer);
-            if holders.peers.is_empty() {
-                self.holders.remove(key);
-            }
+        self.held.remove(&(*key, *peer));
+        if self.holders(key).next().is_none() {
+            self.boxes.remove(key);
         }
     }
 
     /// Returns the peers that hold `key`.
-    pub(super) fn holders(&self, key: &DiscoKey) -> &[NodeKey] {
-        self.holders.get(key).map_or(&[], |holders| holders.peers.as_slice())
+    pub(super) fn holders(&self, key: &DiscoKey) -> impl Iterator<Item = NodeKey> {
+        let all = (*key, NodeKey::from_bytes([0; 32]))..=(*key, NodeKey::from_bytes([0xff; 32]));
+        self.held.range(all).map(|(_, peer)| *peer)
+    }
+
+    /// Tells whether `peer` holds `key`.
+    pub(super) fn is_held(&self, key: &DiscoKey, peer: &NodeKey) -> bool {
+        self.held.contains(&(*key, *peer))
     }
 
     /// Seals a message for the holders of `key`; `None` if nobody holds it or nothing can be sealed for it.
@@ -81,14 +73,10 @@ impl DiscoKeys {
     }
 
     fn shared(&mut self, key: &DiscoKey) -> Option<&SharedBox> {
-        let holders = self.holders.get_mut(key)?;
-        if matches!(holders.seal, Seal::Unknown) {
-            let shared = self.secret.diffie_hellman(key.as_bytes());
-            holders.seal = shared.map_or(Seal::Impossible, |shared| Seal::Known(SharedBox::new(&shared)));
-        }
-        match &holders.seal {
-            Seal::Known(shared) => Some(shared),
-            Seal::Unknown | Seal::Impossible => None,
-        }
+        // Whoever comes with a key of nobody costs neither cryptography nor memory.
+        self.holders(key).next()?;
+        let secret = &self.secret;
+        let make = || secret.diffie_hellman(key.as_bytes()).map(|shared| SharedBox::new(&shared));
+        self.boxes.entry(*key).or_insert_with(make).as_ref()
     }
 }

@@ -78,8 +78,8 @@ pub(super) struct Peer {
     best: Option<Box<Best>>,
     /// Absent while there was no direct path, or at rest.
     watch: Option<Box<Watch>>,
-    /// When holes through a hard NAT were last tried, and what came of it.
-    pub(super) punched: Option<Attempted>,
+    /// When holes through a hard NAT were last tried, and what came of it; boxed, since few peers have one.
+    pub(super) punched: Option<Box<Attempted>>,
     pub(super) relaying: Relaying,
     /// The last decisions, while in use.
     history: History,
@@ -88,7 +88,7 @@ pub(super) struct Peer {
     pub(super) last_sent: Option<Instant>,
     last_full_ping: Option<Instant>,
     /// How many of the [`EAGER`] tries of the present search are over.
-    tries: usize,
+    tries: u8,
     /// A user's ping that is not answered yet: further pings ask for it, too.
     pub(super) asked: Option<PingId>,
     /// When the next heartbeat is due; set if and only if its timer is.
@@ -213,7 +213,7 @@ impl Peer {
 
     /// Tells whether the young search is over without a result.
     pub(super) fn has_searched(&self) -> bool {
-        self.tries >= EAGER.len()
+        usize::from(self.tries) >= EAGER.len()
     }
 
     /// Returns the direct address if it is trusted.
@@ -291,13 +291,13 @@ impl Peer {
             self.tries = 0;
             return HEARTBEAT;
         }
-        let pace = EAGER.get(self.tries).copied().unwrap_or(HEARTBEAT);
+        let pace = EAGER.get(usize::from(self.tries)).copied().unwrap_or(HEARTBEAT);
         self.tries = self.tries.saturating_add(1);
         pace
     }
 
     fn spacing(&self) -> Duration {
-        if self.tries < EAGER.len() { EAGER_SPACING } else { PING_SPACING }
+        if usize::from(self.tries) < EAGER.len() { EAGER_SPACING } else { PING_SPACING }
     }
 
     /// Gives up the direct path if its address is no candidate any more.
@@ -467,7 +467,7 @@ impl Peer {
             in_use: self.heartbeat.is_some(),
             reason: if self.best.is_some() { Reason::Answered } else { relayed },
             candidates: self.candidates.status(),
-            punched: self.punched.map(|attempted| attempted.outcome),
+            punched: self.punched.as_ref().map(|attempted| attempted.outcome),
             history: self.history.list(),
         }
     }

@@ -194,7 +194,7 @@ impl Paths {
         }
         let Some(peer) = self.peers.get(key) else { return };
         // Where only one STUN server is known, nobody knows which side is the hard one: they take turns.
-        let hard = nat.hard.unwrap_or(peer.punched.is_none_or(|attempted| !attempted.fanned));
+        let hard = nat.hard.unwrap_or(peer.punched.as_ref().is_none_or(|attempted| !attempted.fanned));
         let Some(address) = nat.address(hard) else { return };
         if !peer.has_searched()
             || peer.candidates.public_v4().next().is_none()
@@ -273,7 +273,7 @@ impl Paths {
             && self.peers.get(key).is_some_and(|peer| {
                 peer.disco.is_some()
                     && peer.relay().is_some()
-                    && peer.punched.is_none_or(|attempted| is_over(attempted.at, spacing(attempted)))
+                    && peer.punched.as_deref().is_none_or(|attempted| is_over(attempted.at, spacing(*attempted)))
             })
     }
 
@@ -293,8 +293,8 @@ impl Paths {
 
     fn note_punched(&mut self, key: &NodeKey, outcome: Punched, now: Instant) {
         if let Some(peer) = self.peers.get_mut(key) {
-            let (count, fanned) = peer.punched.map_or((0, false), |last| (last.count, last.fanned));
-            peer.punched = Some(Attempted { at: now, outcome, count, fanned });
+            let (count, fanned) = peer.punched.as_ref().map_or((0, false), |last| (last.count, last.fanned));
+            peer.punched = Some(Box::new(Attempted { at: now, outcome, count, fanned }));
         }
     }
 
@@ -376,7 +376,9 @@ impl Paths {
                 Step::Asked { .. } => Punched::Unanswered,
                 Step::Fan { .. } | Step::Spray { .. } => Punched::NoLuck,
             };
-            peer.punched = peer.punched.map(|attempted| Attempted { outcome, ..attempted });
+            if let Some(attempted) = &mut peer.punched {
+                attempted.outcome = outcome;
+            }
         }
         self.set_punch_timer();
         self.sync_sockets();

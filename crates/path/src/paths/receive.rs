@@ -167,11 +167,12 @@ impl Paths {
 
     /// Tells which holder of a disco key sent a ping, if that is certain.
     pub(super) fn pinger(&self, sender: &DiscoKey, ping: &Ping) -> Option<NodeKey> {
-        let holders = self.outbox.keys.holders(sender);
-        let named = ping.node_key.filter(|key| holders.contains(key));
-        named.or(match holders {
-            [only] => Some(*only),
-            _ => None,
+        let keys = &self.outbox.keys;
+        let named = ping.node_key.filter(|key| keys.is_held(sender, key));
+        named.or_else(|| {
+            let mut holders = keys.holders(sender);
+            let first = holders.next();
+            first.filter(|_| holders.next().is_none())
         })
     }
 

@@ -40,7 +40,7 @@ impl Tunnels {
     /// Answers an initiation with a response, and keeps the session until the peer uses it.
     pub(super) fn handle_initiation(&mut self, message: &[u8], origin: Origin, now: Instant) {
         // A relay says who the sender is: one that is no peer costs us nothing.
-        if matches!(&origin, Origin::Relay { peer, .. } if !self.peers.contains_key(peer)) {
+        if matches!(&origin, Origin::Relay { peer, .. } if !self.peers.contains(peer)) {
             return;
         }
         if !self.passes(message, &origin, now) {
@@ -52,7 +52,7 @@ impl Tunnels {
             return;
         }
         let Some(static_shared) = self.static_shared(&key) else { return };
-        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let Some(peer) = self.peers.met_mut(&key) else { return };
         if peer.last_initiation.is_some_and(|last| now.saturating_duration_since(last) < INITIATION_SPACING) {
             return;
         }
@@ -68,7 +68,7 @@ impl Tunnels {
         let response_code = cookie::append_codes(&mut bytes, &key, cookie.as_ref());
         self.transmits.push_back(Transmit { peer: Some(key), origin: Some(origin), bytes });
         let session = self.make_session(key, index, finished, false, now);
-        if let Some(peer) = self.peers.get_mut(&key) {
+        if let Some(peer) = self.peers.met_mut(&key) {
             peer.response_code = response_code;
             let crossed = peer.attempt.is_some();
             let old = peer.next.replace(Next { session, crossed });
@@ -83,16 +83,16 @@ impl Tunnels {
         let Some(key) = self.attempts.get(&SessionTable::slot_of(index)).copied() else { return };
         let awaited = |peer: &super::Peer| peer.attempt.as_ref().is_some_and(|attempt| attempt.pending.index == index);
         // Before it is counted: a response that nobody waits for is no load.
-        if !self.peers.get(&key).is_some_and(|peer| awaited(peer)) || !self.passes(message, origin, now) {
+        if !self.peers.met(&key).is_some_and(awaited) || !self.passes(message, origin, now) {
             return;
         }
-        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let Some(peer) = self.peers.met_mut(&key) else { return };
         let finished = peer.attempt.as_ref().and_then(|attempt| attempt.pending.finish(&self.own, message));
         let Some(finished) = finished else { return };
         let attempt = peer.attempt.take();
         self.drop_attempt(attempt);
         let session = self.make_session(key, index, finished, true, now);
-        if let Some(peer) = self.peers.get_mut(&key) {
+        if let Some(peer) = self.peers.met_mut(&key) {
             let old = std::mem::replace(&mut peer.previous, peer.current.replace(Arc::clone(&session)));
             self.drop_session(old);
         }
@@ -111,7 +111,7 @@ impl Tunnels {
         let Some(index) = index_at(message, 4) else { return };
         let asked = self.attempts.get(&SessionTable::slot_of(index)).copied();
         let Some(key) = asked.or_else(|| Some(self.table.lookup(index)?.peer)) else { return };
-        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let Some(peer) = self.peers.met_mut(&key) else { return };
         let initiation = peer.attempt.as_ref().filter(|attempt| attempt.pending.index == index);
         let response = peer.next.as_ref().filter(|next| next.session.local_index == index);
         let code = initiation.map(|attempt| attempt.first_code).or_else(|| response.map(|_| peer.response_code));
@@ -127,14 +127,14 @@ impl Tunnels {
 
     /// Sends an initiation; `began` is when the first of this series was sent.
     pub(super) fn initiate(&mut self, key: &NodeKey, began: Instant, now: Instant) -> Result<(), StartError> {
-        if !self.peers.contains_key(key) {
+        if !self.peers.contains(key) {
             return Err(StartError::UnknownPeer);
         }
         let static_shared = self.static_shared(key).ok_or(StartError::InvalidKey)?;
         let index = self.free_index().ok_or(StartError::Full)?;
         let fresh = Fresh { ephemeral: self.entropy.secret(), index, timestamp: self.clock.timestamp(now) };
         let jitter = Duration::from_millis(self.entropy.up_to(REKEY_JITTER_MILLIS));
-        let peer = self.peers.get_mut(key).ok_or(StartError::UnknownPeer)?;
+        let peer = self.peers.meet(key).ok_or(StartError::UnknownPeer)?;
         let cookie = peer.cookie.clone().filter(|cookie| cookie.is_fresh(now));
         let initiation = handshake::initiate(&self.own, key, &static_shared, &fresh);
         let (pending, mut bytes) = initiation.ok_or(StartError::InvalidKey)?;
@@ -150,7 +150,7 @@ impl Tunnels {
 
     /// Returns what our key and a peer's share, computed once; `None` if it is no peer or its key is of low order.
     fn static_shared(&mut self, key: &NodeKey) -> Option<Key> {
-        let peer = self.peers.get_mut(key)?;
+        let peer = self.peers.meet(key)?;
         if peer.static_shared.is_none() {
             peer.static_shared = self.own.shared_with(key);
         }

@@ -1,7 +1,10 @@
 //! What is known of one peer.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
+
+use warren_wire::key::NodeKey;
 
 use crate::cookie::Cookie;
 use crate::crypto::Key;
@@ -33,6 +36,50 @@ pub(super) struct Peer {
 }
 
 const _: () = assert!(size_of::<Peer>() <= 192, "a peer at rest must stay small");
+
+/// The peers of a node.
+#[derive(Default)]
+pub(super) struct Peers {
+    /// Whoever was never met has no state: most peers of a big tailnet.
+    by_key: BTreeMap<NodeKey, Option<Box<Peer>>>,
+}
+
+impl Peers {
+    pub(super) fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    pub(super) fn contains(&self, key: &NodeKey) -> bool {
+        self.by_key.contains_key(key)
+    }
+
+    /// Adds a peer that was never met; false if it is there already.
+    pub(super) fn add(&mut self, key: NodeKey) -> bool {
+        let is_new = !self.contains(&key);
+        self.by_key.entry(key).or_default();
+        is_new
+    }
+
+    /// Removes a peer and returns its state if it was met.
+    pub(super) fn remove(&mut self, key: &NodeKey) -> Option<Box<Peer>> {
+        self.by_key.remove(key)?
+    }
+
+    /// Returns the state of a peer that was met.
+    pub(super) fn met(&self, key: &NodeKey) -> Option<&Peer> {
+        self.by_key.get(key)?.as_deref()
+    }
+
+    /// Returns the state of a peer that was met, to be changed.
+    pub(super) fn met_mut(&mut self, key: &NodeKey) -> Option<&mut Peer> {
+        self.by_key.get_mut(key)?.as_deref_mut()
+    }
+
+    /// Returns the state of a peer that is met now.
+    pub(super) fn meet(&mut self, key: &NodeKey) -> Option<&mut Peer> {
+        Some(self.by_key.get_mut(key)?.get_or_insert_default())
+    }
+}
 
 /// A handshake that we began.
 pub(super) struct Attempt {

@@ -37,7 +37,7 @@ const LEAST_WAIT: Duration = Duration::from_millis(10);
 impl Tunnels {
     /// Begins a handshake if the session in use nears its end.
     pub(super) fn renew_if_due(&mut self, key: &NodeKey, now: Instant) {
-        let Some(peer) = self.peers.get(key) else { return };
+        let Some(peer) = self.peers.met(key) else { return };
         let Some(session) = peer.current.as_ref().filter(|_| peer.attempt.is_none()) else { return };
         let age = now.saturating_duration_since(session.born());
         let recently = |at: Option<Instant>| at.is_some_and(|at| now.saturating_duration_since(at) < KEEPALIVE);
@@ -56,7 +56,7 @@ impl Tunnels {
     pub(super) fn check(&mut self, key: &NodeKey, now: Instant) {
         self.drop_expired(key, now);
         self.retry_or_give_up(key, now);
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.peers.met_mut(key) else { return };
         peer.check_at = peer.check_at.filter(|at| *at > now);
         let Some(session) = peer.current.clone() else { return };
         let passed = |since: Option<Instant>, limit| since.is_some_and(|at| now.saturating_duration_since(at) >= limit);
@@ -71,7 +71,7 @@ impl Tunnels {
     }
 
     fn drop_expired(&mut self, key: &NodeKey, now: Instant) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.peers.met_mut(key) else { return };
         let current = peer.current.take_if(|session| session.has_expired(now));
         let previous = peer.previous.take_if(|session| session.has_expired(now));
         let next = peer.next.take_if(|next| next.session.has_expired(now));
@@ -84,7 +84,7 @@ impl Tunnels {
     }
 
     fn retry_or_give_up(&mut self, key: &NodeKey, now: Instant) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.peers.met_mut(key) else { return };
         let Some(attempt) = &mut peer.attempt else { return };
         let began = attempt.began;
         if now.saturating_duration_since(began) >= REKEY_ATTEMPT {
@@ -100,7 +100,7 @@ impl Tunnels {
 
     /// Puts the peer's next deadline into the schedule.
     pub(super) fn reschedule(&mut self, key: &NodeKey, now: Instant) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.peers.met_mut(key) else { return };
         let sessions = [peer.current.as_ref(), peer.previous.as_ref(), peer.next.as_ref().map(|next| &next.session)];
         let ends = sessions.map(|session| session.map(|session| session.born() + REJECT_AFTER));
         let silence = peer.unheard_since().filter(|_| peer.attempt.is_none());

@@ -16,7 +16,7 @@ use warren_os::NameSettings;
 use warren_path::{OwnNat, PathStatus, Paths, PeerConfig, PingId};
 use warren_wg::{Tunnels, sealed_length};
 use warren_wire::control::{DerpMap, DnsConfig, FilterRule, NetInfo, Node, RegionId};
-use warren_wire::key::{DiscoKey, DiscoSecret, NodeKey, NodeSecret};
+use warren_wire::key::{DiscoSecret, NodeKey, NodeSecret};
 
 use super::measure::{Found, Measure};
 use super::peer_relays::PeerRelays;
@@ -77,11 +77,15 @@ fn rekey_for_tests() -> Option<Duration> {
 pub(super) struct Known {
     pub(super) config: Arc<Peer>,
     pub(super) slot: Arc<PeerSlot>,
-    /// The last disco key that the server told.
-    pub(super) disco: Option<DiscoKey>,
     /// The last home relay that the server told.
     pub(super) home: Option<RegionId>,
-    pub(super) has_session: bool,
+    /// Boxed, since most peers of a big tailnet are never met.
+    met: Option<Box<Met>>,
+}
+
+/// What is known of the handshakes with a peer.
+#[derive(Default)]
+pub(super) struct Met {
     pub(super) last_handshake: Option<Instant>,
     /// The last message that began a handshake, until that is decided: it goes out again when a new way appears, which
     /// spares the seconds until the next attempt.
@@ -92,16 +96,17 @@ pub(super) struct Known {
 
 impl Known {
     fn new(config: Arc<Peer>, slot: Arc<PeerSlot>) -> Self {
-        Self {
-            config,
-            slot,
-            disco: None,
-            home: None,
-            has_session: false,
-            last_handshake: None,
-            initiation: None,
-            shook_hands_at: None,
-        }
+        Self { config, slot, home: None, met: None }
+    }
+
+    /// Returns what is known of handshakes with the peer, if there were any.
+    pub(super) fn met(&self) -> Option<&Met> {
+        self.met.as_deref()
+    }
+
+    /// Returns what is known of handshakes with the peer, to be changed.
+    pub(super) fn meet(&mut self) -> &mut Met {
+        self.met.get_or_insert_default()
     }
 }
 
@@ -238,8 +243,9 @@ impl Tailnet {
     /// Adds a peer or takes over what changed.
     pub(super) fn set_peer(&mut self, config: Arc<Peer>, now: Instant) {
         let key = config.key();
-        let old = self.peers.get(&key).map(|known| (known.disco, known.home));
-        let had_no_way = self.relays.way_to(&key, old.and_then(|(_, home)| home)).is_none();
+        let old_disco = self.paths.disco_key_of(&key);
+        let old_home = self.peers.get(&key).and_then(|known| known.home);
+        let had_no_way = self.relays.way_to(&key, old_home).is_none();
         match self.peers.get_mut(&key) {
             Some(known) => {
                 let old = std::mem::replace(&mut known.config, Arc::clone(&config));
@@ -261,13 +267,13 @@ impl Tailnet {
         let Some(known) = self.peers.get_mut(&key) else { return };
         known.slot.set_jailed(config.is_jailed());
         // A server that has just restarted may not know yet what it told before: absence is not deletion.
-        known.disco = config.disco_key().or(known.disco);
         known.home = config.home_relay().or(known.home);
-        let path = PeerConfig { disco: known.disco, home: known.home, endpoints: config.endpoints().to_vec() };
+        let disco = config.disco_key().or(old_disco);
+        let path = PeerConfig { disco, home: known.home, endpoints: config.endpoints().to_vec() };
         // A disco key lives as long as a process: the peer has restarted and knows our session no more.
-        if old.and_then(|(disco, _)| disco).is_some_and(|old| known.disco != Some(old)) {
+        if old_disco.is_some_and(|old| disco != Some(old)) {
             tracing::debug!(peer = %key.short(), "the peer has restarted");
-            let was_asked = known.initiation.take().is_some();
+            let was_asked = known.meet().initiation.take().is_some();
             known.slot.handshake_failed();
             self.tunnels.reset_peer(&key);
             if was_asked {
@@ -292,8 +298,7 @@ impl Tailnet {
         self.paths.remove_peer(key);
         self.relays.remove_peer(key);
         if let Some(known) = self.peers.remove(key) {
-            known.slot.set_session(None);
-            self.sessions -= usize::from(known.has_session);
+            self.sessions -= usize::from(known.slot.set_session(None));
             self.dirty.prefixes = true;
         }
         self.drain(now);
@@ -505,7 +510,7 @@ impl Tailnet {
                 reason: path.as_ref().map(|path| reason(path, &own_nat, now)),
                 rx_bytes,
                 tx_bytes,
-                last_handshake: known.last_handshake.and_then(at),
+                last_handshake: known.met().and_then(|met| met.last_handshake).and_then(at),
                 last_write: self.shared.instant(known.slot.last_write()).and_then(at),
                 endpoints: path.map_or_else(
                     || known.config.endpoints().to_vec(),

@@ -46,7 +46,8 @@ impl Tailnet {
                 let Some(known) = self.peers.get(&peer) else { return };
                 // The worker may have looked just before a session was there; what waited for it has gone out since.
                 let is_fresh = |at: Instant| now.saturating_duration_since(at) < FRESH_SESSION;
-                let has_fresh = known.slot.session().is_some() && known.last_handshake.is_some_and(is_fresh);
+                let has_fresh = known.slot.session().is_some()
+                    && known.met().and_then(|met| met.last_handshake).is_some_and(is_fresh);
                 if has_fresh || self.tunnels.start_handshake(&peer, now).is_err() {
                     known.slot.handshake_failed();
                 }
@@ -294,23 +295,24 @@ impl Tailnet {
         match event {
             TunnelEvent::Ready { peer, session } => {
                 let Some(known) = self.peers.get_mut(&peer) else { return };
-                known.slot.set_session(Some(session));
-                known.last_handshake = Some(now);
-                known.initiation = None;
+                let had_one = known.slot.set_session(Some(session));
+                let met = known.meet();
+                met.last_handshake = Some(now);
+                met.initiation = None;
                 tracing::debug!(peer = %peer.short(), "session");
-                self.sessions += usize::from(!std::mem::replace(&mut known.has_session, true));
+                self.sessions += usize::from(!had_one);
                 self.shared.ask(&self.shared.requests.flush);
             }
             TunnelEvent::Closed { peer } => {
                 let Some(known) = self.peers.get_mut(&peer) else { return };
-                known.slot.set_session(None);
+                let had_one = known.slot.set_session(None);
                 tracing::debug!(peer = %peer.short(), "session ended");
-                self.sessions -= usize::from(std::mem::replace(&mut known.has_session, false));
+                self.sessions -= usize::from(had_one);
             }
             TunnelEvent::Failed { peer } => {
                 if let Some(known) = self.peers.get_mut(&peer) {
                     known.slot.handshake_failed();
-                    known.initiation = None;
+                    known.meet().initiation = None;
                 }
             }
         }
@@ -398,14 +400,14 @@ impl Tailnet {
         if let Some(known) = self.peers.get_mut(&key)
             && MessageType::of(&bytes) == Some(MessageType::Initiation)
         {
-            known.initiation = Some(bytes.clone());
+            known.meet().initiation = Some(bytes.clone());
         }
         self.send_to_peer(key, origin, bytes, now);
     }
 
     /// Sends the message that began a handshake again, if that is under way.
     pub(super) fn send_initiation_again(&mut self, key: &NodeKey, now: Instant) {
-        if let Some(bytes) = self.peers.get(key).and_then(|known| known.initiation.clone()) {
+        if let Some(bytes) = self.peers.get(key).and_then(|known| known.met()?.initiation.clone()) {
             self.send_to_peer(*key, None, bytes, now);
         }
     }
@@ -415,7 +417,7 @@ impl Tailnet {
     fn send_to_peer(&mut self, key: NodeKey, origin: Option<Origin>, bytes: Vec<u8>, now: Instant) {
         let Some(known) = self.peers.get_mut(&key) else { return };
         if let Some(Origin::Udp(address)) = origin {
-            known.shook_hands_at = Some(address);
+            known.meet().shook_hands_at = Some(address);
         }
         let home = known.home;
         let path = **known.slot.path();
@@ -496,7 +498,7 @@ impl Tailnet {
             Some(direct) if now <= direct.trusted_until => Some(direct.address),
             // The worker has sent it there already.
             Some(_) => None,
-            None => known.shook_hands_at,
+            None => known.met().and_then(|met| met.shook_hands_at),
         };
         if let Some(address) = address {
             let _ = self.shared.sockets.load().send(address, &bytes);

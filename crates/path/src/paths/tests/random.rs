@@ -158,7 +158,7 @@ proptest! {
                     prop_assert!(direct.trusted_until <= bench.now + peer::TRUST);
                 }
                 if let Some(disco) = peer.disco {
-                    prop_assert!(outbox.keys.holders(&disco).contains(key));
+                    prop_assert!(outbox.keys.is_held(&disco, key));
                 }
             }
         }
