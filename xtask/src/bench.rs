@@ -7,7 +7,7 @@ mod peers;
 mod punch;
 mod relay;
 mod streams;
-mod tunnel;
+pub(crate) mod tunnel;
 
 use crate::packages;
 use crate::run::{Run, require_root, target};

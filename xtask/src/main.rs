@@ -110,6 +110,8 @@ enum Command {
         #[command(subcommand)]
         what: Option<bench::Bench>,
     },
+    /// Draws a flame graph of two nodes between which TCP streams flow.
+    Profile(bench::tunnel::profile::Options),
     /// Sends or receives inside a host of the lab.
     #[command(subcommand, hide = true)]
     Traffic(traffic::Traffic),
@@ -138,6 +140,7 @@ fn main() -> ExitCode {
         }
         Command::Whole => whole::long(),
         Command::Bench { what } => bench::command(what.as_ref()),
+        Command::Profile(options) => bench::tunnel::profile::flame(&options),
         Command::Traffic(traffic) => traffic::run(&traffic),
         Command::Fuzz { seconds, name } => fuzz::search(seconds, name.as_deref()),
     };

@@ -4,6 +4,7 @@
 //! of it: A B C … A B C …. What is printed are medians over the turns and ratios; a program that is missing voids the run.
 
 mod figure;
+pub(crate) mod profile;
 mod subject;
 
 use super::{median, release_warren};
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use subject::Subject;
 
 /// The programs that are compared.
+#[derive(Default)]
 pub(super) struct Programs {
     warren: PathBuf,
     bare: PathBuf,

@@ -141,13 +141,13 @@ impl Figure {
 }
 
 /// TCP on its way from alpha to beta.
-struct Stream {
+pub(super) struct Stream {
     client: Process,
     server: Process,
 }
 
 impl Stream {
-    fn start(pair: &Pair, options: &str) -> Result<Self> {
+    pub(super) fn start(pair: &Pair, options: &str) -> Result<Self> {
         let mut server = pair.beta.spawn("iperf-server", Path::new("iperf3"), &["-s", "-1", "--forceflush"])?;
         server.wait_log("Server listening", PATIENCE)?;
         let words = format!("-c {} -C cubic -O 1 -J {options}", pair.address);
@@ -157,7 +157,7 @@ impl Stream {
     }
 
     /// Waits for the end and returns Mbit/s.
-    fn finish(&mut self) -> Result<f64> {
+    pub(super) fn finish(&mut self) -> Result<f64> {
         let status = self.client.wait_end(PATIENCE)?;
         let text = self.client.own_log();
         ensure!(status.success(), "iperf3 failed: {text}");
