@@ -19,6 +19,7 @@ mod grid;
 mod lab;
 mod packages;
 mod run;
+mod sanitize;
 mod sim;
 mod soak;
 mod test;

@@ -1,15 +1,17 @@
 //! The test lanes.
 
 use crate::run::Run;
-use crate::{check, e2e, fuzz, grid, packages, sim, soak, whole};
+use crate::{check, e2e, fuzz, grid, packages, sanitize, sim, soak, whole};
 use anyhow::Result;
 
-/// What continuous integration runs: checks, unit and property tests, replay of the fuzz corpora, 200 seeds of the
+/// What continuous integration runs: checks, unit and property tests, replay of the fuzz corpora, the
+/// crates with `unsafe` under a sanitizer, 200 seeds of the
 /// simulation, end to end, interop, six cells of the grid.
 pub(crate) fn all() -> Result<()> {
     packages::debian(&[("cc", "build-essential")])?;
     check::all()?;
     Run::cargo().args("test --quiet --workspace --locked").go()?;
+    sanitize::all()?;
     sim::few()?;
     e2e::command(None, false, false)?;
     grid::few()
