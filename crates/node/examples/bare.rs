@@ -240,6 +240,8 @@ fn initiations(key: &NodeKey) -> Vec<Vec<u8>> {
 /// Sends a load, evenly as far as bursts allow: the given datagrams again and again.
 fn send(to: SocketAddr, datagrams: &[Vec<u8>], rate: u64, seconds: u64) -> Result<()> {
     let socket = UdpSocket::bind_with(Family::V4, 0, Offload::Off)?;
+    // A load goes into the tunnel, as the packets of any program do; the daemon's own go around it.
+    socket2::SockRef::from(&socket).set_mark(0)?;
     let mut next = datagrams.iter().cycle();
     let burst: [Outgoing<'_>; LOAD_BURST] =
         std::array::from_fn(|_| Outgoing { to, bytes: next.next().map_or(&[], Vec::as_slice) });
