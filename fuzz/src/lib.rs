@@ -20,6 +20,7 @@ pub mod filter;
 pub mod gateway;
 mod input;
 pub mod key;
+pub mod ledger;
 pub mod map_frames;
 pub mod node;
 pub mod noise;
@@ -49,6 +50,9 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("gateway", gateway::gateway),
     ("kept_map", node::kept_map),
     ("keys", key::keys),
+    ("ledger_batch", ledger::batch),
+    ("ledger_chain", ledger::chain),
+    ("ledger_checkpoint", ledger::checkpoint),
     ("local_api", node::local_api),
     ("map_frames", map_frames::map_frames),
     ("netcheck", path::netcheck),

@@ -14,6 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("warren-filter", &["warren-wire"]),
     ("warren-path", &["warren-wire"]),
     ("warren-dns", &["warren-wire"]),
+    ("warren-ledger", &["warren-wire"]),
     ("warren-policy", &["warren-wire", "warren-filter"]),
     ("warren-sim", &["warren-wire", "warren-path"]),
     ("warren-os", &[]),
@@ -33,6 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "warren-filter",
             "warren-path",
             "warren-dns",
+            "warren-ledger",
             "warren-policy",
             "warren-relay",
             "warren-control",
@@ -46,7 +48,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 const UNSAFE: &[&str] = &["crates/os/", "crates/aead/"];
 
 /// Crates that must not know an asynchronous runtime: the cores.
-const CORES: &[&str] = &["warren-wire", "warren-wg", "warren-filter", "warren-path", "warren-dns", "warren-policy"];
+const CORES: &[&str] =
+    &["warren-wire", "warren-wg", "warren-filter", "warren-path", "warren-dns", "warren-ledger", "warren-policy"];
 
 /// Crates that the product must not contain: one TLS provider, and none that is not Rust or AWS-LC.
 const BANNED: &[&str] = &["ring", "openssl", "openssl-sys", "native-tls"];
