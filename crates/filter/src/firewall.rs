@@ -1,5 +1,7 @@
 //! The judge of packets.
 
+mod conversation;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +10,9 @@ use crate::flow::{FRAGMENT, Flow, FlowKey, FragmentKey, Side};
 use crate::packet::{Body, Icmp, PROTO_SCTP, PROTO_TCP, PROTO_UDP, Packet, Ports, TcpFlags, quoted};
 use crate::recent::RecentMap;
 use crate::rules::{Filter, Want};
+use conversation::{Forgotten, Touched};
+
+pub use conversation::{Conversation, MAX_STATELESS, Parting};
 
 /// The most conversations remembered that this node opened; the one idle longest is forgotten for a new one.
 pub const MAX_OWN_FLOWS: u32 = 65_536;
@@ -68,6 +73,11 @@ pub struct Firewall {
     own: RecentMap<FlowKey, Flow>,
     peers: RecentMap<FlowKey, Flow>,
     fragmented: RecentMap<FragmentKey, FirstPiece>,
+    /// Marks of conversations that are judged packet by packet.
+    stateless: RecentMap<FlowKey, u64>,
+    /// Where the conversation of the packet judged last is remembered.
+    touched: Touched,
+    forgotten: Forgotten,
 }
 
 /// Says what a packet's peer may do.
@@ -137,6 +147,9 @@ impl Firewall {
             own: RecentMap::new(MAX_OWN_FLOWS, seed),
             peers: RecentMap::new(MAX_PEER_FLOWS, seed),
             fragmented: RecentMap::new(MAX_FRAGMENTED, seed),
+            stateless: RecentMap::new(MAX_STATELESS, seed),
+            touched: Touched::Nothing,
+            forgotten: Forgotten::default(),
         }
     }
 
@@ -161,7 +174,11 @@ impl Firewall {
     /// Judges a packet that came out of the tunnel; its source must have been checked to belong to the peer.
     pub fn check_inbound(&mut self, packet: &Packet<'_>, peer: PeerMode, now: Instant) -> Verdict {
         let now = self.seconds(now);
+        self.touched = Touched::Nothing;
         let verdict = self.judge_inbound(packet, peer, now);
+        if verdict != Verdict::Accept {
+            self.touched = Touched::Nothing;
+        }
         if verdict == Verdict::Accept
             && let Some(fragment) = packet.fragment()
             && fragment.is_first
@@ -174,6 +191,7 @@ impl Firewall {
 
     /// Judges a packet that the host wants to send into the tunnel, and remembers the conversation.
     pub fn check_outbound(&mut self, packet: &Packet<'_>, now: Instant) -> Verdict {
+        self.touched = Touched::Nothing;
         if let Some(reason) = unfit(packet.destination()) {
             return Verdict::Drop(reason);
         }
@@ -187,23 +205,32 @@ impl Firewall {
     /// Remembers the conversation of a packet that the daemon itself sends, so that the answer passes.
     pub fn note_outbound(&mut self, packet: &Packet<'_>, now: Instant) {
         let now = self.seconds(now);
+        self.touched = Touched::Nothing;
         let (protocol, ports, flags) = match packet.body() {
             Body::Tcp { ports, flags } => (PROTO_TCP, ports, Some(flags)),
             Body::Udp { ports } => (PROTO_UDP, ports, None),
             Body::Sctp { ports } => (PROTO_SCTP, ports, None),
             Body::Icmp(Icmp::EchoRequest { id }) => (packet.protocol(), Ports { source: id, destination: 0 }, None),
-            Body::Icmp(_) | Body::Tsmp | Body::Other | Body::LaterFragment => return,
+            Body::Icmp(Icmp::EchoReply { .. }) | Body::Other => {
+                self.touched = Touched::Stateless(Side::Us);
+                return;
+            }
+            Body::Icmp(Icmp::Error | Icmp::Other) | Body::Tsmp | Body::LaterFragment => return,
         };
         let key = FlowKey::new(protocol, (packet.source(), ports.source), (packet.destination(), ports.destination));
         if let Some(flow) = live(&mut self.own, &key, now) {
             flow.saw(Side::Us, flags, now);
+            self.touched = Touched::Own(Side::Us);
             return;
         }
         let opens = flags.is_some_and(TcpFlags::is_opening);
         if opens {
-            self.peers.remove(&key);
+            let replaced = self.peers.remove(&key);
+            self.forgotten.add(replaced, Parting::Replaced);
         } else if let Some(flow) = live(&mut self.peers, &key, now) {
             flow.saw(Side::Us, flags, now);
+            // What is refused is counted where it comes from.
+            self.touched = if flow.allowed { Touched::Peers(Side::Us) } else { Touched::Nothing };
             return;
         }
         let adopts = || {
@@ -213,7 +240,8 @@ impl Firewall {
         if flags.is_none() || opens || adopts() {
             let mut flow = Flow::new(protocol, now, self.generation);
             flow.saw(Side::Us, flags, now);
-            insert(&mut self.own, key, flow, now);
+            insert(&mut self.own, &mut self.forgotten, key, flow, now);
+            self.touched = Touched::Own(Side::Us);
         }
     }
 
@@ -241,12 +269,16 @@ impl Firewall {
                 let want = Want::Sctp(ports.destination);
                 self.judge_flow(packet, Opening { protocol: PROTO_SCTP, ports, flags: None, want }, peer, now)
             }
-            Body::Icmp(Icmp::EchoRequest { .. }) => self.judge_rules(packet, Want::Icmp, peer),
+            Body::Icmp(Icmp::EchoRequest { .. }) => {
+                self.touched = Touched::Stateless(Side::Them);
+                self.judge_rules(packet, Want::Icmp, peer)
+            }
             Body::Icmp(Icmp::EchoReply { id }) => {
                 let key = FlowKey::new(packet.protocol(), (destination, id), (source, 0));
                 match live(&mut self.own, &key, now) {
                     Some(flow) => {
                         flow.saw(Side::Them, None, now);
+                        self.touched = Touched::Own(Side::Them);
                         Verdict::Accept
                     }
                     None => Verdict::Drop(DropReason::Icmp),
@@ -256,7 +288,10 @@ impl Firewall {
             Body::Icmp(Icmp::Other) => Verdict::Drop(DropReason::Icmp),
             Body::Tsmp if self.filter.is_own(source) => Verdict::Drop(DropReason::BadAddress),
             Body::Tsmp => Verdict::Tsmp,
-            Body::Other => self.judge_rules(packet, Want::Protocol(packet.protocol()), peer),
+            Body::Other => {
+                self.touched = Touched::Stateless(Side::Them);
+                self.judge_rules(packet, Want::Protocol(packet.protocol()), peer)
+            }
             Body::LaterFragment => {
                 let id = packet.fragment().map_or(0, |fragment| fragment.id);
                 let passed = self.fragmented.peek(&fragment_key(packet, id, peer)).is_some_and(|first| {
@@ -286,6 +321,7 @@ impl Firewall {
         // A pure SYN never answers us: it opens something, even on ports that we used ourselves.
         if !opens && let Some(flow) = live(&mut self.own, &key, now) {
             flow.saw(Side::Them, flags, now);
+            self.touched = Touched::Own(Side::Them);
             return Verdict::Accept;
         }
         if peer == PeerMode::Jailed {
@@ -306,20 +342,24 @@ impl Firewall {
                 // Kept alive, so that our own packets do not pass for the opening of something new.
                 flow.last = now;
                 self.adopts_until = 0;
+                self.forgotten.add_mark(std::mem::take(&mut flow.mark), Parting::Refused);
                 return refused;
             }
             flow.saw(Side::Them, flags, now);
+            self.touched = Touched::Peers(Side::Them);
             return Verdict::Accept;
         }
         if !allows() {
             return refused;
         }
         if opens {
-            self.own.remove(&key);
+            let replaced = self.own.remove(&key);
+            self.forgotten.add(replaced, Parting::Replaced);
         }
         let mut flow = Flow::new(protocol, now, generation);
         flow.saw(Side::Them, flags, now);
-        insert(&mut self.peers, key, flow, now);
+        insert(&mut self.peers, &mut self.forgotten, key, flow, now);
+        self.touched = Touched::Peers(Side::Them);
         Verdict::Accept
     }
 
@@ -402,13 +442,15 @@ fn live<'a>(flows: &'a mut RecentMap<FlowKey, Flow>, key: &FlowKey, now: u32) ->
 }
 
 /// Adds a flow, and clears away up to two that have expired, so that idle tables shrink as fast as they grew.
-fn insert(flows: &mut RecentMap<FlowKey, Flow>, key: FlowKey, flow: Flow, now: u32) {
+fn insert(flows: &mut RecentMap<FlowKey, Flow>, forgotten: &mut Forgotten, key: FlowKey, flow: Flow, now: u32) {
     for _ in 0..2 {
-        if !flows.remove_oldest_if(|flow| flow.is_expired(now)) {
-            break;
-        }
+        let Some(expired) = flows.remove_oldest_if(|flow| flow.is_expired(now)) else { break };
+        forgotten.add(Some(expired), Parting::Idle);
     }
-    flows.insert(key, flow);
+    let gone = flows.insert(key, flow);
+    let parting =
+        gone.map_or(Parting::Idle, |gone| if gone.is_expired(now) { Parting::Idle } else { Parting::Crowded });
+    forgotten.add(gone, parting);
 }
 
 #[cfg(test)]

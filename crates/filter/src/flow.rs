@@ -84,14 +84,18 @@ pub(crate) struct Flow {
     pub(crate) judged_by: u32,
     /// What that filter said.
     pub(crate) allowed: bool,
+    /// What whoever counts packets keeps with it; 0 is nothing.
+    pub(crate) mark: u64,
     protocol: u8,
     seen: u8,
 }
 
-/// Says who sent a packet.
+/// Says who sent a packet, or began a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Side {
+pub enum Side {
+    /// This node, or a host behind it.
     Us,
+    /// A peer, or a host behind it.
     Them,
 }
 
@@ -103,7 +107,7 @@ const RESET: u8 = 16;
 
 impl Flow {
     pub(crate) fn new(protocol: u8, now: u32, judged_by: u32) -> Self {
-        Self { last: now, judged_by, allowed: true, protocol, seen: 0 }
+        Self { last: now, judged_by, allowed: true, mark: 0, protocol, seen: 0 }
     }
 
     /// Takes note of a packet.

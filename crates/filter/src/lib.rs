@@ -21,7 +21,11 @@ pub mod segments;
 mod testing;
 pub mod tsmp;
 
-pub use firewall::{ADOPTION, DropReason, Firewall, MAX_FRAGMENTED, MAX_OWN_FLOWS, MAX_PEER_FLOWS, PeerMode, Verdict};
+pub use firewall::{
+    ADOPTION, Conversation, DropReason, Firewall, MAX_FRAGMENTED, MAX_OWN_FLOWS, MAX_PEER_FLOWS, MAX_STATELESS,
+    Parting, PeerMode, Verdict,
+};
+pub use flow::Side;
 pub use grants::Grants;
 pub use packet::{Body, Fragment, Icmp, PROTO_TCP, PROTO_TSMP, PROTO_UDP, Packet, PacketError, Ports, TcpFlags};
 pub use prefix::PrefixTable;

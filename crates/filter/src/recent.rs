@@ -64,15 +64,17 @@ impl<K: Copy + Eq + Hash, V: Copy> RecentMap<K, V> {
         self.slots.get_mut(at as usize).map(|slot| &mut slot.value)
     }
 
-    /// Sets the value of a key as the most recent.
-    pub(crate) fn insert(&mut self, key: K, value: V) {
+    /// Returns the value that was touched or set last.
+    pub(crate) fn newest(&mut self) -> Option<&mut V> {
+        self.slots.get_mut(self.newest as usize).map(|slot| &mut slot.value)
+    }
+
+    /// Sets the value of a key as the most recent; returns the one that it had, or that of the key that was pushed out.
+    pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
         if let Some(present) = self.touch(&key) {
-            *present = value;
-            return;
+            return Some(std::mem::replace(present, value));
         }
-        if self.index.len() >= self.capacity as usize {
-            self.remove_oldest();
-        }
+        let pushed_out = if self.index.len() >= self.capacity as usize { self.remove_oldest() } else { None };
         let slot = Slot { key, value, newer: NONE, older: NONE };
         let at = if let Some(unused) = self.slots.get_mut(self.free as usize) {
             let at = self.free;
@@ -81,13 +83,14 @@ impl<K: Copy + Eq + Hash, V: Copy> RecentMap<K, V> {
             at
         } else {
             let Ok(at) = u32::try_from(self.slots.len()) else {
-                return;
+                return pushed_out;
             };
             self.slots.push(slot);
             at
         };
         self.link_newest(at);
         self.index.insert(key, at);
+        pushed_out
     }
 
     pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
@@ -99,19 +102,15 @@ impl<K: Copy + Eq + Hash, V: Copy> RecentMap<K, V> {
         Some(slot.value)
     }
 
-    /// Removes the least recently used entry if `is_stale` says so of its value, and tells whether it did.
-    pub(crate) fn remove_oldest_if(&mut self, is_stale: impl FnOnce(&V) -> bool) -> bool {
-        let stale = self.slots.get(self.oldest as usize).is_some_and(|slot| is_stale(&slot.value));
-        if stale {
-            self.remove_oldest();
-        }
-        stale
+    /// Removes the least recently used entry if `is_stale` says so of its value, and returns that.
+    pub(crate) fn remove_oldest_if(&mut self, is_stale: impl FnOnce(&V) -> bool) -> Option<V> {
+        let is_stale = self.slots.get(self.oldest as usize).is_some_and(|slot| is_stale(&slot.value));
+        if is_stale { self.remove_oldest() } else { None }
     }
 
-    fn remove_oldest(&mut self) {
-        if let Some(key) = self.slots.get(self.oldest as usize).map(|slot| slot.key) {
-            self.remove(&key);
-        }
+    fn remove_oldest(&mut self) -> Option<V> {
+        let key = self.slots.get(self.oldest as usize)?.key;
+        self.remove(&key)
     }
 
     fn unlink(&mut self, at: u32) {
@@ -176,12 +175,12 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Insert(key, value) => {
-                        map.insert(key, value);
-                        list.retain(|one| one.0 != key);
-                        if list.len() == capacity as usize {
-                            list.remove(0);
-                        }
+                        let gone = map.insert(key, value);
+                        let at = list.iter().position(|one| one.0 == key);
+                        let at = at.or((list.len() == capacity as usize).then_some(0));
+                        prop_assert_eq!(gone, at.map(|at| list.remove(at).1));
                         list.push((key, value));
+                        prop_assert_eq!(map.newest().copied(), Some(value));
                     }
                     Step::Touch(key) => {
                         let at = list.iter().position(|one| one.0 == key);
@@ -197,11 +196,9 @@ mod tests {
                     }
                     Step::RemoveOldest => {
                         let stale = |value: u16| value.is_multiple_of(2);
-                        let expected = list.first().is_some_and(|one| stale(one.1));
+                        let is_stale = list.first().is_some_and(|one| stale(one.1));
+                        let expected = is_stale.then(|| list.remove(0).1);
                         prop_assert_eq!(map.remove_oldest_if(|&value| stale(value)), expected);
-                        if expected {
-                            list.remove(0);
-                        }
                     }
                 }
                 prop_assert_eq!(map.len(), list.len());

@@ -169,6 +169,26 @@ impl Filter {
         let named = |opening: &RuleSet| self.sources.any(source, |naming| naming.meets(opening));
         !self.is_own(source) && self.destinations.any(destination, |openings| openings.any(want, named))
     }
+
+    /// Returns the number of the first rule that allows this, from 0.
+    ///
+    /// Unlike [`Self::allows`] it looks at all rules for these ends.
+    pub(crate) fn first_rule(&self, source: IpAddr, destination: IpAddr, want: Want) -> Option<u32> {
+        if self.is_own(source) {
+            return None;
+        }
+        let mut first: Option<u32> = None;
+        self.destinations.any(destination, |openings| {
+            openings.any(want, |opening| {
+                self.sources.any(source, |naming| {
+                    let common = naming.first_common(opening);
+                    first = [first, common].into_iter().flatten().min();
+                    false
+                })
+            })
+        });
+        first
+    }
 }
 
 impl std::fmt::Debug for FilterInput<'_> {

@@ -1,6 +1,7 @@
 //! Flow and audit records: what a node writes down, its signed chain, and the collector's proofs.
 //!
-//! A node makes a [`Record`] of every connection when it begins, while it lives and when it ends. A [`Writer`] puts records
+//! A node makes a [`Record`] of every connection when it begins, while it lives and when it ends: its packet worker counts
+//! with a [`recorder::Recorder`], which says when there is something to be written down. A [`Writer`] puts records
 //! into batches, each signed with the node's [`LogSecret`] and chained to the one before by its hash. The collector opens
 //! them with a [`Chain`], which names what is wrong with a stream that was tampered with ([`Fault`]), and answers with a
 //! signed [`Receipt`]. Batches are the leaves of a Merkle tree ([`merkle`]), whose root and size it signs as a [`checkpoint`]:
@@ -17,6 +18,7 @@ mod key;
 pub mod merkle;
 mod receipt;
 mod record;
+pub mod recorder;
 #[cfg(test)]
 mod testing;
 mod time;

@@ -453,3 +453,101 @@ fn tables_stay_bounded_and_peers_cannot_push_out_our_flows() {
     assert_eq!(bench.inbound(&udp((OTHER, 1), (US, 22))), ACCEPT);
     assert_eq!(bench.firewall.peers.len(), MAX_PEER_FLOWS as usize - 1);
 }
+
+/// What [`Firewall::conversation`] says: mark, opener, ends.
+type Known = (u64, Side, (IpAddr, u16), (IpAddr, u16));
+
+impl Bench {
+    /// Returns the conversation of the packet judged last, and gives it a mark.
+    fn mark(&mut self, bytes: &[u8], mark: u64) -> Option<Known> {
+        let conversation = self.firewall.conversation(&Packet::parse(bytes).unwrap())?;
+        let known = (*conversation.mark, conversation.opener, conversation.local, conversation.remote);
+        *conversation.mark = mark;
+        Some(known)
+    }
+
+    fn forgotten(&mut self) -> Vec<(u64, Parting)> {
+        std::iter::from_fn(|| self.firewall.take_forgotten()).collect()
+    }
+}
+
+#[test]
+fn packets_of_one_conversation_find_its_mark_in_both_directions() {
+    let mut bench = Bench::new(&["100.64.0.2 100.64.0.1 22 22"]);
+    let (us, peer) = (ip(US), ip(PEER));
+    let syn = tcp((US, 5000), (PEER, 80), SYN);
+    bench.send(&syn);
+    assert_eq!(bench.mark(&syn, 1), Some((0, Side::Us, (us, 5000), (peer, 80))));
+    let answer = tcp((PEER, 80), (US, 5000), SYN | ACK);
+    assert_eq!(bench.inbound(&answer), ACCEPT);
+    assert_eq!(bench.mark(&answer, 1), Some((1, Side::Us, (us, 5000), (peer, 80))));
+    let theirs = tcp((PEER, 7000), (US, 22), SYN);
+    assert_eq!(bench.inbound(&theirs), ACCEPT);
+    assert_eq!(bench.mark(&theirs, 2), Some((0, Side::Them, (us, 22), (peer, 7000))));
+    let ours = tcp((US, 22), (PEER, 7000), SYN | ACK);
+    bench.send(&ours);
+    assert_eq!(bench.mark(&ours, 2), Some((2, Side::Them, (us, 22), (peer, 7000))));
+    let refused = tcp((PEER, 7000), (US, 23), SYN);
+    assert_eq!(bench.inbound(&refused), dropped(DropReason::NoRule));
+    assert_eq!(bench.mark(&refused, 3), None);
+}
+
+#[test]
+fn pings_are_conversations_with_the_same_ends_on_both_sides() {
+    let mut bench = Bench::new(&["100.64.0.2 100.64.0.1 22 22"]);
+    let (us, peer) = (ip(US), ip(PEER));
+    let request = echo_request(PEER, US, 9);
+    assert_eq!(bench.inbound(&request), ACCEPT);
+    assert_eq!(bench.mark(&request, 5), Some((0, Side::Them, (us, 0), (peer, 9))));
+    let reply = echo_reply(US, PEER, 9);
+    bench.send(&reply);
+    assert_eq!(bench.mark(&reply, 5), Some((5, Side::Them, (us, 0), (peer, 9))));
+    let ours = echo_request(US, PEER, 9);
+    bench.send(&ours);
+    assert_eq!(bench.mark(&ours, 6), Some((0, Side::Us, (us, 9), (peer, 0))));
+    let answer = echo_reply(PEER, US, 9);
+    assert_eq!(bench.inbound(&answer), ACCEPT);
+    assert_eq!(bench.mark(&answer, 6), Some((6, Side::Us, (us, 9), (peer, 0))));
+    let refused = echo_request(OTHER, US, 9);
+    assert_eq!(bench.inbound(&refused), dropped(DropReason::NoRule));
+    assert_eq!(bench.mark(&refused, 7), None);
+}
+
+#[test]
+fn marks_of_conversations_that_are_forgotten_come_back() {
+    let mut bench = Bench::new(&["100.64.0.2 100.64.0.1 22 22"]);
+    let syn = tcp((US, 22), (PEER, 5000), SYN);
+    bench.send(&syn);
+    bench.mark(&syn, 1);
+    let theirs = tcp((PEER, 5000), (US, 22), SYN);
+    assert_eq!(bench.inbound(&theirs), ACCEPT);
+    assert_eq!(bench.forgotten(), [(1, Parting::Replaced)]);
+    bench.mark(&theirs, 2);
+    bench.replace(&[]);
+    assert_eq!(bench.inbound(&tcp((PEER, 5000), (US, 22), ACK)), dropped(DropReason::NoFlow));
+    assert_eq!(bench.forgotten(), [(2, Parting::Refused)]);
+    let dns = udp((US, 53), (PEER, 53));
+    bench.send(&dns);
+    bench.mark(&dns, 3);
+    bench.wait(crate::flow::UDP + Duration::from_secs(2));
+    bench.send(&udp((US, 54), (PEER, 53)));
+    assert_eq!(bench.forgotten(), [(3, Parting::Idle)]);
+    bench.firewall.note_outbound(&Packet::parse(&dns).unwrap(), bench.now);
+    bench.mark(&dns, 4);
+    for port in 0..=u16::MAX {
+        bench.send(&udp((US, port), (OTHER, 53)));
+    }
+    assert_eq!(bench.forgotten(), [(4, Parting::Crowded)]);
+}
+
+#[test]
+fn the_first_rule_that_allows_it_is_told() {
+    let rules = ["100.64.0.3 * 22 22", "100.64.0.0/10 * 20 30 6", "100.64.0.2 100.64.0.1 22 22"];
+    let bench = Bench::new(&rules);
+    let rule = |bytes: &[u8]| bench.firewall.rule_for(&Packet::parse(bytes).unwrap());
+    assert_eq!(rule(&tcp((PEER, 5), (US, 22), SYN)), Some(1));
+    assert_eq!(rule(&udp((PEER, 5), (US, 22))), Some(2));
+    assert_eq!(rule(&udp((OTHER, 5), (US, 22))), Some(0));
+    assert_eq!(rule(&echo_request(PEER, US, 5)), Some(1));
+    assert_eq!(rule(&udp((OTHER, 5), (US, 23))), None);
+}

@@ -61,6 +61,27 @@ impl RuleSet {
     }
 }
 
+impl RuleSet {
+    /// Returns the first rule that is in both sets.
+    pub(super) fn first_common(&self, other: &Self) -> Option<u32> {
+        match (self, other) {
+            (Self::List(one), Self::List(two)) => {
+                let (few, many) = if one.len() <= two.len() { (one, two) } else { (two, one) };
+                few.iter().find(|rule| many.binary_search(rule).is_ok()).copied()
+            }
+            (Self::List(list), Self::Bits(bits)) | (Self::Bits(bits), Self::List(list)) => {
+                let has = |rule: u32| bits.get(rule as usize / 64).is_some_and(|word| word >> (rule % 64) & 1 == 1);
+                list.iter().copied().find(|rule| has(*rule))
+            }
+            (Self::Bits(one), Self::Bits(two)) => {
+                let common = one.iter().zip(two).map(|(one, two)| one & two);
+                let (first, word) = (0..).step_by(64).zip(common).find(|(_, word)| *word != 0)?;
+                Some(first + word.trailing_zeros())
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,6 +137,8 @@ mod tests {
             for (a, packed_a) in plain.iter().zip(&packed) {
                 for (b, packed_b) in plain.iter().zip(&packed) {
                     prop_assert_eq!(packed_a.meets(packed_b), a.iter().any(|rule| b.contains(rule)));
+                    let first = a.iter().find(|rule| b.contains(rule)).copied();
+                    prop_assert_eq!(packed_a.first_common(packed_b), first);
                 }
             }
         }
