@@ -22,7 +22,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("warren-control", &["warren-wire", "warren-policy", "warren-relay"]),
     (
         "warren-node",
-        &["warren-wire", "warren-wg", "warren-filter", "warren-path", "warren-dns", "warren-os", "warren-relay"],
+        &[
+            "warren-wire",
+            "warren-wg",
+            "warren-filter",
+            "warren-path",
+            "warren-dns",
+            "warren-ledger",
+            "warren-os",
+            "warren-relay",
+        ],
     ),
     ("warren", &["warren-wire", "warren-os", "warren-policy", "warren-relay", "warren-control", "warren-node"]),
     (

@@ -144,8 +144,9 @@ fn count(
     packet: &Packet<'_>,
     passed: Passed,
 ) {
-    let Some(known) = firewall.conversation(packet) else { return };
-    if !recorder.count(Mark::from_number(*known.mark), passed) {
+    let Some(mark) = firewall.mark(packet) else { return };
+    if !recorder.count(Mark::from_number(*mark), passed) {
+        let Some(known) = firewall.conversation(packet) else { return };
         let direction = if known.opener == Side::Us { Direction::Outbound } else { Direction::Inbound };
         let conversation = Conversation {
             direction,
@@ -158,8 +159,8 @@ fn count(
         };
         let rule = if direction == Direction::Inbound { firewall.rule_for(packet) } else { None };
         let mark = recorder.open(Conversation { rule, ..conversation }, Arc::clone(peer), passed);
-        if let Some(known) = firewall.conversation(packet) {
-            *known.mark = mark.to_number();
+        if let Some(number) = firewall.mark(packet) {
+            *number = mark.to_number();
         }
     }
     while let Some((mark, _)) = firewall.take_forgotten() {

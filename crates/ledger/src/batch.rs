@@ -114,6 +114,15 @@ impl Header {
     }
 }
 
+/// Names a list of rules, as it is written down with conversations that a rule let in: the first bytes of the SHA-256 of
+/// the list in JSON.
+#[must_use]
+pub fn rules_id(json: &[u8]) -> [u8; 8] {
+    let mut id = [0; 8];
+    id.iter_mut().zip(digest(&SHA256, json).as_ref()).for_each(|(to, from)| *to = *from);
+    id
+}
+
 /// Is a batch as it travels and is stored. Nothing of it is proved yet: see [`Self::open`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {

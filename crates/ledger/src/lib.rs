@@ -25,6 +25,7 @@ mod time;
 
 pub use batch::{
     BATCH_BYTES_MAX, BODY_BYTES_MAX, Batch, BatchError, HEADER_BYTES, Header, Opened, RECORDS_MAX, SealError, Writer,
+    rules_id,
 };
 pub use chain::{Accepted, Chain, Fault, FlowFault, Head, OPEN_FLOWS_MAX};
 pub use codec::DecodeError;

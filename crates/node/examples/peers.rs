@@ -35,7 +35,7 @@ async fn main() -> Result<()> {
         probe_mtu: None,
         static_endpoints: Vec::new(),
     };
-    let engine = engine::start(options, events).await.map_err(Error::other)?;
+    let engine = engine::start(options, events, None).await.map_err(Error::other)?;
     tokio::spawn(async move { while unread.recv().await.is_some() {} });
     let local = Local {
         secret: Arc::new(NodeSecret::from_bytes([1; 32])),

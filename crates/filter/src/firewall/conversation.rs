@@ -15,11 +15,9 @@ pub const MAX_STATELESS: u32 = 1_024;
 /// The most marks that wait for [`Firewall::take_forgotten`]: what one packet can push out.
 const FORGOTTEN_MAX: usize = 8;
 
-/// Is the conversation of the packet that was judged last.
-#[derive(Debug)]
-pub struct Conversation<'f> {
-    /// A number that the caller may keep with the conversation; 0 at first.
-    pub mark: &'f mut u64,
+/// Describes the conversation of the packet that was judged last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conversation {
     /// Who began.
     pub opener: Side,
     /// The end on this node's side. A ping's identifier counts as the port of who began, 0 as the other's; without ports
@@ -78,16 +76,27 @@ impl Forgotten {
 }
 
 impl Firewall {
-    /// Returns the conversation of `packet`, which was judged last; `None` if it was dropped or belongs to none: ICMP
-    /// messages about others, TSMP, and later fragments, which nobody counts.
-    pub fn conversation(&mut self, packet: &Packet<'_>) -> Option<Conversation<'_>> {
-        let (table, opener, sender) = match self.touched {
+    /// Returns the mark of the conversation of `packet`, which was judged last: a number that the caller may keep with it, 0 at
+    /// first. `None` if the packet was dropped or belongs to none: ICMP messages about others, TSMP, and later fragments,
+    /// which nobody counts.
+    #[inline]
+    pub fn mark(&mut self, packet: &Packet<'_>) -> Option<&mut u64> {
+        match self.touched {
+            Touched::Nothing => None,
+            Touched::Own(_) => self.own.newest().map(|flow| &mut flow.mark),
+            Touched::Peers(_) => self.peers.newest().map(|flow| &mut flow.mark),
+            Touched::Stateless(sender) => self.stateless_mark(packet, sender),
+        }
+    }
+
+    /// Describes that conversation; `None` as for [`Self::mark`].
+    pub fn conversation(&self, packet: &Packet<'_>) -> Option<Conversation> {
+        let (opener, sender) = match self.touched {
             Touched::Nothing => return None,
-            Touched::Own(sender) => (&mut self.own, Side::Us, sender),
-            Touched::Peers(sender) => (&mut self.peers, Side::Them, sender),
-            Touched::Stateless(sender) => return self.stateless(packet, sender),
+            Touched::Own(sender) => (Side::Us, sender),
+            Touched::Peers(sender) => (Side::Them, sender),
+            Touched::Stateless(sender) => return Some(stateless(packet, sender)),
         };
-        let flow = table.newest()?;
         let (protocol, ports) = match packet.body() {
             Body::Tcp { ports, .. } => (PROTO_TCP, ports),
             Body::Udp { ports } => (PROTO_UDP, ports),
@@ -108,37 +117,19 @@ impl Firewall {
             Side::Us => (source, destination),
             Side::Them => (destination, source),
         };
-        Some(Conversation { mark: &mut flow.mark, opener, local, remote, protocol, rest, rest_unanswered })
+        Some(Conversation { opener, local, remote, protocol, rest, rest_unanswered })
     }
 
     /// Finds or makes the mark of a conversation without state.
-    fn stateless(&mut self, packet: &Packet<'_>, sender: Side) -> Option<Conversation<'_>> {
-        let (source, destination) = (packet.source(), packet.destination());
-        let (local, remote) = match sender {
-            Side::Us => (source, destination),
-            Side::Them => (destination, source),
-        };
-        // A ping of a peer: we have no port, the identifier is theirs.
-        let (remote_port, opener, rest) = match packet.body() {
-            Body::Icmp(Icmp::EchoRequest { id } | Icmp::EchoReply { id }) => (id, Side::Them, ECHO),
-            Body::Tcp { .. }
-            | Body::Udp { .. }
-            | Body::Sctp { .. }
-            | Body::Icmp(Icmp::Error | Icmp::Other)
-            | Body::Tsmp
-            | Body::Other
-            | Body::LaterFragment => (0, sender, UDP),
-        };
-        let protocol = packet.protocol();
-        let (local, remote) = ((local, 0), (remote, remote_port));
+    fn stateless_mark(&mut self, packet: &Packet<'_>, sender: Side) -> Option<&mut u64> {
+        let Conversation { protocol, local, remote, .. } = stateless(packet, sender);
         let key = FlowKey::new(protocol, local, remote);
         if self.stateless.touch(&key).is_none()
             && let Some(pushed_out) = self.stateless.insert(key, 0)
         {
             self.forgotten.add_mark(pushed_out, Parting::Crowded);
         }
-        let mark = self.stateless.newest()?;
-        Some(Conversation { mark, opener, local, remote, protocol, rest, rest_unanswered: rest })
+        self.stateless.newest()
     }
 
     /// Returns the number of the first rule that lets `packet` in, from 0; `None` if none does. It costs more than a verdict.
@@ -159,5 +150,32 @@ impl Firewall {
     /// Returns the mark of a conversation that was forgotten, and why. Take them after each packet, if marks are given at all.
     pub fn take_forgotten(&mut self) -> Option<(u64, Parting)> {
         self.forgotten.0.pop()
+    }
+}
+
+/// Describes a conversation that is judged packet by packet.
+fn stateless(packet: &Packet<'_>, sender: Side) -> Conversation {
+    let (local, remote) = match sender {
+        Side::Us => (packet.source(), packet.destination()),
+        Side::Them => (packet.destination(), packet.source()),
+    };
+    // A ping of a peer: we have no port, the identifier is theirs.
+    let (remote_port, opener, rest) = match packet.body() {
+        Body::Icmp(Icmp::EchoRequest { id } | Icmp::EchoReply { id }) => (id, Side::Them, ECHO),
+        Body::Tcp { .. }
+        | Body::Udp { .. }
+        | Body::Sctp { .. }
+        | Body::Icmp(Icmp::Error | Icmp::Other)
+        | Body::Tsmp
+        | Body::Other
+        | Body::LaterFragment => (0, sender, UDP),
+    };
+    Conversation {
+        opener,
+        local: (local, 0),
+        remote: (remote, remote_port),
+        protocol: packet.protocol(),
+        rest,
+        rest_unanswered: rest,
     }
 }

@@ -454,16 +454,18 @@ fn tables_stay_bounded_and_peers_cannot_push_out_our_flows() {
     assert_eq!(bench.firewall.peers.len(), MAX_PEER_FLOWS as usize - 1);
 }
 
-/// What [`Firewall::conversation`] says: mark, opener, ends.
+/// What the firewall knows of a conversation: mark, opener, ends.
 type Known = (u64, Side, (IpAddr, u16), (IpAddr, u16));
 
 impl Bench {
     /// Returns the conversation of the packet judged last, and gives it a mark.
     fn mark(&mut self, bytes: &[u8], mark: u64) -> Option<Known> {
-        let conversation = self.firewall.conversation(&Packet::parse(bytes).unwrap())?;
-        let known = (*conversation.mark, conversation.opener, conversation.local, conversation.remote);
-        *conversation.mark = mark;
-        Some(known)
+        let packet = Packet::parse(bytes).unwrap();
+        let known = self.firewall.conversation(&packet);
+        let place = self.firewall.mark(&packet);
+        assert_eq!(known.is_some(), place.is_some());
+        let (known, place) = known.zip(place)?;
+        Some((std::mem::replace(place, mark), known.opener, known.local, known.remote))
     }
 
     fn forgotten(&mut self) -> Vec<(u64, Parting)> {

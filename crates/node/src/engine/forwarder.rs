@@ -5,6 +5,7 @@
 //! allocated for a packet that passes.
 
 mod burst;
+mod count;
 mod echo;
 mod waiting;
 
@@ -13,6 +14,8 @@ use std::time::Instant;
 
 use warren_filter::tsmp::{Message, Reason, Reject};
 use warren_filter::{Body, DropReason, Firewall, Packet, PacketError, PeerMode, Verdict};
+use warren_ledger::Direction;
+use warren_ledger::recorder::Note;
 use warren_wg::{HEADROOM, MessageType, OpenError, Opened, SealError, Session, SessionTable};
 
 use crate::host::CutError;
@@ -20,6 +23,7 @@ use crate::host::CutError;
 pub(super) use burst::{Burst, Run};
 
 use super::shared::{PeerSlot, Snapshot};
+use count::Count;
 use waiting::Waiting;
 
 /// Judges, seals and opens packets. Belongs to one worker.
@@ -29,6 +33,8 @@ pub(super) struct Forwarder {
     waiting: Waiting,
     /// The largest packet of the tunnel: padding ends there.
     mtu: usize,
+    /// If there is a flow log.
+    count: Option<Count>,
 }
 
 /// Says what to do with a packet of the host.
@@ -92,7 +98,12 @@ pub(super) enum Refusal {
 impl Forwarder {
     /// Makes a forwarder without flows, for a tunnel of `mtu` bytes. `seed` must be random and secret.
     pub(super) fn new(mtu: u16, seed: u64, now: Instant) -> Self {
-        Self { firewall: Firewall::new(seed, now), waiting: Waiting::default(), mtu: mtu.into() }
+        Self { firewall: Firewall::new(seed, now), waiting: Waiting::default(), mtu: mtu.into(), count: None }
+    }
+
+    /// Counts packets by conversation from now on: take the notes with [`Self::poll_note`].
+    pub(super) fn with_count(self, now: Instant) -> Self {
+        Self { count: Some(Count::new(now)), ..self }
     }
 
     /// Returns the tunnel's MTU in bytes.
@@ -101,8 +112,11 @@ impl Forwarder {
     }
 
     /// Takes over the filter of `snapshot`; call it before the packets of a turn.
-    pub(super) fn begin(&mut self, snapshot: &Snapshot) {
+    pub(super) fn begin(&mut self, snapshot: &Snapshot, now: Instant) {
         self.firewall.use_filter(&snapshot.filter);
+        if let Some(count) = &mut self.count {
+            count.begin(now);
+        }
     }
 
     /// Judges a packet, or a super-packet, which came from the host.
@@ -112,21 +126,78 @@ impl Forwarder {
         }
         let packet = match Packet::parse(bytes) {
             Ok(packet) => packet,
-            Err(error) => return Outbound::Drop(Refusal::Malformed(error)),
+            Err(error) => {
+                return Outbound::Drop(self.refuse(Refusal::Malformed(error), None, None, Direction::Outbound));
+            }
         };
+        let slot = snapshot.peers.lookup(packet.destination());
+        match self.judge_outbound(snapshot, &packet, slot, now) {
+            Ok(slot) => {
+                if let Some(count) = &mut self.count {
+                    count.outbound(&mut self.firewall, &packet, slot);
+                }
+                Outbound::Send { slot, length: packet.bytes().len() }
+            }
+            Err(refusal) => Outbound::Drop(self.refuse(refusal, Some(&packet), slot, Direction::Outbound)),
+        }
+    }
+
+    /// Returns the peer if the packet may go there.
+    fn judge_outbound<'s>(
+        &mut self,
+        snapshot: &Snapshot,
+        packet: &Packet<'_>,
+        slot: Option<&'s Arc<PeerSlot>>,
+        now: Instant,
+    ) -> Result<&'s Arc<PeerSlot>, Refusal> {
         if let Body::Udp { ports } = packet.body()
             && snapshot.ports.contains(&ports.source)
             && snapshot.own.contains(&packet.source())
         {
-            return Outbound::Drop(Refusal::Loop);
+            return Err(Refusal::Loop);
         }
-        let Some(slot) = snapshot.peers.lookup(packet.destination()) else {
-            return Outbound::Drop(Refusal::NoPeer);
-        };
-        match self.firewall.check_outbound(&packet, now) {
-            Verdict::Drop(reason) => Outbound::Drop(Refusal::Filtered(reason)),
-            Verdict::Accept | Verdict::Tsmp => Outbound::Send { slot, length: packet.bytes().len() },
+        let slot = slot.ok_or(Refusal::NoPeer)?;
+        match self.firewall.check_outbound(packet, now) {
+            Verdict::Drop(reason) => Err(Refusal::Filtered(reason)),
+            Verdict::Accept | Verdict::Tsmp => Ok(slot),
         }
+    }
+
+    /// Counts a packet that is dropped, and returns why it is.
+    fn refuse(
+        &mut self,
+        refusal: Refusal,
+        packet: Option<&Packet<'_>>,
+        slot: Option<&Arc<PeerSlot>>,
+        direction: Direction,
+    ) -> Refusal {
+        if let Some(count) = &mut self.count {
+            count.dropped(refusal, packet, slot, direction);
+        }
+        refusal
+    }
+
+    /// Counts the packets that travel of the one that [`Self::outbound`] judged last.
+    pub(super) fn note_cut(&mut self, packets: usize, bytes: usize) {
+        if let Some(count) = &mut self.count {
+            let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+            count.cut(u32::try_from(packets).unwrap_or(u32::MAX), bytes);
+        }
+    }
+
+    /// Returns when [`Self::begin`] has something to do without packets.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.count.as_ref().and_then(Count::poll_timeout)
+    }
+
+    /// Returns the oldest note for the flow log.
+    pub(super) fn poll_note(&mut self) -> Option<Note<Arc<PeerSlot>>> {
+        self.count.as_mut().and_then(Count::poll_note)
+    }
+
+    /// Ends all conversations in the flow log; tells whether there is more to note once notes have been taken.
+    pub(super) fn shut_down(&mut self, now: Instant) -> bool {
+        self.count.as_mut().is_some_and(|count| count.shut_down(now))
     }
 
     /// Seals packets that have been judged. Those that cannot be sealed now are kept if there is hope, and are no longer
@@ -192,20 +263,26 @@ impl Forwarder {
     fn admit<'s>(&mut self, snapshot: &'s Snapshot, session: &Session, inner: &[u8], now: Instant) -> Action<'s> {
         let packet = match Packet::parse(inner) {
             Ok(packet) => packet,
-            Err(error) => return Action::Drop(Refusal::Malformed(error)),
+            Err(error) => return Action::Drop(self.refuse(Refusal::Malformed(error), None, None, Direction::Inbound)),
         };
         let owner = snapshot.peers.lookup(packet.source());
         let Some(slot) = owner.filter(|slot| slot.key() == session.peer()) else {
-            return Action::Drop(Refusal::WrongSource);
+            return Action::Drop(self.refuse(Refusal::WrongSource, Some(&packet), None, Direction::Inbound));
         };
         let mode = if slot.is_jailed() { PeerMode::Jailed } else { PeerMode::Normal };
         match self.firewall.check_inbound(&packet, mode, now) {
-            Verdict::Accept => Action::Deliver { slot, length: packet.bytes().len() },
+            Verdict::Accept => {
+                if let Some(count) = &mut self.count {
+                    count.inbound(&mut self.firewall, &packet, slot);
+                }
+                Action::Deliver { slot, length: packet.bytes().len() }
+            }
             Verdict::Tsmp => match Message::parse(&packet) {
                 Some(Message::Ping { data }) => reply(slot, &packet, Message::Pong { data, peer_api_port: 0 }),
                 _ => Action::Done,
             },
             Verdict::Drop(reason) => {
+                self.refuse(Refusal::Filtered(reason), Some(&packet), Some(slot), Direction::Inbound);
                 let opens = matches!(packet.body(), Body::Tcp { flags, .. } if flags.is_opening());
                 if opens && packet.source().is_ipv4() && matches!(reason, DropReason::NoRule | DropReason::Jailed) {
                     let why = if snapshot.shields_up { Reason::ShieldsUp } else { Reason::Acl };

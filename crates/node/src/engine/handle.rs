@@ -7,6 +7,7 @@ use std::time::Instant;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::{Notify, mpsc, oneshot};
+use warren_ledger::Record;
 use warren_os::{BYPASS_MARK, LinkWatch, Netlink, NetlinkError, SettingsWatch, Tun, TunError, Waker};
 use warren_relay::dial::Outside;
 use warren_wire::key::NodeKey;
@@ -63,9 +64,16 @@ pub(super) enum Request {
 ///
 /// The interface is there from now on; it is down and without addresses while the node is off the tailnet.
 ///
+/// With `records` all connections are written down there. While it is full, notes wait; what finds no room is counted and
+/// said, and packets never wait for it.
+///
 /// # Errors
 /// Says what the machine lacks.
-pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<PacketEngine, StartError> {
+pub async fn start(
+    options: Options,
+    events: mpsc::Sender<Event>,
+    records: Option<mpsc::Sender<Record>>,
+) -> Result<PacketEngine, StartError> {
     let now = now();
     warren_relay::dial::reach(Outside { mark: BYPASS_MARK, look_up: crate::look_up::outside });
     let name = options.interface.parse().map_err(|error| {
@@ -99,8 +107,12 @@ pub async fn start(options: Options, events: mpsc::Sender<Event>) -> Result<Pack
     let mut machine = Machine::new(netlink, tun.index(), name);
     // What an earlier process left on an interface that outlives processes.
     machine.set_down().await;
-    let (shared, worker_ends, decision_ends) = Shared::new(waker, sockets, now);
-    let forwarder = Forwarder::new(options.mtu, rng.random(), now);
+    let (shared, mut worker_ends, decision_ends) = Shared::new(waker, sockets, now);
+    let mut forwarder = Forwarder::new(options.mtu, rng.random(), now);
+    if records.is_some() {
+        forwarder = forwarder.with_count(now);
+    }
+    worker_ends.records = records;
     let thread = worker::spawn(Arc::clone(&shared), worker_ends, tun, forwarder, options.offload)
         .map_err(|error| StartError::Other(format!("cannot start a thread: {error}")))?;
 

@@ -9,6 +9,7 @@
 //! | [`Signal`]s about traffic | worker → decision | told again later |
 //! | [`Datagram`]s that are not data | worker → decision | the newest is dropped |
 //! | [`ToRelay`]: packets that need a relay | worker → decision | the newest is dropped |
+//! | [`Record`]s of the flow log | worker → whoever keeps them | told again later; what cannot be kept is counted |
 //!
 //! Neither side ever waits for the other, and no lock is held by either while the other may want it.
 
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::mpsc;
 use warren_filter::{Filter, PrefixTable};
+use warren_ledger::Record;
 use warren_os::{Family, Offload, UdpSocket, Waker};
 use warren_path::{Path, SocketId, Via};
 use warren_wg::{Session, SessionTable};
@@ -112,6 +114,8 @@ pub(super) struct WorkerEnds {
     pub(super) signals: mpsc::Sender<Signal>,
     pub(super) datagrams: mpsc::Sender<Datagram>,
     pub(super) to_relay: mpsc::Sender<ToRelay>,
+    /// For the flow log, if there is one.
+    pub(super) records: Option<mpsc::Sender<Record>>,
 }
 
 /// Holds the ends of the queues that the decision task uses.
@@ -143,7 +147,7 @@ impl Shared {
             requests: Requests::default(),
             drops: Drops::default(),
         });
-        let worker = WorkerEnds { relayed, whole, signals, datagrams, to_relay };
+        let worker = WorkerEnds { relayed, whole, signals, datagrams, to_relay, records: None };
         let decision = DecisionEnds {
             relayed: relayed_in,
             signals: signals_out,
@@ -415,6 +419,8 @@ pub(super) struct Snapshot {
     pub(super) ports: [u16; 2],
     /// Whether the user refuses all connections, which peers are told.
     pub(super) shields_up: bool,
+    /// Names the rules in the flow log.
+    pub(super) rules_id: [u8; 8],
 }
 
 /// Is a datagram that must not be cut into fragments.

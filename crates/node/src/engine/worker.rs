@@ -10,9 +10,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use warren_filter::segments::Join;
+use warren_ledger::Time;
 use warren_os::{
     Errno, MAX_PACKET_BYTES, Offload, Ready, RecvBatch, SendReport, Tun, TunRead, UdpSocket, Watched, poll_many,
 };
@@ -27,8 +28,10 @@ use crate::host::{self, Cut, QUEUES};
 use super::forwarder::{Action, Burst, Forwarder, Inbound, Outbound, Refusal, Run};
 use super::shared::{Datagram, Drops, Extras, PeerSlot, Shared, Signal, Snapshot, Sockets, ToRelay, Whole, WorkerEnds};
 use group::Group;
+use record::{Moment, record};
 
 mod group;
+mod record;
 
 /// Bytes of the host per turn, of all queues together; then the network gets its turn.
 const TURN_BYTES: usize = 128 << 10;
@@ -68,6 +71,8 @@ pub(super) fn spawn(
         tun,
         forwarder,
         backlog: VecDeque::new(),
+        last_turn: now(),
+        has_more_records: false,
     };
     std::thread::Builder::new().name("packets".into()).spawn(move || worker.run())
 }
@@ -89,6 +94,10 @@ struct Worker {
     forwarder: Forwarder,
     backlog: VecDeque<Signal>,
     offload: Offload,
+    /// When the last turn began.
+    last_turn: Instant,
+    /// The flow log's queue was full.
+    has_more_records: bool,
 }
 
 /// The worker's memory for packets: less than 1 MiB, however many peers there are.
@@ -123,6 +132,7 @@ impl Worker {
                 break end;
             }
         };
+        self.end_records();
         if let End::Fatal(reason) = end {
             self.signal(Signal::Fatal(reason));
             // The queue may be full of traffic that nobody needs any more; the decision task reads on.
@@ -136,7 +146,10 @@ impl Worker {
     /// Waits until something can be done and does it.
     fn turn(&mut self, buffers: &mut Buffers) -> Result<(), End> {
         self.drain_backlog();
-        let timeout = (!self.backlog.is_empty()).then_some(BACKLOG_RETRY);
+        let has_more = !self.backlog.is_empty() || self.has_more_records;
+        let retry = has_more.then_some(BACKLOG_RETRY);
+        let due = self.forwarder.poll_timeout().map(|due| due.saturating_duration_since(self.last_turn));
+        let timeout = [retry, due].into_iter().flatten().min();
         let [q0, q1, q2, q3] = std::array::from_fn(|number| {
             (number < self.tun.queue_count()).then(|| Watched::readable(self.tun.queue(number)))
         });
@@ -155,6 +168,7 @@ impl Worker {
         let ([woken, v4, v6, queues @ ..], more) = poll_many(watched, &more, timeout)
             .map_err(|error| End::Fatal(format!("cannot wait for packets: {error}")))?;
         let now = now();
+        self.last_turn = now;
         if woken.readable {
             self.shared.waker.clear();
             if self.shared.requests.stop.load(Ordering::Acquire) {
@@ -166,7 +180,7 @@ impl Worker {
             }
         }
         let snapshot = self.shared.snapshot.load_full();
-        self.forwarder.begin(&snapshot);
+        self.forwarder.begin(&snapshot, now);
         if woken.readable {
             if self.shared.requests.flush.swap(false, Ordering::AcqRel) {
                 self.flush_waiting(now);
@@ -190,7 +204,37 @@ impl Worker {
         self.take_packets(&snapshot, queues, buffers, now)?;
         let pushed_out = self.forwarder.take_pushed_out();
         Drops::count(&self.shared.drops.waiting, pushed_out);
+        self.write_down(&snapshot, now);
         Ok(())
+    }
+
+    /// Gives what the forwarder has noted to the flow log, as far as that has room.
+    fn write_down(&mut self, snapshot: &Snapshot, now: Instant) {
+        self.has_more_records = false;
+        let Some(records) = &self.ends.records else { return };
+        let mut moment = None;
+        loop {
+            let Ok(permit) = records.try_reserve() else {
+                self.has_more_records = !records.is_closed();
+                return;
+            };
+            let Some(note) = self.forwarder.poll_note() else { return };
+            let moment = moment.get_or_insert_with(|| Moment { now, wall: wall(), rules: snapshot.rules_id });
+            permit.send(record(note, moment));
+        }
+    }
+
+    /// Writes down that all conversations end, as far as the flow log has room.
+    fn end_records(&mut self) {
+        let (snapshot, now) = (self.shared.snapshot.load_full(), now());
+        loop {
+            let is_more = self.forwarder.shut_down(now);
+            self.write_down(&snapshot, now);
+            if !is_more || self.has_more_records || self.ends.records.as_ref().is_none_or(|records| records.is_closed())
+            {
+                return;
+            }
+        }
     }
 
     /// Closes the sockets and binds the same port again, or another if that is asked for.
@@ -277,12 +321,15 @@ impl Worker {
                 self.send_burst(other, burst, now);
             }
             peer = Some(slot);
+            let mut cut_bytes = 0;
             for number in 0..cut.count() {
                 if burst.is_full() {
                     self.send_burst(slot, burst, now);
                 }
+                cut_bytes += cut.length(number);
                 burst.add(cut.length(number), |room| cut.write(number, room));
             }
+            self.forwarder.note_cut(cut.count(), cut_bytes);
         }
         if let Some(slot) = peer {
             self.send_burst(slot, burst, now);
@@ -658,6 +705,15 @@ impl Worker {
 
 fn trace(side: &'static str, refusal: Refusal) {
     tracing::trace!(side, ?refusal, "packet dropped");
+}
+
+/// Returns the time of day for the flow log.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the worker is a shell: a turn with records reads the clock of day, once"
+)]
+fn wall() -> Time {
+    Time::since_epoch(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
 }
 
 #[expect(clippy::disallowed_methods, reason = "the worker is a shell: this is where it reads the clock, once a turn")]

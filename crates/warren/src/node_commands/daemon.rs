@@ -91,7 +91,7 @@ impl Node {
             probe_mtu,
             static_endpoints,
         };
-        let engine = match engine::start(options, events).await {
+        let engine = match engine::start(options, events, None).await {
             Ok(engine) => engine,
             Err(error) => {
                 drop(std::fs::remove_file(&socket));

@@ -375,6 +375,7 @@ impl Tailnet {
         }
         if filter {
             snapshot.filter = Arc::new(self.compile());
+            snapshot.rules_id = serde_json::to_vec(&*self.rules).map_or([0; 8], |json| warren_ledger::rules_id(&json));
         }
         let sockets = self.shared.sockets.load();
         snapshot.ports = [&sockets.v4, &sockets.v6].map(|socket| socket.as_ref().map_or(0, |socket| socket.port()));

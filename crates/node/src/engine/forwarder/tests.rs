@@ -7,6 +7,8 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use warren_filter::tsmp::Message;
 use warren_filter::{Filter, FilterInput, PrefixTable, Shields};
+use warren_ledger::EndReason;
+use warren_ledger::recorder::What;
 use warren_wg::{Event, Origin, Tunnels};
 use warren_wire::control::{FilterRule, NetPortRange, PortRange};
 use warren_wire::key::{NodeKey, NodeSecret};
@@ -75,6 +77,7 @@ impl Side {
             own: Arc::from([IpAddr::from(own)]),
             ports: [41641, 41641],
             shields_up: false,
+            rules_id: [0; 8],
         };
         let mut side = Self {
             forwarder: Forwarder::new(crate::engine::USUAL_MTU, u64::from(number), now),
@@ -83,15 +86,15 @@ impl Side {
             tunnels,
             slots,
         };
-        side.judge_by(&[IpNet::from(IpAddr::from(own))], rules);
+        side.judge_by(&[IpNet::from(IpAddr::from(own))], rules, now);
         side
     }
 
     /// Takes over rules for packets to these addresses of the node and of networks behind it.
-    fn judge_by(&mut self, local: &[IpNet], rules: &[FilterRule]) {
+    fn judge_by(&mut self, local: &[IpNet], rules: &[FilterRule], now: Instant) {
         let input = FilterInput { rules, local, shields: Shields::Down, holders: &|_| Vec::new() };
         self.snapshot.filter = Arc::new(Filter::compile(&input).unwrap().0);
-        self.forwarder.begin(&self.snapshot);
+        self.forwarder.begin(&self.snapshot, now);
     }
 
     fn send(&mut self, packet: &[u8], now: Instant) -> Sent {
@@ -101,6 +104,7 @@ impl Side {
             Outbound::Answer { .. } => return Sent::Answered,
             Outbound::Drop(refusal) => return Sent::Dropped(refusal),
         };
+        self.forwarder.note_cut(1, length);
         let mut burst = Burst::new(1280);
         burst.add(length, |room| {
             room.copy_from_slice(&packet[..length]);
@@ -377,14 +381,14 @@ fn a_running_transfer_ends_with_its_rule_and_with_its_peer() {
         assert_eq!(receive(&mut net, packet), passes(packet));
     }
 
-    net.alpha.judge_by(&own, &[]);
+    net.alpha.judge_by(&own, &[], net.now);
     assert_eq!(receive(&mut net, &data), refused(DropReason::NoFlow));
     assert_eq!(receive(&mut net, &stream), refused(DropReason::NoRule));
     // Not even if our own side goes on.
     datagram(net.alpha.send(&answer, net.now));
     assert_eq!(receive(&mut net, &data), refused(DropReason::NoFlow));
 
-    net.alpha.judge_by(&own, &allowed);
+    net.alpha.judge_by(&own, &allowed, net.now);
     assert_eq!(receive(&mut net, &data), passes(&data));
     // The peer is removed, or its key expires; the rule is still there.
     net.alpha.tunnels.remove_peer(&key(2));
@@ -407,7 +411,7 @@ fn both_directions_of_a_subnets_traffic_are_judged_where_they_are_opened() {
     };
     let refused = |reason| Got::Dropped(Refusal::Filtered(reason));
     // Into the subnet: by the router's rules, host by host and port by port.
-    net.beta.judge_by(&behind_beta, &rules(&["100.64.0.1"], host));
+    net.beta.judge_by(&behind_beta, &rules(&["100.64.0.1"], host), net.now);
     let allowed = tcp(ALPHA, 4000, host, 80, 0x02);
     assert_eq!(exchange(&mut net, &allowed, true), Got::Packet(key(1), allowed));
     for (to, port) in [(host, 22), ([10, 7, 0, 8], 80), (BETA, 80)] {
@@ -417,7 +421,7 @@ fn both_directions_of_a_subnets_traffic_are_judged_where_they_are_opened() {
     let elsewhere = tcp(ALPHA, 4000, [10, 8, 0, 1], 80, 0x02);
     assert_eq!(exchange(&mut net, &elsewhere, true), refused(DropReason::NotLocal));
     // Out of the subnet: by the rules of the node that it goes to, unless that asked.
-    net.alpha.judge_by(&[IpNet::from(IpAddr::from(ALPHA))], &rules(&["10.7.0.8"], ALPHA));
+    net.alpha.judge_by(&[IpNet::from(IpAddr::from(ALPHA))], &rules(&["10.7.0.8"], ALPHA), net.now);
     let unasked = udp(host, 53, ALPHA, 5353, b"unasked");
     assert_eq!(exchange(&mut net, &unasked, false), refused(DropReason::NoRule));
     let from_another = udp([10, 7, 0, 8], 53, ALPHA, 5353, b"by a rule");
@@ -425,7 +429,7 @@ fn both_directions_of_a_subnets_traffic_are_judged_where_they_are_opened() {
     datagram(net.alpha.send(&udp(ALPHA, 5353, host, 53, b"question"), net.now));
     assert_eq!(exchange(&mut net, &unasked, false), Got::Packet(key(2), unasked));
     // When the router's rule ends, so does what runs through it, though the host behind it goes on.
-    net.beta.judge_by(&behind_beta, &[]);
+    net.beta.judge_by(&behind_beta, &[], net.now);
     datagram(net.beta.send(&tcp(host, 80, ALPHA, 4000, 0x10), net.now));
     let data = tcp(ALPHA, 4000, host, 80, 0x10);
     assert_eq!(exchange(&mut net, &data, true), refused(DropReason::NoFlow));
@@ -573,4 +577,107 @@ proptest! {
             prop_assert_eq!(&packet, &bytes[..packet.len()]);
         }
     }
+}
+
+/// What the flow log of a side has noted since it was last asked.
+fn notes(side: &mut Side) -> Vec<What<Arc<PeerSlot>>> {
+    std::iter::from_fn(|| side.forwarder.poll_note()).map(|note| note.what).collect()
+}
+
+impl Net {
+    fn with_flow_logs() -> Self {
+        let mut net = Self::new();
+        for side in [&mut net.alpha, &mut net.beta] {
+            let forwarder = std::mem::replace(&mut side.forwarder, Forwarder::new(1280, 9, net.now));
+            side.forwarder = forwarder.with_count(net.now);
+        }
+        net
+    }
+
+    fn wait(&mut self, time: Duration) {
+        self.now += time;
+        for side in [&mut self.alpha, &mut self.beta] {
+            side.forwarder.begin(&side.snapshot, self.now);
+        }
+    }
+
+    /// Sends a packet of alpha to beta, or the other way.
+    fn deliver(&mut self, packet: &[u8]) {
+        let (from, to) =
+            if packet[12..16] == ALPHA { (&mut self.alpha, &mut self.beta) } else { (&mut self.beta, &mut self.alpha) };
+        let bytes = datagram(from.send(packet, self.now));
+        assert!(matches!(to.receive(&bytes, self.now), Got::Packet(_, got) if got == packet));
+    }
+}
+
+#[test]
+fn both_ends_note_the_same_connection() {
+    const SYN: u8 = 2;
+    const ACK: u8 = 16;
+    const FIN: u8 = 1;
+    let mut net = Net::with_flow_logs();
+    net.deliver(&tcp(ALPHA, 5000, BETA, 80, SYN));
+    let [What::Start { conversation: at_alpha, peer, .. }] = &notes(&mut net.alpha)[..] else { panic!("no start") };
+    assert_eq!((at_alpha.direction, at_alpha.rule, peer.key()), (Direction::Outbound, None, key(2)));
+    let [What::Start { conversation: at_beta, peer, .. }] = &notes(&mut net.beta)[..] else { panic!("no start") };
+    assert_eq!((at_beta.direction, at_beta.rule, peer.key()), (Direction::Inbound, Some(0), key(1)));
+    assert_eq!((at_alpha.local, at_alpha.remote), (at_beta.remote, at_beta.local));
+    assert_eq!(at_alpha.local, SocketAddr::from((ALPHA, 5000)));
+    net.deliver(&tcp(BETA, 80, ALPHA, 5000, SYN | ACK));
+    net.deliver(&tcp(ALPHA, 5000, BETA, 80, ACK));
+    net.deliver(&tcp(ALPHA, 5000, BETA, 80, FIN | ACK));
+    net.deliver(&tcp(BETA, 80, ALPHA, 5000, FIN | ACK));
+    net.deliver(&tcp(ALPHA, 5000, BETA, 80, ACK));
+    net.wait(Duration::from_secs(2));
+    let [What::End { reason, counts: at_alpha, .. }] = notes(&mut net.alpha)[..] else { panic!("no end") };
+    assert_eq!(reason, EndReason::Closed);
+    let [What::End { counts: at_beta, .. }] = notes(&mut net.beta)[..] else { panic!("no end") };
+    assert_eq!((at_alpha.tx_packets, at_alpha.rx_packets, at_alpha.tx_bytes), (4, 2, 160));
+    assert_eq!((at_alpha.tx_packets, at_alpha.tx_bytes), (at_beta.rx_packets, at_beta.rx_bytes));
+    assert_eq!((at_alpha.rx_packets, at_alpha.rx_bytes), (at_beta.tx_packets, at_beta.tx_bytes));
+    // The last segments sent again.
+    net.deliver(&tcp(BETA, 80, ALPHA, 5000, FIN | ACK));
+    assert!(notes(&mut net.alpha).is_empty() && notes(&mut net.beta).is_empty());
+}
+
+/// A super-packet counts as what travels.
+#[test]
+fn a_packet_that_is_cut_counts_as_its_pieces() {
+    let mut net = Net::with_flow_logs();
+    let mut bytes = udp(ALPHA, 5000, BETA, 6000, &[7; 3000]);
+    let sent = net.alpha.forwarder.outbound(&net.alpha.snapshot, &mut bytes, net.now);
+    assert!(matches!(sent, Outbound::Send { .. }));
+    net.alpha.forwarder.note_cut(3, 3 * 28 + 3000);
+    net.wait(Duration::from_secs(6));
+    let noted = notes(&mut net.alpha);
+    let [What::Start { .. }, What::Update { counts, .. }] = &noted[..] else { panic!("{noted:?}") };
+    assert_eq!((counts.tx_packets, counts.tx_bytes), (3, 3084));
+}
+
+#[test]
+fn dropped_packets_are_noted_with_their_reasons() {
+    let mut net = Net::with_flow_logs();
+    let sent = datagram(net.alpha.send(&tcp(ALPHA, 5000, BETA, 81, 2), net.now));
+    assert!(matches!(net.beta.receive(&sent, net.now), Got::Reply(_)));
+    assert!(matches!(net.alpha.send(&udp(ALPHA, 5000, [100, 64, 0, 9], 53, b""), net.now), Sent::Dropped(_)));
+    net.wait(Duration::from_secs(6));
+    let noted = notes(&mut net.beta);
+    let [What::Drops { reason, direction, peer, target, packets, .. }] = &noted[..] else { panic!("{noted:?}") };
+    assert_eq!((*reason, *direction, *packets), (warren_ledger::DropReason::NoRule, Direction::Inbound, 1));
+    assert_eq!((peer.as_ref().unwrap().key(), target.unwrap().port), (key(1), 81));
+    let drops = notes(&mut net.alpha).into_iter().find(|what| matches!(what, What::Drops { .. }));
+    let Some(What::Drops { reason, peer: None, .. }) = drops else { panic!("{drops:?}") };
+    assert_eq!(reason, warren_ledger::DropReason::NoPeer);
+}
+
+#[test]
+fn a_conversation_that_new_rules_refuse_ends() {
+    let mut net = Net::with_flow_logs();
+    net.deliver(&udp(ALPHA, 5000, BETA, 6000, b"hello"));
+    net.beta.judge_by(&[IpNet::from(IpAddr::from(BETA))], &[], net.now);
+    let sent = datagram(net.alpha.send(&udp(ALPHA, 5000, BETA, 6000, b"still there?"), net.now));
+    assert!(matches!(net.beta.receive(&sent, net.now), Got::Dropped(_)));
+    net.deliver(&udp(BETA, 7000, ALPHA, 6000, b"another"));
+    let ends = |what: &What<_>| matches!(what, What::End { reason: EndReason::Refused, .. });
+    assert_eq!(notes(&mut net.beta).iter().filter(|what| ends(what)).count(), 1);
 }
