@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: what is measured, not tested. Prints figures and ratios; nothing here fails for being slow.
 
+mod failover;
 mod first_reply;
 mod gaps;
 mod join;
@@ -56,6 +57,15 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 5)]
         runs: u32,
     },
+    /// How long data stands still when one of two routers of a network fails, or the server does.
+    Failover {
+        /// How often each fault happens.
+        #[arg(long, default_value_t = 5)]
+        runs: u32,
+        /// Only faults whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+    },
     /// How surely, how soon and with how many packets a hard NAT is met from an easy one, and from another.
     Punch {
         /// How many pairs of fresh nodes of each kind.
@@ -86,6 +96,7 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
         Some(Bench::Tunnel(options)) => tunnel::measure(options),
         Some(Bench::FirstReply(options)) => first_reply::measure(options),
         Some(Bench::Gaps { runs }) => gaps::measure(*runs),
+        Some(Bench::Failover { runs, only }) => failover::measure(*runs, only.as_deref()),
         Some(Bench::Punch { runs }) => punch::measure(*runs),
         Some(Bench::Relay { idle, seconds }) => relay::measure(*idle, *seconds),
         Some(Bench::Policy) => Run::cargo().args("bench --quiet --locked --package warren-policy --bench compile").go(),
@@ -96,6 +107,7 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
             tunnel::measure(&tunnel::Options::default())?;
             first_reply::measure(&first_reply::Options::default())?;
             gaps::measure(5)?;
+            failover::measure(5, None)?;
             punch::measure(20)?;
             relay::measure(19_500, 10)?;
             Run::cargo().args("bench --quiet --workspace --locked --benches").go()

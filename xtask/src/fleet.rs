@@ -275,6 +275,14 @@ impl Node {
         routes.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
     }
 
+    /// Tells whether the server says that the peer with host name `name` is connected to it.
+    pub(crate) fn is_online(&self, name: &str) -> bool {
+        let Ok(status) = self.status() else { return false };
+        let is_it = |peer: &&Value| peer.get("HostName").and_then(Value::as_str) == Some(name);
+        let peer = status.get("Peer").and_then(Value::as_object).and_then(|peers| peers.values().find(is_it));
+        peer.and_then(|peer| peer.get("Online")).and_then(Value::as_bool).unwrap_or_default()
+    }
+
     /// Returns how many bytes went to the peer with host name `name`.
     pub(crate) fn sent_to(&self, name: &str) -> Option<u64> {
         let status = self.status().ok()?;

@@ -31,6 +31,7 @@ mod name_service;
 mod names;
 mod null;
 mod outlet;
+mod owner;
 mod peer_relay;
 mod portal;
 mod relay_link;

@@ -1,10 +1,11 @@
 //! Where a peer's packets go, without I/O.
 //!
-//! Four machines, each with one owner. [`Paths`] finds and keeps the best path to each peer: it exchanges disco pings
+//! Five machines, each with one owner. [`Paths`] finds and keeps the best path to each peer: it exchanges disco pings
 //! with the addresses a peer may have, adopts the best that answers, trusts it for a while, and falls back to the
 //! relay. [`Netcheck`] finds out how this node looks from outside: it asks the STUN servers of the relay map for its
 //! addresses, measures how far the relays are, and chooses the home relay. [`PortMapper`] asks the gateway to
-//! let the node's UDP port be reached from outside. [`PeerRelayServer`] makes this node a relay for its peers.
+//! let the node's UDP port be reached from outside. [`PeerRelayServer`] makes this node a relay for its peers. [`Routers`]
+//! chooses among the peers that lead into one network.
 //!
 //! Nothing here reads a clock, opens a socket or draws randomness that it was not given. After each call of a method
 //! that takes `now`, drain every `poll_*` before the next input.
@@ -18,6 +19,7 @@ mod netcheck;
 mod paths;
 mod peer_relay;
 mod portmap;
+mod routers;
 #[cfg(test)]
 mod testing;
 
@@ -32,3 +34,4 @@ pub use paths::{
 };
 pub use peer_relay::{AllocateError, PeerRelayServer, Verdict};
 pub use portmap::{MapRequest, MapServices, MapTarget, MapTransmit, PortMapper};
+pub use routers::{Answerer, Router, RouterProbe, Routers, Switched, Use};

@@ -86,6 +86,8 @@ pub struct PeerRoutes {
     pub allowed: Vec<IpNet>,
     /// The subnets for which it was chosen as the way.
     pub primary: Vec<IpNet>,
+    /// The subnets to which another node was chosen as the way, and this one could be.
+    pub standby: Vec<IpNet>,
 }
 
 /// Which of a peer's routes a viewer is shown. Viewers with equal views are shown the same record of that peer.

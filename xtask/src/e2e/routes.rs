@@ -227,6 +227,77 @@ pub(super) fn second_router(context: &Context) -> Result<()> {
     echo("echoes over the second router")
 }
 
+/// Two routers of one network, and no server: the one that passes nothing on is left for the other, which stays in use when
+/// the first works again and whatever a server that has just started says. Hosts of the network may answer by either.
+pub(super) fn stands_in(context: &Context) -> Result<()> {
+    let mut lab = Lab::new("stands-in", &["server", "alpha", "beta", "gamma"])?;
+    let hosts = ["alpha", "beta", "gamma"].map(|name| lab.host(name));
+    let [_, on_beta, on_gamma] = &hosts;
+    let lb = lab.add_shared_lan(&[on_beta, on_gamma], "lb")?;
+    let mut server = Server::start(&context.warren, &lab.host("server"), &[])?;
+    let file = lab.dir().join("open.hujson");
+    std::fs::write(&file, OPEN)?;
+    server.policy(&["set", &file.to_string_lossy()])?;
+    let invitation = server.invite(&["--reusable"])?;
+    let [four, six] = on_beta.lan();
+    let offer = format!("--advertise-routes={four},{six}");
+    let mut nodes = Vec::new();
+    for host in &hosts {
+        let node = Node::start(&context.warren, host)?;
+        let words: &[&str] =
+            if host.name == "alpha" { &["--accept-routes"] } else { &[&offer, "--snat-subnet-routes=false"] };
+        node.up(&invitation, words)?;
+        nodes.push(node);
+    }
+    let [alpha, beta, gamma] = &nodes[..] else { unreachable!("three nodes were started") };
+    for router in [beta, gamma] {
+        forward(&router.host)?;
+        server.admin(&["node", "approve-routes", &router.host.name, &four, &six])?;
+    }
+    // The host answers by gamma, whichever router packets come from.
+    for address in lb.lan_addresses() {
+        let mut router = address;
+        router.pop();
+        lb.run("ip").args("route add default via").arg(format!("{router}3")).output()?;
+    }
+    let [lb4, lb6] = lb.lan_addresses();
+    let echoes = |what: &str| {
+        wait_for(what, PATIENCE, || [&lb4, &lb6].iter().all(|to| icmp(&alpha.host, to, 1).is_ok()).then_some(()))
+            .with_context(|| format!("alpha's log ends with:\n{}", last_lines(&alpha.process().log())))
+    };
+    let leads = |name: &str| {
+        let before = alpha.sent_to(name).unwrap_or_default();
+        Ok::<_, anyhow::Error>(
+            icmp(&alpha.host, &lb4, 5).is_ok() && alpha.sent_to(name).unwrap_or_default() > before + 400,
+        )
+    };
+    echoes("echoes over the first router")?;
+    ensure!(leads("beta")? && !leads("gamma")?, "the server chose beta, which came first");
+    server.kill()?;
+    beta.host.block_forwarding(true)?;
+    echoes("echoes over the second router, without a server")?;
+    ensure!(leads("gamma")? && !leads("beta")?, "packets still go to beta");
+    ensure!(health(alpha)?.contains("go over gamma, which works"), "alpha does not say so: {}", health(alpha)?);
+    beta.host.block_forwarding(false)?;
+    echoes("echoes with both routers")?;
+    ensure!(leads("gamma")?, "gamma worked, and was left");
+    server.restart()?;
+    for name in ["beta", "gamma"] {
+        wait_for("the server to know all again", PATIENCE * 2, || alpha.is_online(name).then_some(()))?;
+    }
+    ensure!(leads("gamma")?, "gamma worked, and was left for what the server says");
+    // And back, if that is the one that works.
+    lab.unplug(&gamma.host, true)?;
+    for address in lb.lan_addresses() {
+        let mut router = address;
+        router.pop();
+        lb.run("ip").args("route replace default via").arg(format!("{router}1")).output()?;
+    }
+    echoes("echoes over the first router again")?;
+    ensure!(leads("beta")?, "packets go elsewhere");
+    Ok(())
+}
+
 /// The official Go client is told of the network behind our node. Inside Caddy it accepts no routes, and says that it
 /// knows this one.
 pub(super) fn go_client(context: &Context) -> Result<()> {

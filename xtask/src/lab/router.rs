@@ -65,7 +65,62 @@ impl Lab {
     }
 }
 
+impl Lab {
+    /// Makes a host in one network behind several routers: 192.168.n.2 and fd92:n::2 with the number of the first router's
+    /// address on the switch. The routers have the addresses that end in 1, 3, 4 …. It has no route beyond its network.
+    pub(crate) fn add_shared_lan(&mut self, routers: &[&Host], name: &str) -> Result<Host> {
+        let first = routers.first().context("a network needs a router")?;
+        let (inside, inside6) = (first.inside(), first.inside6());
+        let host = self.make(name, format!("{inside}.2"))?;
+        let switch = self.namespace("sw");
+        let bridge = format!("br-{name}");
+        ip(&format!("-n {switch} link add {bridge} type bridge"))?;
+        ip(&format!("-n {switch} link set {bridge} up"))?;
+        let members = [(&host, "eth0", 2)]
+            .into_iter()
+            .chain(routers.iter().enumerate().map(|(at, router)| (*router, "lan0", if at == 0 { 1 } else { at + 2 })));
+        for (member, device, number) in members {
+            let (namespace, port) = (&member.namespace, format!("{name}-{number}"));
+            for words in [
+                format!("-n {switch} link add {port} type veth peer name {device} netns {namespace}"),
+                format!("-n {switch} link set {port} master {bridge} up"),
+                format!("-n {namespace} link set lo up"),
+                format!("-n {namespace} address add {inside}.{number}/24 dev {device}"),
+                format!("-n {namespace} address add {inside6}::{number}/64 dev {device} nodad"),
+                format!("-n {namespace} link set {device} up"),
+            ] {
+                ip(&words)?;
+            }
+        }
+        Ok(host)
+    }
+
+    /// Takes a host's plug out of the switch, without its noticing, or puts it back.
+    pub(crate) fn unplug(&self, host: &Host, out: bool) -> Result<()> {
+        let (_, number) = host.address.rsplit_once('.').unwrap_or_default();
+        let bridge = if out { "nomaster" } else { "master br0" };
+        ip(&format!("-n {} link set p{number} {bridge}", self.namespace("sw")))
+    }
+
+    /// Likewise for a router of a network of [`Self::add_shared_lan`], which is the `number`th there, from 0.
+    pub(crate) fn unplug_lan(&self, name: &str, number: usize, out: bool) -> Result<()> {
+        let number = if number == 0 { 1 } else { number + 2 };
+        let bridge = if out { "nomaster".to_owned() } else { format!("master br-{name}") };
+        ip(&format!("-n {} link set {name}-{number} {bridge}", self.namespace("sw")))
+    }
+}
+
 impl Host {
+    /// Drops all packets that this host would pass on, or lets them pass again.
+    pub(crate) fn block_forwarding(&self, block: bool) -> Result<()> {
+        let rules = if block {
+            "table inet lab {\n chain forward { type filter hook forward priority 0; policy drop; }\n}\n"
+        } else {
+            "delete table inet lab\n"
+        };
+        self.rules(rules)
+    }
+
     /// The networks that [`Lab::add_lan`] puts behind this host: IPv4, then IPv6.
     pub(crate) fn lan(&self) -> [String; 2] {
         [format!("{}.0/24", self.inside()), format!("{}::/64", self.inside6())]

@@ -34,6 +34,22 @@ pub(crate) enum Probe {
         /// `address:port` of the other end.
         to: SocketAddr,
     },
+    /// Keeps data going to an answerer and back at 10 Mbit/s, on a new TCP connection whenever nothing has come back for half
+    /// a second; prints the longest time without any.
+    Redial {
+        /// `address:port` of the answerer.
+        to: SocketAddr,
+        /// How long.
+        seconds: u64,
+        /// Never take a new connection.
+        #[arg(long)]
+        one: bool,
+    },
+    /// Sends back everything on all TCP connections at once.
+    Answer {
+        /// `address:port` to listen on.
+        listen: String,
+    },
     /// Reads TCP connections one after another for ever, and prints when something came, in seconds since 1970.
     Sink {
         /// `address:port` to listen on.
@@ -48,7 +64,71 @@ pub(super) fn run(probe: &Probe) -> Result<()> {
         Probe::Knock { kind: Knock::Echo, to } => knock_udp(*to, b"knock"),
         Probe::Knock { kind: Knock::Quic, to } => knock_udp(*to, &unknown_version()),
         Probe::Sink { listen } => sink(listen),
+        Probe::Redial { to, seconds, one } => redial(*to, Duration::from_secs(*seconds), *one),
+        Probe::Answer { listen } => answer(listen),
     }
+}
+
+fn redial(to: SocketAddr, length: Duration, one: bool) -> Result<()> {
+    /// Time without data after which another connection is tried.
+    const STUCK: Duration = Duration::from_millis(500);
+    /// Time between two pieces, and their bytes.
+    const TICK: Duration = Duration::from_millis(5);
+    const PIECE: usize = 6250;
+    let piece = [7; PIECE];
+    let mut buffer = vec![0; 256 * 1024];
+    let start = Instant::now();
+    let (mut last, mut longest, mut connections) = (None::<Instant>, Duration::ZERO, 0);
+    'connections: while start.elapsed() < length {
+        let Ok(mut stream) = TcpStream::connect_timeout(&to, if one { TIMEOUT * 5 } else { STUCK }) else {
+            std::thread::sleep(SPACING);
+            continue;
+        };
+        connections += 1;
+        stream.set_nonblocking(true)?;
+        let opened = Instant::now();
+        while start.elapsed() < length {
+            // What does not fit now is no loss: whether anything comes back is the question.
+            if stream.write(&piece).is_err_and(|error| error.kind() != std::io::ErrorKind::WouldBlock) && !one {
+                continue 'connections;
+            }
+            match stream.read(&mut buffer) {
+                Ok(count @ 1..) => {
+                    let now = Instant::now();
+                    longest = longest.max(last.map_or(Duration::ZERO, |last| now - last));
+                    last = Some(now);
+                    // What is left comes with the next piece.
+                    let _ = count;
+                }
+                Ok(0) if !one => continue 'connections,
+                Err(error) if error.kind() != std::io::ErrorKind::WouldBlock && !one => continue 'connections,
+                Ok(_) | Err(_) => {}
+            }
+            if !one && last.map_or(opened, |last| last.max(opened)).elapsed() > STUCK {
+                continue 'connections;
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+    let end = Instant::now();
+    longest = longest.max(end - last.context("nothing ever came back")?);
+    println!("longest gap {:.1} ms on {connections} connections", longest.as_secs_f64() * 1e3);
+    Ok(())
+}
+
+fn answer(listen: &str) -> Result<()> {
+    let listener = TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
+    println!("listening on {listen}");
+    for stream in listener.incoming() {
+        let stream = stream?;
+        // One that is cut off in the middle must not keep the others waiting.
+        std::thread::spawn(move || {
+            if let Ok(mut back) = stream.try_clone() {
+                drop(std::io::copy(&mut &stream, &mut back));
+            }
+        });
+    }
+    Ok(())
 }
 
 /// Returns the time of day in seconds since 1970.

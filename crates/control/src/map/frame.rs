@@ -108,11 +108,14 @@ fn write_peer(snapshot: &Snapshot, shown: &Shown<'_>, to: &mut Vec<u8>) {
         }
         to.push(b']');
     };
-    let PeerRoutes { allowed, primary } = &shown.routes;
+    let PeerRoutes { allowed, primary, standby } = &shown.routes;
     list("AllowedIPs", &mut shown.node.facts.addresses.iter().chain(allowed), to);
     // Some clients refuse null, and an empty list says no more than none.
     if !primary.is_empty() {
         list("PrimaryRoutes", &mut primary.iter(), to);
+    }
+    if !standby.is_empty() {
+        list("WarrenStandbyRoutes", &mut standby.iter(), to);
     }
     to.push(b'}');
 }
@@ -130,7 +133,8 @@ fn peer_json<'a>(snapshot: &Snapshot, node: &'a Node) -> &'a [u8] {
 fn size(snapshot: &Snapshot, shown: &Shown<'_>) -> usize {
     /// A prefix in quotes with a comma.
     const PREFIX: usize = 46;
-    let prefixes = shown.node.facts.addresses.len() + shown.routes.allowed.len() + shown.routes.primary.len();
+    let PeerRoutes { allowed, primary, standby } = &shown.routes;
+    let prefixes = shown.node.facts.addresses.len() + allowed.len() + primary.len() + standby.len();
     peer_json(snapshot, shown.node).len() + prefixes * PREFIX
 }
 

@@ -8,6 +8,7 @@ mod measure;
 mod peer_relays;
 mod relay_view;
 mod relays;
+mod routers;
 mod routes;
 mod tailnet;
 mod traffic;
@@ -229,7 +230,7 @@ impl Decision {
             self.outlet.tell(Event::Health(Vec::new()));
             return;
         };
-        tailnet.publish();
+        tailnet.publish(now);
         if let Some(wanted) = tailnet.take_routes() {
             self.machine.set_up(wanted).await;
         }
@@ -256,6 +257,8 @@ impl Decision {
             | Signal::Sent(_)
             | Signal::Received(..)
             | Signal::Confirmed(_)
+            | Signal::InUse(_)
+            | Signal::Answered(..)
             | Signal::Unreachable(..)
             | Signal::Rebound => {
                 if let Some(tailnet) = &mut self.tailnet {

@@ -7,6 +7,7 @@
 mod burst;
 mod count;
 mod echo;
+mod question;
 mod waiting;
 
 use std::sync::Arc;
@@ -16,14 +17,18 @@ use warren_filter::tsmp::{Message, Reason, Reject};
 use warren_filter::{Body, DropReason, Firewall, Packet, PacketError, PeerMode, Verdict};
 use warren_ledger::Direction;
 use warren_ledger::recorder::Note;
+use warren_path::Answerer;
 use warren_wg::{HEADROOM, MessageType, OpenError, Opened, SealError, Session, SessionTable};
 
 use crate::host::CutError;
 
 pub(super) use burst::{Burst, Run};
 
-use super::shared::{PeerSlot, Snapshot};
+use super::owner::{Owner, Watch};
+use super::shared::{PeerSlot, Question, Snapshot};
 use count::Count;
+use question::Questions;
+use std::net::IpAddr;
 use waiting::Waiting;
 
 /// Judges, seals and opens packets. Belongs to one worker.
@@ -31,6 +36,7 @@ use waiting::Waiting;
 pub(super) struct Forwarder {
     firewall: Firewall,
     waiting: Waiting,
+    questions: Questions,
     /// The largest packet of the tunnel: padding ends there.
     mtu: usize,
     /// If there is a flow log.
@@ -40,8 +46,9 @@ pub(super) struct Forwarder {
 /// Says what to do with a packet of the host.
 #[derive(Debug)]
 pub(super) enum Outbound<'s> {
-    /// Send the packet, the first `length` bytes, to the peer: with [`Forwarder::seal`].
-    Send { slot: &'s Arc<PeerSlot>, length: usize },
+    /// Send the packet, the first `length` bytes, to the peer: with [`Forwarder::seal`]. If the destination is in a network
+    /// with several routers, it is counted there.
+    Send { slot: &'s Arc<PeerSlot>, watch: Option<(&'s Watch, IpAddr)>, length: usize },
     /// Write the answer of this many bytes back to the host.
     Answer { length: usize },
     /// Forget it.
@@ -60,8 +67,10 @@ pub(super) struct Inbound<'s> {
 /// Says what to do with a packet of a peer.
 #[derive(Debug)]
 pub(super) enum Action<'s> {
-    /// Write the packet of `length` bytes at [`HEADROOM`] to the host.
-    Deliver { slot: &'s Arc<PeerSlot>, length: usize },
+    /// Write the packet of `length` bytes at [`HEADROOM`] to the host. It is counted as with [`Outbound::Send`].
+    Deliver { slot: &'s Arc<PeerSlot>, watch: Option<&'s Watch>, length: usize },
+    /// A question to a router was answered, by way of this peer: tell the decision task.
+    Answered { slot: &'s Arc<PeerSlot>, number: u16, answerer: Answerer },
     /// Send this packet to the peer; nothing goes to the host.
     Reply { slot: &'s Arc<PeerSlot>, packet: Vec<u8> },
     /// Nothing goes anywhere: a keep-alive, or a message to this node itself.
@@ -98,7 +107,13 @@ pub(super) enum Refusal {
 impl Forwarder {
     /// Makes a forwarder without flows, for a tunnel of `mtu` bytes. `seed` must be random and secret.
     pub(super) fn new(mtu: u16, seed: u64, now: Instant) -> Self {
-        Self { firewall: Firewall::new(seed, now), waiting: Waiting::default(), mtu: mtu.into(), count: None }
+        Self {
+            firewall: Firewall::new(seed, now),
+            waiting: Waiting::default(),
+            questions: Questions::new(seed),
+            mtu: mtu.into(),
+            count: None,
+        }
     }
 
     /// Counts packets by conversation from now on: take the notes with [`Self::poll_note`].
@@ -130,36 +145,41 @@ impl Forwarder {
                 return Outbound::Drop(self.refuse(Refusal::Malformed(error), None, None, Direction::Outbound));
             }
         };
-        let slot = snapshot.peers.lookup(packet.destination());
-        match self.judge_outbound(snapshot, &packet, slot, now) {
-            Ok(slot) => {
+        let destination = packet.destination();
+        let owner = snapshot.peers.lookup(destination);
+        match self.judge_outbound(snapshot, &packet, owner, now) {
+            Ok(Owner { slot, watch }) => {
                 if let Some(count) = &mut self.count {
                     count.outbound(&mut self.firewall, &packet, slot);
                 }
-                Outbound::Send { slot, length: packet.bytes().len() }
+                let watch = watch.as_deref().map(|watch| (watch, destination));
+                Outbound::Send { slot, watch, length: packet.bytes().len() }
             }
-            Err(refusal) => Outbound::Drop(self.refuse(refusal, Some(&packet), slot, Direction::Outbound)),
+            Err(refusal) => {
+                let slot = owner.map(|owner| &owner.slot);
+                Outbound::Drop(self.refuse(refusal, Some(&packet), slot, Direction::Outbound))
+            }
         }
     }
 
-    /// Returns the peer if the packet may go there.
+    /// Returns the owner of the destination if the packet may go there.
     fn judge_outbound<'s>(
         &mut self,
         snapshot: &Snapshot,
         packet: &Packet<'_>,
-        slot: Option<&'s Arc<PeerSlot>>,
+        owner: Option<&'s Owner>,
         now: Instant,
-    ) -> Result<&'s Arc<PeerSlot>, Refusal> {
+    ) -> Result<&'s Owner, Refusal> {
         if let Body::Udp { ports } = packet.body()
             && snapshot.ports.contains(&ports.source)
             && snapshot.own.contains(&packet.source())
         {
             return Err(Refusal::Loop);
         }
-        let slot = slot.ok_or(Refusal::NoPeer)?;
+        let owner = owner.ok_or(Refusal::NoPeer)?;
         match self.firewall.check_outbound(packet, now) {
             Verdict::Drop(reason) => Err(Refusal::Filtered(reason)),
-            Verdict::Accept | Verdict::Tsmp => Ok(slot),
+            Verdict::Accept | Verdict::Tsmp => Ok(owner),
         }
     }
 
@@ -266,16 +286,19 @@ impl Forwarder {
             Err(error) => return Action::Drop(self.refuse(Refusal::Malformed(error), None, None, Direction::Inbound)),
         };
         let owner = snapshot.peers.lookup(packet.source());
-        let Some(slot) = owner.filter(|slot| slot.key() == session.peer()) else {
+        let Some((owner, slot)) = owner.and_then(|owner| Some((owner, owner.sender(session.peer())?))) else {
             return Action::Drop(self.refuse(Refusal::WrongSource, Some(&packet), None, Direction::Inbound));
         };
         let mode = if slot.is_jailed() { PeerMode::Jailed } else { PeerMode::Normal };
         match self.firewall.check_inbound(&packet, mode, now) {
+            Verdict::Accept | Verdict::Tsmp if let Some((number, answerer)) = self.questions.answered(&packet) => {
+                Action::Answered { slot, number, answerer }
+            }
             Verdict::Accept => {
                 if let Some(count) = &mut self.count {
                     count.inbound(&mut self.firewall, &packet, slot);
                 }
-                Action::Deliver { slot, length: packet.bytes().len() }
+                Action::Deliver { slot, watch: owner.watch.as_deref(), length: packet.bytes().len() }
             }
             Verdict::Tsmp => match Message::parse(&packet) {
                 Some(Message::Ping { data }) => reply(slot, &packet, Message::Pong { data, peer_api_port: 0 }),
@@ -317,6 +340,30 @@ impl Forwarder {
     pub(super) fn seal_own(&self, slot: &PeerSlot, packet: &[u8], buffer: &mut [u8], now: Instant) -> Option<usize> {
         buffer.get_mut(HEADROOM..)?.get_mut(..packet.len())?.copy_from_slice(packet);
         slot.session().as_ref()?.seal(buffer, packet.len(), self.mtu, now).ok()
+    }
+
+    /// Returns the packets of a question to a router. Their answers will pass.
+    pub(super) fn question(&mut self, question: &Question, now: Instant) -> Vec<Vec<u8>> {
+        let packets: Vec<Vec<u8>> = self.questions.packets(question).collect();
+        for packet in packets.iter().filter_map(|packet| Packet::parse(packet).ok()) {
+            self.firewall.note_outbound(&packet, now);
+        }
+        packets
+    }
+
+    /// Seals a packet of this node itself as [`Self::seal_own`] does; without a session it is kept.
+    pub(super) fn seal_or_keep(
+        &mut self,
+        slot: &Arc<PeerSlot>,
+        packet: &[u8],
+        buffer: &mut [u8],
+        now: Instant,
+    ) -> Option<usize> {
+        let length = self.seal_own(slot, packet, buffer, now);
+        if length.is_none() {
+            self.waiting.push(slot, packet, now);
+        }
+        length
     }
 
     /// Returns how many packets were pushed out of the waiting room since the last call.

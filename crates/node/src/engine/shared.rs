@@ -6,6 +6,7 @@
 //! | [`Snapshot`]: prefixes and filter | decision → worker | swapped, the newest counts |
 //! | relayed packets | relay connections → worker | the newest is dropped |
 //! | [`Whole`] datagrams | decision → worker | the newest is dropped |
+//! | [`Question`]s to routers | decision → worker | the newest is dropped |
 //! | [`Signal`]s about traffic | worker → decision | told again later |
 //! | [`Datagram`]s that are not data | worker → decision | the newest is dropped |
 //! | [`ToRelay`]: packets that need a relay | worker → decision | the newest is dropped |
@@ -21,19 +22,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use ipnet::IpNet;
 use tokio::sync::mpsc;
 use warren_filter::{Filter, PrefixTable};
 use warren_ledger::Record;
 use warren_os::{Family, Offload, UdpSocket, Waker};
-use warren_path::{Path, SocketId, Via};
+use warren_path::{Answerer, Path, SocketId, Via};
 use warren_wg::{Session, SessionTable};
 use warren_wire::control::RegionId;
 use warren_wire::key::NodeKey;
+
+use super::owner::Owner;
 
 /// Relayed packets that may wait for the worker.
 const RELAYED: usize = 512;
 /// Datagrams that must stay whole, and may wait for the worker: 20 peers at once are asked how much gets through.
 const WHOLE: usize = 140;
+/// Questions to routers that may wait for the worker.
+const QUESTIONS: usize = 64;
 /// Signals that may wait for the decision task.
 const SIGNALS: usize = 1024;
 /// Datagrams of strangers that may wait for the decision task.
@@ -58,6 +64,7 @@ pub(super) struct Shared {
     /// Extra IPv4 sockets; replaced by the decision task alone.
     pub(super) extras: ArcSwap<Extras>,
     whole: std::sync::mpsc::SyncSender<Whole>,
+    questions: std::sync::mpsc::SyncSender<Question>,
     pub(super) waker: Waker,
     pub(super) requests: Requests,
     pub(super) drops: Drops,
@@ -111,6 +118,7 @@ impl fmt::Debug for Shared {
 pub(super) struct WorkerEnds {
     pub(super) relayed: std::sync::mpsc::Receiver<Relayed>,
     pub(super) whole: std::sync::mpsc::Receiver<Whole>,
+    pub(super) questions: std::sync::mpsc::Receiver<Question>,
     pub(super) signals: mpsc::Sender<Signal>,
     pub(super) datagrams: mpsc::Sender<Datagram>,
     pub(super) to_relay: mpsc::Sender<ToRelay>,
@@ -133,6 +141,7 @@ impl Shared {
     pub(super) fn new(waker: Waker, sockets: Sockets, now: Instant) -> (Arc<Self>, WorkerEnds, DecisionEnds) {
         let (relayed_in, relayed) = std::sync::mpsc::sync_channel(RELAYED);
         let (whole_in, whole) = std::sync::mpsc::sync_channel(WHOLE);
+        let (questions_in, questions) = std::sync::mpsc::sync_channel(QUESTIONS);
         let (signals, signals_out) = mpsc::channel(SIGNALS);
         let (datagrams, datagrams_out) = mpsc::channel(DATAGRAMS);
         let (to_relay, to_relay_out) = mpsc::channel(TO_RELAY);
@@ -143,11 +152,12 @@ impl Shared {
             sockets: ArcSwap::from_pointee(sockets),
             extras: ArcSwap::default(),
             whole: whole_in,
+            questions: questions_in,
             waker,
             requests: Requests::default(),
             drops: Drops::default(),
         });
-        let worker = WorkerEnds { relayed, whole, signals, datagrams, to_relay, records: None };
+        let worker = WorkerEnds { relayed, whole, questions, signals, datagrams, to_relay, records: None };
         let decision = DecisionEnds {
             relayed: relayed_in,
             signals: signals_out,
@@ -177,6 +187,13 @@ impl Shared {
     /// but for data while no relay is there: of that, a packet which the device would have to cut may be lost in that moment.
     pub(super) fn send_whole(&self, datagram: Whole) {
         if self.whole.try_send(datagram).is_ok() {
+            self.waker.wake();
+        }
+    }
+
+    /// Has the worker ask a router and a host behind it. Lost if too much is asked.
+    pub(super) fn ask_router(&self, question: Question) {
+        if self.questions.try_send(question).is_ok() {
             self.waker.wake();
         }
     }
@@ -410,7 +427,7 @@ impl fmt::Debug for PeerSlot {
 #[derive(Debug, Default, Clone)]
 pub(super) struct Snapshot {
     /// Which peer owns an address.
-    pub(super) peers: Arc<PrefixTable<Arc<PeerSlot>>>,
+    pub(super) peers: Arc<PrefixTable<Owner>>,
     /// What may come in.
     pub(super) filter: Arc<Filter>,
     /// Own addresses in the tailnet.
@@ -429,6 +446,19 @@ pub(super) struct Whole {
     pub(super) socket: SocketId,
     pub(super) to: SocketAddr,
     pub(super) bytes: Vec<u8>,
+}
+
+/// Asks whether a router leads into a network: an echo request to a host there, and a ping to the router itself.
+#[derive(Debug)]
+pub(super) struct Question {
+    /// The router.
+    pub(super) slot: Arc<PeerSlot>,
+    /// What the answers carry.
+    pub(super) number: u16,
+    /// This node and the host, of one family.
+    pub(super) host: Option<(IpAddr, IpAddr)>,
+    /// This node and the router, of one family.
+    pub(super) router: Option<(IpAddr, IpAddr)>,
 }
 
 /// Is a WireGuard data message that came over a relay.
@@ -480,6 +510,10 @@ pub(super) enum Signal {
     Received(NodeKey, Via),
     /// The first packet of a session that the peer began was opened.
     Confirmed(Arc<Session>),
+    /// Packets go into a network with several routers, which was not in use.
+    InUse(IpNet),
+    /// A question to a router was answered, through this peer.
+    Answered(NodeKey, u16, Answerer),
     /// The kernel knows no way to this address of the peer.
     Unreachable(NodeKey, SocketAddr),
     /// A socket is broken or forbidden.

@@ -41,6 +41,8 @@ const TURN_PACKETS: usize = 256;
 const RELAYED: usize = 64;
 /// Datagrams of the decision task that must stay whole, per turn.
 const WHOLE: usize = 16;
+/// Questions to routers, per turn.
+const QUESTIONS: usize = 16;
 /// Bytes of a buffer for one packet that does not travel in a burst: as large as the widest tunnel, and room.
 ///
 /// See [`super::MTU_LIMITS`].
@@ -187,6 +189,7 @@ impl Worker {
             }
             self.take_relayed(&snapshot, buffers, now);
             self.send_whole();
+            self.ask_routers(now);
         }
         let sockets = Arc::clone(&self.sockets);
         for (ready, socket) in [(v4, &sockets.v4), (v6, &sockets.v6)] {
@@ -300,7 +303,15 @@ impl Worker {
             taken += length;
             let bytes = host.get_mut(..length).unwrap_or_default();
             let (slot, length) = match self.forwarder.outbound(snapshot, bytes, now) {
-                Outbound::Send { slot, length } => (slot, length),
+                Outbound::Send { slot, watch, length } => {
+                    if let Some((watch, to)) = watch
+                        && watch.note_sent(to, self.shared.stamp(now))
+                        && !self.signal(Signal::InUse(watch.network))
+                    {
+                        watch.is_awake.store(false, Ordering::Release);
+                    }
+                    (slot, length)
+                }
                 Outbound::Answer { length } => {
                     self.deliver(bytes.get(..length));
                     continue;
@@ -438,6 +449,30 @@ impl Worker {
             let Ok(Whole { socket, to, bytes }) = self.ends.whole.try_recv() else { return };
             if let Some(socket) = self.socket(socket, to) {
                 let _ = socket.send_whole(to, &bytes);
+            }
+        }
+        // The waker has been cleared.
+        self.shared.waker.wake();
+    }
+
+    /// Sends the questions of the decision task.
+    fn ask_routers(&mut self, now: Instant) {
+        let mut buffer = [0; BUFFER_BYTES];
+        for _ in 0..QUESTIONS {
+            let Ok(question) = self.ends.questions.try_recv() else { return };
+            for packet in self.forwarder.question(&question, now) {
+                let slot = &question.slot;
+                match self.forwarder.seal_or_keep(slot, &packet, &mut buffer, now) {
+                    Some(length) => {
+                        let bytes = buffer.get(..length).unwrap_or_default();
+                        self.send_runs(slot, std::iter::once(Run { bytes, segment: length }), now);
+                    }
+                    None => {
+                        if slot.ask(self.shared.stamp(now)) && !self.signal(Signal::HandshakeWanted(slot.key())) {
+                            slot.handshake_failed();
+                        }
+                    }
+                }
             }
         }
         // The waker has been cleared.
@@ -606,8 +641,11 @@ impl Worker {
             self.signal(Signal::Confirmed(session));
         }
         match action {
-            Action::Deliver { slot, length } => {
+            Action::Deliver { slot, watch, length } => {
                 self.note_received(slot, length, via, now);
+                if let Some(watch) = watch {
+                    watch.note_received(self.shared.stamp(now));
+                }
                 if join.is_full() {
                     self.deliver_joined(join, buffer);
                 }
@@ -621,6 +659,10 @@ impl Worker {
                     let bytes = buffer.get(..length).unwrap_or_default();
                     self.send_runs(slot, std::iter::once(Run { bytes, segment: length }), now);
                 }
+            }
+            Action::Answered { slot, number, answerer } => {
+                self.note_received(slot, 0, via, now);
+                self.signal(Signal::Answered(slot.key(), number, answerer));
             }
             Action::Done => {}
             Action::Decide => match via {

@@ -21,6 +21,7 @@ pub struct Peer {
     node: Node,
     endpoints: Vec<SocketAddr>,
     allowed_ips: Vec<IpNet>,
+    standby: Vec<IpNet>,
 }
 
 /// Says why a node of the map cannot be a peer.
@@ -74,8 +75,12 @@ impl Peer {
             Some(_) | None => &node.addresses,
         };
         let allowed_ips = routed.iter().map(IpNet::trunc).filter(|prefix| !own(prefix)).take(MAX_PREFIXES).collect();
+        // Networks alone: nobody stands in for a node, or for the whole Internet.
+        let is_network = |net: &IpNet| net.prefix_len() != 0 && !own(net);
+        let standby = node.standby_routes.iter().filter(|_| !node.unsigned_peer_api_only).map(IpNet::trunc);
+        let standby = standby.filter(is_network).take(MAX_PREFIXES).collect();
         let endpoints = node.endpoints.iter().copied().filter(usable).take(MAX_ENDPOINTS).collect();
-        Ok(Self { node, endpoints, allowed_ips })
+        Ok(Self { node, endpoints, allowed_ips, standby })
     }
 
     /// Returns the record as the server sent it.
@@ -118,6 +123,12 @@ impl Peer {
     #[must_use]
     pub fn allowed_ips(&self) -> &[IpNet] {
         &self.allowed_ips
+    }
+
+    /// Returns the networks that the peer leads into, while another peer is the way.
+    #[must_use]
+    pub fn standby(&self) -> &[IpNet] {
+        &self.standby
     }
 
     /// Returns the addresses at which the peer may be found.

@@ -2,6 +2,7 @@ mod hostile;
 
 use std::collections::BTreeMap;
 
+use ipnet::IpNet;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use warren_wire::control::{CapGrant, CapMap, DerpRegion, DisplayMessage, ExpiryChange, RegionId, from_json, to_json};
@@ -141,12 +142,15 @@ fn whoever_cannot_be_a_peer_is_left_out_and_the_rest_stays() {
 #[test]
 fn a_peer_cannot_claim_our_address_nor_route_if_unsigned() {
     let routes = vec!["100.64.0.100/32".parse().unwrap(), "10.0.0.7/8".parse().unwrap()];
-    let greedy = Node { allowed_ips: Some(routes.clone()), ..peer(1, 0) };
-    let unsigned = Node { allowed_ips: Some(routes), unsigned_peer_api_only: true, ..peer(2, 0) };
+    let standby_routes: Vec<IpNet> = [&routes[..], &["0.0.0.0/0".parse().unwrap()]].concat();
+    let greedy = Node { allowed_ips: Some(routes.clone()), standby_routes: standby_routes.clone(), ..peer(1, 0) };
+    let unsigned = Node { allowed_ips: Some(routes), standby_routes, unsigned_peer_api_only: true, ..peer(2, 0) };
     let netmap = started(vec![greedy, unsigned]);
     let allowed: Vec<_> = netmap.peers().map(|peer| peer.allowed_ips().to_vec()).collect();
     assert_eq!(allowed, [vec!["10.0.0.0/8".parse().unwrap()], vec!["100.64.0.2/32".parse().unwrap()]]);
     assert!(netmap.peers().last().unwrap().is_jailed());
+    let standby: Vec<_> = netmap.peers().map(|peer| peer.standby().to_vec()).collect();
+    assert_eq!(standby, [vec!["10.0.0.0/8".parse().unwrap()], vec![]], "nobody stands in for all of the Internet");
 }
 
 #[test]

@@ -67,15 +67,30 @@ impl Route {
         })
     }
 
-    /// Returns the way for those whom a rule sends through nodes with these tags.
-    fn primary_via(&self, tags: &[String]) -> Option<NodeId> {
+    /// Returns the part of a node for those whom a rule sends through nodes with these tags; `None` if it has none.
+    fn part_via(&self, tags: &[String], node: NodeId) -> Option<Part> {
         let tagged = |router: &&Router| match &router.owner {
             Owner::Tags(owned) => tags.iter().any(|tag| owned.contains(tag)),
             Owner::User(_) => false,
         };
-        let mut candidates = self.routers.iter().filter(tagged);
-        let first = candidates.clone().next();
-        candidates.find(|router| router.online).or(first).map(|router| router.node)
+        let candidates = || self.routers.iter().filter(tagged);
+        let way = candidates().find(|router| router.online).or_else(|| candidates().next())?;
+        candidates().any(|router| router.node == node).then(|| Part::new(way.node == node))
+    }
+}
+
+/// Says what a router is to somebody who uses its subnet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    /// Another is the way; this one could be.
+    Standby,
+    /// It is the way.
+    Way,
+}
+
+impl Part {
+    fn new(is_way: bool) -> Self {
+        if is_way { Self::Way } else { Self::Standby }
     }
 }
 
@@ -89,19 +104,20 @@ impl Compiled {
         if member.draft.node.approved_routes.is_empty() || !self.visible(viewer, peer) {
             return PeerRoutes::default();
         }
-        let primary: Vec<IpNet> = member
-            .draft
-            .subnet_routes
-            .iter()
-            .copied()
-            .filter(|route| self.uses_route(viewer_member, *route, peer))
-            .collect();
+        let (mut primary, mut standby) = (Vec::new(), Vec::new());
+        for route in &member.draft.subnet_routes {
+            match self.part(viewer_member, *route, peer) {
+                Some(Part::Way) => primary.push(*route),
+                Some(Part::Standby) => standby.push(*route),
+                None => {}
+            }
+        }
         let mut allowed = primary.clone();
         if member.draft.is_exit_node && self.uses_exit(viewer_member, member) {
             allowed.extend(exit_routes(member));
         }
         allowed.sort_unstable();
-        PeerRoutes { allowed, primary }
+        PeerRoutes { allowed, primary, standby }
     }
 
     /// Returns the routes that a node itself has: all that were approved, and those of them for which it is the way.
@@ -112,21 +128,22 @@ impl Compiled {
         let is_primary = |route: &IpNet| self.routes.get(*route).is_some_and(|route| route.primary == node);
         let mut allowed: Vec<IpNet> = subnets.iter().copied().chain(exit_routes(member)).collect();
         allowed.sort_unstable();
-        PeerRoutes { allowed, primary: subnets.iter().copied().filter(is_primary).collect() }
+        PeerRoutes { allowed, primary: subnets.iter().copied().filter(is_primary).collect(), standby: Vec::new() }
     }
 
-    fn uses_route(&self, viewer: &Member, prefix: IpNet, peer: NodeId) -> bool {
-        let Some(route) = self.routes.get(prefix) else { return false };
+    /// Returns what a router of a subnet is to a viewer; `None` if the viewer may not use it.
+    fn part(&self, viewer: &Member, prefix: IpNet, peer: NodeId) -> Option<Part> {
+        let route = self.routes.get(prefix)?;
         let active = &self.moment.active;
         let by_any_router = viewer.kind.sources.meets_both(&route.destinations, active)
             || viewer.kind.destinations.meets_both(&route.sources, active)
             // Another router to the same subnet.
             || viewer.draft.subnet_routes.binary_search(&prefix).is_ok();
         if by_any_router {
-            return route.primary == peer;
+            return Some(Part::new(route.primary == peer));
         }
         let via = route.via.common(&viewer.kind.sources).common(active);
-        via.iter().filter_map(|number| self.book.rule(number)).any(|rule| route.primary_via(&rule.via) == Some(peer))
+        via.iter().filter_map(|number| self.book.rule(number)).filter_map(|rule| route.part_via(&rule.via, peer)).max()
     }
 
     fn uses_exit(&self, viewer: &Member, peer: &Member) -> bool {

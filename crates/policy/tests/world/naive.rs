@@ -322,20 +322,24 @@ impl World {
             let plain = |rule: &&Rule| rule.via.is_empty();
             let to = |rule: &Rule| self.is_source_node(rule, viewer) && self.is_destination_route(rule, route);
             let back = |rule: &Rule| self.is_source_route(rule, route) && self.is_destination_node(rule, viewer);
-            let used = if self.rules().filter(plain).any(to)
+            let way = if self.rules().filter(plain).any(to)
                 || self.rules().any(back)
                 || subnets(viewer).any(|own| own == route)
             {
-                self.ways.get(&route).copied().or_else(|| self.way(route, |_| true)) == Some(peer.0)
+                Some(self.ways.get(&route).copied().or_else(|| self.way(route, |_| true)) == Some(peer.0))
             } else {
-                let mut via = self.rules().filter(|rule| !rule.via.is_empty() && to(rule));
-                via.any(|rule| self.way(route, |node| self.has_via_tag(rule, node)) == Some(peer.0))
+                let via = || self.rules().filter(|rule| !rule.via.is_empty() && to(rule));
+                let could = via().any(|rule| self.has_via_tag(rule, peer.1));
+                could.then(|| via().any(|rule| self.way(route, |node| self.has_via_tag(rule, node)) == Some(peer.0)))
             };
-            if used {
-                routes.primary.push(route);
+            match way {
+                Some(true) => routes.primary.push(route),
+                Some(false) => routes.standby.push(route),
+                None => {}
             }
         }
         routes.primary.sort();
+        routes.standby.sort();
         routes.allowed.clone_from(&routes.primary);
         let leads_out = |rule: &Rule| {
             let words = &rule.destinations;

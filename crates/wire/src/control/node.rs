@@ -131,6 +131,16 @@ pub struct Node {
     /// Resolvers to use behind a plain WireGuard exit node.
     #[serde(rename = "ExitNodeDNSResolvers", default, skip_serializing_if = "is_default")]
     pub exit_node_dns_resolvers: Vec<Resolver>,
+    /// Subnet routes that it would serve if the node that serves them now did not.
+    ///
+    /// Warren's own; other clients ignore the name, and use the node that the server chose.
+    #[serde(
+        rename = "WarrenStandbyRoutes",
+        default,
+        deserialize_with = "lossy_list",
+        skip_serializing_if = "is_default"
+    )]
+    pub standby_routes: Vec<IpNet>,
 }
 
 impl Node {

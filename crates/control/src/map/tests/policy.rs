@@ -113,12 +113,17 @@ async fn when_a_router_goes_another_takes_over_and_keeps_it() {
     }
     ann.settle().await;
     assert_eq!((routes(&ann.map, "host3"), routes(&ann.map, "host4")), (route("10.33.0.0/16"), NOTHING));
+    let standby = |map: &ClientMap, name: &str| {
+        map.peers.values().find(|peer| peer.name.starts_with(name)).unwrap().standby_routes.clone()
+    };
+    assert_eq!((standby(&ann.map, "host3."), standby(&ann.map, "host4.")), (vec![], prefixes(&["10.33.0.0/16"])));
     drop(first);
     tokio::time::sleep(Duration::from_secs(11)).await;
     let messages = ann.settle().await;
     assert_eq!((routes(&ann.map, "host3"), routes(&ann.map, "host4")), (NOTHING, route("10.33.0.0/16")));
     let sent: usize = messages.iter().map(|message| message.peers_changed.len()).sum();
     assert_eq!(sent, 2, "the two routers and nobody else");
+    assert_eq!((standby(&ann.map, "host3."), standby(&ann.map, "host4.")), (prefixes(&["10.33.0.0/16"]), vec![]));
     let _first = world.poll(3).await;
     ann.settle().await;
     assert_eq!(routes(&ann.map, "host4"), route("10.33.0.0/16"), "who serves well goes on");

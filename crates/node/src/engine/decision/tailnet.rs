@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use warren_dns::{Config, Member, Name, SERVICE_V4, reverse_zones};
 use warren_filter::{Filter, FilterInput, PrefixTable};
 use warren_os::NameSettings;
-use warren_path::{OwnNat, PathStatus, Paths, PeerConfig, PingId};
+use warren_path::{OwnNat, PathStatus, Paths, PeerConfig, PingId, Routers};
 use warren_wg::{Tunnels, sealed_length};
 use warren_wire::control::{DerpMap, DnsConfig, FilterRule, NetInfo, Node, RegionId};
 use warren_wire::key::{DiscoSecret, NodeKey, NodeSecret};
@@ -25,6 +25,7 @@ use super::routes::{Exit, Wanted, behind, prefixes, routes};
 use super::traffic::HeldPing;
 use super::{Traits, exit};
 use crate::engine::name_service::{NameService, with_system};
+use crate::engine::owner::{Owner, Watch};
 use crate::engine::relay_link::LinkSetup;
 use crate::engine::shared::{PeerSlot, Shared, Snapshot};
 use crate::engine::{Event, Local, PeerStatus, PingError, Pong};
@@ -37,6 +38,9 @@ pub(super) struct Tailnet {
     pub(super) peers: BTreeMap<NodeKey, Known>,
     pub(super) tunnels: Tunnels,
     pub(super) paths: Paths,
+    /// Who leads into networks with several routers, and what their packets tell.
+    pub(super) routers: Routers,
+    pub(super) watches: BTreeMap<IpNet, Arc<Watch>>,
     pub(super) measure: Measure,
     pub(super) relays: Relays,
     pub(super) pings: BTreeMap<PingId, oneshot::Sender<Result<Pong, PingError>>>,
@@ -48,11 +52,11 @@ pub(super) struct Tailnet {
     pub(super) sessions: usize,
     /// What the last measurement says of the network.
     pub(super) net_info: NetInfo,
-    local: Local,
+    pub(super) local: Local,
     rules: Arc<[FilterRule]>,
     /// What of the rules cannot be used, for people.
     rule_trouble: Option<String>,
-    dirty: Dirty,
+    pub(super) dirty: Dirty,
     /// The name service, or why there is none.
     names: Option<Result<NameService, String>>,
     pub(super) peer_relays: PeerRelays,
@@ -112,8 +116,8 @@ impl Known {
 
 /// Says what must be published.
 #[derive(Debug, Default)]
-struct Dirty {
-    prefixes: bool,
+pub(super) struct Dirty {
+    pub(super) prefixes: bool,
     /// Names besides those of peers whose prefixes changed.
     names: bool,
     filter: bool,
@@ -145,6 +149,8 @@ impl Tailnet {
             peers: BTreeMap::new(),
             tunnels: Tunnels::new(secret, Arc::clone(&shared.table), rng.random(), now, wall),
             paths: Paths::new(disco, local.secret.public(), rng.random()),
+            routers: Routers::default(),
+            watches: BTreeMap::new(),
             measure: Measure::new(
                 [rng.random(), rng.random(), rng.random()],
                 found,
@@ -249,7 +255,10 @@ impl Tailnet {
         match self.peers.get_mut(&key) {
             Some(known) => {
                 let old = std::mem::replace(&mut known.config, Arc::clone(&config));
-                if old.allowed_ips() != config.allowed_ips() || old.addresses() != config.addresses() {
+                let leads_elsewhere = old.allowed_ips() != config.allowed_ips() || old.standby() != config.standby();
+                // Whether a router is away matters where there are others.
+                let comes_or_goes = old.node().online != config.node().online && self.routers.has(&key);
+                if leads_elsewhere || old.addresses() != config.addresses() || comes_or_goes {
                     self.dirty.prefixes = true;
                 }
                 self.dirty.names |= old.node().name != config.node().name;
@@ -352,7 +361,7 @@ impl Tailnet {
 
     /// Publishes prefixes and filter if they changed. Costs O(peers) for prefixes, O(rules) for the filter; however
     /// many changes there were, once.
-    pub(super) fn publish(&mut self) {
+    pub(super) fn publish(&mut self, now: Instant) {
         if self.dirty.prefixes || self.dirty.exit {
             self.choose_exit_node();
         }
@@ -370,6 +379,7 @@ impl Tailnet {
         }
         let mut snapshot = Snapshot::clone(&self.shared.snapshot.load());
         if prefixes {
+            self.set_routers(now);
             snapshot.peers = Arc::new(self.prefix_table());
             self.dirty.routes = true;
         }
@@ -385,7 +395,7 @@ impl Tailnet {
         self.dirty = Dirty { routes: self.dirty.routes, ..Dirty::default() };
     }
 
-    fn prefix_table(&self) -> PrefixTable<Arc<PeerSlot>> {
+    fn prefix_table(&self) -> PrefixTable<Owner> {
         let accept = self.local.settings.accept_routes;
         let owned = |known: &Known| {
             let slot = Arc::clone(&known.slot);
@@ -400,7 +410,10 @@ impl Tailnet {
                 owned(known).into_iter().map(move |(net, slot)| (known.config.addresses().contains(&net), net, slot))
             })
             .partition(|(is_own, ..)| *is_own);
-        nets.into_iter().chain(hosts).map(|(_, net, slot)| (net, slot)).collect()
+        let nets = nets.into_iter().map(|(_, net, slot)| (net, Owner::from(slot)));
+        // After the server's choice for a network that has several routers, the one that is in use.
+        let hosts = hosts.into_iter().map(|(_, net, slot)| (net, Owner::from(slot)));
+        nets.chain(self.chosen_routers()).chain(hosts).collect()
     }
 
     fn compile(&mut self) -> Filter {
@@ -485,6 +498,7 @@ impl Tailnet {
             .chain(self.measure.trouble())
             .chain(self.peer_relays.trouble())
             .chain(self.exit_trouble())
+            .chain(self.router_troubles())
             .chain(self.names.as_ref().and_then(|names| names.as_ref().err().cloned()));
         news.push(Event::Health(machine_troubles.iter().cloned().chain(troubles).collect()));
         news

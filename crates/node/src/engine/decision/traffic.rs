@@ -62,6 +62,8 @@ impl Tailnet {
                 self.paths.handle_received(&peer, via, now);
             }
             Signal::Confirmed(session) => self.tunnels.confirm(&session, now),
+            Signal::InUse(network) => self.routers.wake(&network, now),
+            Signal::Answered(peer, number, answerer) => self.routers.handle_answer(number, answerer, peer, now),
             Signal::Unreachable(peer, to) => self.paths.handle_unreachable(&peer, to, now),
             Signal::Rebound => {
                 self.ports_changed();
@@ -198,6 +200,7 @@ impl Tailnet {
         self.drain(now);
         self.paths.handle_timeout(now);
         self.drain(now);
+        self.look_at_routers(now);
         let resting = self.peers.is_empty() || !self.paths.in_use();
         self.measure.handle_timeout(resting, now);
         self.peer_relays.handle_timeout(self.measure.families(), now);
@@ -213,6 +216,7 @@ impl Tailnet {
         let all = [
             self.tunnels.poll_timeout(),
             self.paths.poll_timeout(),
+            self.routers.poll_timeout(),
             self.measure.poll_timeout(),
             self.peer_relays.poll_timeout(),
             self.relays.poll_timeout(),
@@ -278,6 +282,7 @@ impl Tailnet {
                 quiet = false;
                 self.handle_path_event(event, now);
             }
+            self.drain_routers();
             let secret = Arc::clone(&self.local().secret);
             self.measure.drain(&self.shared.sockets.load(), &mut self.relays, &secret, now);
             self.peer_relays.drain(now);

@@ -67,7 +67,7 @@ impl Side {
             assert!(tunnels.add_peer(key(*peer)));
             let slot = Arc::new(PeerSlot::new(key(*peer)));
             for net in *owned {
-                prefixes.insert(net.parse::<IpNet>().unwrap(), Arc::clone(&slot));
+                prefixes.insert(net.parse::<IpNet>().unwrap(), Arc::clone(&slot).into());
             }
             slots.push(slot);
         }
@@ -100,7 +100,7 @@ impl Side {
     fn send(&mut self, packet: &[u8], now: Instant) -> Sent {
         let mut bytes = packet.to_vec();
         let (slot, length) = match self.forwarder.outbound(&self.snapshot, &mut bytes, now) {
-            Outbound::Send { slot, length } => (slot, length),
+            Outbound::Send { slot, length, .. } => (slot, length),
             Outbound::Answer { .. } => return Sent::Answered,
             Outbound::Drop(refusal) => return Sent::Dropped(refusal),
         };
@@ -124,8 +124,11 @@ impl Side {
         let mut bytes = datagram.to_vec();
         let Inbound { confirmed, action } = self.forwarder.inbound(&self.snapshot, &self.table, &mut bytes, now);
         let got = match action {
-            Action::Deliver { slot, length } => Got::Packet(slot.key(), bytes[HEADROOM..HEADROOM + length].to_vec()),
+            Action::Deliver { slot, length, .. } => {
+                Got::Packet(slot.key(), bytes[HEADROOM..HEADROOM + length].to_vec())
+            }
             Action::Reply { packet, .. } => Got::Reply(packet),
+            Action::Answered { slot, number, answerer } => Got::Answered(slot.key(), number, answerer),
             Action::Done => Got::Nothing,
             Action::Decide => Got::Message,
             Action::Drop(refusal) => Got::Dropped(refusal),
@@ -159,6 +162,7 @@ enum Sent {
 enum Got {
     Packet(NodeKey, Vec<u8>),
     Reply(Vec<u8>),
+    Answered(NodeKey, u16, Answerer),
     Nothing,
     Message,
     Dropped(Refusal),
@@ -680,4 +684,72 @@ fn a_conversation_that_new_rules_refuse_ends() {
     net.deliver(&udp(BETA, 7000, ALPHA, 6000, b"another"));
     let ends = |what: &What<_>| matches!(what, What::End { reason: EndReason::Refused, .. });
     assert_eq!(notes(&mut net.beta).iter().filter(|what| ends(what)).count(), 1);
+}
+
+/// Lets gamma stand in for beta as the way into its network.
+fn with_standby() -> Net {
+    let mut net = Net::new();
+    let slots = net.alpha.slots.clone();
+    let watch = Arc::new(Watch::new(SUBNET.parse().unwrap(), slots.clone()));
+    let mut table = PrefixTable::clone(&net.alpha.snapshot.peers);
+    table.insert(watch.network, Owner { slot: Arc::clone(&slots[0]), watch: Some(watch) });
+    net.alpha.snapshot.peers = Arc::new(table);
+    net
+}
+
+#[test]
+fn out_of_a_network_packets_come_by_any_of_its_routers() {
+    let mut net = with_standby();
+    let inside = [10, 7, 0, 9];
+    net.alpha.judge_by(&[IpNet::from(IpAddr::from(ALPHA))], &rules(&[SUBNET, "100.64.0.2"], ALPHA), net.now);
+    let mut by_gamma = |from| {
+        let packet = udp(from, 5000, ALPHA, 6000, b"hello");
+        let mut buffer = vec![0; 2048];
+        let slot = Arc::clone(&net.gamma.slots[0]);
+        let length = net.gamma.forwarder.seal_own(&slot, &packet, &mut buffer, net.now).unwrap();
+        (net.alpha.receive(&buffer[..length], net.now), packet)
+    };
+    let (got, packet) = by_gamma(inside);
+    assert_eq!(got, Got::Packet(key(3), packet));
+    // It stands in for the network, not for the router.
+    assert_eq!(by_gamma(BETA).0, Got::Dropped(Refusal::WrongSource));
+    assert_eq!(by_gamma([10, 8, 0, 9]).0, Got::Dropped(Refusal::WrongSource));
+}
+
+/// A question to a router: the router answers by itself, a host behind it by an echo; neither reaches the host here.
+#[test]
+fn answers_to_questions_are_for_the_decision_task() {
+    let mut net = with_standby();
+    let inside = [10, 7, 0, 9];
+    let question = Question {
+        slot: Arc::clone(&net.alpha.slots[0]),
+        number: 0x0a0b,
+        host: Some((ALPHA.into(), inside.into())),
+        router: Some((ALPHA.into(), BETA.into())),
+    };
+    let packets = net.alpha.forwarder.question(&question, net.now);
+    let [echo, ping] = &packets[..] else { panic!("{} packets", packets.len()) };
+    let mut buffer = vec![0; 2048];
+    let length = net.alpha.forwarder.seal_or_keep(&question.slot, ping, &mut buffer, net.now).unwrap();
+    let Got::Reply(pong) = net.beta.receive(&buffer[..length], net.now) else { panic!("no pong") };
+    let to_alpha = Arc::clone(&net.beta.slots[0]);
+    let length = net.beta.forwarder.seal_own(&to_alpha, &pong, &mut buffer, net.now).unwrap();
+    assert_eq!(net.alpha.receive(&buffer[..length], net.now), Got::Answered(key(2), 0x0a0b, Answerer::Router));
+    // The host's answer comes by the other router.
+    let mut reply = echo.clone();
+    reply[12..20].copy_from_slice(&[inside, ALPHA].concat());
+    reply[20] = 0;
+    let to_alpha = Arc::clone(&net.gamma.slots[0]);
+    let length = net.gamma.forwarder.seal_own(&to_alpha, &reply, &mut buffer, net.now).unwrap();
+    assert_eq!(net.alpha.receive(&buffer[..length], net.now), Got::Answered(key(3), 0x0a0b, Answerer::Host));
+    // An answer to the host's own ping is the host's.
+    let mut own = echo.clone();
+    own[24..26].copy_from_slice(&[7, 7]);
+    let packet = Packet::parse(&own).unwrap();
+    net.alpha.forwarder.firewall.note_outbound(&packet, net.now);
+    let mut reply = own.clone();
+    reply[12..20].copy_from_slice(&[inside, ALPHA].concat());
+    reply[20] = 0;
+    let length = net.gamma.forwarder.seal_own(&to_alpha, &reply, &mut buffer, net.now).unwrap();
+    assert_eq!(net.alpha.receive(&buffer[..length], net.now), Got::Packet(key(3), reply));
 }
