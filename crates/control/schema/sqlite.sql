@@ -1,4 +1,4 @@
--- Schema version 5. Written once on first start; later versions are reached by the steps in src/store/schema.rs.
+-- Schema version 6. Written once on first start; later versions are reached by the steps in src/store/schema.rs.
 -- A record's document is JSON in `body`; the columns beside it are what must be unique or is searched for.
 
 -- Private keys and certificates of the server: noise_key, relay_key, relay certificate.
@@ -55,7 +55,7 @@ CREATE TABLE auth_key (
     CHECK (used <= 1 OR body ->> 'reusable')
 ) STRICT, WITHOUT ROWID;
 
--- Every version that ever was in force. `author` and `reason` say who set it and why.
+-- The versions that were in force; those of long ago are pruned. `author` and `reason` say who set it and why.
 CREATE TABLE policy (
     tailnet INTEGER NOT NULL REFERENCES tailnet (id),
     version INTEGER NOT NULL,
@@ -96,6 +96,10 @@ CREATE TABLE audit (
     credential TEXT,
     client     TEXT
 ) STRICT;
+
+-- The entries of one tailnet by number, which is the row's, and by time.
+CREATE INDEX audit_by_number ON audit (tailnet);
+CREATE INDEX audit_by_time ON audit (tailnet, at);
 
 CREATE TRIGGER audit_is_append_only_1 BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit log is append only'); END;
 CREATE TRIGGER audit_is_append_only_2 BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit log is append only'); END;

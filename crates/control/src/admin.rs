@@ -24,10 +24,10 @@ pub use credentials::{CreatedCredential, NewApiKey, NewOauthClient};
 pub use desk::Desk;
 pub(crate) use nodes::Device;
 pub use policy::{NewPolicy, PolicySource};
-pub(crate) use questions::{Candidate, Trial};
+pub(crate) use questions::{Candidate, Previewed, Trial};
 pub use relays::{NewRelay, RelayView};
-pub use users::Belongings;
 pub(crate) use users::is_login;
+pub use users::{Belongings, UserDeparture};
 pub use views::{
     AttributesView, AuthKeyView, CreatedAuthKey, CredentialView, LoginState, LoginView, NodeView, PersonView,
     PolicyVersionView, PolicyView, TailnetView, UserView,
@@ -154,6 +154,9 @@ pub enum AdminError {
         /// Why.
         reason: String,
     },
+    /// Too many ask for what takes long.
+    #[error("the server has too much to do at the moment; try again in some seconds")]
+    Crowded,
     /// The operating system gives no randomness.
     #[error("the operating system gives no randomness")]
     Randomness,

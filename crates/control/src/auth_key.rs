@@ -4,14 +4,17 @@
 //! The first part names the key and is no secret; the second is 256 random bits, of which the store keeps SHA-256 only.
 //! Clients take the text as it is, except that official ones cut it at `--TL`, which hex digits cannot contain.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use warren_wire::control::UserId;
 use zeroize::Zeroizing;
 
-use crate::model::AuthKeyRecord;
+use crate::model::{AuthKeyRecord, UserRecord};
 use crate::store::audit::hex;
 
 /// Beginning of an auth key.
@@ -95,6 +98,9 @@ pub(crate) enum AuthKeyError {
     /// It was for one use, which is done.
     #[error("this auth key was for one use and has been used; ask for a new one")]
     Spent,
+    /// Whoever made it is suspended.
+    #[error("the user who made this auth key is suspended; ask an administrator of this network")]
+    Suspended,
 }
 
 /// Tells in constant time whether the client knows the secret.
@@ -114,6 +120,20 @@ pub(crate) fn check(record: &AuthKeyRecord, now: Timestamp) -> Result<(), AuthKe
         return Err(AuthKeyError::Spent);
     }
     Ok(())
+}
+
+/// Checks a key as [`check`] does, and whoever made it: what a user made works as long as they are one and not suspended.
+pub(crate) fn check_of(
+    record: &AuthKeyRecord,
+    users: &BTreeMap<UserId, Arc<UserRecord>>,
+    now: Timestamp,
+) -> Result<(), AuthKeyError> {
+    check(record, now)?;
+    match record.made_by.map(|maker| users.get(&maker)) {
+        Some(None) => Err(AuthKeyError::Revoked),
+        Some(Some(maker)) if maker.suspended => Err(AuthKeyError::Suspended),
+        None | Some(Some(_)) => Ok(()),
+    }
 }
 
 fn digest(secret: &str) -> [u8; 32] {

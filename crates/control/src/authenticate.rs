@@ -1,12 +1,30 @@
 //! Who shows a credential of the API.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::Control;
 use crate::admin::Desk;
 use crate::auth_key::{self, KeyText};
 use crate::authority::{Authority, Rights, Shown, UnknownScope};
-use crate::model::{CredentialKind, CredentialRecord, TailnetId, Who};
+use crate::model::{CredentialKind, CredentialRecord, TAGS_MAX, TailnetId, Who};
+
+/// Most scopes that a client may ask for at a time; there are fewer.
+const SCOPES_MAX: usize = 32;
+
+/// An OAuth client that showed its secret.
+#[derive(Debug)]
+pub(crate) struct Client {
+    tailnet: TailnetId,
+    record: CredentialRecord,
+}
+
+impl Client {
+    /// Returns its ID.
+    pub(crate) fn id(&self) -> &str {
+        &self.record.id
+    }
+}
 
 /// What an OAuth client gets for its secret.
 #[derive(Debug)]
@@ -28,6 +46,8 @@ pub(crate) enum GrantError {
     MoreScopes,
     #[error("the client does not have all of these tags")]
     MoreTags,
+    #[error("a token takes {most} {what} at most; ask for fewer")]
+    TooMany { what: &'static str, most: usize },
     #[error("the operating system gives no randomness")]
     Randomness,
 }
@@ -50,20 +70,25 @@ impl Control {
         Some(Desk::new(self.clone(), authority))
     }
 
-    /// Gives a client a token for its secret, which alone says who it is. The token may be narrowed.
+    /// Returns the client whose secret was shown, which alone says who it is.
     ///
     /// # Errors
-    /// [`GrantError`].
-    pub(crate) fn grant_token(
-        &self,
-        secret: &str,
-        scopes: Vec<String>,
-        tags: Vec<String>,
-    ) -> Result<Granted, GrantError> {
+    /// [`GrantError::Client`].
+    pub(crate) fn client(&self, secret: &str) -> Result<Client, GrantError> {
         let secret = auth_key::parse(auth_key::CLIENT, secret).ok_or(GrantError::Client)?;
         let found = self.credential(&secret, CredentialKind::OauthClient);
         let now = self.clock().now();
         let (tailnet, record) = found.filter(|(_, record)| record.is_valid(now)).ok_or(GrantError::Client)?;
+        Ok(Client { tailnet, record })
+    }
+
+    /// Gives a client a token, narrowed to scopes and tags with blanks between them, or not if there are none.
+    ///
+    /// # Errors
+    /// [`GrantError`].
+    pub(crate) fn grant_token(&self, client: &Client, scopes: &str, tags: &str) -> Result<Granted, GrantError> {
+        let Client { tailnet, record } = client;
+        let (scopes, tags) = (words("scopes", scopes, SCOPES_MAX)?, words("tags", tags, TAGS_MAX)?);
         let own = record.scopes.iter().filter_map(|name| Rights::of_scopes([name.as_str()]).ok());
         let own = own.fold(Rights::default(), |all, rights| all.union(rights));
         let scopes = if scopes.is_empty() { record.scopes.clone() } else { scopes };
@@ -74,10 +99,10 @@ impl Control {
         if !tags.iter().all(|tag| record.tags.contains(tag)) {
             return Err(GrantError::MoreTags);
         }
-        let tags = (!tags.is_empty()).then_some(tags);
-        tracing::info!(client = record.id, %tailnet, scopes = scopes.join(" "), "a client gets a token");
-        let shown = Shown { tailnet, id: record.id, limit, tags };
-        let token = self.tokens().issue(shown, now).map_err(|_| GrantError::Randomness)?;
+        let tags = (!tags.is_empty()).then(|| tags.into());
+        tracing::info!(client = record.id, %tailnet, scopes = scopes.len(), "a client gets a token");
+        let shown = Shown { tailnet: *tailnet, id: record.id.clone(), limit, tags };
+        let token = self.tokens().issue(shown, self.clock().now()).map_err(|_| GrantError::Randomness)?;
         Ok(Granted { token, scopes })
     }
 
@@ -88,4 +113,14 @@ impl Control {
         let (record, hash) = snapshot.credentials.get(&shown.id)?;
         (record.kind == kind && auth_key::matches(shown, hash)).then(|| (tailnet, record.clone()))
     }
+}
+
+/// Takes a list apart, each word once.
+fn words(what: &'static str, list: &str, most: usize) -> Result<Vec<String>, GrantError> {
+    // Counted as they come, before anything is kept of them.
+    if list.split_whitespace().take(most + 1).count() > most {
+        return Err(GrantError::TooMany { what, most });
+    }
+    let words: BTreeSet<&str> = list.split_whitespace().collect();
+    Ok(words.into_iter().map(str::to_owned).collect())
 }

@@ -231,7 +231,7 @@ pub(crate) struct Shown {
     /// What a token was narrowed to.
     pub(crate) limit: Rights,
     /// Tags that a token was narrowed to.
-    pub(crate) tags: Option<Vec<String>>,
+    pub(crate) tags: Option<Arc<[String]>>,
 }
 
 /// What somebody is at one moment.
@@ -321,6 +321,11 @@ impl Standing {
             (Giver::User, Some(user)) => policy.may_tag(&access::directory_user(user), tag),
             (Giver::User, None) => false,
         }
+    }
+
+    /// Tells whether they may take a tag from a node: whoever may give it, and anybody if the policy defines it no more.
+    pub(crate) fn may_take(&self, policy: &PolicyInForce, tag: &str) -> bool {
+        self.may_give(policy, tag) || !policy.defines_tag(tag)
     }
 
     /// Tells whether it is the administration of the server itself.

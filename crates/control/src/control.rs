@@ -22,6 +22,7 @@ use crate::store::{Change, Entry, Loaded, LoadedTailnet, OpenError, Quarantined,
 use crate::tailnet::access::{PolicyInForce, has_relay};
 use crate::tailnet::registry::{Registered, Registry};
 use crate::tailnet::{Shared, Tailnet};
+use crate::thinking::Thinking;
 use crate::tokens::Tokens;
 
 /// Path below the server's URL where logins are shown.
@@ -38,6 +39,7 @@ struct Inner {
     tailnets: RwLock<BTreeMap<TailnetId, Tailnet>>,
     logins: Logins,
     tokens: Tokens,
+    thinking: Thinking,
     identity: Identity,
     server_url: String,
     quarantined: Vec<Quarantined>,
@@ -88,6 +90,7 @@ impl Control {
                 tailnets: RwLock::default(),
                 logins: Logins::default(),
                 tokens: Tokens::default(),
+                thinking: Thinking::default(),
                 identity,
                 server_url: config.server_url,
                 quarantined,
@@ -362,6 +365,10 @@ impl Control {
 
     pub(crate) fn tokens(&self) -> &Tokens {
         &self.inner.tokens
+    }
+
+    pub(crate) fn thinking(&self) -> &Thinking {
+        &self.inner.thinking
     }
 
     pub(crate) fn quarantined(&self) -> &[Quarantined] {

@@ -30,6 +30,7 @@ mod store;
 mod tailnet;
 #[cfg(test)]
 mod testing;
+mod thinking;
 mod tokens;
 
 pub use clock::Clock;

@@ -10,6 +10,7 @@ pub(crate) mod audit;
 mod error;
 mod load;
 pub(crate) mod policies;
+mod reader;
 pub(crate) mod schema;
 #[cfg(test)]
 mod tests;
@@ -31,13 +32,22 @@ pub(crate) use load::{Loaded, LoadedTailnet};
 
 use crate::identity::{Identity, StateDir};
 use crate::model::{NodeState, TailnetId};
+use reader::Reader;
 use writer::{Job, Writer};
 
 /// Handle to the database; cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
-    writer: Arc<Writer>,
+    threads: Arc<Threads>,
     ids: Arc<Ids>,
+}
+
+/// Who works for it. The reader ends first, so that the last one to close the database may tidy it up.
+#[derive(Debug)]
+struct Threads {
+    /// Absent in tests that have one thread.
+    reader: Option<Reader>,
+    writer: Writer,
 }
 
 /// The next free numbers.
@@ -57,8 +67,9 @@ impl Store {
         let (connection, identity) = open_connection(dir)?;
         let loaded = load::everything(&connection)?;
         let ids = Ids::read(&connection)?;
-        let writer = Writer::spawn(connection)?;
-        let store = Self { writer: Arc::new(writer), ids: Arc::new(ids) };
+        let reader = Some(Reader::spawn(&dir.database())?);
+        let threads = Threads { reader, writer: Writer::spawn(connection)? };
+        let store = Self { threads: Arc::new(threads), ids: Arc::new(ids) };
         Ok((store, identity, loaded))
     }
 
@@ -68,7 +79,8 @@ impl Store {
         let (connection, identity) = open_connection(dir)?;
         let loaded = load::everything(&connection)?;
         let ids = Ids::read(&connection)?;
-        let store = Self { writer: Arc::new(Writer::inline(connection)), ids: Arc::new(ids) };
+        let threads = Threads { reader: None, writer: Writer::inline(connection) };
+        let store = Self { threads: Arc::new(threads), ids: Arc::new(ids) };
         Ok((store, identity, loaded))
     }
 
@@ -95,7 +107,7 @@ impl Store {
         if entries.is_empty() {
             return Ok(());
         }
-        self.writer.run(|reply| Job::Apply { entries, at, reply }).await
+        self.threads.writer.run(|reply| Job::Apply { entries, at, reply }).await
     }
 
     /// Stores what nodes reported; a node that is gone is passed over.
@@ -103,7 +115,7 @@ impl Store {
         if states.is_empty() {
             return Ok(());
         }
-        self.writer.run(|reply| Job::States { states, reply }).await
+        self.threads.writer.run(|reply| Job::States { states, reply }).await
     }
 
     /// Runs `read` on the writer thread between two commits.
@@ -116,8 +128,19 @@ impl Store {
             // The caller may have gone away meanwhile.
             let _ = send.send(read(connection));
         });
-        self.writer.run(|reply| Job::Read { read, reply }).await?;
+        self.threads.writer.run(|reply| Job::Read { read, reply }).await?;
         receive.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Runs `look`, which may take its time, on a connection of its own that cannot write; commits go on meanwhile.
+    pub(crate) async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        match &self.threads.reader {
+            Some(reader) => reader.run(look).await,
+            None => self.read(look).await,
+        }
     }
 
     /// Returns the secret of that name, storing what `make` returns if there is none.

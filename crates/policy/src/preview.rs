@@ -1,6 +1,5 @@
 //! Which rules concern a person or a destination, whoever the other end is.
 
-use crate::problem::Position;
 use crate::reach::{Named, Party, Traffic, leads_to_own_devices};
 use crate::{Owner, Policy, Reach};
 use serde_json::Value;
@@ -23,13 +22,15 @@ pub struct PreviewRule {
     pub line: usize,
     /// Its sources, as written.
     pub sources: Vec<String>,
-    /// Its destinations, as written; those of grants with the traffic that they let through.
+    /// Its destinations, as written.
     pub destinations: Vec<String>,
+    /// The traffic to each of them that a grant lets through, as written; empty for other rules, whose destinations say it.
+    pub traffic: Vec<String>,
 }
 
 impl Reach<'_> {
     /// Returns the rules that name a person as source or a destination, in the order of the policy. Postures and the other
-    /// end are not looked at; nobody is told of a rule twice.
+    /// end are not looked at; nobody is told of a rule twice. All of them together are not longer than the policy.
     #[must_use]
     pub fn preview(&self, of: PreviewOf<'_>) -> Vec<PreviewRule> {
         let places: BTreeSet<usize> = match of {
@@ -52,7 +53,15 @@ impl Reach<'_> {
                 })
             }
         };
-        places.into_iter().map(|at| rule(self.policy, at)).collect()
+        let text = self.policy.text();
+        let (mut line, mut before) = (1, 0);
+        let numbered = |at| {
+            // Only what lies between two rules is looked at for the second one.
+            line += text.get(before..at).map_or(0, |part| part.bytes().filter(|byte| *byte == b'\n').count());
+            before = at;
+            rule(self.policy, at, line)
+        };
+        places.into_iter().map(numbered).collect()
     }
 
     /// Returns where the rules are that hold now and fit; each once, however many destinations it has.
@@ -64,19 +73,19 @@ impl Reach<'_> {
 }
 
 /// Reads a rule of a valid policy as its author wrote it.
-fn rule(policy: &Policy, at: usize) -> PreviewRule {
+fn rule(policy: &Policy, at: usize, line: usize) -> PreviewRule {
     let text = crate::reach::rule_text(policy, at);
     let json = Policy::to_json(text).ok().and_then(|json| serde_json::from_str::<Value>(&json).ok());
-    let list = |names: [&str; 2]| -> Vec<String> {
+    let list = |names: &[&str]| -> Vec<String> {
         let list = json.as_ref().and_then(|rule| names.iter().find_map(|name| rule.get(name)?.as_array()));
         list.into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect()
     };
-    let traffic = list(["ip", "ip"]);
-    let mut destinations = list(["dst", "ports"]);
-    if !traffic.is_empty() {
-        destinations.iter_mut().for_each(|to| *to = format!("{to} ({})", traffic.join(", ")));
+    PreviewRule {
+        line,
+        sources: list(&["src", "users"]),
+        destinations: list(&["dst", "ports"]),
+        traffic: list(&["ip"]),
     }
-    PreviewRule { line: Position::of(policy.text(), at).line, sources: list(["src", "users"]), destinations }
 }
 
 #[cfg(test)]
@@ -131,6 +140,23 @@ mod tests {
             (&rules[0].sources[..], &rules[0].destinations[..]),
             (&["group:dev".to_owned()][..], &["10.0.0.0/8:22".to_owned(), "10.0.0.0/8:80".to_owned()][..])
         );
-        assert_eq!(rules[1].destinations, ["10.1.0.0/16 (tcp:22)"]);
+        assert_eq!(
+            (&rules[1].destinations[..], &rules[1].traffic[..]),
+            (&["10.1.0.0/16".to_owned()][..], &["tcp:22".to_owned()][..])
+        );
+    }
+
+    #[test]
+    fn what_is_shown_is_not_longer_than_the_policy() {
+        let list = |of: fn(u32) -> String| (0..100).map(of).collect::<Vec<_>>().join(", ");
+        let (to, ip) =
+            (list(|n| format!("\"10.{}.{}.0/24\"", n / 250, n % 250)), list(|n| format!("\"tcp:{}\"", n + 1)));
+        let text = format!("{{\"grants\": [{{\"src\": [\"*\"], \"dst\": [{to}], \"ip\": [{ip}]}}]}}");
+        let (policy, directory) = (Policy::parse(&text).unwrap(), Directory::default());
+        let of = PreviewOf::Destination("10.0.3.1".parse().unwrap(), 22);
+        let rules = Reach::new(&policy, &directory, 0).preview(of);
+        let shown = rules.iter().flat_map(|rule| rule.sources.iter().chain(&rule.destinations).chain(&rule.traffic));
+        assert_eq!(rules.len(), 1);
+        assert!(shown.map(String::len).sum::<usize>() < text.len(), "one rule is told once");
     }
 }

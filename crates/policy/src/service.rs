@@ -115,10 +115,13 @@ fn parse_range(text: &str) -> Result<PortRange, &'static str> {
     Ok(PortRange { first, last })
 }
 
-/// Reads a number without sign; `None` if it is none.
+/// Longest text of a port: zeros before a number would let a short rule have a text of any length.
+const PORT_DIGITS: usize = 5;
+
+/// Reads a number without sign; `None` if it is none. What has too many digits is too large, also if they are zeros.
 fn parse_port(text: &str) -> Option<u64> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    digits.then(|| text.parse().unwrap_or(u64::MAX))
+    digits.then(|| if text.len() > PORT_DIGITS { u64::MAX } else { text.parse().unwrap_or(u64::MAX) })
 }
 
 #[cfg(test)]
@@ -143,6 +146,7 @@ mod tests {
             ("9-5", "first port is greater than last port"),
             ("65536", "port number out of range"),
             ("99999999999999999999999", "port number out of range"),
+            ("000022", "port number out of range"),
             ("+5", "invalid first integer"),
         ] {
             let Err(Problem::Ports { what, .. }) = parse_ports(text, "") else {

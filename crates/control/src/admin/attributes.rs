@@ -1,7 +1,10 @@
 //! Attributes of nodes, which postures of the policy look at.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 use warren_policy::AttributeValue;
+use warren_wire::control::NodeId;
 
 use super::nodes::present;
 use super::{AdminError, AttributesView, Desk, NodeView, invalid, not_found};
@@ -64,32 +67,39 @@ impl Desk {
         .await
     }
 
-    /// Changes attributes of several nodes, all or none: a value, or `None` to take it away where it is. Nodes are named
-    /// as for [`Self::node`].
+    /// Changes attributes of several nodes, all or none: a value, or `None` to take it away where it is. Nodes are named by
+    /// number or stable ID.
     ///
     /// # Errors
-    /// As [`Self::set_node_attribute`].
+    /// As [`Self::set_node_attribute`]; [`AdminError::Invalid`] also for more than 10,000 values.
     pub async fn patch_attributes(
         &self,
         tailnet: &str,
         patches: &[(String, String, Option<Value>)],
     ) -> Result<(), AdminError> {
         let place = self.place(tailnet, Scope::DevicesAttributes.write())?;
-        let mut edits = Vec::new();
+        if patches.len() > PATCH_MAX {
+            return Err(invalid("number of values: one patch changes 10000 at most", &patches.len().to_string()));
+        }
+        // One write for each node, however much of it changes.
+        let mut edits: BTreeMap<NodeId, Vec<(String, Option<NewAttribute>)>> = BTreeMap::new();
         for (node, name, value) in patches {
-            let (_, id) = self.find(Some(tailnet), node, Scope::DevicesAttributes.write())?;
+            let number = node.strip_prefix('n').unwrap_or(node).parse().map(NodeId);
+            let id = number.map_err(|_| not_found("node", node))?;
             let new = value.as_ref().map(|value| NewAttribute::new(name, value)).transpose()?;
-            edits.push((id, name.clone(), new));
+            edits.entry(id).or_default().push((name.clone(), new));
         }
         let who = place.who();
         place
             .change(move |work, _| {
-                for (id, name, new) in &edits {
+                for (id, changes) in &edits {
                     let node = present(work, *id)?;
                     let mut record = (*node.record).clone();
-                    match new {
-                        Some(new) => new.put(&mut record)?,
-                        None => drop(record.attributes.remove(name)),
+                    for (name, new) in changes {
+                        match new {
+                            Some(new) => new.put(&mut record)?,
+                            None => drop(record.attributes.remove(name)),
+                        }
                     }
                     if record != *node.record {
                         work.put_node(&who, "node.attribute", &node, record);
@@ -100,6 +110,9 @@ impl Desk {
             .await
     }
 }
+
+/// How many values one patch changes.
+const PATCH_MAX: usize = 10_000;
 
 /// An attribute whose name and value are in order.
 struct NewAttribute {

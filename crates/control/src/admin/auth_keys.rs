@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::credentials::described;
+use super::credentials::{described, may_take_back};
 use super::users::user_id;
 use super::{AdminError, AuthKeyView, CreatedAuthKey, Desk, NewAuthKey, invalid, not_found, tag_denied};
 use crate::auth_key;
@@ -10,6 +10,9 @@ use crate::authority::{Scope, Standing};
 use crate::model::{AuthKeyRecord, Owner, TAGS_MAX};
 use crate::tailnet::snapshot::Snapshot;
 use crate::tailnet::work::Work;
+
+/// Most auth keys of a tailnet that let somebody in at a time.
+const AUTH_KEYS_MAX: usize = 10_000;
 
 impl Desk {
     /// Makes an auth key. Users make such for their own nodes, clients for nodes with tags, and both with tags only that
@@ -23,13 +26,21 @@ impl Desk {
         let description = described(new.description.clone())?;
         let fresh = auth_key::generate(auth_key::AUTH_KEY).map_err(|_| AdminError::Randomness)?;
         let (who, id, hash) = (place.who(), fresh.id.clone(), fresh.hash);
-        let record = place
+        let (record, gone) = place
             .change(move |work, standing| {
                 let end = |span: std::time::Duration| {
                     let end = work.now.checked_add(span);
                     end.map_err(|_| invalid("lifetime of an auth key", &format!("{}s", span.as_secs())))
                 };
                 let expires = new.lifetime.map(end).transpose()?;
+                let usable = |(record, _): &&(AuthKeyRecord, _)| auth_key::check(record, work.now).is_ok();
+                let in_use = work.state.auth_keys.values().filter(usable).count();
+                if in_use >= AUTH_KEYS_MAX {
+                    return Err(invalid(
+                        "number of keys: a network has 10000 usable auth keys at most",
+                        &in_use.to_string(),
+                    ));
+                }
                 let record = AuthKeyRecord {
                     id: id.clone(),
                     tailnet: work.state.tailnet.id,
@@ -46,10 +57,10 @@ impl Desk {
                     used: 0,
                 };
                 work.put_auth_key(&who, "auth-key.create", record.clone(), Some(hash));
-                Ok(record)
+                Ok((record, work.forget_auth_keys(&who)))
             })
             .await?;
-        place.register_auth_key(&record.id);
+        place.register_auth_key(&record.id, &gone);
         Ok(CreatedAuthKey { view: view(&place.snapshot(), &record, place.now()), text: fresh.text })
     }
 
@@ -67,16 +78,21 @@ impl Desk {
         Ok(keys)
     }
 
-    /// Takes an auth key back; nodes that it let in stay.
+    /// Takes an auth key back; nodes that it let in stay. Nobody takes back the key of somebody who may more than they.
     ///
     /// # Errors
-    /// [`AdminError::NotFound`].
+    /// [`AdminError::NotFound`], [`AdminError::Denied`].
     pub async fn revoke_auth_key(&self, id: &str) -> Result<AuthKeyView, AdminError> {
         let place = self.place_of_key(id, Scope::AuthKeys.write())?;
         let (who, wanted) = (place.who(), id.to_owned());
         let record = place
-            .change(move |work, _| {
+            .change(move |work, standing| {
                 let (record, _) = work.state.auth_keys.get(&wanted).ok_or_else(|| not_found("auth key", &wanted))?;
+                let of = match record.owner {
+                    Owner::User(owner) => Some(owner),
+                    Owner::Tagged => record.made_by,
+                };
+                may_take_back(work, standing, of)?;
                 let record = AuthKeyRecord { revoked: true, ..record.clone() };
                 work.put_auth_key(&who, "auth-key.revoke", record.clone(), None);
                 Ok(record)
@@ -139,6 +155,6 @@ fn view(snapshot: &Snapshot, record: &AuthKeyRecord, now: Timestamp) -> AuthKeyV
         used: record.used,
         description: record.description.clone(),
         made_by: record.made_by.map(|user| user.0),
-        valid: auth_key::check(record, now).is_ok(),
+        valid: auth_key::check_of(record, &snapshot.users, now).is_ok(),
     }
 }

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use warren_wire::control::UserId;
 
 use super::auth_keys::sorted_tags;
-use super::users::user_id;
+use super::users::{rank, user_id};
 use super::{AdminError, CredentialView, Desk, invalid, not_found};
 use crate::auth_key::{self, KeyText};
 use crate::authority::{Right, Rights, Scope, Standing};
@@ -126,7 +127,7 @@ impl Desk {
                     .filter(|record| record.kind == CredentialKind::OauthClient && record.revoked.is_none())
                     .ok_or_else(|| not_found("key", &wanted))?;
                 // Who may not have made it may not change it either: its secret would stay with somebody else.
-                covered(standing, rights(&before.scopes)?)?;
+                covered(standing, known_rights(&before.scopes))?;
                 let record = with_client(work, standing, &new, before.clone())?;
                 work.put_credential(&who, "credential.update", record.clone(), None);
                 Ok(record)
@@ -150,7 +151,7 @@ impl Desk {
         Ok(found)
     }
 
-    /// Takes a credential back; it works no more from then on.
+    /// Takes a credential back; it works no more from then on. Nobody takes back what may more than they.
     ///
     /// # Errors
     /// [`AdminError::NotFound`], [`AdminError::Denied`].
@@ -158,10 +159,14 @@ impl Desk {
         let place = self.place_of_key(id, right(kind))?;
         let (who, wanted) = (place.who(), id.to_owned());
         let record = place
-            .change(move |work, _| {
+            .change(move |work, standing| {
                 let found = work.state.credentials.get(&wanted).map(|(record, _)| record);
                 let record =
                     found.filter(|record| record.kind == kind).ok_or_else(|| not_found("key", &wanted))?.clone();
+                match kind {
+                    CredentialKind::ApiKey => may_take_back(work, standing, record.user)?,
+                    CredentialKind::OauthClient => covered(standing, known_rights(&record.scopes))?,
+                }
                 if record.revoked.is_some() {
                     return Ok(record);
                 }
@@ -183,7 +188,7 @@ impl Desk {
         let prefix = if right.scope == Scope::OauthKeys { auth_key::CLIENT } else { auth_key::API_KEY };
         let fresh = auth_key::generate(prefix).map_err(|_| AdminError::Randomness)?;
         let (who, id, hash) = (place.who(), fresh.id.clone(), fresh.hash);
-        let record = place
+        let (record, gone) = place
             .change(move |work, standing| {
                 let in_use = work.state.credentials.values().filter(|(record, _)| record.is_valid(work.now)).count();
                 if in_use >= CREDENTIALS_MAX {
@@ -191,10 +196,10 @@ impl Desk {
                 }
                 let record = CredentialRecord { id: id.clone(), ..template(work, standing)? };
                 work.put_credential(&who, "credential.create", record.clone(), Some(hash));
-                Ok(record)
+                Ok((record, work.forget_credentials(&who)))
             })
             .await?;
-        place.register_credential(&record.id);
+        place.register_credential(&record.id, &gone);
         Ok(CreatedCredential { view: view(&place.snapshot(), &record, place.now()), text: fresh.text })
     }
 }
@@ -242,6 +247,22 @@ fn covered(standing: &Standing, asked: Rights) -> Result<(), AdminError> {
         return Ok(());
     }
     Err(AdminError::Denied { reason: "a key may not do more than whoever makes it".to_owned() })
+}
+
+/// Nobody takes back the key of somebody who may more than they, except their own.
+pub(super) fn may_take_back(work: &Work<'_>, standing: &Standing, of: Option<UserId>) -> Result<(), AdminError> {
+    let is_own = of.is_some() && standing.user.as_ref().map(|user| user.id) == of;
+    let role = of.and_then(|of| work.state.users.get(&of)).map(|user| user.role);
+    match role.filter(|role| !is_own && !standing.may_handle(*role)) {
+        Some(role) => Err(rank(role)),
+        None => Ok(()),
+    }
+}
+
+/// Returns what scopes that were stored give; one that this program does not know any more gives nothing.
+fn known_rights(scopes: &[String]) -> Rights {
+    let known = scopes.iter().filter_map(|name| Rights::of_scopes([name.as_str()]).ok());
+    known.fold(Rights::default(), Rights::union)
 }
 
 fn checked(new: NewOauthClient) -> Result<NewOauthClient, AdminError> {

@@ -154,7 +154,7 @@ impl Place {
         read: impl FnOnce(&Connection, TailnetId) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let id = self.tailnet.id;
-        self.control.store().read(move |connection| read(connection, id)).await
+        self.control.store().look(move |connection| read(connection, id)).await
     }
 
     /// Makes a change, as [`Tailnet::change`] does, if they have the right to in the moment that it is made.
@@ -172,14 +172,27 @@ impl Place {
         self.tailnet.change(asked).await
     }
 
-    /// Makes an auth key known by its ID.
-    pub(super) fn register_auth_key(&self, id: &str) {
+    /// Makes an auth key known by its ID, and others no more.
+    pub(super) fn register_auth_key(&self, id: &str, gone: &[String]) {
         self.control.registry().add_auth_key(id.to_owned(), self.tailnet.id);
+        self.control.registry().remove_auth_keys(gone);
     }
 
-    /// Makes a credential of the API known by its ID.
-    pub(super) fn register_credential(&self, id: &str) {
+    /// Makes a credential of the API known by its ID, and others no more.
+    pub(super) fn register_credential(&self, id: &str, gone: &[String]) {
         self.control.registry().add_credential(id.to_owned(), self.tailnet.id);
+        self.control.registry().remove_credentials(gone);
+    }
+
+    /// Works on what may take long without keeping others waiting, for so many at a time.
+    ///
+    /// # Errors
+    /// [`AdminError::Crowded`].
+    pub(super) async fn think<T: Send + 'static>(
+        &self,
+        think: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, AdminError> {
+        self.control.thinking().run(think).await.ok_or(AdminError::Crowded)
     }
 }
 

@@ -8,6 +8,7 @@ use warren_wire::control::{Hostinfo, NodeId};
 
 use super::auth_keys::sorted_tags;
 use super::desk::Place;
+use super::users::rank;
 use super::{AdminError, Desk, Expiry, NodeView, invalid, not_found, tag_denied};
 use crate::authority::{Right, Scope, Standing};
 use crate::model::{NodeRecord, NodeState, Owner};
@@ -168,10 +169,12 @@ impl Desk {
         .await
     }
 
-    /// Makes a node a tagged one, which no user owns; its key does not expire from then on.
+    /// Makes a node a tagged one, which no user owns; its key does not expire from then on. A node of a suspended user
+    /// stays theirs.
     ///
     /// # Errors
-    /// As [`Self::node`]; [`AdminError::Invalid`] for a tag or none.
+    /// As [`Self::node`]; [`AdminError::Invalid`] for a tag or none; [`AdminError::Denied`] for tags that are not theirs to
+    /// give or to take, and for nodes of a user who may more than they.
     pub async fn tag_node(&self, tailnet: Option<&str>, node: &str, tags: &[String]) -> Result<NodeView, AdminError> {
         let tags = sorted_tags(tags)?;
         if tags.is_empty() {
@@ -186,11 +189,17 @@ impl Desk {
             if standing.is_client() && !tags.iter().all(|tag| standing.may_give(&work.state.policy, tag)) {
                 return Err(tag_denied(&tags.join(", ")));
             }
+            let is_taken = |tag: &&String| !tags.contains(tag);
+            if let Some(tag) =
+                record.tags.iter().filter(is_taken).find(|tag| !standing.may_take(&work.state.policy, tag))
+            {
+                return Err(AdminError::Denied { reason: format!("the tag {tag} is not yours to take away") });
+            }
+            may_take_over(work, standing, record)?;
             if record.owner != Owner::Tagged && !record.expired_at(work.now) {
                 record.key_expiry = None;
             }
             record.owner = Owner::Tagged;
-            record.suspended = false;
             record.tags.clone_from(&tags);
             Ok(())
         })
@@ -280,6 +289,19 @@ impl Desk {
             .await?;
         shown(&place.snapshot(), id)
     }
+}
+
+/// Tells whether a node may be taken from its user, who loses it for good.
+fn may_take_over(work: &Work<'_>, standing: &Standing, record: &NodeRecord) -> Result<(), AdminError> {
+    if record.suspended {
+        let reason = "its owner is suspended; restore them first, or remove the node".to_owned();
+        return Err(AdminError::Denied { reason });
+    }
+    let Owner::User(owner) = record.owner else { return Ok(()) };
+    let is_own = standing.user.as_ref().is_some_and(|user| user.id == owner);
+    let Some(user) = work.state.users.get(&owner).filter(|_| !is_own) else { return Ok(()) };
+    // Clients have no rank; they are made to tag what comes in, and their own tags bound them.
+    if standing.is_client() || standing.may_handle(user.role) { Ok(()) } else { Err(rank(user.role)) }
 }
 
 pub(super) fn present(work: &Work<'_>, id: NodeId) -> Result<Arc<Node>, AdminError> {

@@ -87,11 +87,13 @@ impl Desk {
 
     /// Puts a policy in force, if it can be compiled and its tests pass; otherwise the old one stays as it is.
     ///
-    /// It gets the next number and is kept for ever, also if it is an earlier one's text. The text in force again is no
-    /// new version, but a policy that waits to be confirmed counts as confirmed by it.
+    /// It gets the next number, also if it is an earlier one's text; the last 1,000 versions are kept, as far as they have
+    /// 64 MiB together. The text in force again is no new version, but a policy that waits to be confirmed counts as
+    /// confirmed by it.
     ///
     /// # Errors
-    /// [`AdminError::NotFound`], [`AdminError::Policy`], [`AdminError::PolicyChanged`], [`AdminError::Invalid`].
+    /// [`AdminError::NotFound`], [`AdminError::Policy`], [`AdminError::PolicyChanged`], [`AdminError::Invalid`],
+    /// [`AdminError::Crowded`].
     pub async fn set_policy(&self, tailnet: &str, new: impl Into<NewPolicy>) -> Result<PolicyView, AdminError> {
         let new = new.into();
         let place = self.place(tailnet, Scope::PolicyFile.write())?;
@@ -103,24 +105,28 @@ impl Desk {
             return Err(invalid("time to confirm: one second to seven days", &format!("{}s", within.as_secs())));
         }
         let snapshot = place.snapshot();
-        let directory = access::directory(&snapshot.users, &snapshot.nodes);
-        let (what, reason, policy) = match new.source {
-            PolicySource::Text(text) => {
-                let policy = parse(&text)?;
-                let now = place.now().as_second();
-                policy.check(&directory, now).map_err(|reason| AdminError::Policy { reason })?;
-                ("policy.set", reason, policy)
-            }
+        let (what, reason, text) = match new.source {
+            PolicySource::Text(text) => ("policy.set", reason, text),
             PolicySource::Version(number) => {
                 let stored = stored(&place, number).await?;
                 let because = if reason.is_empty() { String::new() } else { format!(": {reason}") };
-                ("policy.rollback", format!("back to version {number}{because}"), parse(&stored.text)?)
+                ("policy.rollback", format!("back to version {number}{because}"), stored.text)
             }
         };
-        let difference = (directory.nodes.len() <= COMPARED_MAX).then(|| {
-            let names = snapshot.nodes.iter().map(|node| (node.id(), node.record.name.clone())).collect();
-            snapshot.policy.difference(&policy, &directory, &names)
+        let now = place.now().as_second();
+        let weighed = place.think(move || {
+            let directory = access::directory(&snapshot.users, &snapshot.nodes);
+            let policy = parse(&text)?;
+            if what == "policy.set" {
+                policy.check(&directory, now).map_err(|reason| AdminError::Policy { reason })?;
+            }
+            let difference = (directory.nodes.len() <= COMPARED_MAX).then(|| {
+                let names = snapshot.nodes.iter().map(|node| (node.id(), node.record.name.clone())).collect();
+                snapshot.policy.difference(&policy, &directory, &names)
+            });
+            Ok::<_, AdminError>((policy, difference))
         });
+        let (policy, difference) = weighed.await??;
         let (who, policy) = (place.who(), Arc::new(policy));
         let (if_match, confirm_within) = (new.if_match, new.confirm_within);
         let changed = move |work: &mut Work<'_>, _: &Standing| {

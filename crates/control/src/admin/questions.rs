@@ -1,5 +1,7 @@
 //! Questions about a policy: its tests, what a change would mean, who reaches whom.
 
+use std::net::IpAddr;
+
 use warren_policy::{
     AskError, NodeNames, Policy, PolicyAnswer, PolicyErrors, PolicyQuestion, PreviewOf, PreviewRule, QuestionError,
     Reach, TestFailure,
@@ -8,14 +10,24 @@ use warren_policy::{
 use super::{AdminError, Desk, invalid, not_found};
 use crate::authority::Scope;
 use crate::tailnet::access;
+use crate::tailnet::snapshot::Snapshot;
 
 /// What shall be tried.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Candidate<'a> {
+#[derive(Debug, Clone)]
+pub(crate) enum Candidate {
     /// A whole policy with its tests.
-    Policy(&'a str),
+    Policy(String),
     /// Tests, as a JSON list, of the policy in force.
-    Tests(&'a str),
+    Tests(String),
+}
+
+/// Whom or what rules shall concern.
+#[derive(Debug, Clone)]
+pub(crate) enum Previewed {
+    /// The person of that login name.
+    User(String),
+    /// That address and port.
+    Destination(IpAddr, u16),
 }
 
 /// What came of it.
@@ -32,70 +44,83 @@ impl Desk {
     /// Tries a policy, or tests, for the users and nodes of a tailnet as they are.
     ///
     /// # Errors
-    /// [`AdminError::NotFound`].
-    pub(crate) fn try_policy(&self, tailnet: &str, candidate: Candidate<'_>) -> Result<Trial, AdminError> {
+    /// [`AdminError::NotFound`], [`AdminError::Crowded`].
+    pub(crate) async fn try_policy(&self, tailnet: &str, candidate: Candidate) -> Result<Trial, AdminError> {
         let place = self.place(tailnet, Scope::PolicyFile.read())?;
-        let snapshot = place.snapshot();
-        let directory = access::directory(&snapshot.users, &snapshot.nodes);
-        let parsed = match candidate {
-            Candidate::Policy(text) => Policy::parse(text).map_err(|errors| errors.to_string()),
-            Candidate::Tests(tests) => with_tests(snapshot.policy.text(), tests),
-        };
-        let checked = parsed.and_then(|policy| {
-            policy.check_domains(&directory).map_err(|errors: PolicyErrors| errors.to_string())?;
-            Ok(policy)
-        });
-        let policy = match checked {
-            Ok(policy) => policy,
-            Err(reason) => return Ok(Trial::Malformed(reason)),
-        };
-        let failures = policy.run_tests(&directory, place.now().as_second());
-        Ok(if failures.is_empty() { Trial::Good } else { Trial::Failed(failures) })
+        let (snapshot, now) = (place.snapshot(), place.now().as_second());
+        place.think(move || tried(&snapshot, &candidate, now)).await
     }
 
     /// Returns the rules of a policy that concern a person or a destination; or why it is no policy.
     ///
     /// # Errors
-    /// [`AdminError::NotFound`], [`AdminError::Policy`].
-    pub(crate) fn preview_policy(
+    /// [`AdminError::NotFound`], [`AdminError::Policy`], [`AdminError::Crowded`].
+    pub(crate) async fn preview_policy(
         &self,
         tailnet: &str,
-        text: &str,
-        of: PreviewOf<'_>,
+        text: String,
+        of: Previewed,
     ) -> Result<Vec<PreviewRule>, AdminError> {
         let place = self.place(tailnet, Scope::PolicyFile.read())?;
-        let snapshot = place.snapshot();
-        let policy = Policy::parse(text).map_err(|errors| AdminError::Policy { reason: errors.to_string() })?;
-        let directory = access::directory(&snapshot.users, &snapshot.nodes);
-        Ok(Reach::new(&policy, &directory, place.now().as_second()).preview(of))
+        let (snapshot, now) = (place.snapshot(), place.now().as_second());
+        let previewed = place.think(move || {
+            let policy = Policy::parse(&text).map_err(|errors| AdminError::Policy { reason: errors.to_string() })?;
+            let directory = access::directory(&snapshot.users, &snapshot.nodes);
+            Ok(Reach::new(&policy, &directory, now).preview(match &of {
+                Previewed::User(login) => PreviewOf::User(login),
+                Previewed::Destination(address, port) => PreviewOf::Destination(*address, *port),
+            }))
+        });
+        previewed.await?
     }
 
     /// Answers a question about a policy, or about the one in force, for the users and nodes of a tailnet as they are.
     ///
     /// # Errors
-    /// [`AdminError::NotFound`] also for who or what the question names, [`AdminError::Policy`], [`AdminError::Invalid`].
-    pub fn ask_policy(
+    /// [`AdminError::NotFound`] also for who or what the question names, [`AdminError::Policy`], [`AdminError::Invalid`],
+    /// [`AdminError::Crowded`].
+    pub async fn ask_policy(
         &self,
         tailnet: &str,
-        policy: Option<&str>,
-        question: &PolicyQuestion,
+        policy: Option<String>,
+        question: PolicyQuestion,
     ) -> Result<PolicyAnswer, AdminError> {
         let place = self.place(tailnet, Scope::PolicyFile.read())?;
-        let snapshot = place.snapshot();
-        let refused = |errors: warren_policy::PolicyErrors| AdminError::Policy { reason: errors.to_string() };
-        let policy = Policy::parse(policy.unwrap_or(snapshot.policy.text())).map_err(refused)?;
-        let directory = access::directory(&snapshot.users, &snapshot.nodes);
-        let names: NodeNames = snapshot.nodes.iter().map(|node| (node.id(), node.record.name.to_string())).collect();
-        let now = place.now().as_second();
-        question.answer(&policy, &directory, &names, now).map_err(|error| {
-            if let AskError::Question(QuestionError::Unknown(name)) = &error {
-                not_found("node, user, group, tag or host", name)
-            } else if let AskError::Policy(errors) = error {
-                refused(errors)
-            } else {
-                invalid("question that has an answer", &error.to_string())
-            }
-        })
+        let (snapshot, now) = (place.snapshot(), place.now().as_second());
+        let answered = place.think(move || {
+            let refused = |errors: PolicyErrors| AdminError::Policy { reason: errors.to_string() };
+            let policy = Policy::parse(policy.as_deref().unwrap_or(snapshot.policy.text())).map_err(refused)?;
+            let directory = access::directory(&snapshot.users, &snapshot.nodes);
+            let names: NodeNames =
+                snapshot.nodes.iter().map(|node| (node.id(), node.record.name.to_string())).collect();
+            question.answer(&policy, &directory, &names, now).map_err(|error| {
+                if let AskError::Question(QuestionError::Unknown(name)) = &error {
+                    not_found("node, user, group, tag or host", name)
+                } else if let AskError::Policy(errors) = error {
+                    refused(errors)
+                } else {
+                    invalid("question that has an answer", &error.to_string())
+                }
+            })
+        });
+        answered.await?
+    }
+}
+
+fn tried(snapshot: &Snapshot, candidate: &Candidate, now: i64) -> Trial {
+    let directory = access::directory(&snapshot.users, &snapshot.nodes);
+    let parsed = match candidate {
+        Candidate::Policy(text) => Policy::parse(text).map_err(|errors| errors.to_string()),
+        Candidate::Tests(tests) => with_tests(snapshot.policy.text(), tests),
+    };
+    let checked = parsed.and_then(|policy| {
+        policy.check_domains(&directory).map_err(|errors: PolicyErrors| errors.to_string())?;
+        Ok(policy)
+    });
+    match checked.map(|policy| policy.run_tests(&directory, now)) {
+        Err(reason) => Trial::Malformed(reason),
+        Ok(failures) if failures.is_empty() => Trial::Good,
+        Ok(failures) => Trial::Failed(failures),
     }
 }
 

@@ -10,7 +10,8 @@ use crate::store::audit;
 use crate::{AuditEntry, AuditVerdict, Quarantined};
 
 impl Admin {
-    /// Returns up to `limit` entries of the audit log, the newest first, older than number `before` if given.
+    /// Returns up to `limit` entries of the audit log, the newest first, older than number `before` if given; fewer if
+    /// their texts have more than 4 MiB together.
     ///
     /// # Errors
     /// [`AdminError::NotFound`], [`AdminError::Store`].
@@ -21,7 +22,7 @@ impl Admin {
         limit: u32,
     ) -> Result<Vec<AuditEntry>, AdminError> {
         let tailnet = tailnet.map(|name| self.tailnet_of(name)).transpose()?.map(|tailnet| tailnet.id);
-        let list = self.control.store().read(move |connection| audit::list(connection, tailnet, before, limit));
+        let list = self.control.store().look(move |connection| audit::list(connection, tailnet, before, limit));
         Ok(list.await?)
     }
 
@@ -30,7 +31,7 @@ impl Admin {
     /// # Errors
     /// [`AdminError::Store`].
     pub async fn verify_audit(&self) -> Result<AuditVerdict, AdminError> {
-        Ok(self.control.store().read(audit::verify).await?)
+        Ok(self.control.store().look(audit::verify).await?)
     }
 
     /// Returns the records that could not be read at the start.
@@ -50,8 +51,8 @@ impl Admin {
 }
 
 impl Desk {
-    /// Returns up to `limit` entries of a tailnet's audit log from `start` up to `end` and after the number `after`, the
-    /// oldest first.
+    /// Returns up to `limit` entries of a tailnet's audit log from `start` up to `end`, the oldest first; after the one of
+    /// the number `after` if that is given, and fewer if their texts have more than 4 MiB together.
     ///
     /// # Errors
     /// [`AdminError::NotFound`], [`AdminError::Store`].
@@ -59,7 +60,7 @@ impl Desk {
         &self,
         tailnet: &str,
         (start, end): (Timestamp, Timestamp),
-        after: i64,
+        after: Option<i64>,
         limit: u32,
     ) -> Result<Vec<AuditEntry>, AdminError> {
         let place = self.place(tailnet, Scope::LogsConfiguration.read())?;

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use warren_policy::Role;
 use warren_wire::control::{NodeId, UserId};
 
@@ -9,7 +11,7 @@ use super::{AdminError, Desk, UserView, invalid, not_found};
 use crate::authority::{Scope, Standing};
 use crate::model::{AuthKeyRecord, CredentialKind, CredentialRecord, NodeRecord, Owner, UserRecord, Who, role};
 use crate::tailnet::snapshot::Snapshot;
-use crate::tailnet::work::Work;
+use crate::tailnet::work::{Credentials, Work};
 
 /// Longest login name and name to show, in bytes.
 const TEXT_MAX: usize = 254;
@@ -21,6 +23,18 @@ pub enum Belongings {
     Keep,
     /// Nodes are removed, keys taken back.
     Remove,
+}
+
+/// A user who was locked out or removed, and what of theirs goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserDeparture {
+    /// The user.
+    #[serde(flatten)]
+    pub user: UserView,
+    /// IDs of OAuth clients that they made and that still work: those belong to the tailnet, but the user may know their
+    /// secrets.
+    #[serde(default)]
+    pub oauth_clients: Vec<String>,
 }
 
 impl Desk {
@@ -102,20 +116,25 @@ impl Desk {
         .await
     }
 
-    /// Locks a user out: their nodes take no part at once, their keys work no more, and they cannot log in.
+    /// Locks a user out: their nodes take no part at once, their keys and auth keys that they made work no more, and they
+    /// cannot log in. Tells which OAuth clients of theirs go on.
     ///
     /// # Errors
     /// [`AdminError::NotFound`], [`AdminError::LastOwner`], [`AdminError::Denied`].
-    pub async fn suspend_user(&self, tailnet: &str, user: &str) -> Result<UserView, AdminError> {
-        self.edit_user(tailnet, user, |work, standing, who, before| {
-            if standing.user.as_ref().is_some_and(|own| own.id == before.id) {
-                return Err(AdminError::Denied { reason: "nobody suspends themselves".to_owned() });
-            }
-            keep_an_owner(work, before)?;
-            set_suspended(work, who, before, true);
-            Ok(())
-        })
-        .await
+    pub async fn suspend_user(&self, tailnet: &str, user: &str) -> Result<UserDeparture, AdminError> {
+        let user = self
+            .edit_user(tailnet, user, |work, standing, who, before| {
+                if standing.user.as_ref().is_some_and(|own| own.id == before.id) {
+                    return Err(AdminError::Denied { reason: "nobody suspends themselves".to_owned() });
+                }
+                keep_an_owner(work, before)?;
+                set_suspended(work, who, before, true);
+                Ok(())
+            })
+            .await?;
+        let place = self.place(tailnet, Scope::Users.write())?;
+        let oauth_clients = clients_of(&place.snapshot().credentials, UserId(user.id), place.now());
+        Ok(UserDeparture { user, oauth_clients })
     }
 
     /// Lets a suspended user be what they were.
@@ -130,14 +149,21 @@ impl Desk {
         .await
     }
 
-    /// Removes a user. Their API keys go with them; nodes and auth keys as `belongings` says.
+    /// Removes a user. Their API keys go with them; nodes, and auth keys that are theirs or that they made, as `belongings`
+    /// says. Returns what they were, and which OAuth clients of theirs go on.
     ///
     /// # Errors
     /// [`AdminError::NotFound`], [`AdminError::Busy`], [`AdminError::LastOwner`], [`AdminError::Denied`].
-    pub async fn remove_user(&self, tailnet: &str, user: &str, belongings: Belongings) -> Result<(), AdminError> {
+    pub async fn remove_user(
+        &self,
+        tailnet: &str,
+        user: &str,
+        belongings: Belongings,
+    ) -> Result<UserDeparture, AdminError> {
         let place = self.place(tailnet, Scope::Users.write())?;
         let (who, user) = (place.who(), user.to_owned());
-        place
+        let snapshot = place.snapshot();
+        let (id, oauth_clients) = place
             .change(move |work, standing| {
                 let before = find(work, &user)?;
                 if !standing.may_handle(before.role) {
@@ -163,9 +189,10 @@ impl Desk {
                     work.put_credential(&who, "credential.revoke", record, None);
                 }
                 work.remove_user(&who, before.id);
-                Ok(())
+                Ok((before.id, clients_of(&work.state.credentials, before.id, work.now)))
             })
-            .await
+            .await?;
+        Ok(UserDeparture { user: shown(&snapshot, id)?, oauth_clients })
     }
 
     async fn edit_user(
@@ -213,7 +240,7 @@ fn keep_an_owner(work: &Work<'_>, leaves: &UserRecord) -> Result<(), AdminError>
     Ok(())
 }
 
-fn rank(role: Role) -> AdminError {
+pub(super) fn rank(role: Role) -> AdminError {
     AdminError::Denied { reason: format!("{} may more than you", role::name(role)) }
 }
 
@@ -224,10 +251,18 @@ fn nodes_of(work: &Work<'_>, user: UserId) -> Vec<NodeId> {
 
 fn usable_keys_of(work: &Work<'_>, user: UserId) -> Vec<AuthKeyRecord> {
     let usable = |key: &&AuthKeyRecord| {
-        // A key for tagged nodes belongs to the tailnet, whoever made it.
-        key.owner == Owner::User(user) && crate::auth_key::check(key, work.now).is_ok()
+        // Whoever made a key for tagged nodes knows its text.
+        (key.owner == Owner::User(user) || key.made_by == Some(user)) && crate::auth_key::check(key, work.now).is_ok()
     };
     work.state.auth_keys.values().map(|(key, _)| key).filter(usable).cloned().collect()
+}
+
+/// Returns the IDs of OAuth clients that a user made and that work.
+fn clients_of(credentials: &Credentials, user: UserId, now: Timestamp) -> Vec<String> {
+    let theirs = |record: &&CredentialRecord| {
+        record.kind == CredentialKind::OauthClient && record.user == Some(user) && record.is_valid(now)
+    };
+    credentials.values().map(|(record, _)| record).filter(theirs).map(|record| record.id.clone()).collect()
 }
 
 fn api_keys_of(work: &Work<'_>, user: UserId) -> Vec<CredentialRecord> {

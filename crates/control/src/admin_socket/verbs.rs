@@ -45,6 +45,7 @@ impl Refusal {
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Admin(AdminError::NotFound { .. }) => StatusCode::NOT_FOUND,
+            Self::Admin(AdminError::Crowded) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Admin(AdminError::PolicyChanged { .. }) => StatusCode::PRECONDITION_FAILED,
             Self::Admin(AdminError::Store(_) | AdminError::Randomness) | Self::Internal => {
                 StatusCode::INTERNAL_SERVER_ERROR
@@ -69,6 +70,7 @@ impl Refusal {
                 AdminError::LastOwner { .. } => "last-owner",
                 AdminError::Denied { .. } => "denied",
                 AdminError::Refused { .. } => "refused",
+                AdminError::Crowded => "crowded",
                 AdminError::Randomness | AdminError::Store(_) => "internal",
             },
             Self::WhichTailnet => "which-tailnet",
@@ -110,8 +112,8 @@ pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Resul
         Request::UserRestore { tailnet, login } => shown(&admin.restore_user(&some(tailnet)?, &login).await?),
         Request::UserRemove { tailnet, login, with_nodes } => {
             let belongings = if with_nodes { Belongings::Remove } else { Belongings::Keep };
-            admin.remove_user(&some(tailnet)?, &login, belongings).await?;
-            Ok(json!({ "removed": login }))
+            let left = admin.remove_user(&some(tailnet)?, &login, belongings).await?;
+            Ok(json!({ "removed": login, "oauth_clients": left.oauth_clients }))
         }
         Request::ApiKeyCreate { tailnet, key } => {
             let NewApiKey { user, scopes, description, expires_in_seconds } = key;
@@ -195,7 +197,7 @@ pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Resul
             shown(&admin.set_policy(&some(tailnet)?, new).await?)
         }
         Request::PolicyAsk { tailnet, policy, question } => {
-            shown(&admin.ask_policy(&some(tailnet)?, policy.as_deref(), &question)?)
+            shown(&admin.ask_policy(&some(tailnet)?, policy, question).await?)
         }
         Request::PolicyConfirm { tailnet } => shown(&admin.confirm_policy(&some(tailnet)?).await?),
         Request::Audit { tailnet, before, limit } => {

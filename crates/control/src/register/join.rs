@@ -87,7 +87,7 @@ impl Join {
         match &self.grant {
             Grant::AuthKey(shown) => {
                 let record = work.auth_key(shown).ok_or(AuthKeyError::Unknown)?;
-                auth_key::check(&record, work.now)?;
+                auth_key::check_of(&record, &work.state.users, work.now)?;
                 if let Owner::User(user) = record.owner {
                     self.check_owner(work, user)?;
                     // A key with tags replaces the client's wish; one without does not give the right to any.

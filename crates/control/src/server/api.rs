@@ -77,6 +77,11 @@ where
     if let Some(refusal) = refusal(arrival, &desk, route, &parameters).await {
         return error(&refusal);
     }
+    if let Some((tailnet, _)) = desk.own_tailnet().filter(|_| route.takes_policy())
+        && let Err(wait) = limits.admit_policy(tailnet, now)
+    {
+        return later(wait);
+    }
     let body = match arrival.shared.bodies.read(body).await {
         Ok(body) => body,
         Err(problem) => return error(&unread(problem)),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension};
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 use warren_wire::control::{DerpRegion, NodeId, RegionId, UserId};
 
 use super::StoreError;
@@ -60,6 +61,10 @@ pub(crate) enum Change {
         /// Hash of the secret; `None` keeps the stored one.
         hash: Option<[u8; 32]>,
     },
+    /// Forgets an auth key that lets nobody in any more.
+    RemoveAuthKey(String),
+    /// Forgets a credential of the API that works no more.
+    RemoveCredential(String),
     /// Changes nothing: somebody was refused a change of this kind of record.
     Refused {
         /// What they asked for, and what they lack.
@@ -100,6 +105,14 @@ pub(super) fn entry(connection: &Connection, entry: &Entry, at: Timestamp) -> Re
         Change::PutAuthKey { record, hash } => put_auth_key(connection, record, hash.as_ref())?,
         Change::UseAuthKey(id) => use_auth_key(connection, id)?,
         Change::PutCredential { record, hash } => put_credential(connection, record, hash.as_ref())?,
+        Change::RemoveAuthKey(id) => {
+            let before = forget(connection, "DELETE FROM auth_key WHERE id = ?1 RETURNING body", id)?;
+            (format!("auth-key:{id}"), Some(before), None)
+        }
+        Change::RemoveCredential(id) => {
+            let before = forget(connection, "DELETE FROM credential WHERE id = ?1 RETURNING body", id)?;
+            (format!("credential:{id}"), Some(before), None)
+        }
         Change::Refused { subject } => (subject.clone(), None, None),
         Change::PutPolicy { version, text, reason } => {
             let row = PolicyRow { version: *version, text, at, author: entry.who.as_str(), reason };
@@ -119,18 +132,24 @@ pub(super) fn entry(connection: &Connection, entry: &Entry, at: Timestamp) -> Re
             (format!("relay:{}", id.0), Some(take(connection, sql, i64::from(id.0))?), None)
         }
     };
-    audit::append(
-        connection,
-        &Fact {
-            at,
-            tailnet: entry.tailnet,
-            who: &entry.who,
-            what: entry.what,
-            subject: &subject,
-            before: before.as_deref(),
-            after: after.as_deref(),
-        },
-    )
+    let fact = Fact {
+        at,
+        tailnet: entry.tailnet,
+        who: &entry.who,
+        what: entry.what,
+        subject: &subject,
+        before: before.as_deref(),
+        after: after.as_deref(),
+    };
+    audit::append(connection, &fact)?;
+    let (Change::PutPolicy { version, .. }, Some(tailnet)) = (&entry.change, entry.tailnet) else { return Ok(()) };
+    let gone = prune_policies(connection, tailnet, *version)?;
+    let (Some(first), Some(last)) = (gone.first(), gone.last()) else { return Ok(()) };
+    let subject = format!("policy:{tailnet}:{first}-{last}");
+    let before = format!("{{\"versions\":{}}}", gone.len());
+    let who = &Who::server();
+    let pruned = Fact { who, what: "policy.prune", subject: &subject, before: Some(&before), after: None, ..fact };
+    audit::append(connection, &pruned)
 }
 
 /// Stores what nodes reported.
@@ -282,7 +301,39 @@ fn put_policy(connection: &Connection, tailnet: TailnetId, row: &PolicyRow<'_>) 
             "INSERT INTO policy (tailnet, version, text, at, author, reason) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?
         .execute((tailnet.0, version, row.text, row.at.to_string(), row.author, row.reason))?;
-    Ok((format!("policy:{tailnet}:{version}"), before, Some(row.text.to_owned())))
+    // The texts are in the table of versions; the log says which.
+    let before = before.map(|text| digest(version - 1, &text));
+    Ok((format!("policy:{tailnet}:{version}"), before, Some(digest(version, row.text))))
+}
+
+/// How many versions of a tailnet's policy are kept.
+const VERSIONS_MAX: i64 = 1000;
+/// How many bytes of them.
+const VERSIONS_BYTES_MAX: i64 = 64 << 20;
+
+/// Removes versions of long ago, but never the one that an unconfirmed one goes back to; returns their numbers.
+fn prune_policies(connection: &Connection, tailnet: TailnetId, newest: u64) -> Result<Vec<i64>, StoreError> {
+    let newest = i64::try_from(newest).map_err(|_| StoreError::Encode)?;
+    let mut statement = connection.prepare_cached(
+        "DELETE FROM policy WHERE tailnet = ?1 AND version < ?2
+         AND version IS NOT (SELECT body ->> '$.unconfirmed.back_to' FROM tailnet WHERE id = ?1)
+         AND (version <= ?2 - ?3 OR version IN (
+            SELECT version FROM (
+                SELECT version, sum(octet_length(text)) OVER (ORDER BY version DESC) AS bytes
+                FROM policy WHERE tailnet = ?1)
+            WHERE bytes > ?4))
+         RETURNING version",
+    )?;
+    let rows = statement.query_map((tailnet.0, newest, VERSIONS_MAX, VERSIONS_BYTES_MAX), |row| row.get(0))?;
+    let mut gone: Vec<i64> = rows.collect::<Result<_, _>>()?;
+    gone.sort_unstable();
+    Ok(gone)
+}
+
+/// Says which policy it was, for the log.
+fn digest(version: i64, text: &str) -> String {
+    let hash = audit::hex(&Sha256::digest(text));
+    format!("{{\"version\":{version},\"sha256\":\"{hash}\",\"bytes\":{}}}", text.len())
 }
 
 fn body(connection: &Connection, sql: &str, id: i64) -> Result<Option<String>, StoreError> {
@@ -291,6 +342,11 @@ fn body(connection: &Connection, sql: &str, id: i64) -> Result<Option<String>, S
 
 fn take(connection: &Connection, sql: &str, id: i64) -> Result<String, StoreError> {
     body(connection, sql, id)?.ok_or(StoreError::Conflict { what: "a record that is gone" })
+}
+
+fn forget(connection: &Connection, sql: &str, id: &str) -> Result<String, StoreError> {
+    let before: Option<String> = connection.prepare_cached(sql)?.query_row([id], |row| row.get(0)).optional()?;
+    before.ok_or(StoreError::Conflict { what: "a key that is gone" })
 }
 
 fn expect_one(changed: usize, what: &'static str) -> Result<(), StoreError> {

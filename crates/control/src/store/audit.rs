@@ -35,6 +35,14 @@ pub struct AuditEntry {
     pub hash: String,
 }
 
+impl AuditEntry {
+    /// Returns how long its texts are, in bytes.
+    pub(crate) fn len(&self) -> usize {
+        let long = [&self.before, &self.after].into_iter().flatten();
+        self.who.len() + self.subject.len() + long.map(String::len).sum::<usize>()
+    }
+}
+
 /// What following the chain found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "result", rename_all = "snake_case")]
@@ -103,37 +111,76 @@ pub(super) fn append(connection: &Connection, fact: &Fact<'_>) -> Result<(), Sto
     Ok(())
 }
 
-/// Returns up to `limit` entries, the newest first, older than `before_seq` if given.
+/// Most bytes of texts that one look at the log brings; one entry more than that may be in it.
+pub(crate) const READ_MAX: usize = 4 << 20;
+
+/// The newest entries of a tailnet before a number.
+pub(super) const NEWEST_OF: &str = "
+    SELECT seq, at, tailnet, who, what, subject, before, after, prev, hash, credential, client FROM audit
+    WHERE tailnet = ?1 AND seq < ?2 ORDER BY seq DESC LIMIT ?3";
+/// The newest entries before a number.
+const NEWEST: &str = "
+    SELECT seq, at, tailnet, who, what, subject, before, after, prev, hash, credential, client FROM audit
+    WHERE seq < ?1 ORDER BY seq DESC LIMIT ?2";
+/// The entries of a tailnet in a span of time. Texts of times compare like times only up to the second, since the fraction
+/// may be absent: whole seconds bound what the index is asked for, the rest is looked at one by one.
+pub(super) const BETWEEN: &str = "
+    SELECT seq, at, tailnet, who, what, subject, before, after, prev, hash, credential, client FROM audit
+    WHERE tailnet = ?1 AND at < ?2 AND (at, seq) > (?3, ?4) AND unixepoch(at, 'subsec') BETWEEN ?5 AND ?6
+    ORDER BY at, seq LIMIT ?7";
+
+/// Returns up to `limit` entries, the newest first, older than `before_seq` if given; fewer if they are long.
 pub(crate) fn list(
     connection: &Connection,
     tailnet: Option<TailnetId>,
     before_seq: Option<i64>,
     limit: u32,
 ) -> Result<Vec<AuditEntry>, StoreError> {
-    let mut statement = connection.prepare_cached(
-        "SELECT seq, at, tailnet, who, what, subject, before, after, prev, hash, credential, client FROM audit
-         WHERE (?1 IS NULL OR tailnet = ?1) AND (?2 IS NULL OR seq < ?2) ORDER BY seq DESC LIMIT ?3",
-    )?;
-    let rows = statement.query_map((tailnet.map(|id| id.0), before_seq, limit), entry)?;
-    Ok(rows.map(|row| row.map(|(entry, _, _)| entry)).collect::<Result<_, _>>()?)
+    let before_seq = before_seq.unwrap_or(i64::MAX);
+    // Two statements, for each to have its index.
+    if let Some(tailnet) = tailnet {
+        return some(connection.prepare_cached(NEWEST_OF)?.query_map((tailnet.0, before_seq, limit), entry)?);
+    }
+    some(connection.prepare_cached(NEWEST)?.query_map((before_seq, limit), entry)?)
 }
 
-/// Returns up to `limit` entries of a tailnet from `start` up to `end` and after the number `after`, the oldest first.
+/// Returns up to `limit` entries of a tailnet from `start` up to `end`, the oldest first; after the one of the number
+/// `after` if that is given, and fewer if they are long.
 pub(crate) fn between(
     connection: &Connection,
     tailnet: TailnetId,
     (start, end): (Timestamp, Timestamp),
-    (after, limit): (i64, u32),
+    (after, limit): (Option<i64>, u32),
 ) -> Result<Vec<AuditEntry>, StoreError> {
-    // Texts of times compare like times only up to the second, since the fraction may be absent.
-    let mut statement = connection.prepare_cached(
-        "SELECT seq, at, tailnet, who, what, subject, before, after, prev, hash, credential, client FROM audit
-         WHERE tailnet = ?1 AND unixepoch(at, 'subsec') BETWEEN ?2 AND ?3 AND seq > ?4
-         ORDER BY seq LIMIT ?5",
-    )?;
+    let last: Option<String> = match after {
+        None => None,
+        Some(after) => connection
+            .prepare_cached("SELECT at FROM audit WHERE seq = ?1 AND tailnet = ?2")?
+            .query_row((after, tailnet.0), |row| row.get(0))
+            .optional()?,
+    };
+    let second = |at: Timestamp| at.strftime("%Y-%m-%dT%H:%M:%S").to_string();
+    let beyond = end.checked_add(std::time::Duration::from_secs(1)).unwrap_or(Timestamp::MAX);
+    let from = last.clone().unwrap_or_else(|| second(start)).max(second(start));
+    let after = after.filter(|_| last.is_some()).unwrap_or(0);
+    let mut statement = connection.prepare_cached(BETWEEN)?;
     let seconds = |at: Timestamp| at.as_duration().as_secs_f64();
-    let rows = statement.query_map((tailnet.0, seconds(start), seconds(end), after, limit), entry)?;
-    Ok(rows.map(|row| row.map(|(entry, _, _)| entry)).collect::<Result<_, _>>()?)
+    let wanted = (tailnet.0, second(beyond), from, after, seconds(start), seconds(end), limit);
+    some(statement.query_map(wanted, entry)?)
+}
+
+/// Takes entries until they are long enough together.
+fn some(rows: impl Iterator<Item = rusqlite::Result<Linked>>) -> Result<Vec<AuditEntry>, StoreError> {
+    let (mut entries, mut bytes) = (Vec::new(), 0);
+    for row in rows {
+        let (entry, _, _) = row?;
+        bytes += entry.len();
+        entries.push(entry);
+        if bytes >= READ_MAX {
+            break;
+        }
+    }
+    Ok(entries)
 }
 
 /// Follows the chain from the first entry to the last.

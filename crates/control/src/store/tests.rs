@@ -360,7 +360,7 @@ fn other_databases_are_left_alone() {
     let folder = Folder::new();
     drop(open(&folder).unwrap());
     raw(&folder).pragma_update(None, "user_version", 99).unwrap();
-    assert_eq!(open(&folder).err(), Some(OpenError::Version { found: 99, known: 5 }));
+    assert_eq!(open(&folder).err(), Some(OpenError::Version { found: 99, known: 6 }));
     raw(&folder).pragma_update(None, "application_id", 1).unwrap();
     assert_eq!(open(&folder).err(), Some(OpenError::Foreign));
     fs::write(folder.join("state/warren.db"), "no database at all, but long enough to be looked at as one").unwrap();
@@ -480,18 +480,18 @@ async fn a_migration_is_whole_or_not_at_all_and_keeps_a_copy() {
     drop(filled(&folder).await);
     let dir = StateDir::open(&folder.join("state")).unwrap();
     let mut connection = raw(&folder);
-    let bad: &[(i64, &str)] = &[(6, "ALTER TABLE user ADD COLUMN a TEXT;"), (7, "ALTER TABLE nothing ADD COLUMN b;")];
+    let bad: &[(i64, &str)] = &[(7, "ALTER TABLE user ADD COLUMN a TEXT;"), (8, "ALTER TABLE nothing ADD COLUMN b;")];
     assert!(schema::migrate_by(&mut connection, &dir, bad).is_err());
     let version = |connection: &Connection| -> i64 {
         connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
     };
-    assert_eq!(version(&connection), 5);
+    assert_eq!(version(&connection), 6);
     assert!(connection.prepare("SELECT a FROM user").is_err());
     schema::migrate_by(&mut connection, &dir, &bad[..1]).unwrap();
-    assert_eq!(version(&connection), 6);
+    assert_eq!(version(&connection), 7);
     assert!(connection.prepare("SELECT a FROM user").is_ok());
-    let copy = Connection::open(folder.join("state/before-migration-from-5.db")).unwrap();
-    assert_eq!(version(&copy), 5);
+    let copy = Connection::open(folder.join("state/before-migration-from-6.db")).unwrap();
+    assert_eq!(version(&copy), 6);
 }
 
 #[tokio::test]
@@ -507,6 +507,7 @@ async fn a_database_of_the_first_schema_is_brought_forward() {
             "ALTER TABLE policy DROP COLUMN at; ALTER TABLE policy DROP COLUMN author;
              ALTER TABLE policy DROP COLUMN reason; UPDATE user SET body = json_remove(body, '$.role');
              DROP TABLE relay; DROP INDEX user_identity; DROP TABLE credential;
+             DROP INDEX audit_by_number; DROP INDEX audit_by_time;
              ALTER TABLE audit DROP COLUMN credential; ALTER TABLE audit DROP COLUMN client; PRAGMA user_version = 1;",
         )
         .unwrap();
@@ -566,4 +567,105 @@ async fn a_refused_change_does_not_hurt_those_that_share_its_commit() {
     }
     assert_eq!((refused, count(&store, "node").await), (1, 50));
     assert!(matches!(verdict(&store).await, AuditVerdict::Intact { entries: 52, .. }));
+}
+
+#[tokio::test]
+async fn the_log_of_one_tailnet_is_found_without_looking_at_that_of_others() {
+    let folder = Folder::new();
+    drop(filled(&folder).await);
+    let connection = raw(&folder);
+    for (sql, index) in [(audit::NEWEST_OF, "audit_by_number"), (audit::BETWEEN, "audit_by_time")] {
+        let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let none: Vec<Option<i64>> = vec![None; statement.parameter_count()];
+        let steps = statement.query_map(rusqlite::params_from_iter(none), |row| row.get::<_, String>(3)).unwrap();
+        let steps: Vec<_> = steps.map(Result::unwrap).collect();
+        assert!(steps.len() == 1 && steps[0].contains("SEARCH") && steps[0].contains(index), "{steps:?}");
+    }
+}
+
+fn refusals(texts: impl IntoIterator<Item = String>) -> Vec<Entry> {
+    texts.into_iter().map(|subject| entry(Change::Refused { subject })).collect()
+}
+
+#[tokio::test]
+async fn long_entries_are_read_a_few_at_a_time_and_none_is_left_out() {
+    let folder = Folder::new();
+    let store = filled(&folder).await;
+    let second =
+        |number: i64| start_of_time().checked_add(std::time::Duration::from_secs(number.unsigned_abs())).unwrap();
+    for number in 1..=10 {
+        store.apply(refusals(["x".repeat(1 << 20)]), second(number)).await.unwrap();
+    }
+    let newest = store.look(|connection| audit::list(connection, Some(TAILNET), None, 100)).await.unwrap();
+    assert_eq!(newest.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [12, 11, 10, 9]);
+    let (mut after, mut seen) = (None, Vec::new());
+    loop {
+        let span = (second(2), second(9));
+        let some = store.look(move |connection| audit::between(connection, TAILNET, span, (after, 100))).await.unwrap();
+        let Some(last) = some.last() else { break };
+        assert!(some.len() <= 4);
+        after = Some(last.seq);
+        seen.extend(some.iter().map(|entry| entry.seq));
+    }
+    assert_eq!(seen, (4..=11).collect::<Vec<_>>(), "from the first to the last second");
+}
+
+#[tokio::test]
+async fn commits_do_not_wait_for_somebody_who_reads_a_long_log() {
+    let folder = Folder::new();
+    let store = filled(&folder).await;
+    let (go, wait) = std::sync::mpsc::sync_channel(1);
+    let reading = store.clone();
+    let look = tokio::spawn(async move {
+        reading
+            .look(move |connection| {
+                let before = audit::list(connection, None, None, 100)?.len();
+                wait.recv().map_err(|_| StoreError::Closed)?;
+                Ok(before)
+            })
+            .await
+    });
+    store.apply(refusals(["meanwhile".to_owned()]), start_of_time()).await.unwrap();
+    assert!(!look.is_finished());
+    go.send(()).unwrap();
+    let before = look.await.unwrap().unwrap();
+    let after = store.look(|connection| audit::list(connection, None, None, 100)).await.unwrap();
+    assert!(before <= after.len() && after[0].subject == "meanwhile", "who reads then sees what was committed");
+}
+
+fn policy(version: u64, text: &str) -> Entry {
+    Entry { what: "policy.set", ..entry(Change::PutPolicy { version, text: text.into(), reason: String::new() }) }
+}
+
+#[tokio::test]
+async fn versions_of_long_ago_are_pruned_but_not_one_that_may_come_back() {
+    let folder = Folder::new();
+    let store = filled(&folder).await;
+    let open = crate::model::Unconfirmed { until: start_of_time(), back_to: 2 };
+    store
+        .apply(vec![entry(Change::PutTailnet(TailnetRecord { unconfirmed: Some(open), ..tailnet() }))], start_of_time())
+        .await
+        .unwrap();
+    let policies = (1..=1004).map(|version| policy(version, &format!("{{\"acls\": []}} // {version}"))).collect();
+    store.apply(policies, start_of_time()).await.unwrap();
+    assert_eq!(count(&store, "policy").await, 1001);
+    let kept = |version| store.look(move |connection| policies::version(connection, TAILNET, version));
+    assert!(kept(1).await.unwrap().is_none() && kept(2).await.unwrap().is_some() && kept(4).await.unwrap().is_none());
+    assert!(kept(5).await.unwrap().is_some());
+    let log = store.look(|connection| audit::list(connection, Some(TAILNET), None, 2)).await.unwrap();
+    assert_eq!((log[0].what.as_str(), log[0].subject.as_str()), ("policy.prune", "policy:1:4-4"));
+    let after: serde_json::Value = serde_json::from_str(log[1].after.as_ref().unwrap()).unwrap();
+    assert_eq!((&after["version"], after["sha256"].as_str().unwrap().len()), (&1004.into(), 64));
+    assert!(log[1].len() < 400 && !log[1].after.as_ref().unwrap().contains("acls"), "the text is not in the log");
+    assert!(matches!(verdict(&store).await, AuditVerdict::Intact { .. }));
+}
+
+#[tokio::test]
+async fn few_versions_that_are_large_are_pruned_likewise() {
+    let folder = Folder::new();
+    let store = filled(&folder).await;
+    let large = "x".repeat(30 << 20);
+    store.apply((1..=3).map(|version| policy(version, &large)).collect(), start_of_time()).await.unwrap();
+    let left = |connection: &Connection| Ok(policies::newest(connection, TAILNET, 10)?.len());
+    assert_eq!(store.look(left).await.unwrap(), 2, "64 MiB are kept");
 }

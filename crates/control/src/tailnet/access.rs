@@ -69,6 +69,11 @@ impl PolicyInForce {
         Some(PolicyDiff::of(old, new, directory, names).lines())
     }
 
+    /// Tells whether it says who may give a tag.
+    pub(crate) fn defines_tag(&self, tag: &str) -> bool {
+        self.rules.as_ref().is_some_and(|rules| rules.defines_tag(tag))
+    }
+
     /// Tells whether a user may give a tag to a node.
     pub(crate) fn may_tag(&self, user: &DirectoryUser, tag: &str) -> bool {
         self.rules.as_ref().is_some_and(|rules| rules.may_own_tag(user, tag))

@@ -70,6 +70,22 @@ impl Registry {
         self.auth_keys.write().unwrap_or_else(PoisonError::into_inner).insert(id, tailnet);
     }
 
+    /// Forgets auth keys.
+    pub(crate) fn remove_auth_keys(&self, ids: &[String]) {
+        let mut known = self.auth_keys.write().unwrap_or_else(PoisonError::into_inner);
+        for id in ids {
+            known.remove(id);
+        }
+    }
+
+    /// Forgets credentials of the API.
+    pub(crate) fn remove_credentials(&self, ids: &[String]) {
+        let mut known = self.credentials.write().unwrap_or_else(PoisonError::into_inner);
+        for id in ids {
+            known.remove(id);
+        }
+    }
+
     /// Finds the tailnet of a credential of the API.
     pub(crate) fn credential(&self, id: &str) -> Option<TailnetId> {
         self.credentials.read().unwrap_or_else(PoisonError::into_inner).get(id).copied()

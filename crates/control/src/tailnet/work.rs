@@ -183,6 +183,30 @@ impl<'a> Work<'a> {
         self.record(who, what, Change::PutCredential { record, hash });
     }
 
+    /// Forgets the oldest auth keys that let nobody in any more, and returns their IDs.
+    pub(crate) fn forget_auth_keys(&mut self, who: &Who) -> Vec<String> {
+        // Those of a suspended user may work again one day.
+        let is_dead = |record: &AuthKeyRecord| crate::auth_key::check(record, self.now).is_err();
+        let dead = self.state.auth_keys.values().filter(|(record, _)| is_dead(record));
+        let gone = oldest(dead.map(|(record, _)| (record.created, record.id.clone())).collect());
+        for id in &gone {
+            Arc::make_mut(&mut self.state.auth_keys).remove(id);
+            self.record(who, "auth-key.forget", Change::RemoveAuthKey(id.clone()));
+        }
+        gone
+    }
+
+    /// Forgets the oldest credentials of the API that work no more, and returns their IDs.
+    pub(crate) fn forget_credentials(&mut self, who: &Who) -> Vec<String> {
+        let dead = self.state.credentials.values().filter(|(record, _)| !record.is_valid(self.now));
+        let gone = oldest(dead.map(|(record, _)| (record.created, record.id.clone())).collect());
+        for id in &gone {
+            Arc::make_mut(&mut self.state.credentials).remove(id);
+            self.record(who, "credential.forget", Change::RemoveCredential(id.clone()));
+        }
+        gone
+    }
+
     /// Notes that somebody was refused.
     pub(crate) fn note_refusal(&mut self, who: &Who, subject: String) {
         self.record(who, "api.refuse", Change::Refused { subject });
@@ -304,6 +328,16 @@ impl<'a> Work<'a> {
             .collect();
         crate::name::free(wanted, |name| taken.contains(name))
     }
+}
+
+/// How many auth keys, and how many credentials, that are of no use any more a tailnet keeps for people to look at.
+pub(crate) const DEAD_KEPT: usize = 500;
+
+/// Returns the IDs of all but the newest [`DEAD_KEPT`].
+fn oldest(mut dead: Vec<(Timestamp, String)>) -> Vec<String> {
+    dead.sort_unstable();
+    dead.truncate(dead.len().saturating_sub(DEAD_KEPT));
+    dead.into_iter().map(|(_, id)| id).collect()
 }
 
 /// A policy that becomes the next version.

@@ -46,3 +46,21 @@ async fn strange_attributes_are_refused() {
         assert_eq!(set.is_ok(), number < CUSTOM_MAX, "{number}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_patch_writes_each_node_once_and_has_a_limit() {
+    let world = World::new().await;
+    let (one, two) = (world.join(1, NewAuthKey::default()).await, world.join(2, NewAuthKey::default()).await);
+    let admin = world.admin();
+    let patch = |node: String, name: &str, value: i64| (node, format!("custom:{name}"), Some(json!(value)));
+    let before = admin.audit(None, None, 1).await.unwrap()[0].seq;
+    let patches = [patch(format!("n{one}"), "a", 1), patch(two.to_string(), "a", 2), patch(one.to_string(), "b", 3)];
+    admin.patch_attributes("default", &patches).await.unwrap();
+    assert_eq!(admin.audit(None, None, 1).await.unwrap()[0].seq, before + 2, "one entry for each node");
+    let shown = admin.node_attributes(None, "host1").unwrap();
+    assert_eq!((&shown.attributes["custom:a"], &shown.attributes["custom:b"]), (&json!(1.0), &json!(3.0)));
+    let gone = admin.patch_attributes("default", &[patch("host1".to_owned(), "a", 1)]).await;
+    assert!(matches!(gone, Err(AdminError::NotFound { .. })), "{gone:?}");
+    let many = vec![patch(one.to_string(), "a", 1); PATCH_MAX + 1];
+    assert!(matches!(admin.patch_attributes("default", &many).await, Err(AdminError::Invalid { .. })));
+}

@@ -52,7 +52,12 @@ async fn versions_keep_their_text_author_and_reason() {
     assert_eq!(admin.set_policy("default", ALL).await.unwrap().version, 3);
     // All of it is in the audit log.
     let audit = admin.audit(None, None, 2).await.unwrap();
-    assert_eq!((audit[0].what.as_str(), audit[0].after.as_deref()), ("policy.set", Some(ALL)));
+    let after: serde_json::Value = serde_json::from_str(audit[0].after.as_ref().unwrap()).unwrap();
+    assert_eq!(
+        (audit[0].what.as_str(), &after["version"], &after["bytes"]),
+        ("policy.set", &3.into(), &ALL.len().into())
+    );
+    assert_eq!(after["sha256"], history[0].etag.as_str(), "by which the version is found");
 }
 
 #[tokio::test(start_paused = true)]

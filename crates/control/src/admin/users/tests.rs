@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::admin::{Admin, NewApiKey, NewAuthKey};
+use crate::admin::{Admin, NewApiKey, NewAuthKey, NewOauthClient};
 use crate::testing::{World, register, with_key};
 
 const NETWORK: &str = "default";
@@ -48,7 +48,7 @@ async fn a_suspended_user_is_cut_off_at_once_and_comes_back_as_before() {
     assert_eq!(world.whole_map(1).names(), ["host2"]);
     assert!(world.control.authenticate(&api_key, from).is_some());
 
-    assert!(admin.suspend_user(NETWORK, "ben@example.com").await.unwrap().suspended);
+    assert!(admin.suspend_user(NETWORK, "ben@example.com").await.unwrap().user.suspended);
     assert!(world.whole_map(1).names().is_empty(), "nobody sees the node");
     let own = world.whole_map(2);
     assert!(own.names().is_empty() && !own.own.unwrap().machine_authorized, "it sees nobody, and knows why");
@@ -104,7 +104,7 @@ async fn the_last_owner_who_can_act_stays() {
     let world = world().await;
     let admin = world.admin();
     let last = |done: Result<UserView, AdminError>| matches!(done, Err(AdminError::LastOwner { .. }));
-    assert!(last(admin.suspend_user(NETWORK, "owner@default").await));
+    assert!(last(admin.suspend_user(NETWORK, "owner@default").await.map(|left| left.user)));
     admin.set_user_role(NETWORK, "ann@example.com", "owner").await.unwrap();
     admin.suspend_user(NETWORK, "owner@default").await.unwrap();
     assert!(last(admin.set_user_role(NETWORK, "ann@example.com", "admin").await), "a suspended owner does not count");
@@ -149,4 +149,138 @@ async fn a_role_that_ends_while_a_change_is_under_way_ends_the_change() {
     demoted.unwrap();
     assert!(matches!(promoted, Err(AdminError::Denied { .. })), "{promoted:?}");
     assert_eq!(admin.users(None).unwrap().iter().filter(|user| user.role == "admin").count(), 0);
+}
+
+async fn desk_of(world: &World, login: &str, role: &str) -> crate::admin::Desk {
+    let admin = world.admin();
+    admin.set_user_role(NETWORK, login, role).await.unwrap();
+    let key = api_key(&admin, login).await;
+    world.control.authenticate(&key, crate::testing::FROM).unwrap()
+}
+
+fn denied<T: std::fmt::Debug>(done: Result<T, AdminError>) -> bool {
+    matches!(done, Err(AdminError::Denied { .. }))
+}
+
+const TAGS: &str = r#"{"tagOwners": {"tag:web": ["ann@example.com"], "tag:prod": []},
+    "acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}"#;
+
+fn client(scopes: &[&str]) -> NewOauthClient {
+    let scopes = scopes.iter().map(|&scope| scope.to_owned()).collect();
+    NewOauthClient { scopes, tags: vec!["tag:web".to_owned()], description: String::new() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_for_tagged_nodes_end_with_whoever_made_them_and_clients_are_named() {
+    let world = world().await;
+    let admin = world.admin();
+    admin.set_policy(NETWORK, TAGS).await.unwrap();
+    let ann = desk_of(&world, "ann@example.com", "admin").await;
+    let new = NewAuthKey {
+        tailnet: NETWORK.to_owned(),
+        tags: vec!["tag:web".to_owned()],
+        reusable: true,
+        ..NewAuthKey::default()
+    };
+    let key = ann.create_auth_key(new.clone()).await.unwrap().text.expose().to_owned();
+    let servers = world.auth_key(new).await;
+    let made = ann.create_oauth_client(NETWORK, client(&["dns:read"])).await.unwrap().view.id;
+    assert_eq!(world.register(1, with_key(register(1), &key)).await.error, "");
+
+    assert_eq!(admin.suspend_user(NETWORK, "ann@example.com").await.unwrap().oauth_clients, [made.as_str()]);
+    let refused = world.register(2, with_key(register(2), &key)).await.error;
+    assert!(refused.contains("suspended"), "{refused}");
+    assert_eq!(admin.auth_keys(None).unwrap().iter().filter(|key| key.valid).count(), 1, "the server's own");
+    admin.restore_user(NETWORK, "ann@example.com").await.unwrap();
+    assert_eq!(world.register(2, with_key(register(2), &key)).await.error, "");
+
+    let kept = admin.remove_user(NETWORK, "ann@example.com", Belongings::Keep).await;
+    assert!(matches!(kept, Err(AdminError::Busy { nodes: 0, keys: 1, .. })), "{kept:?}");
+    let left = admin.remove_user(NETWORK, "ann@example.com", Belongings::Remove).await.unwrap();
+    assert_eq!((left.oauth_clients, left.user.login.as_str()), (vec![made], "ann@example.com"));
+    assert!(world.register(3, with_key(register(3), &key)).await.error.contains("revoked"));
+    assert_eq!(world.register(4, with_key(register(4), &servers)).await.error, "");
+    assert_eq!(admin.nodes(None).unwrap().len(), 3, "tagged nodes belong to the network");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_takes_back_the_keys_of_those_who_may_more() {
+    let world = world().await;
+    let admin = world.admin();
+    admin.set_policy(NETWORK, TAGS).await.unwrap();
+    let ann = desk_of(&world, "ann@example.com", "it-admin").await;
+    let id = |text: &str| text.split('-').nth(2).unwrap().to_owned();
+    let (owners, bens) = (api_key(&admin, "owner@default").await, api_key(&admin, "ben@example.com").await);
+    let take = async |key: &str| ann.revoke_credential(&id(key), CredentialKind::ApiKey).await;
+    assert!(denied(take(&owners).await) && take(&bens).await.is_ok(), "a member may less");
+    assert!(world.control.authenticate(&owners, crate::testing::FROM).is_some());
+    let auth_key = async |login: &str| {
+        let new = NewAuthKey { tailnet: NETWORK.to_owned(), ..of(login) };
+        admin.create_auth_key(new).await.unwrap().view.id
+    };
+    assert!(denied(ann.revoke_auth_key(&auth_key("owner@default").await).await));
+    ann.revoke_auth_key(&auth_key("ben@example.com").await).await.unwrap();
+    ann.revoke_auth_key(&auth_key("ann@example.com").await).await.unwrap();
+    // Of a client it is what it may that counts.
+    let strong = admin.create_oauth_client(NETWORK, client(&["all"])).await.unwrap().view.id;
+    let new = NewApiKey {
+        user: Some("owner@default".to_owned()),
+        scopes: vec!["oauth_keys".to_owned(), "dns:read".to_owned()],
+        description: String::new(),
+        lifetime: Duration::from_secs(3600),
+    };
+    let narrow = admin.create_api_key(NETWORK, new).await.unwrap().text.expose().to_owned();
+    let narrow = world.control.authenticate(&narrow, crate::testing::FROM).unwrap();
+    assert!(denied(narrow.revoke_credential(&strong, CredentialKind::OauthClient).await));
+    let weak = admin.create_oauth_client(NETWORK, client(&["dns:read"])).await.unwrap().view.id;
+    narrow.revoke_credential(&weak, CredentialKind::OauthClient).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_gets_tags_only_from_whoever_may_take_it_from_its_owner_or_tags() {
+    let world = world().await;
+    let admin = world.admin();
+    admin.set_policy(NETWORK, TAGS).await.unwrap();
+    let ann = desk_of(&world, "ann@example.com", "it-admin").await;
+    let tag = async |node: &str, tags: &[&str]| {
+        let tags: Vec<_> = tags.iter().map(|&tag| tag.to_owned()).collect();
+        ann.tag_node(Some(NETWORK), node, &tags).await
+    };
+    world.join(1, of("ben@example.com")).await;
+    world.join(2, of("owner@default")).await;
+    world.join(3, NewAuthKey { tags: vec!["tag:prod".to_owned()], ..NewAuthKey::default() }).await;
+    admin.suspend_user(NETWORK, "ben@example.com").await.unwrap();
+    assert!(denied(tag("host1", &["tag:web"]).await), "it would take part again");
+    assert!(denied(admin.tag_node(None, "host1", &["tag:web".to_owned()]).await), "also on the server");
+    assert!(admin.node(None, "host1").unwrap().suspended);
+    admin.restore_user(NETWORK, "ben@example.com").await.unwrap();
+    assert_eq!(tag("host1", &["tag:web"]).await.unwrap().tags, ["tag:web"]);
+    assert!(denied(tag("host2", &["tag:web"]).await), "an owner may more");
+    assert!(denied(tag("host3", &["tag:web"]).await), "tag:prod is not hers to take away");
+    assert!(denied(tag("host3", &["tag:prod", "tag:other"]).await));
+    // A tag that the policy knows no more protects nothing.
+    admin.set_policy(NETWORK, TAGS.replace("tag:prod", "tag:new").as_str()).await.unwrap();
+    assert_eq!(tag("host3", &["tag:web"]).await.unwrap().tags, ["tag:web"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_are_of_no_use_are_forgotten_one_day() {
+    use crate::tailnet::work::DEAD_KEPT;
+    let world = world().await;
+    let admin = world.admin();
+    let short = NewAuthKey { lifetime: Some(Duration::from_secs(1)), ..NewAuthKey::default() };
+    let first = world.auth_key(short.clone()).await;
+    let lasting = world.auth_key(NewAuthKey::default()).await;
+    tokio::time::advance(Duration::from_secs(1)).await;
+    for _ in 0..DEAD_KEPT {
+        world.auth_key(short.clone()).await;
+    }
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert!(world.register(1, with_key(register(1), &first)).await.error.contains("expired"));
+    world.auth_key(short).await;
+    assert!(world.register(1, with_key(register(1), &first)).await.error.contains("not known"), "the oldest is gone");
+    assert_eq!(admin.auth_keys(None).unwrap().len(), DEAD_KEPT + 2);
+    let log = admin.audit(Some(NETWORK), None, 1).await.unwrap();
+    assert_eq!(log[0].what, "auth-key.forget");
+    assert_eq!(world.register(1, with_key(register(1), &lasting)).await.error, "");
 }

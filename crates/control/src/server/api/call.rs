@@ -162,6 +162,7 @@ impl From<AdminError> for ApiError {
             | AdminError::NothingToConfirm { .. }
             | AdminError::LastOwner { .. }
             | AdminError::Refused { .. } => StatusCode::CONFLICT,
+            AdminError::Crowded => StatusCode::SERVICE_UNAVAILABLE,
             AdminError::Randomness | AdminError::Store(_) => {
                 // What went wrong inside is for the operator.
                 tracing::error!(%error, "a call of the API failed");

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::model::TailnetId;
 use crate::server::limits::prefix;
 
 /// Calls from one source, whoever it is.
@@ -18,6 +19,8 @@ const FAILURES: Rate = Rate { burst: 30.0, per_second: 0.5 };
 const CREDENTIAL: Rate = Rate { burst: 1000.0, per_second: 50.0 };
 /// Refusals of one credential that the audit log notes.
 const REFUSALS: Rate = Rate { burst: 20.0, per_second: 0.1 };
+/// Policies of one tailnet that are set, tried or looked through: each keeps a processor busy, or is stored.
+const POLICIES: Rate = Rate { burst: 60.0, per_second: 0.5 };
 /// How many sources, or credentials, are remembered at a time.
 const REMEMBERED: usize = 8192;
 
@@ -28,6 +31,7 @@ pub(crate) struct ApiLimits {
     failures: Mutex<Buckets<IpAddr>>,
     credentials: Mutex<Buckets<String>>,
     refusals: Mutex<Buckets<String>>,
+    policies: Mutex<Buckets<TailnetId>>,
 }
 
 impl Default for ApiLimits {
@@ -37,6 +41,7 @@ impl Default for ApiLimits {
             failures: Mutex::new(Buckets::new(FAILURES)),
             credentials: Mutex::new(Buckets::new(CREDENTIAL)),
             refusals: Mutex::new(Buckets::new(REFUSALS)),
+            policies: Mutex::new(Buckets::new(POLICIES)),
         }
     }
 }
@@ -62,6 +67,11 @@ impl ApiLimits {
     /// Admits a call with a credential.
     pub(crate) fn admit_credential(&self, id: &str, now: Instant) -> Result<(), Duration> {
         locked(&self.credentials).take(&id.to_owned(), now)
+    }
+
+    /// Admits work on a policy of a tailnet.
+    pub(crate) fn admit_policy(&self, tailnet: TailnetId, now: Instant) -> Result<(), Duration> {
+        locked(&self.policies).take(&tailnet, now)
     }
 
     /// Tells whether a refusal shall be noted.

@@ -2,18 +2,28 @@
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::call::{ApiError, Call, Reply};
 use super::devices::NEVER;
 use crate::AuditEntry;
+use crate::store::audit::hex;
 
 /// Most entries of one answer.
 const MOST: usize = 1000;
+/// Most bytes of one answer, counted by what its entries hold.
+const ANSWER_MAX: usize = 4 << 20;
 /// How many are read at a time.
 const PAGE: u32 = 1000;
+/// How many are looked at for one answer, if most do not pass the filters.
+const LOOKED_AT: usize = 20_000;
+/// How many bytes of them.
+const READ_MAX: usize = 16 << 20;
+/// Longest text in place of a record: older entries hold whole policies.
+const TEXT_MAX: usize = 16 << 10;
 
 /// How changes are called: ours; target, action and property of the original.
-const WORDS: [(&str, &str, &str, Option<&str>); 29] = [
+const WORDS: [(&str, &str, &str, Option<&str>); 32] = [
     ("node.create", "NODE", "CREATE", None),
     ("node.remove", "NODE", "DELETE", None),
     ("node.remove-ephemeral", "NODE", "DELETE", None),
@@ -37,8 +47,11 @@ const WORDS: [(&str, &str, &str, Option<&str>); 29] = [
     ("auth-key.revoke", "API_KEY", "REVOKE", None),
     ("credential.create", "API_KEY", "CREATE", None),
     ("credential.revoke", "API_KEY", "REVOKE", None),
+    ("auth-key.forget", "API_KEY", "DELETE", None),
+    ("credential.forget", "API_KEY", "DELETE", None),
     ("policy.set", "TAILNET", "UPDATE", Some("ACL")),
     ("policy.rollback", "TAILNET", "UPDATE", Some("ACL")),
+    ("policy.prune", "TAILNET", "DELETE", Some("ACL")),
     ("tailnet.dns", "TAILNET", "UPDATE", Some("DNS_CONFIG")),
     ("tailnet.machine-approval", "TAILNET", "UPDATE", Some("MACHINE_APPROVAL_NEEDED")),
     ("tailnet.key-lifetime", "TAILNET", "UPDATE", Some("MAX_KEY_DURATION")),
@@ -51,18 +64,35 @@ pub(super) async fn configuration(call: &Call) -> Result<Reply, ApiError> {
         Some(text) => text.parse().map(Some).map_err(|_| ApiError::bad(format!("{name}: write a time as RFC 3339"))),
     };
     let (start, end) = (time("start")?.unwrap_or(Timestamp::UNIX_EPOCH), time("end")?.unwrap_or(call.desk.now()));
-    let mut logs = Vec::new();
-    let mut after = 0;
-    loop {
+    let mut after = match call.query("after") {
+        None => None,
+        Some(text) => Some(text.parse().map_err(|_| ApiError::bad("after: write `next` of the answer before"))?),
+    };
+    let (mut logs, mut looked_at, mut read, mut bytes) = (Vec::new(), 0, 0, 0);
+    let more = 'reading: loop {
         let entries = call.desk.audit_between(&call.tailnet, (start, end), after, PAGE).await?;
-        let Some(last) = entries.last() else { break };
-        after = last.seq;
-        logs.extend(entries.iter().map(shown).filter(|log| is_asked(call, log)).take(MOST - logs.len()));
-        if logs.len() == MOST {
-            break;
+        if entries.is_empty() {
+            break false;
         }
+        for entry in entries {
+            if logs.len() == MOST || bytes >= ANSWER_MAX || looked_at == LOOKED_AT || read >= READ_MAX {
+                break 'reading true;
+            }
+            after = Some(entry.seq);
+            looked_at += 1;
+            read += entry.len();
+            let log = shown(&entry);
+            if is_asked(call, &log) {
+                bytes += entry.len().min(2 * TEXT_MAX);
+                logs.push(log);
+            }
+        }
+    };
+    let mut answer = json!({ "version": "1.1", "tailnetId": &*call.tailnet, "logs": logs });
+    if let (true, Some(after), Some(object)) = (more, after, answer.as_object_mut()) {
+        object.insert("next".to_owned(), after.to_string().into());
     }
-    Ok(Reply::Json(json!({ "version": "1.1", "tailnetId": &*call.tailnet, "logs": logs })))
+    Ok(Reply::Json(answer))
 }
 
 /// Tells whether an entry passes the filters: of each kind one must fit, where there are any.
@@ -96,10 +126,7 @@ fn shown(entry: &AuditEntry) -> Value {
         "cli" => ("ADMIN_CONSOLE", "USER"),
         _ => ("CONTROL", "AUTOMATED_WORKER"),
     };
-    // A policy is text, all other records are JSON.
-    let value = |text: &Option<String>| {
-        text.as_ref().map_or(Value::Null, |text| serde_json::from_str(text).unwrap_or_else(|_| text.as_str().into()))
-    };
+    let value = |text: &Option<String>| text.as_ref().map_or(Value::Null, |text| record(text));
     let mut target = json!({ "id": subject, "name": subject, "type": target });
     if let (Some(property), Some(target)) = (property, target.as_object_mut()) {
         target.insert("property".to_owned(), property.into());
@@ -122,4 +149,12 @@ fn shown(entry: &AuditEntry) -> Value {
         "new": value(&entry.after),
         "actionDetails": entry.what,
     })
+}
+
+/// Shows a record as it was; what is too long only by what it can be known again.
+fn record(text: &str) -> Value {
+    if text.len() > TEXT_MAX {
+        return json!({ "sha256": hex(&Sha256::digest(text)), "bytes": text.len() });
+    }
+    serde_json::from_str(text).unwrap_or_else(|_| text.into())
 }

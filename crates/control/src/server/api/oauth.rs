@@ -12,6 +12,9 @@ use crate::server::answers::{self, Answer};
 use crate::server::shared::Arrival;
 use crate::tokens::LIFETIME;
 
+/// Most fields of a form that are looked at.
+const FIELDS_MAX: usize = 64;
+
 /// Gives a token to a client that shows its secret.
 pub(super) async fn token<B>(arrival: &Arrival, headers: &HeaderMap, body: B, from: IpAddr) -> Answer
 where
@@ -21,8 +24,8 @@ where
         Ok(body) => body,
         Err(problem) => return error(&unread(problem)),
     };
-    let form: Vec<(String, String)> = form_urlencoded::parse(&body).into_owned().collect();
-    let field = |name: &str| form.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+    let form: Vec<_> = form_urlencoded::parse(&body).take(FIELDS_MAX).collect();
+    let field = |name: &str| form.iter().find(|(key, _)| key == name).map(|(_, value)| &**value);
     if field("grant_type").is_some_and(|kind| kind != "client_credentials") {
         return refused(StatusCode::BAD_REQUEST, "unsupported_grant_type", "use client_credentials");
     }
@@ -30,9 +33,16 @@ where
     let by_header = authorization.and_then(|text| text.split_once(' ')).and_then(|(kind, rest)| basic(kind, rest));
     // The secret alone says who it is: some clients send any word for their ID.
     let secret = field("client_secret").map(str::to_owned).or(by_header.map(|(_, secret)| secret)).unwrap_or_default();
-    let list = |name| field(name).unwrap_or_default().split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let control = &arrival.shared.control;
-    let granted = match control.grant_token(&secret, list("scope"), list("tags")) {
+    let client = control.client(&secret);
+    // Only whoever knows the secret uses up what the client has.
+    if let Ok(client) = &client
+        && let Err(wait) = arrival.shared.api.admit_credential(client.id(), control.clock().instant())
+    {
+        return later(wait);
+    }
+    let list = |name| field(name).unwrap_or_default();
+    let granted = match client.and_then(|client| control.grant_token(&client, list("scope"), list("tags"))) {
         Ok(granted) => granted,
         Err(GrantError::Client) => {
             if let Err(wait) = arrival.shared.api.note_failure(from, control.clock().instant()) {

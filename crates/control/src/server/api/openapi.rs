@@ -75,6 +75,7 @@ fn query(name: &str) -> Value {
         "fields" => json!({ "enum": ["all", "default"] }),
         "all" | "details" => json!({ "enum": ["true", "false"] }),
         "start" | "end" => json!({ "type": "string", "format": "date-time" }),
+        "after" => json!({ "type": "string", "pattern": "^[0-9]+$" }),
         _ => json!({ "type": "string" }),
     }
 }
@@ -94,6 +95,7 @@ fn responses(route: &Route) -> Value {
         "429": problem("Too many calls; `Retry-After` says how long to wait."),
         "500": problem("The server failed."),
         "501": problem("This server does not offer that."),
+        "503": problem("The server has too much to do at the moment."),
     })
 }
 
@@ -221,6 +223,8 @@ fn schemas() -> Value {
             "preferences": object(&[], &json!({ "overrideLocalDNS": maybe_flag, "magicDNS": maybe_flag })),
         })),
         "Settings": object(&[], &settings),
-        "Logs": object(&["logs"], &json!({ "logs": { "type": "array", "items": { "type": "object" } } })),
+        "Logs": object(&["logs"], &json!({
+            "logs": { "type": "array", "items": { "type": "object" } }, "next": text,
+        })),
     })
 }

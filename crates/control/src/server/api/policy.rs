@@ -6,10 +6,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::StatusCode;
 use serde_json::{Value, json};
-use warren_policy::{Policy, PreviewOf, PreviewRule, TESTS_FAILED, TestFailure};
+use warren_policy::{Policy, PreviewRule, TESTS_FAILED, TestFailure};
 
 use super::call::{ApiError, Call, Reply};
-use crate::admin::{AdminError, Candidate, NewPolicy, PolicySource, PolicyView, Trial};
+use crate::admin::{AdminError, Candidate, NewPolicy, PolicySource, PolicyView, Previewed, Trial};
 
 pub(super) async fn get(call: &Call) -> Result<Reply, ApiError> {
     let policy = call.desk.policy(&call.tailnet, None).await?;
@@ -44,7 +44,7 @@ pub(super) async fn set(call: &Call) -> Result<Reply, ApiError> {
         Ok(policy) => Ok(shown(call, policy)),
         Err(AdminError::Policy { reason }) => {
             // Once more, for an answer that tells the tests apart.
-            let trial = call.desk.try_policy(&call.tailnet, Candidate::Policy(text))?;
+            let trial = call.desk.try_policy(&call.tailnet, Candidate::Policy(text.to_owned())).await?;
             let (message, data) = verdict(trial).unwrap_or((reason, None));
             Err(ApiError { status: StatusCode::BAD_REQUEST, message, data })
         }
@@ -55,8 +55,8 @@ pub(super) async fn set(call: &Call) -> Result<Reply, ApiError> {
 pub(super) async fn validate(call: &Call) -> Result<Reply, ApiError> {
     let text = call.text()?;
     let is_list = text.trim_start().starts_with('[');
-    let candidate = if is_list { Candidate::Tests(text) } else { Candidate::Policy(text) };
-    let trial = call.desk.try_policy(&call.tailnet, candidate)?;
+    let candidate = if is_list { Candidate::Tests } else { Candidate::Policy };
+    let trial = call.desk.try_policy(&call.tailnet, candidate(text.to_owned())).await?;
     let mut answer = json!({});
     if let (Some((message, data)), Some(object)) = (verdict(trial), answer.as_object_mut()) {
         object.insert("message".to_owned(), message.into());
@@ -70,17 +70,22 @@ pub(super) async fn validate(call: &Call) -> Result<Reply, ApiError> {
 pub(super) async fn preview(call: &Call) -> Result<Reply, ApiError> {
     let (kind, asked) = (call.query("type").unwrap_or_default(), call.query("previewFor").unwrap_or_default());
     let of = match kind {
-        "user" => PreviewOf::User(asked),
+        "user" => Previewed::User(asked.to_owned()),
         "ipport" => {
             let to: SocketAddr =
                 asked.parse().map_err(|_| ApiError::bad("previewFor: write an address with a port, 10.0.0.1:22"))?;
-            PreviewOf::Destination(to.ip(), to.port())
+            Previewed::Destination(to.ip(), to.port())
         }
         _ => return Err(ApiError::bad("type: use user or ipport")),
     };
-    let rules = call.desk.preview_policy(&call.tailnet, call.text()?, of)?;
-    let shown =
-        |rule: &PreviewRule| json!({ "users": rule.sources, "ports": rule.destinations, "lineNumber": rule.line });
+    let rules = call.desk.preview_policy(&call.tailnet, call.text()?.to_owned(), of).await?;
+    let shown = |rule: &PreviewRule| {
+        let mut shown = json!({ "users": rule.sources, "ports": rule.destinations, "lineNumber": rule.line });
+        if let Some(object) = shown.as_object_mut().filter(|_| !rule.traffic.is_empty()) {
+            object.insert("ip".to_owned(), json!(rule.traffic));
+        }
+        shown
+    };
     let matches: Vec<_> = rules.iter().map(shown).collect();
     Ok(Reply::Json(json!({ "matches": matches, "type": kind, "previewFor": asked })))
 }

@@ -39,6 +39,11 @@ impl Route {
         self.path.starts_with("/tailnet/")
     }
 
+    /// Tells whether it takes a policy, which is work.
+    pub(super) fn takes_policy(&self) -> bool {
+        matches!(self.body, Some("Policy" | "Trial"))
+    }
+
     /// Returns the names of its parameters.
     pub(super) fn parameters(&self) -> impl Iterator<Item = &'static str> {
         self.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
@@ -218,8 +223,9 @@ pub(super) const ROUTES: &[Route] = &[
     route!("patchSettings", PATCH "/tailnet/{tailnet}/settings", [FeatureSettings.write],
         "Change settings of a tailnet; what is absent stays.", body "Settings", answer "Settings", settings::patch),
     route!("listConfigurationLogs", GET "/tailnet/{tailnet}/logging/configuration", [LogsConfiguration.read],
-        "List what was changed, and by whom, the oldest first; 1,000 entries at most.",
-        query &[("start", "RFC 3339; the beginning if absent"), ("end", "RFC 3339; now if absent"), ("actor", "Only by this ID, or `~` and part of a name"),
+        "List what was changed, and by whom, the oldest first; 1,000 entries or 4 MiB at most. `next` is there if there are more.",
+        query &[("start", "RFC 3339; the beginning if absent"), ("end", "RFC 3339; now if absent"),
+            ("after", "`next` of the answer before, to go on there"), ("actor", "Only by this ID, or `~` and part of a name"),
             ("target", "Only on what has this in its ID"), ("event", "Only of this kind, such as `NODE.CREATE`")],
         answer "Logs", logs::configuration),
 ];

@@ -76,9 +76,15 @@ impl Api {
 
     /// Lets a node in and returns its stable ID.
     async fn node(&mut self, network: &str) -> String {
+        self.node_of(network, None).await
+    }
+
+    /// The same for a node of that user.
+    async fn node_of(&mut self, network: &str, user: Option<&str>) -> String {
         let number = self.next;
         self.next = self.next.checked_add(1).expect("a test has less than 255 nodes");
-        let new = NewAuthKey { tailnet: network.to_owned(), ..NewAuthKey::default() };
+        let user = user.map(str::to_owned);
+        let new = NewAuthKey { tailnet: network.to_owned(), user, ..NewAuthKey::default() };
         let key = self.admin().create_auth_key(new).await.unwrap().text.expose().to_owned();
         let control = &self.rig.shared.control;
         let answer = control.register(machine(number), with_key(register(number), &key), FROM).await;
@@ -228,6 +234,24 @@ async fn clients_get_tokens_that_can_only_be_narrower() {
 }
 
 #[tokio::test]
+async fn a_client_asks_for_little_and_not_too_often() {
+    let api = Api::new().await;
+    let secret = api.client(&["dns:read", "users:read"], &["tag:web"]).await;
+    let (code, token) = api.token(&secret, "&scope=users:read%20dns:read%20users:read&tags=tag:web%20tag:web").await;
+    assert_eq!((code, &token["scope"]), (200, &json!("dns:read users:read")), "each once");
+    for (many, code) in [(32, 200), (33, 400), (50_000, 400)] {
+        assert_eq!(api.token(&secret, &format!("&scope={}", "dns:read+".repeat(many))).await.0, code, "{many}");
+    }
+    for (many, code) in [(64, 200), (65, 400)] {
+        assert_eq!(api.token(&secret, &format!("&tags={}", "tag:web+".repeat(many))).await.0, code, "{many}");
+    }
+    let now = api.rig.shared.control.clock().instant();
+    let id = secret.split('-').nth(2).unwrap();
+    while api.rig.shared.api.admit_credential(id, now).is_ok() {}
+    assert_eq!(api.token(&secret, "").await.0, 429, "it counts as its calls do");
+}
+
+#[tokio::test]
 async fn the_audit_log_tells_by_what_and_from_where_also_of_refusals() {
     let mut api = Api::new().await;
     let node = api.node(NETWORK).await;
@@ -265,4 +289,50 @@ async fn bodies_are_bounded_and_what_cannot_be_read_is_said() {
         assert_eq!(code, 400, "{text}: {answer}");
         assert!(answer["message"].is_string(), "{answer}");
     }
+}
+
+#[tokio::test]
+async fn policies_are_tried_and_set_so_often_and_no_more() {
+    let api = Api::new().await;
+    let (key, other) = (api.owner().await, api.api_key("owner@default", &["policy_file", "dns"]).await);
+    let policy = json!({ "acls": [] });
+    let (control, limits) = (&api.rig.shared.control, &api.rig.shared.api);
+    let tailnet = control.tailnets()[0].id;
+    while limits.admit_policy(tailnet, control.clock().instant()).is_ok() {}
+    for path in ["/tailnet/-/acl", "/tailnet/-/acl/validate", "/tailnet/-/acl/preview?type=user&previewFor=a@b.example"]
+    {
+        assert_eq!(api.call(&other, "POST", path, Some(&policy)).await.0, 429, "{path}: whoever asks");
+    }
+    assert_eq!(api.call(&key, "GET", "/tailnet/-/acl", None).await.0, 200);
+}
+
+#[tokio::test]
+async fn the_log_of_changes_comes_in_parts() {
+    use crate::store::{Change, Entry};
+    let api = Api::new().await;
+    let key = api.owner().await;
+    let control = &api.rig.shared.control;
+    let (tailnet, now) = (control.tailnets()[0].id, control.clock().now());
+    let refused = |subject: String| Entry {
+        who: Who::server(),
+        what: "api.refuse",
+        tailnet: Some(tailnet),
+        change: Change::Refused { subject },
+    };
+    let many = (0..2500).map(|number| refused(format!("call:{number}"))).collect();
+    control.store().apply(many, now).await.unwrap();
+    let (mut next, mut seen) = (String::new(), Vec::new());
+    for part in [1000, 1000, 500] {
+        let path = format!("/tailnet/-/logging/configuration?event=FAILED_REQUEST.UPDATE{next}");
+        let logs = api.get(&key, &path).await;
+        let subjects = logs["logs"].as_array().unwrap().iter().map(|log| log["target"]["id"].to_string());
+        let before = seen.len();
+        seen.extend(subjects);
+        assert_eq!(seen.len() - before, part);
+        next = logs["next"].as_str().map(|after| format!("&after={after}")).unwrap_or_default();
+        assert_eq!(next.is_empty(), part == 500, "only where there is more");
+    }
+    let all: Vec<_> = (0..2500).map(|number| format!("\"{number}\"")).collect();
+    assert_eq!(seen, all);
+    assert_eq!(api.call(&key, "GET", "/tailnet/-/logging/configuration?after=x", None).await.0, 400);
 }

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::call::{ApiError, Call, Reply};
-use crate::admin::{Belongings, UserView};
+use crate::admin::{Belongings, UserDeparture, UserView};
 
 fn shown(user: &UserView, tailnet: &str) -> Value {
     let status = match (user.suspended, user.online) {
@@ -79,8 +79,8 @@ pub(super) async fn approve(call: &Call) -> Result<Reply, ApiError> {
 }
 
 pub(super) async fn suspend(call: &Call) -> Result<Reply, ApiError> {
-    call.desk.suspend_user(&call.tailnet, &call.id()).await?;
-    Ok(Reply::done())
+    let left = call.desk.suspend_user(&call.tailnet, &call.id()).await?;
+    Ok(departure(&left))
 }
 
 pub(super) async fn restore(call: &Call) -> Result<Reply, ApiError> {
@@ -89,6 +89,15 @@ pub(super) async fn restore(call: &Call) -> Result<Reply, ApiError> {
 }
 
 pub(super) async fn delete(call: &Call) -> Result<Reply, ApiError> {
-    call.desk.remove_user(&call.tailnet, &call.id(), Belongings::Remove).await?;
-    Ok(Reply::done())
+    let left = call.desk.remove_user(&call.tailnet, &call.id(), Belongings::Remove).await?;
+    Ok(departure(&left))
+}
+
+/// Tells, beyond the original, which OAuth clients of a user go on without them.
+fn departure(left: &UserDeparture) -> Reply {
+    if left.oauth_clients.is_empty() {
+        Reply::done()
+    } else {
+        Reply::Json(json!({ "oauthClients": left.oauth_clients }))
+    }
 }

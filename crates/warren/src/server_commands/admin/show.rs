@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use warren_control::KeyLifetime;
 use warren_control::admin::{
-    AuthKeyView, CredentialView, LoginState, LoginView, NodeView, RelayView, TailnetView, UserView,
+    AuthKeyView, CredentialView, LoginState, LoginView, NodeView, RelayView, TailnetView, UserDeparture, UserView,
 };
 use warren_control::admin_socket::AdminRequest;
 use warren_control::server::key_words;
@@ -46,8 +46,9 @@ pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failur
             output::line(format_args!("{} is {} of {} now", user.login, user.role, user.tailnet))
         }
         AdminRequest::UserSuspend { .. } => {
-            let user: UserView = typed(answer)?;
-            output::line(format_args!("{} is locked out, with {} machines", user.login, user.nodes))
+            let UserDeparture { user, oauth_clients } = typed(answer)?;
+            output::line(format_args!("{} is locked out, with {} machines", user.login, user.nodes))?;
+            clients_left(&oauth_clients)
         }
         AdminRequest::UserRestore { .. } => {
             let user: UserView = typed(answer)?;
@@ -61,7 +62,12 @@ pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failur
         AdminRequest::OauthClientRevoke { id } => {
             output::line(format_args!("took the client {id} and its tokens back"))
         }
-        AdminRequest::UserRemove { login, .. } => output::line(format_args!("removed the user {login}")),
+        AdminRequest::UserRemove { login, .. } => {
+            output::line(format_args!("removed the user {login}"))?;
+            let clients = answer.get("oauth_clients").and_then(Value::as_array).into_iter().flatten();
+            let clients: Vec<_> = clients.filter_map(|id| id.as_str().map(str::to_owned)).collect();
+            clients_left(&clients)
+        }
         AdminRequest::AuthKeyCreate { .. } => auth_key(&answer),
         AdminRequest::AuthKeyList { .. } => auth_keys(&typed::<Vec<AuthKeyView>>(answer)?),
         AdminRequest::AuthKeyRevoke { id } => output::line(format_args!("took the auth key {id} back")),
@@ -112,6 +118,16 @@ pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failur
         | AdminRequest::PolicyRollback { .. }
         | AdminRequest::PolicyConfirm { .. } => fields(&answer),
     }
+}
+
+/// Says which OAuth clients go on without whoever made them.
+fn clients_left(ids: &[String]) -> Result<(), Failure> {
+    for id in ids {
+        output::line(format_args!(
+            "the OAuth client {id}, which they made, goes on; they may know its secret: warren admin oauth-client revoke {id}"
+        ))?;
+    }
+    Ok(())
 }
 
 fn list(routes: &[&ipnet::IpNet]) -> String {

@@ -19,27 +19,26 @@ struct Subjects {
 
 impl Subjects {
     async fn new(api: &mut Api, network: &'static str) -> Self {
-        let user = api.user(network, "victim@example.com", "member").await;
+        // What ranks above whoever calls is tried elsewhere.
+        let user = api.user(network, VICTIM, "member").await;
         let new = NewOauthClient { scopes: vec!["dns:read".to_owned()], tags: Vec::new(), description: String::new() };
         let client = api.admin().create_oauth_client(network, new).await.unwrap().view.id;
-        let new = NewAuthKey { tailnet: network.to_owned(), ..NewAuthKey::default() };
-        let key = api.admin().create_auth_key(new).await.unwrap().view.id;
-        Self { network, node: api.node(network).await, user, key, client }
+        let key = auth_key(api, network).await;
+        Self { network, node: api.node_of(network, Some(VICTIM)).await, user, key, client }
     }
 
     /// Makes anew what an operation takes away.
     async fn renew(&mut self, api: &mut Api, route: &Route) {
         let admin = api.admin();
-        if admin.node(Some(self.network), &self.node).is_err() {
-            self.node = api.node(self.network).await;
-        }
         if self.user_is_gone(api) {
-            self.user = api.user(self.network, "victim@example.com", "member").await;
+            self.user = api.user(self.network, VICTIM, "member").await;
+        }
+        if admin.node(Some(self.network), &self.node).is_err() {
+            self.node = api.node_of(self.network, Some(VICTIM)).await;
         }
         match route.id {
             "getKey" | "deleteKey" => {
-                let new = NewAuthKey { tailnet: self.network.to_owned(), ..NewAuthKey::default() };
-                self.key = admin.create_auth_key(new).await.unwrap().view.id;
+                self.key = auth_key(api, self.network).await;
             }
             "deleteDeviceAttribute" => {
                 admin.set_node_attribute(Some(self.network), &self.node, "custom:a", &json!(1)).await.unwrap();
@@ -93,6 +92,14 @@ impl Subjects {
             other => panic!("{other} needs a body"),
         })
     }
+}
+
+/// Whose things operations are called on.
+const VICTIM: &str = "victim@example.com";
+
+async fn auth_key(api: &Api, network: &str) -> String {
+    let new = NewAuthKey { tailnet: network.to_owned(), user: Some(VICTIM.to_owned()), ..NewAuthKey::default() };
+    api.admin().create_auth_key(new).await.unwrap().view.id
 }
 
 /// Calls every operation and compares with what `rights` say.
