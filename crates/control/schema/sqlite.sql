@@ -1,4 +1,4 @@
--- Schema version 6. Written once on first start; later versions are reached by the steps in src/store/schema.rs.
+-- Schema version 7. Written once on first start; later versions are reached by the steps in src/store/schema.rs.
 -- A record's document is JSON in `body`; the columns beside it are what must be unique or is searched for.
 
 -- Private keys and certificates of the server: noise_key, relay_key, relay certificate.
@@ -78,6 +78,14 @@ CREATE TABLE credential (
     tailnet INTEGER NOT NULL REFERENCES tailnet (id),
     hash    BLOB NOT NULL CHECK (length(hash) = 32),
     body    TEXT NOT NULL CHECK (json_valid(body))
+) STRICT, WITHOUT ROWID;
+
+-- Machines that administrators enrolled, by their keys.
+CREATE TABLE machine (
+    tailnet INTEGER NOT NULL REFERENCES tailnet (id),
+    key     TEXT NOT NULL,
+    body    TEXT NOT NULL CHECK (json_valid(body)),
+    PRIMARY KEY (tailnet, key)
 ) STRICT, WITHOUT ROWID;
 
 -- Append only; each row's hash covers the hash of the row before it. `credential` and `client` say by which credential

@@ -5,6 +5,7 @@ mod auth_keys;
 mod credentials;
 mod desk;
 mod logins;
+mod machines;
 mod nodes;
 mod policy;
 mod questions;
@@ -29,8 +30,8 @@ pub use relays::{NewRelay, RelayView};
 pub(crate) use users::is_login;
 pub use users::{Belongings, UserDeparture};
 pub use views::{
-    AttributesView, AuthKeyView, CreatedAuthKey, CredentialView, LoginState, LoginView, NodeView, PersonView,
-    PolicyVersionView, PolicyView, TailnetView, UserView,
+    AttributesView, AuthKeyView, CreatedAuthKey, CredentialView, LoginState, LoginView, MachineView, NodeView,
+    PersonView, PolicyVersionView, PolicyView, TailnetView, UserView,
 };
 
 use crate::Control;
@@ -227,6 +228,9 @@ fn tailnet_view(snapshot: &Snapshot) -> TailnetView {
         domain: snapshot.suffix.to_string(),
         created: record.created,
         machine_approval: record.machine_approval,
+        only_enrolled: record.only_enrolled,
+        enrolled: snapshot.machines.len(),
+        barred: snapshot.nodes.iter().filter(|node| node.barred).count(),
         key_lifetime: record.key_lifetime,
         users: snapshot.users.len(),
         nodes: snapshot.nodes.len(),

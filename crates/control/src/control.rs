@@ -140,6 +140,7 @@ impl Control {
             name: name.to_owned(),
             created: now,
             machine_approval: false,
+            only_enrolled: false,
             key_lifetime: KeyLifetime::default(),
             dns: DnsSettings::default(),
             policy_version: 1,
@@ -174,6 +175,7 @@ impl Control {
             nodes: Vec::new(),
             auth_keys: BTreeMap::new(),
             credentials: BTreeMap::new(),
+            machines: BTreeMap::new(),
             reserved: Vec::new(),
         }))
     }

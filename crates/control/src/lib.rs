@@ -38,8 +38,8 @@ pub use config::Config;
 pub use control::Control;
 pub use map::{MapError, MapStream};
 pub use model::{
-    AuthKeyRecord, CredentialKind, CredentialRecord, DnsSettings, KeyLifetime, Nameserver, NodeRecord, NodeState,
-    Owner, TailnetId, TailnetRecord, Unconfirmed, UserIdentity, UserRecord, Who,
+    AuthKeyRecord, CredentialKind, CredentialRecord, DnsSettings, KeyLifetime, MachineRecord, Nameserver, NodeRecord,
+    NodeState, Owner, TailnetId, TailnetRecord, Unconfirmed, UserIdentity, UserRecord, Who,
 };
 pub use oidc::{OidcConfig, OidcConfigError};
 pub use store::audit::{AuditEntry, AuditVerdict};

@@ -3,10 +3,12 @@
 pub(crate) mod attributes;
 mod credential;
 mod dns;
+mod machine;
 pub(crate) mod role;
 
 pub use credential::{CredentialKind, CredentialRecord};
 pub use dns::{DnsSettings, Nameserver};
+pub use machine::MachineRecord;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -109,6 +111,9 @@ pub struct TailnetRecord {
     pub created: Timestamp,
     /// Whether a new node waits until an administrator approves it.
     pub machine_approval: bool,
+    /// Whether enrolled machines alone take part, whatever lets others in.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub only_enrolled: bool,
     /// How long the key of a user's node is valid.
     #[serde(default)]
     pub key_lifetime: KeyLifetime,

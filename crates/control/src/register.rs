@@ -307,7 +307,7 @@ fn success(snapshot: &Snapshot, node: &Node) -> RegisterResponse {
             display_name: profile.display_name,
             ..Login::default()
         },
-        machine_authorized: node.record.is_admitted(),
+        machine_authorized: node.is_admitted(),
         ..RegisterResponse::default()
     }
 }

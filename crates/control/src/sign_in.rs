@@ -114,7 +114,7 @@ impl Control {
             }
         };
         let grant = Grant::Person { person: Box::new(person.clone()), approved_by: None };
-        let machine_waits = !self.let_in(claim, &tailnet, grant).await?.record.approved;
+        let machine_waits = !self.let_in(claim, &tailnet, grant).await?.is_admitted();
         Ok(Outcome::In { tailnet: tailnet.name.to_string(), machine_waits })
     }
 

@@ -360,6 +360,7 @@ fn view(snapshot: &Snapshot, node: &Node) -> NodeView {
         key_expiry_disabled: record.key_expiry_disabled,
         approved: record.approved,
         suspended: record.suspended,
+        barred: node.barred,
         ephemeral: record.ephemeral,
         online: node.online,
         last_seen,

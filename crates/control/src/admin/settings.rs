@@ -75,7 +75,7 @@ impl Desk {
     }
 
     /// Changes a setting of a tailnet.
-    async fn set(
+    pub(super) async fn set(
         &self,
         tailnet: &str,
         right: Right,

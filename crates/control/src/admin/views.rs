@@ -25,6 +25,15 @@ pub struct TailnetView {
     pub created: Timestamp,
     /// Whether new nodes wait for approval.
     pub machine_approval: bool,
+    /// Whether enrolled machines alone take part.
+    #[serde(default)]
+    pub only_enrolled: bool,
+    /// Number of enrolled machines.
+    #[serde(default)]
+    pub enrolled: usize,
+    /// Number of nodes that take no part since their machines are not enrolled.
+    #[serde(default)]
+    pub barred: usize,
     /// How long the keys of users' nodes are valid after a login.
     pub key_lifetime: KeyLifetime,
     /// Number of users.
@@ -178,6 +187,9 @@ pub struct NodeView {
     /// Whether it takes no part because its owner is suspended.
     #[serde(default)]
     pub suspended: bool,
+    /// Whether it takes no part since its machine is not enrolled.
+    #[serde(default)]
+    pub barred: bool,
     /// Whether it is removed after it has been away for a while.
     pub ephemeral: bool,
     /// Whether it is connected.
@@ -198,6 +210,21 @@ pub struct NodeView {
     pub endpoints: Vec<SocketAddr>,
     /// Home relay region.
     pub home_relay: Option<u16>,
+}
+
+/// A machine that an administrator enrolled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineView {
+    /// Its key.
+    pub key: MachineKey,
+    /// Name of the tailnet.
+    pub tailnet: String,
+    /// What it is; may be empty.
+    pub description: String,
+    /// When it was enrolled.
+    pub enrolled: Timestamp,
+    /// Full names of its nodes; none if it has not joined.
+    pub nodes: Vec<String>,
 }
 
 /// A login that waits for a person.

@@ -32,6 +32,27 @@ pub enum Request {
         tailnet: String,
         seconds: Option<u64>,
     },
+    TailnetOnlyEnrolled {
+        tailnet: String,
+        needed: bool,
+    },
+    /// Machines are named by key, or as nodes are.
+    MachineEnrol {
+        tailnet: Option<String>,
+        machines: Vec<String>,
+        /// All machines that have a node now, too.
+        #[serde(default)]
+        present: bool,
+        #[serde(default)]
+        description: String,
+    },
+    MachineList {
+        tailnet: Option<String>,
+    },
+    MachineEnd {
+        tailnet: Option<String>,
+        machine: String,
+    },
     UserCreate {
         tailnet: Option<String>,
         login: String,

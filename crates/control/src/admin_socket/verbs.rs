@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use serde_json::{Value, json};
+use warren_wire::key::MachineKey;
 
 use super::requests::{ExpiryChange, NewApiKey, NewAuthKey, NewOauthClient, PolicyTerms, Request};
 use crate::admin::{self, Admin, AdminError, Belongings, CreatedCredential, NewPolicy, PolicySource};
@@ -100,6 +101,22 @@ pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Resul
         Request::TailnetKeyLifetime { tailnet, seconds } => {
             let lifetime = seconds.map_or(KeyLifetime::Never, KeyLifetime::Seconds);
             shown(&admin.set_key_lifetime(&tailnet, lifetime).await?)
+        }
+        Request::TailnetOnlyEnrolled { tailnet, needed } => shown(&admin.set_only_enrolled(&tailnet, needed).await?),
+        Request::MachineEnrol { tailnet, machines, present, description } => {
+            let tailnet = some(tailnet)?;
+            let named = machines.iter().map(|text| machine(admin, &tailnet, text));
+            let mut keys = named.collect::<Result<Vec<_>, _>>()?;
+            if present {
+                keys.extend(admin.nodes(Some(&tailnet))?.iter().map(|node| node.machine_key));
+            }
+            shown(&admin.enrol_machines(&tailnet, &keys, &description).await?)
+        }
+        Request::MachineList { tailnet } => shown(&admin.machines(tailnet.as_deref())?),
+        Request::MachineEnd { tailnet, machine: named } => {
+            let tailnet = some(tailnet)?;
+            let key = machine(admin, &tailnet, &named)?;
+            shown(&admin.end_enrolment(&tailnet, key).await?)
         }
         Request::UserCreate { tailnet, login, display_name } => {
             shown(&admin.create_user(&some(tailnet)?, &login, display_name.as_deref()).await?)
@@ -204,6 +221,14 @@ pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Resul
             shown(&admin.audit(tailnet.as_deref(), before, limit.min(MAX_AUDIT_ENTRIES)).await?)
         }
         Request::AuditVerify => shown(&admin.verify_audit().await?),
+    }
+}
+
+/// Finds a machine by its key, or by what names one of its nodes.
+fn machine(admin: &Admin, tailnet: &str, text: &str) -> Result<MachineKey, Refusal> {
+    match text.parse() {
+        Ok(key) => Ok(key),
+        Err(_) => Ok(admin.node(Some(tailnet), text)?.machine_key),
     }
 }
 

@@ -68,6 +68,7 @@ pub(crate) fn differs_for_itself(old: &Node, new: &Node) -> bool {
             .map(|info| (info.os.clone(), info.hostname.clone(), info.routable_ips.clone(), info.request_tags.clone()))
     };
     old.expired != new.expired
+        || old.barred != new.barred
         || old.record != new.record
         || old.facts != new.facts
         || reported(&old.state) != reported(&new.state)
@@ -255,7 +256,7 @@ fn compare(old: &Node, new: &Node) -> Change {
             && (old.facts.addresses != new.facts.addresses
                 || old.facts.peer_capabilities != new.facts.peer_capabilities))
         || was.created != is.created
-        || was.is_admitted() != is.is_admitted()
+        || old.is_admitted() != new.is_admitted()
         || old.expired != new.expired
         // A patch cannot take these away.
         || (old.state.disco.is_some() && new.state.disco.is_none())

@@ -78,7 +78,7 @@ fn common(snapshot: &Snapshot, node: &Node) -> WireNode {
         addresses: node.facts.addresses.clone(),
         created: time(record.created),
         tags: record.tags.clone(),
-        machine_authorized: record.is_admitted(),
+        machine_authorized: node.is_admitted(),
         expired: node.expired,
         ..WireNode::default()
     }

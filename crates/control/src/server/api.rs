@@ -11,6 +11,7 @@ mod dns;
 mod keys;
 pub(crate) mod limits;
 mod logs;
+mod machines;
 mod oauth;
 mod openapi;
 mod policy;

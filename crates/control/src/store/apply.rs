@@ -7,10 +7,13 @@ use rusqlite::{Connection, OptionalExtension};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use warren_wire::control::{DerpRegion, NodeId, RegionId, UserId};
+use warren_wire::key::MachineKey;
 
 use super::StoreError;
 use super::audit::{self, Fact};
-use crate::model::{AuthKeyRecord, CredentialRecord, NodeRecord, NodeState, TailnetId, TailnetRecord, UserRecord, Who};
+use crate::model::{
+    AuthKeyRecord, CredentialRecord, MachineRecord, NodeRecord, NodeState, TailnetId, TailnetRecord, UserRecord, Who,
+};
 
 /// One audited change.
 #[derive(Debug, Clone)]
@@ -65,6 +68,10 @@ pub(crate) enum Change {
     RemoveAuthKey(String),
     /// Forgets a credential of the API that works no more.
     RemoveCredential(String),
+    /// Enrols a machine, or replaces what is known of it.
+    PutMachine(MachineRecord),
+    /// Ends the enrolment of a machine in the tailnet.
+    RemoveMachine(MachineKey),
     /// Changes nothing: somebody was refused a change of this kind of record.
     Refused {
         /// What they asked for, and what they lack.
@@ -112,6 +119,11 @@ pub(super) fn entry(connection: &Connection, entry: &Entry, at: Timestamp) -> Re
         Change::RemoveCredential(id) => {
             let before = forget(connection, "DELETE FROM credential WHERE id = ?1 RETURNING body", id)?;
             (format!("credential:{id}"), Some(before), None)
+        }
+        Change::PutMachine(record) => put_machine(connection, record)?,
+        Change::RemoveMachine(key) => {
+            let tailnet = entry.tailnet.ok_or(StoreError::Conflict { what: "a machine of no network" })?;
+            remove_machine(connection, tailnet, key)?
         }
         Change::Refused { subject } => (subject.clone(), None, None),
         Change::PutPolicy { version, text, reason } => {
@@ -267,6 +279,32 @@ fn put_credential(
     };
     expect_one(changed, "a credential")?;
     Ok((format!("credential:{}", record.id), before, Some(after)))
+}
+
+fn put_machine(connection: &Connection, record: &MachineRecord) -> Result<Written, StoreError> {
+    let (tailnet, key) = (record.tailnet.0, record.key.to_string());
+    let before: Option<String> = connection
+        .prepare_cached("SELECT body FROM machine WHERE tailnet = ?1 AND key = ?2")?
+        .query_row((tailnet, &key), |row| row.get(0))
+        .optional()?;
+    let after = json(record)?;
+    connection
+        .prepare_cached(
+            "INSERT INTO machine (tailnet, key, body) VALUES (?1, ?2, ?3)
+             ON CONFLICT (tailnet, key) DO UPDATE SET body = excluded.body",
+        )?
+        .execute((tailnet, &key, &after))?;
+    Ok((format!("machine:{key}"), before, Some(after)))
+}
+
+fn remove_machine(connection: &Connection, tailnet: TailnetId, key: &MachineKey) -> Result<Written, StoreError> {
+    let key = key.to_string();
+    let before: Option<String> = connection
+        .prepare_cached("DELETE FROM machine WHERE tailnet = ?1 AND key = ?2 RETURNING body")?
+        .query_row((tailnet.0, &key), |row| row.get(0))
+        .optional()?;
+    let before = before.ok_or(StoreError::Conflict { what: "a machine that is not enrolled" })?;
+    Ok((format!("machine:{key}"), Some(before), None))
 }
 
 fn use_auth_key(connection: &Connection, id: &str) -> Result<Written, StoreError> {

@@ -9,9 +9,12 @@ use rusqlite::{Connection, OptionalExtension};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use warren_wire::control::{DerpRegion, NodeId, RegionId, UserId};
+use warren_wire::key::MachineKey;
 
 use super::{OpenError, StoreError};
-use crate::model::{AuthKeyRecord, CredentialRecord, NodeRecord, NodeState, TailnetId, TailnetRecord, UserRecord};
+use crate::model::{
+    AuthKeyRecord, CredentialRecord, MachineRecord, NodeRecord, NodeState, TailnetId, TailnetRecord, UserRecord,
+};
 use crate::tailnet::access::PolicyInForce;
 
 /// All that the database holds.
@@ -35,6 +38,7 @@ pub(crate) struct LoadedTailnet {
     pub(crate) nodes: Vec<(Arc<NodeRecord>, Arc<NodeState>)>,
     pub(crate) auth_keys: BTreeMap<String, (AuthKeyRecord, [u8; 32])>,
     pub(crate) credentials: BTreeMap<String, (CredentialRecord, [u8; 32])>,
+    pub(crate) machines: BTreeMap<MachineKey, Arc<MachineRecord>>,
     /// Names and addresses of nodes that could not be read; nobody else may get them.
     pub(crate) reserved: Vec<(String, Option<Ipv4Addr>)>,
 }
@@ -68,6 +72,7 @@ pub(super) fn everything(connection: &Connection) -> Result<Loaded, OpenError> {
             nodes: Vec::new(),
             auth_keys: BTreeMap::new(),
             credentials: BTreeMap::new(),
+            machines: BTreeMap::new(),
             reserved: Vec::new(),
         };
         tailnets.insert(TailnetId(id), tailnet);
@@ -76,6 +81,7 @@ pub(super) fn everything(connection: &Connection) -> Result<Loaded, OpenError> {
     read_nodes(connection, &mut loaded, &mut tailnets)?;
     read_auth_keys(connection, &mut loaded, &mut tailnets)?;
     read_credentials(connection, &mut loaded, &mut tailnets)?;
+    read_machines(connection, &mut loaded, &mut tailnets)?;
     read_relays(connection, &mut loaded)?;
     loaded.tailnets = tailnets.into_values().collect();
     Ok(loaded)
@@ -184,6 +190,21 @@ fn read_credentials(connection: &Connection, loaded: &mut Loaded, tailnets: &mut
         };
         if let Some(tailnet) = tailnets.get_mut(&TailnetId(tailnet)) {
             tailnet.credentials.insert(id, (record, hash));
+        }
+    }
+    Ok(())
+}
+
+/// Reads who is enrolled; a machine whose record cannot be read is not.
+fn read_machines(connection: &Connection, loaded: &mut Loaded, tailnets: &mut Tailnets) -> Result<(), StoreError> {
+    for (tailnet, key, text) in rows(connection, "SELECT tailnet, key, body FROM machine ORDER BY key", |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?))
+    })? {
+        let Some(record) = loaded.decode::<MachineRecord>("machine", &key, &text) else {
+            continue;
+        };
+        if let Some(tailnet) = tailnets.get_mut(&TailnetId(tailnet)) {
+            tailnet.machines.insert(record.key, Arc::new(record));
         }
     }
     Ok(())

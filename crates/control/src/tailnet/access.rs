@@ -208,6 +208,7 @@ pub(crate) fn entry(node: &Node) -> Option<DirectoryNode> {
 pub(crate) fn is_same_entry(one: &Node, two: &Node) -> bool {
     let unchanged = Arc::ptr_eq(&one.record, &two.record)
         && one.expired == two.expired
+        && one.barred == two.barred
         && one.state.hostinfo == two.state.hostinfo
         && (one.online == two.online || one.record.approved_routes.is_empty());
     unchanged || entry(one) == entry(two)

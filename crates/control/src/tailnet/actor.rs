@@ -127,6 +127,7 @@ impl Actor {
             nodes,
             auth_keys: Arc::new(loaded.auth_keys),
             credentials: Arc::new(loaded.credentials),
+            machines: Arc::new(loaded.machines),
             policy: loaded.policy,
             own_derp,
             derp,
@@ -135,6 +136,7 @@ impl Actor {
             domains: Arc::default(),
             reserved: Arc::new(loaded.reserved),
         };
+        state.bar();
         state.compile(now);
         let published = Arc::new(snapshot(&state, &suffix, (0, now)));
         shared.registry.follow(state.tailnet.id, &Nodes::default(), &state.nodes);
@@ -476,6 +478,7 @@ fn snapshot(state: &State, suffix: &Arc<str>, (number, now): (u64, Timestamp)) -
         users: Arc::clone(&state.users),
         auth_keys: Arc::clone(&state.auth_keys),
         credentials: Arc::clone(&state.credentials),
+        machines: Arc::clone(&state.machines),
         nodes: state.nodes.clone(),
         access: Arc::clone(&state.access),
         policy: Arc::clone(&state.policy),

@@ -26,6 +26,8 @@ pub(crate) struct Node {
     pub(crate) online: bool,
     /// Whether its key's time is over.
     pub(crate) expired: bool,
+    /// Whether its tailnet takes enrolled machines alone, and its own is none.
+    pub(crate) barred: bool,
     /// What follows for it from the policy and from others.
     pub(crate) facts: Arc<Facts>,
     /// Unlike that of any other version of any node.
@@ -38,7 +40,16 @@ impl Node {
     /// Makes a node that nothing is known of but what it is.
     pub(crate) fn new(record: Arc<NodeRecord>, state: Arc<NodeState>, online: bool, expired: bool) -> Arc<Self> {
         let facts = Arc::new(Facts::alone(&record));
-        Arc::new(Self { record, state, online, expired, facts, revision: revision(), peer_json: Arc::default() })
+        Arc::new(Self {
+            record,
+            state,
+            online,
+            expired,
+            barred: false,
+            facts,
+            revision: revision(),
+            peer_json: Arc::default(),
+        })
     }
 
     /// Makes a version with another record.
@@ -49,6 +60,11 @@ impl Node {
     /// Makes a version with another state.
     pub(crate) fn with_state(&self, state: NodeState, online: bool) -> Arc<Self> {
         Arc::new(Self { state: Arc::new(state), online, ..self.next() })
+    }
+
+    /// Makes a version that its machine bars from taking part, or does not.
+    pub(crate) fn with_barred(&self, barred: bool) -> Arc<Self> {
+        Arc::new(Self { barred, ..self.next() })
     }
 
     /// Makes a version with other facts.
@@ -67,6 +83,7 @@ impl Node {
             state: Arc::clone(&self.state),
             online: self.online,
             expired: self.expired,
+            barred: self.barred,
             facts: Arc::clone(&self.facts),
             revision: revision(),
             peer_json: Arc::default(),
@@ -78,9 +95,14 @@ impl Node {
         self.record.id
     }
 
-    /// Tells whether it may see peers and be seen: approved, its owner not suspended, and its key not past its time.
+    /// Tells whether it is let in: approved, its owner not suspended, and its machine enrolled where that is needed.
+    pub(crate) fn is_admitted(&self) -> bool {
+        self.record.is_admitted() && !self.barred
+    }
+
+    /// Tells whether it may see peers and be seen: let in, and its key not past its time.
     pub(crate) fn takes_part(&self) -> bool {
-        self.record.is_admitted() && !self.expired
+        self.is_admitted() && !self.expired
     }
 }
 

@@ -11,7 +11,7 @@ use warren_wire::control::{DerpMap, NodeId, SshPolicy, UserId};
 use super::access::{Access, PolicyInForce};
 use super::nodes::{Node, Nodes};
 use super::ssh::SshTable;
-use super::work::Credentials;
+use super::work::{Credentials, Machines};
 use crate::model::{AuthKeyRecord, TailnetRecord, UserRecord};
 
 /// Everything that readers of a tailnet need.
@@ -31,6 +31,8 @@ pub(crate) struct Snapshot {
     pub(crate) auth_keys: Arc<BTreeMap<String, (AuthKeyRecord, [u8; 32])>>,
     /// Its credentials of the API.
     pub(crate) credentials: Arc<Credentials>,
+    /// Its enrolled machines.
+    pub(crate) machines: Arc<Machines>,
     /// Its nodes.
     pub(crate) nodes: Nodes,
     /// Who sees whom.

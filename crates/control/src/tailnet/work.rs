@@ -7,19 +7,23 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use warren_wire::control::{DerpMap, NodeId, UserId};
+use warren_wire::key::MachineKey;
 
 use super::access::{self, Access, PolicyInForce};
 use super::compile::Pending;
 use super::nodes::{Node, Nodes};
 use crate::auth_key::Shown;
 use crate::model::{
-    AuthKeyRecord, CredentialRecord, NodeRecord, NodeState, Owner, ROUTES_MAX, TailnetRecord, Unconfirmed, UserRecord,
-    Who,
+    AuthKeyRecord, CredentialRecord, MachineRecord, NodeRecord, NodeState, Owner, ROUTES_MAX, TailnetRecord,
+    Unconfirmed, UserRecord, Who,
 };
 use crate::store::{Change, Entry, Store};
 
 /// Credentials of the API with the hashes of their secrets, by ID.
 pub(crate) type Credentials = BTreeMap<String, (CredentialRecord, [u8; 32])>;
+
+/// Machines that administrators enrolled.
+pub(crate) type Machines = BTreeMap<MachineKey, Arc<MachineRecord>>;
 
 /// The tailnet as of the last change; a clone is cheap and independent.
 #[derive(Debug, Clone)]
@@ -31,6 +35,7 @@ pub(crate) struct State {
     pub(crate) nodes: Nodes,
     pub(crate) auth_keys: Arc<BTreeMap<String, (AuthKeyRecord, [u8; 32])>>,
     pub(crate) credentials: Arc<Credentials>,
+    pub(crate) machines: Arc<Machines>,
     pub(crate) policy: Arc<PolicyInForce>,
     /// The server's own relays.
     pub(crate) own_derp: Arc<DerpMap>,
@@ -43,6 +48,23 @@ pub(crate) struct State {
     pub(crate) domains: Arc<BTreeSet<String>>,
     /// Names and addresses of nodes that could not be read.
     pub(crate) reserved: Arc<Vec<(String, Option<Ipv4Addr>)>>,
+}
+
+impl State {
+    /// Tells whether a machine takes no part, whatever its nodes may.
+    pub(crate) fn bars(&self, machine: &MachineKey) -> bool {
+        self.tailnet.only_enrolled && !self.machines.contains_key(machine)
+    }
+
+    /// Lets the nodes of all machines follow what was enrolled.
+    pub(crate) fn bar(&mut self) {
+        let changed = |node: &&Arc<Node>| node.barred != self.bars(&node.record.machine);
+        let other: Vec<_> = self.nodes.iter().filter(changed).map(|node| node.with_barred(!node.barred)).collect();
+        for node in other {
+            self.pending.nodes.insert(node.id());
+            self.nodes.put(node);
+        }
+    }
 }
 
 /// One change under way: what it did to the state, and what must be stored for it.
@@ -74,7 +96,10 @@ impl<'a> Work<'a> {
 
     /// Changes the tailnet itself.
     pub(crate) fn put_tailnet(&mut self, who: &Who, what: &'static str, record: TailnetRecord) {
-        self.state.tailnet = Arc::new(record.clone());
+        let before = std::mem::replace(&mut self.state.tailnet, Arc::new(record.clone()));
+        if before.only_enrolled != record.only_enrolled {
+            self.state.bar();
+        }
         self.record(who, what, Change::PutTailnet(record));
     }
 
@@ -97,6 +122,7 @@ impl<'a> Work<'a> {
         let record = Arc::new(record);
         let expired = record.expired_at(self.now);
         let node = Node::new(Arc::clone(&record), Arc::new(state), false, expired);
+        let node = if self.state.bars(&record.machine) { node.with_barred(true) } else { node };
         self.state.nodes.put(Arc::clone(&node));
         self.state.pending.nodes.insert(record.id);
         self.touched.push(record.id);
@@ -181,6 +207,22 @@ impl<'a> Work<'a> {
             credentials.insert(record.id.clone(), (record.clone(), kept));
         }
         self.record(who, what, Change::PutCredential { record, hash });
+    }
+
+    /// Enrols machines; their nodes take part from then on, as far as they may otherwise.
+    pub(crate) fn enrol(&mut self, who: &Who, records: Vec<MachineRecord>) {
+        for record in records {
+            Arc::make_mut(&mut self.state.machines).insert(record.key, Arc::new(record.clone()));
+            self.record(who, "machine.enrol", Change::PutMachine(record));
+        }
+        self.state.bar();
+    }
+
+    /// Ends the enrolment of a machine; its nodes take no part any more where that is needed.
+    pub(crate) fn end_enrolment(&mut self, who: &Who, key: MachineKey) {
+        Arc::make_mut(&mut self.state.machines).remove(&key);
+        self.record(who, "machine.end", Change::RemoveMachine(key));
+        self.state.bar();
     }
 
     /// Forgets the oldest auth keys that let nobody in any more, and returns their IDs.

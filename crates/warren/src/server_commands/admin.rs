@@ -49,6 +49,9 @@ enum Family {
     /// Machines.
     #[command(subcommand)]
     Node(Node),
+    /// Machines that are enrolled by their keys; `tailnet only-enrolled` lets them alone take part.
+    #[command(subcommand)]
+    Machines(Machines),
     /// Relays on other machines (`warren relay`).
     #[command(subcommand)]
     Relay(Relay),
@@ -82,6 +85,14 @@ enum Tailnet {
     List,
     /// Say whether new machines of a network wait until they are approved.
     Approval {
+        /// The network.
+        name: String,
+        /// `on` or `off`.
+        #[arg(value_parser = on_off, action = clap::ArgAction::Set)]
+        needed: bool,
+    },
+    /// Say whether enrolled machines alone take part, whatever lets others in. Enrol those that shall stay first.
+    OnlyEnrolled {
         /// The network.
         name: String,
         /// `on` or `off`.
@@ -219,6 +230,29 @@ enum OauthClient {
     Revoke {
         /// Its ID, the part between the second and the third dash.
         id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Machines {
+    /// Enrol machines.
+    Enrol {
+        /// Their keys (mkey:…), or what names one of their nodes.
+        #[arg(value_name = "MACHINE", required_unless_present = "present")]
+        machines: Vec<String>,
+        /// All machines that are in now.
+        #[arg(long)]
+        present: bool,
+        /// What they are: letters, digits, spaces and dashes.
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        description: String,
+    },
+    /// List enrolled machines.
+    List,
+    /// End the enrolment of a machine: where enrolled ones alone take part, it is cut off at once.
+    End {
+        /// Its key, or what names one of its nodes.
+        machine: String,
     },
 }
 
@@ -375,6 +409,14 @@ fn request(family: Family, tailnet: Option<String>) -> AdminRequest {
         Family::Tailnet(Tailnet::Create { name }) => AdminRequest::TailnetCreate { name },
         Family::Tailnet(Tailnet::List) => AdminRequest::TailnetList,
         Family::Tailnet(Tailnet::Approval { name, needed }) => AdminRequest::TailnetApproval { tailnet: name, needed },
+        Family::Tailnet(Tailnet::OnlyEnrolled { name, needed }) => {
+            AdminRequest::TailnetOnlyEnrolled { tailnet: name, needed }
+        }
+        Family::Machines(Machines::Enrol { machines, present, description }) => {
+            AdminRequest::MachineEnrol { tailnet, machines, present, description }
+        }
+        Family::Machines(Machines::List) => AdminRequest::MachineList { tailnet },
+        Family::Machines(Machines::End { machine }) => AdminRequest::MachineEnd { tailnet, machine },
         Family::Tailnet(Tailnet::KeyLifetime { name, span, never: _ }) => {
             AdminRequest::TailnetKeyLifetime { tailnet: name, seconds: span.map(|span| span.as_secs()) }
         }

@@ -98,7 +98,7 @@ fn fields(device: &Device) -> Map<String, Value> {
         "connectedToControl": view.online,
         "keyExpiryDisabled": view.key_expiry_disabled || view.key_expiry.is_none(),
         "expires": expires,
-        "authorized": view.approved && !view.suspended,
+        "authorized": view.approved && !view.suspended && !view.barred,
         "isExternal": false,
         "machineKey": view.machine_key,
         "nodeKey": view.node_key,

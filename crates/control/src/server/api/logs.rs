@@ -23,7 +23,7 @@ const READ_MAX: usize = 16 << 20;
 const TEXT_MAX: usize = 16 << 10;
 
 /// How changes are called: ours; target, action and property of the original.
-const WORDS: [(&str, &str, &str, Option<&str>); 32] = [
+const WORDS: [(&str, &str, &str, Option<&str>); 35] = [
     ("node.create", "NODE", "CREATE", None),
     ("node.remove", "NODE", "DELETE", None),
     ("node.remove-ephemeral", "NODE", "DELETE", None),
@@ -52,6 +52,9 @@ const WORDS: [(&str, &str, &str, Option<&str>); 32] = [
     ("policy.set", "TAILNET", "UPDATE", Some("ACL")),
     ("policy.rollback", "TAILNET", "UPDATE", Some("ACL")),
     ("policy.prune", "TAILNET", "DELETE", Some("ACL")),
+    ("machine.enrol", "NODE", "CREATE", Some("ENROLMENT")),
+    ("machine.end", "NODE", "DELETE", Some("ENROLMENT")),
+    ("tailnet.only-enrolled", "TAILNET", "UPDATE", Some("ENROLMENT_NEEDED")),
     ("tailnet.dns", "TAILNET", "UPDATE", Some("DNS_CONFIG")),
     ("tailnet.machine-approval", "TAILNET", "UPDATE", Some("MACHINE_APPROVAL_NEEDED")),
     ("tailnet.key-lifetime", "TAILNET", "UPDATE", Some("MAX_KEY_DURATION")),

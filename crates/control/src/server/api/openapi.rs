@@ -59,10 +59,12 @@ fn parameter(name: &str) -> Value {
         "deviceId" => "`nodeId` or `id` of the device.",
         "userId" => "`id` of the user.",
         "keyId" => "`id` of the key.",
+        "machineKey" => "Key of the machine.",
         _ => "Name of the attribute: `custom:` and letters, digits and `_`.",
     };
     let schema = match name {
         "tailnet" => json!({ "type": "string", "minLength": 1, "maxLength": 63 }),
+        "machineKey" => json!({ "type": "string", "pattern": "^mkey:[0-9a-f]{64}$" }),
         "attributeKey" => json!({ "type": "string", "maxLength": 128, "pattern": "^custom:[A-Za-z0-9_:]+$" }),
         _ => json!({ "type": "string", "minLength": 1, "maxLength": 128 }),
     };
@@ -160,7 +162,7 @@ fn schemas() -> Value {
     });
     let settings = json!({
         "aclsExternallyManagedOn": maybe_flag, "aclsExternalLink": { "type": ["string", "null"] },
-        "devicesApprovalOn": maybe_flag, "devicesAutoUpdatesOn": maybe_flag,
+        "devicesApprovalOn": maybe_flag, "devicesEnrolledOnlyOn": maybe_flag, "devicesAutoUpdatesOn": maybe_flag,
         "devicesKeyDurationDays": { "type": ["integer", "null"], "minimum": 1, "maximum": 180 },
         "usersApprovalOn": maybe_flag, "usersRoleAllowedToJoinExternalTailnets": { "type": ["string", "null"] },
         "networkFlowLoggingOn": maybe_flag, "regionalRoutingOn": maybe_flag,
@@ -173,6 +175,11 @@ fn schemas() -> Value {
         "Device": object(&["id", "nodeId", "name", "hostname", "addresses"], &device),
         "DeviceRoutes": object(&["advertisedRoutes", "enabledRoutes"], &json!({
             "advertisedRoutes": texts, "enabledRoutes": texts,
+        })),
+        "Machines": object(&["machines"], &json!({ "machines": { "type": "array", "items": { "type": "object" } } })),
+        "NewMachines": object(&["machineKeys"], &json!({
+            "machineKeys": { "type": "array", "items": { "type": "string", "pattern": "^mkey:[0-9a-f]{64}$" } },
+            "description": text,
         })),
         "NewRoutes": object(&["routes"], &json!({ "routes": texts })),
         "Authorized": object(&["authorized"], &json!({ "authorized": flag })),

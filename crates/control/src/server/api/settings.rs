@@ -18,6 +18,7 @@ fn shown(view: &TailnetView) -> Value {
         "aclsExternallyManagedOn": false,
         "aclsExternalLink": "",
         "devicesApprovalOn": view.machine_approval,
+        "devicesEnrolledOnlyOn": view.only_enrolled,
         "devicesAutoUpdatesOn": false,
         "devicesKeyDurationDays": days,
         "usersApprovalOn": false,
@@ -37,6 +38,7 @@ pub(super) async fn get(call: &Call) -> Result<Reply, ApiError> {
 #[serde(rename_all = "camelCase", default)]
 struct Patch {
     devices_approval_on: Option<bool>,
+    devices_enrolled_only_on: Option<bool>,
     devices_key_duration_days: Option<u64>,
     #[serde(flatten)]
     others: serde_json::Map<String, Value>,
@@ -58,6 +60,9 @@ pub(super) async fn patch(call: &Call) -> Result<Reply, ApiError> {
     }
     if let Some(needed) = patch.devices_approval_on {
         call.desk.set_machine_approval(tailnet, needed).await?;
+    }
+    if let Some(needed) = patch.devices_enrolled_only_on {
+        call.desk.set_only_enrolled(tailnet, needed).await?;
     }
     if let Some(days) = patch.devices_key_duration_days {
         call.desk.set_key_lifetime(tailnet, KeyLifetime::Seconds(days * DAY)).await?;

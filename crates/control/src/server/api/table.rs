@@ -7,7 +7,7 @@ use std::pin::Pin;
 use http::Method;
 
 use super::call::{ApiError, Call, Reply};
-use super::{devices, dns, keys, logs, policy, settings, users};
+use super::{devices, dns, keys, logs, machines, policy, settings, users};
 use crate::authority::{Right, Scope};
 
 /// What does an operation.
@@ -160,6 +160,13 @@ pub(super) const ROUTES: &[Route] = &[
     route!("patchDeviceAttributes", PATCH "/tailnet/{tailnet}/device-attributes", [DevicesAttributes.write],
         "Change attributes of several devices, all or none.", body "AttributePatch", answer "Done",
         devices::patch_attributes),
+    route!("listMachines", GET "/tailnet/{tailnet}/machines", [DevicesCore.read], "List enrolled machines.",
+        answer "Machines", machines::all),
+    route!("enrolMachines", POST "/tailnet/{tailnet}/machines", [DevicesCore.write],
+        "Enrol machines; with the setting `devicesEnrolledOnlyOn` they alone take part.", body "NewMachines",
+        answer "Machines", machines::enrol),
+    route!("endEnrolment", DELETE "/tailnet/{tailnet}/machines/{machineKey}", [DevicesCore.write],
+        "End the enrolment of a machine.", answer "Done", machines::end),
     route!("listKeys", GET "/tailnet/{tailnet}/keys", [AuthKeys.read, OauthKeys.read, ApiTokens.read], "List keys.",
         query &[("all", "`true` for those of others, too")], answer "Keys", keys::list),
     route!("createKey", POST "/tailnet/{tailnet}/keys", [AuthKeys.write, OauthKeys.write, ApiTokens.write],

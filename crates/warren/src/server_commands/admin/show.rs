@@ -4,7 +4,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use warren_control::KeyLifetime;
 use warren_control::admin::{
-    AuthKeyView, CredentialView, LoginState, LoginView, NodeView, RelayView, TailnetView, UserDeparture, UserView,
+    AuthKeyView, CredentialView, LoginState, LoginView, MachineView, NodeView, RelayView, TailnetView, UserDeparture,
+    UserView,
 };
 use warren_control::admin_socket::AdminRequest;
 use warren_control::server::key_words;
@@ -35,6 +36,23 @@ pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failur
         AdminRequest::TailnetApproval { tailnet, needed } => {
             let wait = if *needed { "wait until they are approved" } else { "take part at once" };
             output::line(format_args!("new machines of {tailnet} {wait}"))
+        }
+        AdminRequest::TailnetOnlyEnrolled { tailnet, needed: true } => {
+            let view: TailnetView = typed(answer)?;
+            output::line(format_args!(
+                "enrolled machines alone take part in {tailnet}: {}; {} nodes wait for an enrolment",
+                view.enrolled, view.barred
+            ))
+        }
+        AdminRequest::TailnetOnlyEnrolled { tailnet, needed: false } => {
+            output::line(format_args!("machines of {tailnet} need no enrolment"))
+        }
+        AdminRequest::MachineEnrol { .. } | AdminRequest::MachineList { .. } => {
+            machines(&typed::<Vec<MachineView>>(answer)?)
+        }
+        AdminRequest::MachineEnd { .. } => {
+            let machine: MachineView = typed(answer)?;
+            output::line(format_args!("{} is enrolled no more", machine.key))
         }
         AdminRequest::UserList { .. } => users(&typed::<Vec<UserView>>(answer)?),
         AdminRequest::UserCreate { .. } => {
@@ -231,6 +249,7 @@ fn nodes(list: &[NodeView]) -> Result<(), Failure> {
         .iter()
         .map(|node| {
             let state = match node {
+                node if node.barred => "waits for enrolment",
                 node if !node.approved => "waits for approval",
                 node if node.expired => "expired",
                 node if node.online => "online",
@@ -248,6 +267,18 @@ fn nodes(list: &[NodeView]) -> Result<(), Failure> {
         })
         .collect();
     output::table(["ID", "NAME", "ADDRESS", "OWNER", "TAILNET", "STATE", "SYSTEM"], &rows)
+}
+
+fn machines(list: &[MachineView]) -> Result<(), Failure> {
+    let rows: Vec<_> = list
+        .iter()
+        .map(|machine| {
+            let nodes = if machine.nodes.is_empty() { "-".to_owned() } else { machine.nodes.join(" ") };
+            let enrolled = seconds(&machine.enrolled.to_string());
+            [machine.key.to_string(), machine.tailnet.clone(), enrolled, nodes, machine.description.clone()]
+        })
+        .collect();
+    output::table(["MACHINE", "TAILNET", "ENROLLED", "NODES", "FOR"], &rows)
 }
 
 fn logins(list: &[LoginView]) -> Result<(), Failure> {

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use warren_wire::key::MachineKey;
+
 use super::{Api, NETWORK, OTHER};
 use crate::admin::{NewAuthKey, NewOauthClient};
 use crate::authority::{Rights, Scope};
@@ -15,6 +17,7 @@ struct Subjects {
     user: i64,
     key: String,
     client: String,
+    machine: MachineKey,
 }
 
 impl Subjects {
@@ -24,7 +27,9 @@ impl Subjects {
         let new = NewOauthClient { scopes: vec!["dns:read".to_owned()], tags: Vec::new(), description: String::new() };
         let client = api.admin().create_oauth_client(network, new).await.unwrap().view.id;
         let key = auth_key(api, network).await;
-        Self { network, node: api.node_of(network, Some(VICTIM)).await, user, key, client }
+        let machine = MachineKey::from_bytes([if network == NETWORK { 200 } else { 201 }; 32]);
+        api.admin().enrol_machines(network, &[machine], "").await.unwrap();
+        Self { network, node: api.node_of(network, Some(VICTIM)).await, user, key, client, machine }
     }
 
     /// Makes anew what an operation takes away.
@@ -40,6 +45,7 @@ impl Subjects {
             "getKey" | "deleteKey" => {
                 self.key = auth_key(api, self.network).await;
             }
+            "endEnrolment" => drop(admin.enrol_machines(self.network, &[self.machine], "").await.unwrap()),
             "deleteDeviceAttribute" => {
                 admin.set_node_attribute(Some(self.network), &self.node, "custom:a", &json!(1)).await.unwrap();
             }
@@ -59,6 +65,7 @@ impl Subjects {
             ("{userId}", &self.user.to_string()),
             ("{keyId}", key),
             ("{attributeKey}", "custom:a"),
+            ("{machineKey}", &self.machine.to_string()),
         ];
         let path = pairs.iter().fold(route.path.to_owned(), |path, (name, value)| path.replace(name, value));
         if route.id == "previewPolicyFile" { format!("{path}?type=user&previewFor=a@example.com") } else { path }
@@ -76,6 +83,7 @@ impl Subjects {
             "setDeviceIp" => json!({ "ipv4": format!("100.99.0.{}", self.node.trim_start_matches('n')) }),
             "setDeviceAttribute" => json!({ "value": 1 }),
             "patchDeviceAttributes" => json!({ "nodes": { &self.node: { "custom:a": { "value": 2 } } } }),
+            "enrolMachines" => json!({ "machineKeys": [self.machine] }),
             "createKey" => json!({ "capabilities": { "devices": { "create": { "tags": ["tag:web"] } } } }),
             "setKey" => json!({ "keyType": "client", "scopes": ["dns:read"] }),
             "setUserRole" => json!({ "role": "member" }),
@@ -130,7 +138,8 @@ async fn try_all(api: &mut Api, who: &str, key: &str, rights: Rights, own: &mut 
 fn state(api: &Api) -> String {
     let admin = api.admin();
     let other = Some(OTHER);
-    format!("{:?} {:?} {:?}", admin.nodes(other).unwrap(), admin.users(other).unwrap(), admin.dns(OTHER).unwrap())
+    let (nodes, machines) = (admin.nodes(other).unwrap(), admin.machines(other).unwrap());
+    format!("{nodes:?} {machines:?} {:?} {:?}", admin.users(other).unwrap(), admin.dns(OTHER).unwrap())
 }
 
 #[tokio::test]

@@ -286,6 +286,31 @@ async fn settings_that_are_not_there_are_not_taken_for_done() {
 }
 
 #[tokio::test]
+async fn machines_are_enrolled_and_alone_take_part_where_that_is_set() {
+    let mut api = Api::new().await;
+    let key = api.owner().await;
+    let node = api.node(NETWORK).await;
+    let authorized = async || api.get(&key, &format!("/device/{node}")).await["authorized"].clone();
+    let only = json!({ "devicesEnrolledOnlyOn": true });
+    let (code, settings) = api.call(&key, "PATCH", "/tailnet/-/settings", Some(&only)).await;
+    assert_eq!((code, &settings["devicesEnrolledOnlyOn"], authorized().await), (200, &json!(true), json!(false)));
+    api.post(&key, &format!("/device/{node}/authorized"), json!({ "authorized": true })).await;
+    assert_eq!(authorized().await, false, "an approval is no enrolment");
+    let path = "/tailnet/-/machines";
+    let new = json!({ "machineKeys": [machine(1)], "description": "laptop" });
+    let made = api.post(&key, path, new).await;
+    assert_eq!(made["machines"][0]["devices"], json!(["host1.default.warren.internal"]));
+    assert_eq!((api.get(&key, path).await, authorized().await), (made, json!(true)));
+    let one = format!("{path}/{}", machine(1));
+    assert_eq!(api.call(&key, "DELETE", &one, None).await.0, 200);
+    assert_eq!((api.call(&key, "DELETE", &one, None).await.0, authorized().await), (404, json!(false)));
+    assert_eq!(api.call(&key, "DELETE", &format!("{path}/mkey:7"), None).await.0, 404);
+    for wrong in [json!({}), json!({ "machineKeys": ["mkey:7"] }), json!({ "machineKeys": [], "description": "<b>" })] {
+        assert_eq!(api.call(&key, "POST", path, Some(&wrong)).await.0, 400, "{wrong}");
+    }
+}
+
+#[tokio::test]
 async fn the_log_of_changes_is_shown_in_the_words_of_the_original() {
     let mut api = Api::new().await;
     let key = api.owner().await;

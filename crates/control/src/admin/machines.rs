@@ -1,0 +1,114 @@
+//! Enrolled machines: where a tailnet asks for it, they alone take part.
+
+use std::collections::BTreeSet;
+
+use warren_wire::key::MachineKey;
+
+use super::credentials::described;
+use super::{AdminError, Desk, MachineView, TailnetView, invalid, not_found};
+use crate::authority::Scope;
+use crate::model::MachineRecord;
+use crate::tailnet::snapshot::Snapshot;
+
+/// Most machines of one call.
+const AT_ONCE: usize = 1000;
+/// Most enrolled machines of a tailnet.
+const MACHINES_MAX: usize = 100_000;
+
+impl Desk {
+    /// Enrols machines, by the keys by which they know themselves; those that are enrolled stay as they are. `description`
+    /// has letters, digits, spaces and dashes, 50 at most.
+    ///
+    /// # Errors
+    /// [`AdminError::NotFound`], [`AdminError::Invalid`] for too many machines or a description.
+    pub async fn enrol_machines(
+        &self,
+        tailnet: &str,
+        keys: &[MachineKey],
+        description: &str,
+    ) -> Result<Vec<MachineView>, AdminError> {
+        let place = self.place(tailnet, Scope::DevicesCore.write())?;
+        if keys.len() > AT_ONCE {
+            return Err(invalid("number of machines: one call enrols 1000 at most", &keys.len().to_string()));
+        }
+        let (who, description) = (place.who(), described(description.to_owned())?);
+        let keys: BTreeSet<_> = keys.iter().copied().collect();
+        let wanted = keys.clone();
+        place
+            .change(move |work, _| {
+                let known = &work.state.machines;
+                let new = wanted.iter().filter(|key| !known.contains_key(key)).map(|key| MachineRecord {
+                    key: *key,
+                    tailnet: work.state.tailnet.id,
+                    description: description.clone(),
+                    enrolled: work.now,
+                });
+                let new: Vec<_> = new.collect();
+                let number = known.len() + new.len();
+                if number > MACHINES_MAX {
+                    return Err(invalid("number of machines: a network enrols 100000 at most", &number.to_string()));
+                }
+                work.enrol(&who, new);
+                Ok(())
+            })
+            .await?;
+        let snapshot = place.snapshot();
+        let enrolled = keys.iter().filter_map(|key| snapshot.machines.get(key));
+        Ok(enrolled.map(|record| view(&snapshot, record)).collect())
+    }
+
+    /// Returns the enrolled machines of a tailnet, or of all, by key.
+    ///
+    /// # Errors
+    /// [`AdminError::NotFound`].
+    pub fn machines(&self, tailnet: Option<&str>) -> Result<Vec<MachineView>, AdminError> {
+        let mut machines = Vec::new();
+        for place in self.places(tailnet, Scope::DevicesCore.read())? {
+            let snapshot = place.snapshot();
+            machines.extend(snapshot.machines.values().map(|record| view(&snapshot, record)));
+        }
+        Ok(machines)
+    }
+
+    /// Ends the enrolment of a machine: where enrolled ones alone take part, nobody knows its nodes any more from then on.
+    ///
+    /// # Errors
+    /// [`AdminError::NotFound`].
+    pub async fn end_enrolment(&self, tailnet: &str, key: MachineKey) -> Result<MachineView, AdminError> {
+        let place = self.place(tailnet, Scope::DevicesCore.write())?;
+        let who = place.who();
+        let record = place
+            .change(move |work, _| {
+                let record = work.state.machines.get(&key).cloned();
+                let record = record.ok_or_else(|| not_found("enrolled machine", &key.to_string()))?;
+                work.end_enrolment(&who, key);
+                Ok(record)
+            })
+            .await?;
+        Ok(view(&place.snapshot(), &record))
+    }
+
+    /// Decides whether enrolled machines alone take part. Others may still be registered; nobody is told of them, and they
+    /// of nobody, whatever login, auth key or approval let them in.
+    ///
+    /// # Errors
+    /// [`AdminError::NotFound`].
+    pub async fn set_only_enrolled(&self, tailnet: &str, needed: bool) -> Result<TailnetView, AdminError> {
+        let right = Scope::FeatureSettings.write();
+        self.set(tailnet, right, "tailnet.only-enrolled", move |record| record.only_enrolled = needed).await
+    }
+}
+
+fn view(snapshot: &Snapshot, record: &MachineRecord) -> MachineView {
+    let nodes = snapshot.nodes.iter().filter(|node| node.record.machine == record.key);
+    MachineView {
+        key: record.key,
+        tailnet: snapshot.tailnet.name.clone(),
+        description: record.description.clone(),
+        enrolled: record.enrolled,
+        nodes: nodes.map(|node| snapshot.fqdn(node).trim_end_matches('.').to_owned()).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
