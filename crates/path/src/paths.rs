@@ -589,10 +589,20 @@ impl Paths {
         if self.own.measured.is_some_and(is_fresh) {
             self.send_call(key);
             if !self.own.is_suspect() {
+                // Without UDP nobody can say where we are seen, and nobody gets through to tell us that UDP passes again.
+                let is_blind = self.punch.nat.udp == Some(false);
+                if is_blind && self.own.measured.is_some_and(|at| now.saturating_duration_since(at) >= ASK_AGAIN) {
+                    self.want_endpoints(now);
+                }
                 return;
             }
         }
         self.own.callees.insert(*key);
+        self.want_endpoints(now);
+    }
+
+    /// Asks for fresh own endpoints, unless that was done a moment ago.
+    fn want_endpoints(&mut self, now: Instant) {
         if self.own.wanted.is_none_or(|at| now.saturating_duration_since(at) >= ASK_AGAIN) {
             self.own.wanted = Some(now);
             self.events.push_back(Event::EndpointsWanted);

@@ -558,6 +558,28 @@ fn stale_own_endpoints_are_measured_before_the_call() {
     assert_eq!(relayed(bench.take_sent()), [call.clone(), call]);
 }
 
+/// Where UDP was blocked when own addresses were measured, none that others see is known: once it passes again, a pair
+/// waits for the next measurement, and was relayed for up to half a minute.
+#[test]
+fn own_endpoints_are_measured_sooner_while_udp_is_blocked() {
+    for (udp, most) in [(Some(false), SECOND * 16), (Some(true), SECOND * 33)] {
+        let mut bench = Bench::new();
+        bench.paths.set_own_nat(OwnNat { udp, ..OwnNat::default() });
+        bench.paths.set_own_endpoints(vec![address("192.168.1.2:41641")], bench.now, bench.now);
+        let measured = bench.now;
+        bench.events();
+        while !bench.events().contains(&Event::EndpointsWanted) {
+            bench.paths.handle_activity(&node(PEER), bench.now);
+            bench.advance(SECOND);
+            bench.take_sent();
+        }
+        let time = bench.now - measured;
+        assert!(time >= ASK_AGAIN, "{udp:?}: measured again after {time:?} already");
+        assert!(time <= most, "{udp:?}: measured again after {time:?} only");
+        assert!(udp == Some(false) || time >= ENDPOINTS_FRESH, "{time:?}");
+    }
+}
+
 #[test]
 fn lost_route_and_changed_network_end_the_direct_path() {
     let mut bench = Bench::new();
