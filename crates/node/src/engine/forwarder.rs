@@ -10,7 +10,8 @@ mod echo;
 mod question;
 mod waiting;
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use warren_filter::tsmp::{Message, Reason, Reject};
@@ -31,12 +32,18 @@ use question::Questions;
 use std::net::IpAddr;
 use waiting::Waiting;
 
+/// Sessions that peers have just confirmed, of which the worker keeps in mind to send with them; older ones are left to the
+/// decision task.
+const CONFIRMED: usize = 64;
+
 /// Judges, seals and opens packets. Belongs to one worker.
 #[derive(Debug)]
 pub(super) struct Forwarder {
     firewall: Firewall,
     waiting: Waiting,
     questions: Questions,
+    /// Sessions that peers have just confirmed, and in which no packet for the host has come yet.
+    confirmed: VecDeque<Weak<Session>>,
     /// The largest packet of the tunnel: padding ends there.
     mtu: usize,
     /// If there is a flow log.
@@ -111,6 +118,7 @@ impl Forwarder {
             firewall: Firewall::new(seed, now),
             waiting: Waiting::default(),
             questions: Questions::new(seed),
+            confirmed: VecDeque::new(),
             mtu: mtu.into(),
             count: None,
         }
@@ -270,6 +278,12 @@ impl Forwarder {
             return Inbound { confirmed: None, action: Action::Drop(Refusal::NotAuthentic) };
         };
         let confirmed = opened.confirmed.then(|| Arc::clone(session));
+        if opened.confirmed {
+            if self.confirmed.len() >= CONFIRMED {
+                self.confirmed.pop_front();
+            }
+            self.confirmed.push_back(Arc::downgrade(session));
+        }
         let action = if opened.length == 0 {
             Action::Done
         } else {
@@ -280,7 +294,7 @@ impl Forwarder {
     }
 
     /// Judges a packet that came out of `session`.
-    fn admit<'s>(&mut self, snapshot: &'s Snapshot, session: &Session, inner: &[u8], now: Instant) -> Action<'s> {
+    fn admit<'s>(&mut self, snapshot: &'s Snapshot, session: &Arc<Session>, inner: &[u8], now: Instant) -> Action<'s> {
         let packet = match Packet::parse(inner) {
             Ok(packet) => packet,
             Err(error) => return Action::Drop(self.refuse(Refusal::Malformed(error), None, None, Direction::Inbound)),
@@ -289,6 +303,7 @@ impl Forwarder {
         let Some((owner, slot)) = owner.and_then(|owner| Some((owner, owner.sender(session.peer())?))) else {
             return Action::Drop(self.refuse(Refusal::WrongSource, Some(&packet), None, Direction::Inbound));
         };
+        self.adopt(slot, session);
         let mode = if slot.is_jailed() { PeerMode::Jailed } else { PeerMode::Normal };
         match self.firewall.check_inbound(&packet, mode, now) {
             Verdict::Accept | Verdict::Tsmp if let Some((number, answerer)) = self.questions.answered(&packet) => {
@@ -315,6 +330,20 @@ impl Forwarder {
                 }
                 Action::Drop(Refusal::Filtered(reason))
             }
+        }
+    }
+
+    /// Sends with a session from now on that the peer began, if this is the first packet in it: the answer may be here
+    /// before the decision task, and the peer may not have the session before any more. WireGuard itself switches at this
+    /// point, too (paper, section 6.3).
+    fn adopt(&mut self, slot: &PeerSlot, session: &Arc<Session>) {
+        if self.confirmed.is_empty() {
+            return;
+        }
+        let is_same = |other: &Weak<Session>| Weak::as_ptr(other) == Arc::as_ptr(session);
+        if let Some(at) = self.confirmed.iter().position(is_same) {
+            self.confirmed.remove(at);
+            slot.adopt_session(session);
         }
     }
 

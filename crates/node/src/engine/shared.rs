@@ -2,7 +2,7 @@
 //!
 //! | what | direction | when it is full or late |
 //! |---|---|---|
-//! | [`PeerSlot`]: session and path of a peer | decision → worker | swapped, the newest counts |
+//! | [`PeerSlot`]: session and path of a peer | decision → worker, which adopts new sessions that peers began | swapped, the newest counts |
 //! | [`Snapshot`]: prefixes and filter | decision → worker | swapped, the newest counts |
 //! | relayed packets | relay connections → worker | the newest is dropped |
 //! | [`Whole`] datagrams | decision → worker | the newest is dropped |
@@ -327,11 +327,19 @@ impl PeerSlot {
         self.session.load()
     }
 
-    /// Sends with `session` from now on; a handshake may be asked for anew. Tells whether there was a session before.
-    pub(super) fn set_session(&self, session: Option<Arc<Session>>) -> bool {
-        let had_one = self.session.swap(session).is_some();
+    /// Sends with `session` from now on; a handshake may be asked for anew.
+    pub(super) fn set_session(&self, session: Option<Arc<Session>>) {
+        self.session.store(session);
         self.asked.store(0, Ordering::Release);
-        had_one
+    }
+
+    /// Sends with `session` from now on if it is younger than the one that there is: for the worker, before the decision task
+    /// knows. Which of two counts whose handshakes crossed is left to that.
+    pub(super) fn adopt_session(&self, session: &Arc<Session>) {
+        self.session.rcu(|held| match held {
+            Some(held) if held.born() >= session.born() => Some(Arc::clone(held)),
+            Some(_) | None => Some(Arc::clone(session)),
+        });
     }
 
     /// Allows that a handshake is asked for again.

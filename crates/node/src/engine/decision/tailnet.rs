@@ -90,6 +90,8 @@ pub(super) struct Known {
 /// What is known of the handshakes with a peer.
 #[derive(Default)]
 pub(super) struct Met {
+    /// As the decision side counts; the slot may have had one for a moment before.
+    pub(super) has_session: bool,
     pub(super) last_handshake: Option<Instant>,
     /// The last message that began a handshake, until that is decided: it goes out again when a new way appears, which
     /// spares the seconds until the next attempt.
@@ -307,7 +309,8 @@ impl Tailnet {
         self.paths.remove_peer(key);
         self.relays.remove_peer(key);
         if let Some(known) = self.peers.remove(key) {
-            self.sessions -= usize::from(known.slot.set_session(None));
+            known.slot.set_session(None);
+            self.sessions -= usize::from(known.met().is_some_and(|met| met.has_session));
             self.dirty.prefixes = true;
         }
         self.drain(now);

@@ -300,19 +300,20 @@ impl Tailnet {
         match event {
             TunnelEvent::Ready { peer, session } => {
                 let Some(known) = self.peers.get_mut(&peer) else { return };
-                let had_one = known.slot.set_session(Some(session));
+                known.slot.set_session(Some(session));
                 let met = known.meet();
                 met.last_handshake = Some(now);
                 met.initiation = None;
+                let had_session = std::mem::replace(&mut met.has_session, true);
                 tracing::debug!(peer = %peer.short(), "session");
-                self.sessions += usize::from(!had_one);
+                self.sessions += usize::from(!had_session);
                 self.shared.ask(&self.shared.requests.flush);
             }
             TunnelEvent::Closed { peer } => {
                 let Some(known) = self.peers.get_mut(&peer) else { return };
-                let had_one = known.slot.set_session(None);
+                known.slot.set_session(None);
                 tracing::debug!(peer = %peer.short(), "session ended");
-                self.sessions -= usize::from(had_one);
+                self.sessions -= usize::from(std::mem::take(&mut known.meet().has_session));
             }
             TunnelEvent::Failed { peer } => {
                 if let Some(known) = self.peers.get_mut(&peer) {

@@ -260,6 +260,59 @@ fn packets_arrive_as_they_were_whatever_their_length() {
     }
 }
 
+/// `warren down` and `warren up` at the peer: it has forgotten the session that we still send with, begins another, and its
+/// first packet comes right behind the handshake. The answer went out in the old session, and nobody could read it.
+#[test]
+fn answer_to_the_first_packet_of_a_session_goes_back_in_that_session() {
+    let mut net = Net::new();
+    let from_beta = rules(&["100.64.0.2"], ALPHA);
+    let mut alpha = Side::new(1, ALPHA, &[(2, &["100.64.0.2/32"])], &from_beta, net.now);
+    let now = net.now + Duration::from_secs(1);
+    let origin = Origin::Udp(SocketAddr::from(([192, 0, 2, 1], 1)));
+    alpha.tunnels.start_handshake(&key(2), now).unwrap();
+    let initiation = alpha.tunnels.poll_transmit().unwrap();
+    net.beta.tunnels.handle_datagram(&initiation.bytes, origin, now);
+    let response = net.beta.tunnels.poll_transmit().unwrap();
+    alpha.tunnels.handle_datagram(&response.bytes, origin, now);
+    alpha.publish();
+    let confirmation = alpha.tunnels.poll_transmit().unwrap().bytes;
+    let question = datagram(alpha.send(&udp(ALPHA, 5000, BETA, 6000, b"?"), now));
+    // Beta's decision task is late: its worker alone sees both, and the host's answer.
+    let mut told = Vec::new();
+    for mut bytes in [confirmation, question] {
+        let Inbound { confirmed, action } =
+            net.beta.forwarder.inbound(&net.beta.snapshot, &net.beta.table, &mut bytes, now);
+        assert!(matches!(action, Action::Done | Action::Deliver { .. }), "{action:?}");
+        told.extend(confirmed);
+    }
+    let answer = udp(BETA, 6000, ALPHA, 5000, b"!");
+    let sealed = datagram(net.beta.send(&answer, now));
+    assert_eq!(alpha.receive(&sealed, now), Got::Packet(key(2), answer.clone()));
+    // The decision task comes to the same.
+    net.beta.tunnels.confirm(&told[0], now);
+    net.beta.publish();
+    let sealed = datagram(net.beta.send(&answer, now));
+    assert_eq!(alpha.receive(&sealed, now), Got::Packet(key(2), answer));
+}
+
+/// A packet of an older session that comes late does not bring that back.
+#[test]
+fn a_session_gives_way_to_a_younger_one_alone() {
+    let net = Net::new();
+    let slot = Arc::clone(&net.beta.slots[0]);
+    let young = slot.session().as_ref().map(Arc::clone).unwrap();
+    let mut elder = Net::without_sessions();
+    elder.now = net.now.checked_sub(Duration::from_secs(1)).unwrap_or(net.now);
+    let start = elder.now;
+    connect(&mut elder.alpha, &mut elder.beta, key(2), start);
+    let old = elder.beta.slots[0].session().as_ref().map(Arc::clone).unwrap();
+    slot.adopt_session(&old);
+    assert!(Arc::ptr_eq(slot.session().as_ref().unwrap(), &young));
+    slot.set_session(Some(old));
+    slot.adopt_session(&young);
+    assert!(Arc::ptr_eq(slot.session().as_ref().unwrap(), &young));
+}
+
 /// Datagrams of one size lie side by side, a shorter one at the end, and all arrive.
 #[test]
 fn a_burst_is_sealed_in_order_and_falls_into_runs() {
