@@ -1,4 +1,4 @@
--- Schema version 7. Written once on first start; later versions are reached by the steps in src/store/schema.rs.
+-- Schema version 8. Written once on first start; later versions are reached by the steps in src/store/schema.rs.
 -- A record's document is JSON in `body`; the columns beside it are what must be unique or is searched for.
 
 -- Private keys and certificates of the server: noise_key, relay_key, relay certificate.
@@ -86,6 +86,14 @@ CREATE TABLE machine (
     key     TEXT NOT NULL,
     body    TEXT NOT NULL CHECK (json_valid(body)),
     PRIMARY KEY (tailnet, key)
+) STRICT, WITHOUT ROWID;
+
+-- Authorities whose certificates enrol machines, by the beginning of the SHA-256 of their own.
+CREATE TABLE machine_ca (
+    tailnet INTEGER NOT NULL REFERENCES tailnet (id),
+    id      TEXT NOT NULL,
+    body    TEXT NOT NULL CHECK (json_valid(body)),
+    PRIMARY KEY (tailnet, id)
 ) STRICT, WITHOUT ROWID;
 
 -- Append only; each row's hash covers the hash of the row before it. `credential` and `client` say by which credential

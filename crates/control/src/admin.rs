@@ -5,6 +5,7 @@ mod auth_keys;
 mod credentials;
 mod desk;
 mod logins;
+mod machine_cas;
 mod machines;
 mod nodes;
 mod policy;
@@ -30,8 +31,8 @@ pub use relays::{NewRelay, RelayView};
 pub(crate) use users::is_login;
 pub use users::{Belongings, UserDeparture};
 pub use views::{
-    AttributesView, AuthKeyView, CreatedAuthKey, CredentialView, LoginState, LoginView, MachineView, NodeView,
-    PersonView, PolicyVersionView, PolicyView, TailnetView, UserView,
+    AttributesView, AuthKeyView, CreatedAuthKey, CredentialView, LoginState, LoginView, MachineCaView, MachineView,
+    NodeView, PersonView, PolicyVersionView, PolicyView, TailnetView, UserView,
 };
 
 use crate::Control;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::broadcast;
 use warren_policy::{DEFAULT_POLICY, Role};
 use warren_wire::control::{DerpMap, DerpRegion, MapRequest, RegionId, RegisterRequest, RegisterResponse};
-use warren_wire::key::{MachineKey, MachineSecret, NodeKey, NodeSecret};
+use warren_wire::key::{ChallengeKey, MachineKey, MachineSecret, NodeKey, NodeSecret};
 
 use crate::admin::Admin;
 use crate::clock::Clock;
@@ -176,6 +176,7 @@ impl Control {
             auth_keys: BTreeMap::new(),
             credentials: BTreeMap::new(),
             machines: BTreeMap::new(),
+            machine_cas: BTreeMap::new(),
             reserved: Vec::new(),
         }))
     }
@@ -284,9 +285,22 @@ impl Control {
         self.change_relays(|relays| _ = relays.others.remove(&region)).await
     }
 
-    /// Answers a register request; waits as long as a login does if the request follows one up. May be dropped.
+    /// Answers a register request; waits as long as a login does if the request follows one up. May be dropped. A proof of a
+    /// machine in it is refused, see [`Self::register_on`].
     pub async fn register(&self, machine: MachineKey, request: RegisterRequest, from: IpAddr) -> RegisterResponse {
-        crate::register::register(self, machine, request, from).await
+        self.register_on(machine, request, from, None).await
+    }
+
+    /// Answers a register request as [`Self::register`] does; `challenge` is what the connection began with, which a proof
+    /// that the machine holds a certificate must sign.
+    pub async fn register_on(
+        &self,
+        machine: MachineKey,
+        request: RegisterRequest,
+        from: IpAddr,
+        challenge: Option<ChallengeKey>,
+    ) -> RegisterResponse {
+        Box::pin(crate::register::register(self, machine, request, from, challenge)).await
     }
 
     /// Begins a map poll, which ends an earlier one of the same node.

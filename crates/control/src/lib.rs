@@ -19,6 +19,7 @@ mod control;
 mod domains;
 mod identity;
 mod login;
+mod machine_proof;
 mod map;
 mod model;
 mod name;
@@ -38,8 +39,9 @@ pub use config::Config;
 pub use control::Control;
 pub use map::{MapError, MapStream};
 pub use model::{
-    AuthKeyRecord, CredentialKind, CredentialRecord, DnsSettings, KeyLifetime, MachineRecord, Nameserver, NodeRecord,
-    NodeState, Owner, TailnetId, TailnetRecord, Unconfirmed, UserIdentity, UserRecord, Who,
+    AuthKeyRecord, CredentialKind, CredentialRecord, DnsSettings, KeyLifetime, MachineCaRecord, MachineProof,
+    MachineRecord, Nameserver, NodeRecord, NodeState, Owner, TailnetId, TailnetRecord, Unconfirmed, UserIdentity,
+    UserRecord, Who,
 };
 pub use oidc::{OidcConfig, OidcConfigError};
 pub use store::audit::{AuditEntry, AuditVerdict};

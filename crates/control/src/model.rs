@@ -8,7 +8,7 @@ pub(crate) mod role;
 
 pub use credential::{CredentialKind, CredentialRecord};
 pub use dns::{DnsSettings, Nameserver};
-pub use machine::MachineRecord;
+pub use machine::{MachineCaRecord, MachineProof, MachineRecord};
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -8,10 +8,11 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use warren_wire::control::{Login, RegisterRequest, RegisterResponse, User};
-use warren_wire::key::MachineKey;
+use warren_wire::key::{ChallengeKey, MachineKey, NodeKey};
 
 use crate::control::Control;
 use crate::login::Decision;
+use crate::machine_proof::{self, ProofError, ShownCertificate};
 use crate::map::{LEAST_CAPABILITY, too_old, view};
 use crate::model::{Owner, TAGS_MAX, Who};
 use crate::store::StoreError;
@@ -60,6 +61,8 @@ pub(crate) enum Refusal {
     #[error("the login was rejected")]
     Rejected,
     #[error(transparent)]
+    Proof(#[from] ProofError),
+    #[error(transparent)]
     Login(#[from] crate::login::LoginError),
     #[error("the server cannot store the registration now: {0}")]
     Store(#[from] StoreError),
@@ -71,14 +74,52 @@ pub(crate) async fn register(
     machine: MachineKey,
     request: RegisterRequest,
     from: IpAddr,
+    challenge: Option<ChallengeKey>,
 ) -> RegisterResponse {
-    match decide(control, machine, request, from).await {
+    let decided = async {
+        let shown = machine_proof::shown(&request, challenge, control.noise_key(), machine)?;
+        let key = request.node_key;
+        let response = decide(control, machine, request, from).await?;
+        match shown {
+            Some(shown) => prove(control, (machine, key), shown, response).await,
+            None => Ok(response),
+        }
+    };
+    match decided.await {
         Ok(response) => response,
         Err(refusal) => {
             tracing::info!(machine = %machine.short(), %from, %refusal, "a registration is refused");
             RegisterResponse { error: refusal.to_string(), ..RegisterResponse::default() }
         }
     }
+}
+
+/// Lets a certificate enrol the machine of a node that is registered by now.
+async fn prove(
+    control: &Control,
+    (machine, key): (MachineKey, NodeKey),
+    shown: ShownCertificate,
+    response: RegisterResponse,
+) -> Result<RegisterResponse, Refusal> {
+    let Some((tailnet, known)) = control.registered(&key).filter(|(_, known)| known.machine == machine) else {
+        // A login is still open; the client shows it again afterwards.
+        return Ok(response);
+    };
+    tailnet
+        .change(move |work: &mut Work<'_>| {
+            match shown.admit(&work.state.machine_cas, work.now) {
+                Ok(Some(proof)) => work.prove(machine, proof),
+                Ok(None) => {}
+                Err(error) if work.state.bars(&machine, work.now) => return Err(Refusal::from(error)),
+                // It takes part without.
+                Err(error) => tracing::info!(machine = %machine.short(), %error, "a certificate is not looked at"),
+            }
+            Ok(())
+        })
+        .await?;
+    let is_in = response.auth_url.is_empty() && !response.node_key_expired;
+    let machine_authorized = is_in && tailnet.snapshot().nodes.get(known.node).is_some_and(|node| node.is_admitted());
+    Ok(RegisterResponse { machine_authorized, ..response })
 }
 
 async fn decide(

@@ -174,7 +174,7 @@ async fn live(common: Arc<Common>, report: watch::Receiver<Report>) {
     let (sender, mut events) = mpsc::channel(4);
     let session = Session {
         connector: Network,
-        target: Target { url, pin: Some(common.pin), machine: Arc::new(machine) },
+        target: Target { url, pin: Some(common.pin), machine: Arc::new(machine), certificate: None },
         keys: NodeKeys::default(),
         login: Login::AuthKey(AuthKey::new(&common.auth_key)),
         report,

@@ -56,7 +56,7 @@ async fn main() -> Outcome<()> {
     let (sender, mut events) = mpsc::channel(4);
     let session = Session {
         connector: Network,
-        target: Target { url, pin: Some(pin), machine: Arc::new(MachineSecret::generate()?) },
+        target: Target { url, pin: Some(pin), machine: Arc::new(MachineSecret::generate()?), certificate: None },
         keys: NodeKeys::default(),
         login,
         report: reader,

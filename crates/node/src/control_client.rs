@@ -4,6 +4,7 @@
 //! channel. The network is behind [`Connector`], so tests put a server in the same process.
 
 mod backoff;
+mod certificate;
 mod connect;
 mod early;
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod register;
 mod server_url;
 mod session;
 
+pub use certificate::MachineCertificate;
 pub use connect::{ConnectError, Connector, Stream, Target};
 pub use network::Network;
 pub use server_url::{Scheme, ServerUrl, UrlError};

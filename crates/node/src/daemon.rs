@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use warren_wire::key::DiscoSecret;
 
-use crate::control_client::{Connector, Event, Login, Report, ServerUrl, Session, Target};
+use crate::control_client::{Connector, Event, Login, MachineCertificate, Report, ServerUrl, Session, Target};
 use crate::engine::{self, Engine, ExitChoice, ExitNode, Local, LocalUpdate, Settings, Update};
 use crate::hostinfo;
 use crate::local_api::types::{State, Trouble, TroubleKind};
@@ -58,6 +58,8 @@ pub struct Daemon<E, C> {
     out: Outlets,
     requests: mpsc::Receiver<Request>,
     /// Reads this machine's clocks.
+    /// Certificate that this machine shows to its server.
+    certificate: Option<Arc<MachineCertificate>>,
     clock: fn() -> Moment,
 }
 
@@ -145,8 +147,15 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             out,
             requests: asked,
             clock: system_clock,
+            certificate: None,
         };
         (daemon, shared)
+    }
+
+    /// Lets the machine show a certificate to its server.
+    #[must_use]
+    pub fn with_certificate(self, certificate: Option<MachineCertificate>) -> Self {
+        Self { certificate: certificate.map(Arc::new), ..self }
     }
 
     /// Runs until `stop` is ready, a program asks for the end, or the engine fails; then everything is taken down.
@@ -459,7 +468,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
         let url = prefs.control_url.parse::<ServerUrl>();
         let url = url.map_err(|_| "no login server is set; say: warren up --login-server URL".to_owned())?;
         let pin = prefs.server_pin().map_err(|error| error.to_string())?;
-        Ok(Target { url, pin, machine: Arc::clone(&self.disk.state.machine) })
+        Ok(Target { url, pin, machine: Arc::clone(&self.disk.state.machine), certificate: self.certificate.clone() })
     }
 
     fn save(&mut self) -> bool {

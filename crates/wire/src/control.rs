@@ -16,6 +16,7 @@ mod lenient;
 mod lock;
 mod map;
 mod node;
+mod proof;
 mod register;
 mod ssh;
 mod time;
@@ -41,6 +42,9 @@ pub use map::{
     MapRequest, MapRequestKind, MapResponse, PeerChange, TkaInfo,
 };
 pub use node::Node;
+pub use proof::{
+    MACHINE_PROOF, PROOF_CERTIFICATES_MAX, PROOF_CERTIFICATES_MAX_BYTES, ProofBinding, split_certificates,
+};
 pub use register::{Login, RegisterAuth, RegisterRequest, RegisterResponse, User, UserProfile};
 pub use ssh::{SshAction, SshPolicy, SshPrincipal, SshRecorderFailureAction, SshRule};
 pub use time::{GO_ZERO, Time, TimeError};

@@ -37,11 +37,14 @@ impl Desk {
         place
             .change(move |work, _| {
                 let known = &work.state.machines;
-                let new = wanted.iter().filter(|key| !known.contains_key(key)).map(|key| MachineRecord {
+                // What an administrator enrols rests on no certificate any more.
+                let is_new = |key: &&MachineKey| known.get(key).is_none_or(|record| record.proof.is_some());
+                let new = wanted.iter().filter(is_new).map(|key| MachineRecord {
                     key: *key,
                     tailnet: work.state.tailnet.id,
                     description: description.clone(),
                     enrolled: work.now,
+                    proof: None,
                 });
                 let new: Vec<_> = new.collect();
                 let number = known.len() + new.len();
@@ -106,6 +109,7 @@ fn view(snapshot: &Snapshot, record: &MachineRecord) -> MachineView {
         tailnet: snapshot.tailnet.name.clone(),
         description: record.description.clone(),
         enrolled: record.enrolled,
+        proof: record.proof.clone(),
         nodes: nodes.map(|node| snapshot.fqdn(node).trim_end_matches('.').to_owned()).collect(),
     }
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use warren_wire::key::{MachineKey, NodeKey};
 
 use crate::auth_key::KeyText;
-use crate::model::{CredentialKind, KeyLifetime, Unconfirmed};
+use crate::model::{CredentialKind, KeyLifetime, MachineProof, Unconfirmed};
 
 /// A tailnet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -223,8 +223,30 @@ pub struct MachineView {
     pub description: String,
     /// When it was enrolled.
     pub enrolled: Timestamp,
+    /// The certificate that enrolled it, if one did.
+    #[serde(default)]
+    pub proof: Option<MachineProof>,
     /// Full names of its nodes; none if it has not joined.
     pub nodes: Vec<String>,
+}
+
+/// An authority whose certificates enrol machines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineCaView {
+    /// The first 16 hex digits of the SHA-256 of its certificate.
+    pub id: String,
+    /// Name of the tailnet.
+    pub tailnet: String,
+    /// What it is; may be empty.
+    pub description: String,
+    /// When it was enrolled.
+    pub enrolled: Timestamp,
+    /// When its certificate ends.
+    pub until: Timestamp,
+    /// Serial numbers of certificates that were taken back.
+    pub revoked: Vec<String>,
+    /// How many machines are enrolled by its certificates.
+    pub machines: usize,
 }
 
 /// A login that waits for a person.

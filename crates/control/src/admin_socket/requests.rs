@@ -49,6 +49,25 @@ pub enum Request {
     MachineList {
         tailnet: Option<String>,
     },
+    MachineCaAdd {
+        tailnet: Option<String>,
+        /// The certificate, PEM.
+        certificate: String,
+        #[serde(default)]
+        description: String,
+    },
+    MachineCaList {
+        tailnet: Option<String>,
+    },
+    MachineCaEnd {
+        tailnet: Option<String>,
+        id: String,
+    },
+    MachineCaRevoke {
+        tailnet: Option<String>,
+        id: String,
+        serial: String,
+    },
     MachineEnd {
         tailnet: Option<String>,
         machine: String,

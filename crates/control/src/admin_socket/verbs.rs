@@ -113,6 +113,14 @@ pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Resul
             shown(&admin.enrol_machines(&tailnet, &keys, &description).await?)
         }
         Request::MachineList { tailnet } => shown(&admin.machines(tailnet.as_deref())?),
+        Request::MachineCaAdd { tailnet, certificate, description } => {
+            shown(&admin.add_machine_ca(&some(tailnet)?, &certificate, &description).await?)
+        }
+        Request::MachineCaList { tailnet } => shown(&admin.machine_cas(tailnet.as_deref())?),
+        Request::MachineCaEnd { tailnet, id } => shown(&admin.end_machine_ca(&some(tailnet)?, &id).await?),
+        Request::MachineCaRevoke { tailnet, id, serial } => {
+            shown(&admin.revoke_certificate(&some(tailnet)?, &id, &serial).await?)
+        }
         Request::MachineEnd { tailnet, machine: named } => {
             let tailnet = some(tailnet)?;
             let key = machine(admin, &tailnet, &named)?;

@@ -1,4 +1,6 @@
-//! Machines that administrators enrolled.
+//! Machines that administrators enrolled, and authorities that do it by certificates.
+
+use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -18,4 +20,47 @@ pub struct MachineRecord {
     pub description: String,
     /// When it was enrolled.
     pub enrolled: Timestamp,
+    /// The certificate that enrolled it, if one did, and not an administrator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<MachineProof>,
+}
+
+impl MachineRecord {
+    /// Tells whether it is enrolled at `now`: a certificate ends by itself.
+    #[must_use]
+    pub fn holds_at(&self, now: Timestamp) -> bool {
+        self.proof.as_ref().is_none_or(|proof| now < proof.until)
+    }
+}
+
+/// A certificate that a machine proved to hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineProof {
+    /// ID of the authority.
+    pub ca: String,
+    /// Serial number of the certificate, in lowercase hex digits.
+    pub serial: String,
+    /// When the first of the certificates that it rests on ends.
+    pub until: Timestamp,
+}
+
+/// An authority whose certificates enrol machines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineCaRecord {
+    /// The first 16 hex digits of the SHA-256 of its certificate.
+    pub id: String,
+    /// Tailnet whose machines it enrols.
+    pub tailnet: TailnetId,
+    /// Its certificate, DER in base64.
+    pub certificate: String,
+    /// What it is, in the words of whoever enrolled it; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    /// When it was enrolled.
+    pub enrolled: Timestamp,
+    /// When its certificate ends.
+    pub until: Timestamp,
+    /// Serial numbers of certificates that were taken back, in lowercase hex digits.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub revoked: BTreeSet<String>,
 }

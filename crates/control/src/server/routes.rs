@@ -77,7 +77,7 @@ async fn register(session: &Session, body: &[u8]) -> Answer {
     };
     let caller = &session.caller;
     let (control, key) = (&session.arrival.shared.control, request.node_key);
-    let response = control.register(caller.machine, request, caller.from).await;
+    let response = control.register_on(caller.machine, request, caller.from, Some(caller.challenge)).await;
     if control.is_registered(&caller.machine, &key) {
         // A machine with too many connections stays among the strangers; what it asked for is done all the same.
         session.arrival.pass.identify(*caller.machine.as_bytes());

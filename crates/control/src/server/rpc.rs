@@ -16,7 +16,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use warren_wire::key::MachineKey;
+use warren_wire::key::{ChallengeKey, MachineKey};
 
 use super::limits::{MAX_HEAD_BYTES, STRANGER_IDLE};
 use super::routes;
@@ -52,6 +52,8 @@ pub(crate) struct Caller {
     pub(crate) version: u16,
     /// Address of the client.
     pub(crate) from: IpAddr,
+    /// What the connection began with; proofs of machines sign it.
+    pub(crate) challenge: ChallengeKey,
 }
 
 /// A Noise connection, as its requests see it.

@@ -105,7 +105,7 @@ where
         Ok(Ok(())) => {}
         Ok(Err(_)) | Err(_) => return tracing::debug!(peer = %arrival.peer, "a client left within the handshake"),
     }
-    let caller = rpc::Caller { machine, version, from: origin.from };
+    let caller = rpc::Caller { machine, version, from: origin.from, challenge: challenge.public() };
     rpc::serve(arrival, caller, stream).await;
 }
 

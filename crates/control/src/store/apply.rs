@@ -12,7 +12,8 @@ use warren_wire::key::MachineKey;
 use super::StoreError;
 use super::audit::{self, Fact};
 use crate::model::{
-    AuthKeyRecord, CredentialRecord, MachineRecord, NodeRecord, NodeState, TailnetId, TailnetRecord, UserRecord, Who,
+    AuthKeyRecord, CredentialRecord, MachineCaRecord, MachineRecord, NodeRecord, NodeState, TailnetId, TailnetRecord,
+    UserRecord, Who,
 };
 
 /// One audited change.
@@ -72,6 +73,10 @@ pub(crate) enum Change {
     PutMachine(MachineRecord),
     /// Ends the enrolment of a machine in the tailnet.
     RemoveMachine(MachineKey),
+    /// Enrols an authority, or replaces what is known of it.
+    PutMachineCa(MachineCaRecord),
+    /// Forgets an authority of the tailnet.
+    RemoveMachineCa(String),
     /// Changes nothing: somebody was refused a change of this kind of record.
     Refused {
         /// What they asked for, and what they lack.
@@ -120,10 +125,22 @@ pub(super) fn entry(connection: &Connection, entry: &Entry, at: Timestamp) -> Re
             let before = forget(connection, "DELETE FROM credential WHERE id = ?1 RETURNING body", id)?;
             (format!("credential:{id}"), Some(before), None)
         }
-        Change::PutMachine(record) => put_machine(connection, record)?,
+        Change::PutMachine(record) => {
+            let row = Keyed { table: "machine", key: "key", tailnet: record.tailnet, of: &record.key.to_string() };
+            put_keyed(connection, &row, &json(record)?, "machine")?
+        }
         Change::RemoveMachine(key) => {
             let tailnet = entry.tailnet.ok_or(StoreError::Conflict { what: "a machine of no network" })?;
-            remove_machine(connection, tailnet, key)?
+            let row = Keyed { table: "machine", key: "key", tailnet, of: &key.to_string() };
+            remove_keyed(connection, &row, "machine")?
+        }
+        Change::PutMachineCa(record) => {
+            let row = Keyed { table: "machine_ca", key: "id", tailnet: record.tailnet, of: &record.id };
+            put_keyed(connection, &row, &json(record)?, "machine-ca")?
+        }
+        Change::RemoveMachineCa(id) => {
+            let tailnet = entry.tailnet.ok_or(StoreError::Conflict { what: "an authority of no network" })?;
+            remove_keyed(connection, &Keyed { table: "machine_ca", key: "id", tailnet, of: id }, "machine-ca")?
         }
         Change::Refused { subject } => (subject.clone(), None, None),
         Change::PutPolicy { version, text, reason } => {
@@ -281,30 +298,38 @@ fn put_credential(
     Ok((format!("credential:{}", record.id), before, Some(after)))
 }
 
-fn put_machine(connection: &Connection, record: &MachineRecord) -> Result<Written, StoreError> {
-    let (tailnet, key) = (record.tailnet.0, record.key.to_string());
-    let before: Option<String> = connection
-        .prepare_cached("SELECT body FROM machine WHERE tailnet = ?1 AND key = ?2")?
-        .query_row((tailnet, &key), |row| row.get(0))
-        .optional()?;
-    let after = json(record)?;
-    connection
-        .prepare_cached(
-            "INSERT INTO machine (tailnet, key, body) VALUES (?1, ?2, ?3)
-             ON CONFLICT (tailnet, key) DO UPDATE SET body = excluded.body",
-        )?
-        .execute((tailnet, &key, &after))?;
-    Ok((format!("machine:{key}"), before, Some(after)))
+/// A row of a table whose rows a tailnet and a text name.
+struct Keyed<'a> {
+    table: &'static str,
+    /// Name of the column with the text.
+    key: &'static str,
+    tailnet: TailnetId,
+    of: &'a str,
 }
 
-fn remove_machine(connection: &Connection, tailnet: TailnetId, key: &MachineKey) -> Result<Written, StoreError> {
-    let key = key.to_string();
+fn put_keyed(connection: &Connection, row: &Keyed<'_>, after: &str, what: &str) -> Result<Written, StoreError> {
+    let Keyed { table, key, tailnet, of } = row;
     let before: Option<String> = connection
-        .prepare_cached("DELETE FROM machine WHERE tailnet = ?1 AND key = ?2 RETURNING body")?
-        .query_row((tailnet.0, &key), |row| row.get(0))
+        .prepare_cached(&format!("SELECT body FROM {table} WHERE tailnet = ?1 AND {key} = ?2"))?
+        .query_row((tailnet.0, of), |row| row.get(0))
         .optional()?;
-    let before = before.ok_or(StoreError::Conflict { what: "a machine that is not enrolled" })?;
-    Ok((format!("machine:{key}"), Some(before), None))
+    connection
+        .prepare_cached(&format!(
+            "INSERT INTO {table} (tailnet, {key}, body) VALUES (?1, ?2, ?3)
+             ON CONFLICT (tailnet, {key}) DO UPDATE SET body = excluded.body"
+        ))?
+        .execute((tailnet.0, of, after))?;
+    Ok((format!("{what}:{of}"), before, Some(after.to_owned())))
+}
+
+fn remove_keyed(connection: &Connection, row: &Keyed<'_>, what: &str) -> Result<Written, StoreError> {
+    let Keyed { table, key, tailnet, of } = row;
+    let before: Option<String> = connection
+        .prepare_cached(&format!("DELETE FROM {table} WHERE tailnet = ?1 AND {key} = ?2 RETURNING body"))?
+        .query_row((tailnet.0, of), |row| row.get(0))
+        .optional()?;
+    let before = before.ok_or(StoreError::Conflict { what: "an enrolment that is not there" })?;
+    Ok((format!("{what}:{of}"), Some(before), None))
 }
 
 fn use_auth_key(connection: &Connection, id: &str) -> Result<Written, StoreError> {

@@ -13,7 +13,8 @@ use warren_wire::key::MachineKey;
 
 use super::{OpenError, StoreError};
 use crate::model::{
-    AuthKeyRecord, CredentialRecord, MachineRecord, NodeRecord, NodeState, TailnetId, TailnetRecord, UserRecord,
+    AuthKeyRecord, CredentialRecord, MachineCaRecord, MachineRecord, NodeRecord, NodeState, TailnetId, TailnetRecord,
+    UserRecord,
 };
 use crate::tailnet::access::PolicyInForce;
 
@@ -39,6 +40,7 @@ pub(crate) struct LoadedTailnet {
     pub(crate) auth_keys: BTreeMap<String, (AuthKeyRecord, [u8; 32])>,
     pub(crate) credentials: BTreeMap<String, (CredentialRecord, [u8; 32])>,
     pub(crate) machines: BTreeMap<MachineKey, Arc<MachineRecord>>,
+    pub(crate) machine_cas: BTreeMap<String, Arc<MachineCaRecord>>,
     /// Names and addresses of nodes that could not be read; nobody else may get them.
     pub(crate) reserved: Vec<(String, Option<Ipv4Addr>)>,
 }
@@ -73,6 +75,7 @@ pub(super) fn everything(connection: &Connection) -> Result<Loaded, OpenError> {
             auth_keys: BTreeMap::new(),
             credentials: BTreeMap::new(),
             machines: BTreeMap::new(),
+            machine_cas: BTreeMap::new(),
             reserved: Vec::new(),
         };
         tailnets.insert(TailnetId(id), tailnet);
@@ -195,7 +198,7 @@ fn read_credentials(connection: &Connection, loaded: &mut Loaded, tailnets: &mut
     Ok(())
 }
 
-/// Reads who is enrolled; a machine whose record cannot be read is not.
+/// Reads who is enrolled; a machine or an authority whose record cannot be read is not.
 fn read_machines(connection: &Connection, loaded: &mut Loaded, tailnets: &mut Tailnets) -> Result<(), StoreError> {
     for (tailnet, key, text) in rows(connection, "SELECT tailnet, key, body FROM machine ORDER BY key", |row| {
         Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?))
@@ -205,6 +208,16 @@ fn read_machines(connection: &Connection, loaded: &mut Loaded, tailnets: &mut Ta
         };
         if let Some(tailnet) = tailnets.get_mut(&TailnetId(tailnet)) {
             tailnet.machines.insert(record.key, Arc::new(record));
+        }
+    }
+    for (tailnet, id, text) in rows(connection, "SELECT tailnet, id, body FROM machine_ca ORDER BY id", |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?))
+    })? {
+        let Some(record) = loaded.decode::<MachineCaRecord>("machine_ca", &id, &text) else {
+            continue;
+        };
+        if let Some(tailnet) = tailnets.get_mut(&TailnetId(tailnet)) {
+            tailnet.machine_cas.insert(id, Arc::new(record));
         }
     }
     Ok(())

@@ -128,6 +128,7 @@ impl Actor {
             auth_keys: Arc::new(loaded.auth_keys),
             credentials: Arc::new(loaded.credentials),
             machines: Arc::new(loaded.machines),
+            machine_cas: Arc::new(loaded.machine_cas),
             policy: loaded.policy,
             own_derp,
             derp,
@@ -136,7 +137,7 @@ impl Actor {
             domains: Arc::default(),
             reserved: Arc::new(loaded.reserved),
         };
-        state.bar();
+        state.bar(now);
         state.compile(now);
         let published = Arc::new(snapshot(&state, &suffix, (0, now)));
         shared.registry.follow(state.tailnet.id, &Nodes::default(), &state.nodes);
@@ -479,6 +480,7 @@ fn snapshot(state: &State, suffix: &Arc<str>, (number, now): (u64, Timestamp)) -
         auth_keys: Arc::clone(&state.auth_keys),
         credentials: Arc::clone(&state.credentials),
         machines: Arc::clone(&state.machines),
+        machine_cas: Arc::clone(&state.machine_cas),
         nodes: state.nodes.clone(),
         access: Arc::clone(&state.access),
         policy: Arc::clone(&state.policy),

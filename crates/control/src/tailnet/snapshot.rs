@@ -11,7 +11,7 @@ use warren_wire::control::{DerpMap, NodeId, SshPolicy, UserId};
 use super::access::{Access, PolicyInForce};
 use super::nodes::{Node, Nodes};
 use super::ssh::SshTable;
-use super::work::{Credentials, Machines};
+use super::work::{Credentials, MachineCas, Machines};
 use crate::model::{AuthKeyRecord, TailnetRecord, UserRecord};
 
 /// Everything that readers of a tailnet need.
@@ -33,6 +33,8 @@ pub(crate) struct Snapshot {
     pub(crate) credentials: Arc<Credentials>,
     /// Its enrolled machines.
     pub(crate) machines: Arc<Machines>,
+    /// Authorities whose certificates enrol machines.
+    pub(crate) machine_cas: Arc<MachineCas>,
     /// Its nodes.
     pub(crate) nodes: Nodes,
     /// Who sees whom.

@@ -14,8 +14,8 @@ use super::compile::Pending;
 use super::nodes::{Node, Nodes};
 use crate::auth_key::Shown;
 use crate::model::{
-    AuthKeyRecord, CredentialRecord, MachineRecord, NodeRecord, NodeState, Owner, ROUTES_MAX, TailnetRecord,
-    Unconfirmed, UserRecord, Who,
+    AuthKeyRecord, CredentialRecord, MachineCaRecord, MachineProof, MachineRecord, NodeRecord, NodeState, Owner,
+    ROUTES_MAX, TailnetRecord, Unconfirmed, UserRecord, Who,
 };
 use crate::store::{Change, Entry, Store};
 
@@ -24,6 +24,9 @@ pub(crate) type Credentials = BTreeMap<String, (CredentialRecord, [u8; 32])>;
 
 /// Machines that administrators enrolled.
 pub(crate) type Machines = BTreeMap<MachineKey, Arc<MachineRecord>>;
+
+/// Authorities whose certificates enrol machines, by ID.
+pub(crate) type MachineCas = BTreeMap<String, Arc<MachineCaRecord>>;
 
 /// The tailnet as of the last change; a clone is cheap and independent.
 #[derive(Debug, Clone)]
@@ -36,6 +39,7 @@ pub(crate) struct State {
     pub(crate) auth_keys: Arc<BTreeMap<String, (AuthKeyRecord, [u8; 32])>>,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) machines: Arc<Machines>,
+    pub(crate) machine_cas: Arc<MachineCas>,
     pub(crate) policy: Arc<PolicyInForce>,
     /// The server's own relays.
     pub(crate) own_derp: Arc<DerpMap>,
@@ -52,13 +56,13 @@ pub(crate) struct State {
 
 impl State {
     /// Tells whether a machine takes no part, whatever its nodes may.
-    pub(crate) fn bars(&self, machine: &MachineKey) -> bool {
-        self.tailnet.only_enrolled && !self.machines.contains_key(machine)
+    pub(crate) fn bars(&self, machine: &MachineKey, now: Timestamp) -> bool {
+        self.tailnet.only_enrolled && !self.machines.get(machine).is_some_and(|record| record.holds_at(now))
     }
 
     /// Lets the nodes of all machines follow what was enrolled.
-    pub(crate) fn bar(&mut self) {
-        let changed = |node: &&Arc<Node>| node.barred != self.bars(&node.record.machine);
+    pub(crate) fn bar(&mut self, now: Timestamp) {
+        let changed = |node: &&Arc<Node>| node.barred != self.bars(&node.record.machine, now);
         let other: Vec<_> = self.nodes.iter().filter(changed).map(|node| node.with_barred(!node.barred)).collect();
         for node in other {
             self.pending.nodes.insert(node.id());
@@ -98,7 +102,7 @@ impl<'a> Work<'a> {
     pub(crate) fn put_tailnet(&mut self, who: &Who, what: &'static str, record: TailnetRecord) {
         let before = std::mem::replace(&mut self.state.tailnet, Arc::new(record.clone()));
         if before.only_enrolled != record.only_enrolled {
-            self.state.bar();
+            self.state.bar(self.now);
         }
         self.record(who, what, Change::PutTailnet(record));
     }
@@ -122,7 +126,7 @@ impl<'a> Work<'a> {
         let record = Arc::new(record);
         let expired = record.expired_at(self.now);
         let node = Node::new(Arc::clone(&record), Arc::new(state), false, expired);
-        let node = if self.state.bars(&record.machine) { node.with_barred(true) } else { node };
+        let node = if self.state.bars(&record.machine, self.now) { node.with_barred(true) } else { node };
         self.state.nodes.put(Arc::clone(&node));
         self.state.pending.nodes.insert(record.id);
         self.touched.push(record.id);
@@ -215,14 +219,53 @@ impl<'a> Work<'a> {
             Arc::make_mut(&mut self.state.machines).insert(record.key, Arc::new(record.clone()));
             self.record(who, "machine.enrol", Change::PutMachine(record));
         }
-        self.state.bar();
+        self.state.bar(self.now);
+    }
+
+    /// Enrols a machine by the certificate that it proved to hold, unless an administrator enrolled it anyway.
+    pub(crate) fn prove(&mut self, machine: MachineKey, proof: MachineProof) {
+        let known = self.state.machines.get(&machine);
+        if known.is_some_and(|record| record.proof.is_none() || record.proof.as_ref() == Some(&proof)) {
+            return;
+        }
+        let record = MachineRecord {
+            key: machine,
+            tailnet: self.state.tailnet.id,
+            description: String::new(),
+            enrolled: known.map_or(self.now, |record| record.enrolled),
+            proof: Some(proof),
+        };
+        Arc::make_mut(&mut self.state.machines).insert(machine, Arc::new(record.clone()));
+        self.record(&Who::machine(&machine), "machine.prove", Change::PutMachine(record));
+        self.state.bar(self.now);
+    }
+
+    /// Enrols an authority, or changes what is known of it.
+    pub(crate) fn put_machine_ca(&mut self, who: &Who, what: &'static str, record: MachineCaRecord) {
+        Arc::make_mut(&mut self.state.machine_cas).insert(record.id.clone(), Arc::new(record.clone()));
+        self.record(who, what, Change::PutMachineCa(record));
+    }
+
+    /// Forgets an authority, whose certificates enrol nobody any more.
+    pub(crate) fn remove_machine_ca(&mut self, who: &Who, id: &str) {
+        Arc::make_mut(&mut self.state.machine_cas).remove(id);
+        self.record(who, "machine-ca.end", Change::RemoveMachineCa(id.to_owned()));
+    }
+
+    /// Ends the enrolments that rest on such certificates.
+    pub(crate) fn end_proofs(&mut self, who: &Who, ended: impl Fn(&MachineProof) -> bool) {
+        let rests = |record: &&Arc<MachineRecord>| record.proof.as_ref().is_some_and(&ended);
+        let gone: Vec<_> = self.state.machines.values().filter(rests).map(|record| record.key).collect();
+        for key in gone {
+            self.end_enrolment(who, key);
+        }
     }
 
     /// Ends the enrolment of a machine; its nodes take no part any more where that is needed.
     pub(crate) fn end_enrolment(&mut self, who: &Who, key: MachineKey) {
         Arc::make_mut(&mut self.state.machines).remove(&key);
         self.record(who, "machine.end", Change::RemoveMachine(key));
-        self.state.bar();
+        self.state.bar(self.now);
     }
 
     /// Forgets the oldest auth keys that let nobody in any more, and returns their IDs.

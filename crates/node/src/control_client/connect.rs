@@ -14,14 +14,16 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use warren_relay::noise_stream::NoiseStream;
 use warren_wire::control::Time;
-use warren_wire::key::{MachineKey, MachineSecret};
+use warren_wire::key::{ChallengeKey, MachineKey, MachineSecret};
 use warren_wire::noise;
 
-use super::early::SkipEarly;
+use super::certificate::MachineCertificate;
+use super::early::{Challenge, SkipEarly};
 use super::server_url::{Scheme, ServerUrl};
 
 /// How long each step (connect, TLS, key, upgrade, handshake) may take.
@@ -164,6 +166,8 @@ pub struct Target {
     pub pin: Option<MachineKey>,
     /// Identity of this machine.
     pub machine: Arc<MachineSecret>,
+    /// Certificate that it shows to the server, if it has one.
+    pub certificate: Option<Arc<MachineCertificate>>,
 }
 
 /// Is an open connection; calls may run side by side. Closes when dropped.
@@ -174,6 +178,7 @@ pub(super) struct Connection {
     server_key: MachineKey,
     /// What the server's clock showed, if it said so.
     server_date: Option<Time>,
+    challenge: watch::Receiver<Challenge>,
     task: AbortHandle,
 }
 
@@ -251,11 +256,13 @@ async fn connect_to<C: Connector>(
         return Err(ConnectError::WrongKey { url: url.to_string(), seen: server_key });
     }
     let noise = in_time(url, upgrade(&mut http, url, &target.machine, &server_key)).await?;
+    let stream = SkipEarly::new(noise);
+    let challenge = stream.challenge();
     let handshake = http2::Builder::new(TokioExecutor::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(16 * 1024)
-        .handshake(TokioIo::new(SkipEarly::new(noise)));
+        .handshake(TokioIo::new(stream));
     let (sender, connection) =
         handshake.await.map_err(|error| ConnectError::Handshake { url: url.to_string(), reason: error.to_string() })?;
     let task = tokio::spawn(async move {
@@ -263,7 +270,7 @@ async fn connect_to<C: Connector>(
             tracing::debug!(%error, "connection to the server ended");
         }
     });
-    Ok(Connection { url: url.clone(), sender, server_key, server_date, task: task.abort_handle() })
+    Ok(Connection { url: url.clone(), sender, server_key, server_date, challenge, task: task.abort_handle() })
 }
 
 impl Connection {
@@ -271,6 +278,13 @@ impl Connection {
     #[must_use]
     pub(super) fn server_key(&self) -> MachineKey {
         self.server_key
+    }
+
+    /// Waits for the challenge with which the server begins a connection; `None` if it sends none.
+    pub(super) async fn challenge(&self) -> Option<ChallengeKey> {
+        let mut challenge = self.challenge.clone();
+        let sent = timeout(STEP_TIMEOUT, challenge.wait_for(Option::is_some)).await;
+        sent.ok()?.ok().and_then(|challenge| challenge.flatten())
     }
 
     /// Returns the server's clock, if it was asked for its key.

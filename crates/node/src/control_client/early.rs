@@ -1,6 +1,6 @@
 //! Skips the early payload, which a server may send inside Noise before its first HTTP/2 frame.
 //!
-//! No part of this client answers the challenge in it. The nine bytes that announce it are as long as the header of an
+//! The challenge in it is handed on, for proofs to sign it. The nine bytes that announce it are as long as the header of an
 //! HTTP/2 frame, so they are looked at when they are read, not waited for: the server may want to hear us first.
 
 use std::io;
@@ -8,13 +8,21 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
+use warren_wire::key::ChallengeKey;
 use warren_wire::noise::{EARLY_HEADER_BYTES, EARLY_MAX_BYTES, EarlyPayload};
+
+/// What the server sent: nothing yet, or that it sent no challenge, or one.
+pub(super) type Challenge = Option<Option<ChallengeKey>>;
 
 /// Passes a stream on without the early payload, if there is one.
 #[derive(Debug)]
 pub(super) struct SkipEarly<S> {
     inner: S,
     stage: Stage,
+    /// The payload so far, [`EARLY_MAX_BYTES`] at most.
+    payload: Vec<u8>,
+    challenge: watch::Sender<Challenge>,
 }
 
 #[derive(Debug)]
@@ -27,7 +35,13 @@ enum Stage {
 
 impl<S> SkipEarly<S> {
     pub(super) fn new(inner: S) -> Self {
-        Self { inner, stage: Stage::Header { bytes: [0; EARLY_HEADER_BYTES], filled: 0 } }
+        let stage = Stage::Header { bytes: [0; EARLY_HEADER_BYTES], filled: 0 };
+        Self { inner, stage, payload: Vec::new(), challenge: watch::Sender::new(None) }
+    }
+
+    /// Returns where the server's challenge appears, once the stream is read.
+    pub(super) fn challenge(&self) -> watch::Receiver<Challenge> {
+        self.challenge.subscribe()
     }
 }
 
@@ -44,9 +58,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for SkipEarly<S> {
                     *filled += count;
                     if count == 0 || *filled == EARLY_HEADER_BYTES {
                         this.stage = judge(*bytes, *filled)?;
+                        if matches!(this.stage, Stage::Replay { .. }) {
+                            this.challenge.send_replace(Some(None));
+                        }
                     }
                 }
-                Stage::Payload { left: 0 } => this.stage = Stage::Through,
+                Stage::Payload { left: 0 } => {
+                    let early = EarlyPayload::decode(&std::mem::take(&mut this.payload));
+                    this.challenge.send_replace(Some(early.and_then(|early| early.node_key_challenge)));
+                    this.stage = Stage::Through;
+                }
                 Stage::Payload { left } => {
                     let mut scratch = [0; 512];
                     let room = (*left).min(scratch.len());
@@ -56,6 +77,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for SkipEarly<S> {
                         0 => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
                         count => *left -= count,
                     }
+                    this.payload.extend_from_slice(buffer.filled());
                 }
                 Stage::Replay { bytes, given, filled } => {
                     let rest = bytes.get(*given..*filled).unwrap_or_default();
@@ -117,6 +139,24 @@ mod tests {
     async fn a_payload_is_skipped() {
         let early = [&MAGIC[..], &[0, 0, 0, 4], b"{}  "].concat();
         assert_eq!(pass(&[&early, b"settings"]).await.unwrap(), b"settings");
+    }
+
+    #[tokio::test]
+    async fn the_challenge_is_handed_on() {
+        let key = ChallengeKey::from_bytes([7; 32]);
+        let with = EarlyPayload { node_key_challenge: Some(key) }.encode();
+        let broken = [&MAGIC[..], &[0, 0, 0, 2], b"{]"].concat();
+        for (bytes, expected) in [(&with[..], Some(Some(key))), (b"0123456789", Some(None)), (&broken, Some(None))] {
+            let (mut far, near) = duplex(4096);
+            far.write_all(bytes).await.unwrap();
+            far.write_all(b"settings").await.unwrap();
+            drop(far);
+            let mut stream = SkipEarly::new(near);
+            let challenge = stream.challenge();
+            assert_eq!(*challenge.borrow(), None, "nothing is read yet");
+            stream.read_to_end(&mut Vec::new()).await.unwrap();
+            assert_eq!(*challenge.borrow(), expected);
+        }
     }
 
     #[tokio::test]

@@ -18,12 +18,17 @@ use tokio::io::{AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::{mpsc, oneshot};
 use warren_relay::noise_stream::NoiseStream;
 use warren_wire::control::{MapRequest, MapResponse, RegisterRequest, RegisterResponse, from_json, to_json};
-use warren_wire::key::{MachineKey, MachineSecret};
+use warren_wire::key::{ChallengeSecret, MachineKey, MachineSecret};
 use warren_wire::mapframe::{self, Compression};
 use warren_wire::noise;
 
 use super::connect::{ConnectError, Connector, Stream};
 use super::server_url::{Scheme, ServerUrl};
+
+/// Returns what connections begin with.
+pub(crate) fn challenge() -> ChallengeSecret {
+    ChallengeSecret::from_bytes([8; 32])
+}
 
 /// Is a call that arrived.
 #[derive(Debug)]
@@ -207,7 +212,7 @@ impl Fake {
                     stream.write_all(&accepted.response).await.unwrap();
                     let mut noise = NoiseStream::new(stream, accepted.transport, Vec::new());
                     if self.mood() == Mood::Early {
-                        let early = noise::EarlyPayload { node_key_challenge: None }.encode();
+                        let early = noise::EarlyPayload { node_key_challenge: Some(challenge().public()) }.encode();
                         noise.write_all(&early).await.unwrap();
                     }
                     let service = service_fn(move |request| {

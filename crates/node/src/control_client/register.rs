@@ -5,9 +5,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
 use tokio::time::timeout;
-use warren_wire::control::{self, CapabilityVersion, Hostinfo, RegisterAuth, RegisterRequest, RegisterResponse, Time};
+use warren_wire::control::{
+    self, CapabilityVersion, Hostinfo, MACHINE_PROOF, RawJson, RegisterAuth, RegisterRequest, RegisterResponse, Time,
+};
 use warren_wire::key::NodeKey;
 
+use super::certificate::Proof;
 use super::connect::{CallError, Connection, MAX_ANSWER, checked};
 
 /// How long the server may take for an answer that no person is involved in.
@@ -25,6 +28,8 @@ pub(super) struct Ask<'a> {
     pub(super) followup: Option<&'a str>,
     pub(super) hostinfo: &'a Hostinfo,
     pub(super) purpose: Purpose,
+    /// Proof that the machine holds a certificate.
+    pub(super) proof: Option<&'a Proof>,
 }
 
 /// Says what a registration is for.
@@ -57,6 +62,10 @@ pub(super) async fn register(connection: &Connection, ask: &Ask<'_>) -> Result<O
         followup: ask.followup.unwrap_or_default().to_owned(),
         expiry: (ask.purpose == Purpose::Logout).then(|| Time::from_unix(LOGOUT_EXPIRY, 0)).flatten(),
         hostinfo: Some(ask.hostinfo.clone()),
+        // A text always has a JSON form.
+        signature_type: ask.proof.and_then(|_| RawJson::of(&MACHINE_PROOF).ok()),
+        device_cert: ask.proof.map(|proof| proof.certificates.clone()).unwrap_or_default(),
+        signature: ask.proof.map(|proof| proof.signature.clone()).unwrap_or_default(),
         ..RegisterRequest::default()
     };
     let body = control::to_json(&request).map_err(|error| CallError::Malformed(error.to_string()))?;

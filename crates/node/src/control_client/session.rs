@@ -11,13 +11,14 @@ use hyper::body::Incoming;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use warren_wire::control::{
-    self, CapabilityVersion, Hostinfo, MapRequest, MapResponse, NetInfo, RegisterResponse, Time,
+    self, CapabilityVersion, Hostinfo, MapRequest, MapResponse, NetInfo, ProofBinding, RegisterResponse, Time,
 };
 use warren_wire::key::{DiscoKey, MachineKey, NodeKey, NodeSecret};
 use warren_wire::mapframe;
 use zeroize::Zeroizing;
 
 use super::backoff::{self, Backoff};
+use super::certificate::Proof;
 use super::connect::{CallError, ConnectError, Connection, Connector, Later, Target, checked, connect, is_later};
 use super::ping;
 use super::register::{Ask, Outcome, Purpose, register};
@@ -36,6 +37,9 @@ const SETTLED: Duration = Duration::from_secs(10);
 
 /// Over how long nodes spread their return when a connection that worked breaks.
 const SPREAD: Duration = Duration::from_millis(500);
+
+/// How often a machine with a certificate shows it again, which may have been renewed.
+const PROVE_EVERY: Duration = Duration::from_secs(3600);
 
 /// Least time between two reports: a change is reported at once, what follows on its heels is collected for so long.
 const REPORT_SPACING: Duration = Duration::from_millis(30);
@@ -271,16 +275,38 @@ impl<C: Connector> Session<C> {
         {
             return ended;
         }
-        if !progress.registered {
-            match self.register(&connection, &mut progress.login_page).await {
-                Ok(()) => progress.registered = true,
-                Err(ended) => return ended,
+        let proves = self.target.certificate.is_some();
+        loop {
+            if !progress.registered || proves {
+                match self.register(&connection, &mut progress.login_page).await {
+                    Ok(()) => progress.registered = true,
+                    Err(ended) => return ended,
+                }
+            }
+            let poll = self.poll(&connection, backoff);
+            let ended = if proves { timeout(PROVE_EVERY, poll).await.ok() } else { Some(poll.await) };
+            match ended {
+                Some(Ok(never)) => match never {},
+                Some(Err(ended)) => return ended,
+                None => tracing::debug!("the machine's certificate is shown again"),
             }
         }
-        match self.poll(&connection, backoff).await {
-            Ok(never) => match never {},
-            Err(ended) => ended,
-        }
+    }
+
+    /// Proves that this machine holds its certificate, if it has one.
+    async fn prove(&self, connection: &Connection, node: NodeKey) -> Result<Option<Proof>, Ended> {
+        let Some(certificate) = self.target.certificate.as_ref().map(Arc::clone) else { return Ok(None) };
+        let Some(challenge) = connection.challenge().await else {
+            // Another kind of server, which would not look at it.
+            return Ok(None);
+        };
+        let (server, machine) = (connection.server_key(), self.target.machine.public());
+        let binding = ProofBinding { challenge, server, machine, node };
+        let proved = tokio::task::spawn_blocking(move || certificate.prove(&binding)).await;
+        proved
+            .map_err(|_| Ended::Refused("the machine's certificate cannot be shown".into()))?
+            .map(Some)
+            .map_err(Ended::Refused)
     }
 
     async fn tell(&self, event: Event) -> Result<(), Ended> {
@@ -326,8 +352,10 @@ impl<C: Connector> Session<C> {
             let current = self.keys.current.as_ref().map(|key| key.public());
             let is_current = current == Some(key.public());
             let hostinfo = self.hostinfo();
+            let proof = self.prove(connection, key.public()).await?;
             let ask = Ask {
                 key: key.public(),
+                proof: proof.as_ref(),
                 previous: if is_current { self.keys.previous } else { current.or(self.keys.previous) },
                 auth_key: match &self.login {
                     Login::AuthKey(AuthKey(text)) => Some(text.as_str()),
@@ -554,7 +582,8 @@ pub async fn log_out<C: Connector>(
 ) -> Result<(), Trouble> {
     let ended = |ended| trouble(&ended, 1);
     let connection = connect(connector, target, None).await.map_err(|error| ended(Ended::Connect(error)))?;
-    let ask = Ask { key, previous: None, auth_key: None, followup: None, hostinfo, purpose: Purpose::Logout };
+    let ask =
+        Ask { key, previous: None, auth_key: None, followup: None, hostinfo, purpose: Purpose::Logout, proof: None };
     register(&connection, &ask).await.map(drop).map_err(|error| ended(Ended::Call(error)))
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use warren_node::control_client::Network;
+use warren_node::control_client::{MachineCertificate, Network};
 use warren_node::daemon::{Daemon, Ended};
 use warren_node::engine::{self, StartError};
 use warren_node::local_api::{self, ListenError};
@@ -57,6 +57,13 @@ pub(crate) struct Node {
     /// forwards to it, for instance. May be given several times.
     #[arg(long = "static-endpoint", value_name = "ADDRESS:PORT", value_parser = static_endpoint)]
     static_endpoints: Vec<SocketAddr>,
+    /// Certificate of this machine, PEM, with those between it and the authority after it. The server is shown it, and may
+    /// let in only machines that have one (warren admin machines ca). It is read anew every hour.
+    #[arg(long, value_name = "FILE", requires = "machine_key")]
+    machine_cert: Option<PathBuf>,
+    /// Private key of the certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "machine_cert")]
+    machine_key: Option<PathBuf>,
     /// Move packets one by one, for kernels and network cards that do it wrong in large pieces.
     #[arg(long)]
     no_offload: bool,
@@ -100,7 +107,10 @@ impl Node {
         };
         let uid = rustix::process::geteuid().as_raw();
         let disco = DiscoSecret::generate().or_exit(Exit::General, "the system gives no randomness")?;
+        let certificate = self.machine_cert.zip(self.machine_key);
+        let certificate = certificate.map(|(certificate, key)| MachineCertificate { certificate, key });
         let (daemon, shared) = Daemon::new(engine, Network, (store, state), disco, uid);
+        let daemon = daemon.with_certificate(certificate);
         let serving = tokio::spawn(local_api::serve(listener, shared));
         tracing::info!(socket = %socket.display(), state = %state_dir.display(), "node is ready");
         let ended = daemon.run(engine_events, stopped()?).await;

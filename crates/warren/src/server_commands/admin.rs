@@ -234,6 +234,33 @@ enum OauthClient {
 }
 
 #[derive(Debug, Subcommand)]
+enum Ca {
+    /// Enrol an authority.
+    Add {
+        /// Its certificate, PEM.
+        #[arg(value_name = "FILE", value_parser = certificate)]
+        certificate: String,
+        /// What it is: letters, digits, spaces and dashes.
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        description: String,
+    },
+    /// List authorities.
+    List,
+    /// Take a certificate back; machines that it enrolled are cut off at once.
+    Revoke {
+        /// ID of the authority.
+        id: String,
+        /// Serial number of the certificate, in hex digits.
+        serial: String,
+    },
+    /// Forget an authority; machines that its certificates enrolled are cut off at once.
+    End {
+        /// Its ID.
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum Machines {
     /// Enrol machines.
     Enrol {
@@ -249,6 +276,9 @@ enum Machines {
     },
     /// List enrolled machines.
     List,
+    /// Authorities whose certificates enrol machines by themselves (`warren node --machine-cert`).
+    #[command(subcommand)]
+    Ca(Ca),
     /// End the enrolment of a machine: where enrolled ones alone take part, it is cut off at once.
     End {
         /// Its key, or what names one of its nodes.
@@ -415,6 +445,14 @@ fn request(family: Family, tailnet: Option<String>) -> AdminRequest {
         Family::Machines(Machines::Enrol { machines, present, description }) => {
             AdminRequest::MachineEnrol { tailnet, machines, present, description }
         }
+        Family::Machines(Machines::Ca(Ca::Add { certificate, description })) => {
+            AdminRequest::MachineCaAdd { tailnet, certificate, description }
+        }
+        Family::Machines(Machines::Ca(Ca::List)) => AdminRequest::MachineCaList { tailnet },
+        Family::Machines(Machines::Ca(Ca::Revoke { id, serial })) => {
+            AdminRequest::MachineCaRevoke { tailnet, id, serial }
+        }
+        Family::Machines(Machines::Ca(Ca::End { id })) => AdminRequest::MachineCaEnd { tailnet, id },
         Family::Machines(Machines::List) => AdminRequest::MachineList { tailnet },
         Family::Machines(Machines::End { machine }) => AdminRequest::MachineEnd { tailnet, machine },
         Family::Tailnet(Tailnet::KeyLifetime { name, span, never: _ }) => {
@@ -493,6 +531,12 @@ fn attribute(text: String) -> Value {
         Ok(value @ (Value::String(_) | Value::Number(_) | Value::Bool(_))) => value,
         Ok(Value::Null | Value::Array(_) | Value::Object(_)) | Err(_) => Value::String(text),
     }
+}
+
+/// Reads a certificate from a file, which is small.
+fn certificate(path: &str) -> Result<String, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read it: {error}"))?;
+    if text.len() > 64 * 1024 { Err("it is too long for a certificate".to_owned()) } else { Ok(text) }
 }
 
 fn on_off(text: &str) -> Result<bool, String> {

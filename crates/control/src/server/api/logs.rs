@@ -23,7 +23,7 @@ const READ_MAX: usize = 16 << 20;
 const TEXT_MAX: usize = 16 << 10;
 
 /// How changes are called: ours; target, action and property of the original.
-const WORDS: [(&str, &str, &str, Option<&str>); 35] = [
+const WORDS: [(&str, &str, &str, Option<&str>); 39] = [
     ("node.create", "NODE", "CREATE", None),
     ("node.remove", "NODE", "DELETE", None),
     ("node.remove-ephemeral", "NODE", "DELETE", None),
@@ -53,6 +53,10 @@ const WORDS: [(&str, &str, &str, Option<&str>); 35] = [
     ("policy.rollback", "TAILNET", "UPDATE", Some("ACL")),
     ("policy.prune", "TAILNET", "DELETE", Some("ACL")),
     ("machine.enrol", "NODE", "CREATE", Some("ENROLMENT")),
+    ("machine.prove", "NODE", "CREATE", Some("ENROLMENT")),
+    ("machine-ca.enrol", "TAILNET", "CREATE", Some("ENROLMENT_AUTHORITY")),
+    ("machine-ca.revoke", "TAILNET", "REVOKE", Some("ENROLMENT_AUTHORITY")),
+    ("machine-ca.end", "TAILNET", "DELETE", Some("ENROLMENT_AUTHORITY")),
     ("machine.end", "NODE", "DELETE", Some("ENROLMENT")),
     ("tailnet.only-enrolled", "TAILNET", "UPDATE", Some("ENROLMENT_NEEDED")),
     ("tailnet.dns", "TAILNET", "UPDATE", Some("DNS_CONFIG")),

@@ -39,10 +39,11 @@ impl Actor {
         let of_nodes = self.state.nodes.iter().filter_map(|node| self.next_end(node)).min();
         let edge = self.state.access.compiled.next_edge().and_then(|edge| Timestamp::from_second(edge).ok());
         let of_policy = self.state.tailnet.unconfirmed.as_ref().map(|open| open.until);
+        let of_machines = self.state.machines.values().filter_map(|record| Some(record.proof.as_ref()?.until)).min();
         let soon = self.shared.clock.instant() + LOOK_AT_CLOCK;
         let at = |next: Timestamp| self.shared.clock.instant_of(next).min(soon);
         let of_policy = of_policy.map(at).max(self.due.undo_again);
-        of_nodes.into_iter().chain(edge).map(at).chain(of_policy).min()
+        of_nodes.into_iter().chain(of_machines).chain(edge).map(at).chain(of_policy).min()
     }
 
     /// Returns when the node's key or lease ends, whichever is first.
@@ -63,6 +64,7 @@ impl Actor {
             self.due.clock_stale = true;
             self.end_keys();
             self.follow_schedule();
+            self.end_proofs().await;
             self.end_leases().await;
             self.undo_policy().await;
         }
@@ -150,6 +152,14 @@ impl Actor {
         self.commit(changes).await;
     }
 
+    /// Machines whose certificates ended are enrolled no more.
+    async fn end_proofs(&mut self) {
+        let now = self.shared.clock.now();
+        if self.state.machines.values().any(|record| !record.holds_at(now)) {
+            self.commit(vec![Box::new(EndProofs)]).await;
+        }
+    }
+
     /// Puts the policy before in force again if nobody confirmed this one in time.
     async fn undo_policy(&mut self) {
         let now = self.shared.clock.now();
@@ -194,6 +204,23 @@ impl Change for EndLease {
     fn finish(self: Box<Self>, stored: Result<(), StoreError>) {
         if let Err(error) = stored {
             tracing::warn!(node = %self.id, %error, "an ephemeral node is not removed");
+        }
+    }
+}
+
+/// Ends the enrolments whose certificates ended.
+struct EndProofs;
+
+impl Change for EndProofs {
+    fn run(&mut self, work: &mut Work<'_>) -> bool {
+        let now = work.now;
+        work.end_proofs(&Who::server(), |proof| proof.until <= now);
+        true
+    }
+
+    fn finish(self: Box<Self>, stored: Result<(), StoreError>) {
+        if let Err(error) = stored {
+            tracing::error!(%error, "machines whose certificates ended are not taken out yet");
         }
     }
 }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use warren_wire::control::{Node, NodeId, PingRequest};
 use warren_wire::key::{DiscoKey, MachineSecret};
 
+use super::super::certificate::MachineCertificate;
 use super::super::fake::{Call, Fake, MapStream, Mood, Reply};
 use super::*;
 
@@ -39,11 +40,28 @@ fn start(login: Login, keys: NodeKeys) -> Fixture {
 }
 
 fn start_with(login: Login, keys: NodeKeys, url: &str, pin: impl Fn(&Fake) -> Option<MachineKey>) -> Fixture {
+    start_as(login, keys, (url, None), pin)
+}
+
+fn start_as(
+    login: Login,
+    keys: NodeKeys,
+    (url, certificate): (&str, Option<MachineCertificate>),
+    pin: impl Fn(&Fake) -> Option<MachineKey>,
+) -> Fixture {
     let (server, calls) = Fake::new();
+    if certificate.is_some() {
+        server.set_mood(Mood::Early);
+    }
+    let certificate = certificate.map(Arc::new);
     let (events, heard) = mpsc::channel(16);
     let report = watch::Sender::new(report());
-    let target =
-        Target { url: url.parse().unwrap(), pin: pin(&server), machine: Arc::new(MachineSecret::from_bytes([1; 32])) };
+    let target = Target {
+        url: url.parse().unwrap(),
+        pin: pin(&server),
+        machine: Arc::new(MachineSecret::from_bytes([1; 32])),
+        certificate,
+    };
     let session =
         Session { connector: server.clone(), target, keys: keys.clone(), login, report: report.subscribe(), events };
     let task = tokio::spawn(session.run());
@@ -628,7 +646,7 @@ async fn the_session_ends_with_its_daemon() {
 async fn a_logout_tells_the_server_a_past_expiry() {
     let (server, mut calls) = Fake::new();
     let machine = Arc::new(MachineSecret::from_bytes([1; 32]));
-    let target = Target { url: "http://localhost".parse().unwrap(), pin: None, machine };
+    let target = Target { url: "http://localhost".parse().unwrap(), pin: None, machine, certificate: None };
     let key = NodeKey::from_bytes([3; 32]);
     let task = tokio::spawn(async move { log_out(&server, &target, key, &Hostinfo::default()).await });
     let Call::Register(request, reply) = calls.recv().await.unwrap() else { panic!() };
@@ -642,4 +660,52 @@ async fn a_logout_tells_the_server_a_past_expiry() {
 fn an_auth_key_does_not_print() {
     let login = Login::AuthKey(AuthKey::new("wkey-secret"));
     assert!(!format!("{login:?}").contains("secret"));
+}
+
+/// Writes a certificate and its key into a folder.
+fn certificate(folder: &std::path::Path) -> (MachineCertificate, Vec<u8>) {
+    let made = rcgen::generate_simple_self_signed(vec!["laptop.example".to_owned()]).unwrap();
+    let files = MachineCertificate { certificate: folder.join("machine.pem"), key: folder.join("machine.key") };
+    std::fs::write(&files.certificate, made.cert.pem()).unwrap();
+    std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
+    (files, made.cert.der().to_vec())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_with_a_certificate_proves_it_for_each_connection() {
+    let folder = std::env::temp_dir().join(format!("warren-node-proof-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (files, der) = certificate(&folder);
+    let mut fixture = start_as(Login::Resume, registered(), ("http://127.0.0.1:8080", Some(files.clone())), |_| None);
+    let (request, reply) = fixture.register().await;
+    assert_eq!(request.signature_type.unwrap().text(), "\"warren-machine-proof-1\"");
+    assert_eq!(request.device_cert.0, der);
+    let binding = ProofBinding {
+        challenge: crate::control_client::fake::challenge().public(),
+        server: fixture.server.key(),
+        machine: MachineSecret::from_bytes([1; 32]).public(),
+        node: registered().current.unwrap().public(),
+    };
+    let valid = request.signature.0;
+    assert!(verifies(&files, &binding, &der, &valid), "it signs what the connection, server, machine and node are");
+    let other = ProofBinding { node: NodeKey::from_bytes([9; 32]), ..binding };
+    assert!(!verifies(&files, &other, &der, &valid));
+    reply.send(Reply::ok()).unwrap();
+    assert!(matches!(fixture.event().await, Event::Registered(_)));
+    drop(fixture.poll().await);
+    fixture.trouble().await;
+    let (again, _) = fixture.register().await;
+    assert!(again.signature.0 != valid && again.device_cert.0 == der, "the next connection, another signature");
+    // Without the key there is nothing to show, and the user hears of it.
+    std::fs::remove_file(&files.key).unwrap();
+    assert!(files.prove(&other).unwrap_err().contains("machine.key"));
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// Tells whether a signature is that of the key in the files.
+fn verifies(files: &MachineCertificate, binding: &ProofBinding, der: &[u8], signature: &[u8]) -> bool {
+    let key = rcgen::KeyPair::from_pem(&std::fs::read_to_string(&files.key).unwrap()).unwrap();
+    let public = rcgen::PublicKeyData::der_bytes(&key);
+    let algorithm = &aws_lc_rs::signature::ECDSA_P256_SHA256_ASN1;
+    aws_lc_rs::signature::UnparsedPublicKey::new(algorithm, public).verify(&binding.message(der), signature).is_ok()
 }

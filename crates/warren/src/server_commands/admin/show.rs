@@ -4,8 +4,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use warren_control::KeyLifetime;
 use warren_control::admin::{
-    AuthKeyView, CredentialView, LoginState, LoginView, MachineView, NodeView, RelayView, TailnetView, UserDeparture,
-    UserView,
+    AuthKeyView, CredentialView, LoginState, LoginView, MachineCaView, MachineView, NodeView, RelayView, TailnetView,
+    UserDeparture, UserView,
 };
 use warren_control::admin_socket::AdminRequest;
 use warren_control::server::key_words;
@@ -49,6 +49,19 @@ pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failur
         }
         AdminRequest::MachineEnrol { .. } | AdminRequest::MachineList { .. } => {
             machines(&typed::<Vec<MachineView>>(answer)?)
+        }
+        AdminRequest::MachineCaList { .. } => machine_cas(&typed::<Vec<MachineCaView>>(answer)?),
+        AdminRequest::MachineCaAdd { .. } => {
+            let ca: MachineCaView = typed(answer)?;
+            output::line(format_args!("certificates of the authority {} enrol machines of {}", ca.id, ca.tailnet))
+        }
+        AdminRequest::MachineCaRevoke { serial, .. } => {
+            let ca: MachineCaView = typed(answer)?;
+            output::line(format_args!("the certificate {serial} of the authority {} enrols nobody any more", ca.id))
+        }
+        AdminRequest::MachineCaEnd { .. } => {
+            let ca: MachineCaView = typed(answer)?;
+            output::line(format_args!("the authority {} is gone, and {} enrolments with it", ca.id, ca.machines))
         }
         AdminRequest::MachineEnd { .. } => {
             let machine: MachineView = typed(answer)?;
@@ -269,16 +282,30 @@ fn nodes(list: &[NodeView]) -> Result<(), Failure> {
     output::table(["ID", "NAME", "ADDRESS", "OWNER", "TAILNET", "STATE", "SYSTEM"], &rows)
 }
 
+fn machine_cas(list: &[MachineCaView]) -> Result<(), Failure> {
+    let rows: Vec<_> = list
+        .iter()
+        .map(|ca| {
+            let until = seconds(&ca.until.to_string());
+            let (machines, revoked) = (ca.machines.to_string(), ca.revoked.len().to_string());
+            [ca.id.clone(), ca.tailnet.clone(), until, machines, revoked, ca.description.clone()]
+        })
+        .collect();
+    output::table(["AUTHORITY", "TAILNET", "UNTIL", "MACHINES", "REVOKED", "FOR"], &rows)
+}
+
 fn machines(list: &[MachineView]) -> Result<(), Failure> {
     let rows: Vec<_> = list
         .iter()
         .map(|machine| {
             let nodes = if machine.nodes.is_empty() { "-".to_owned() } else { machine.nodes.join(" ") };
             let enrolled = seconds(&machine.enrolled.to_string());
-            [machine.key.to_string(), machine.tailnet.clone(), enrolled, nodes, machine.description.clone()]
+            let until =
+                machine.proof.as_ref().map_or_else(|| "-".to_owned(), |proof| seconds(&proof.until.to_string()));
+            [machine.key.to_string(), machine.tailnet.clone(), enrolled, until, nodes, machine.description.clone()]
         })
         .collect();
-    output::table(["MACHINE", "TAILNET", "ENROLLED", "NODES", "FOR"], &rows)
+    output::table(["MACHINE", "TAILNET", "ENROLLED", "UNTIL", "NODES", "FOR"], &rows)
 }
 
 fn logins(list: &[LoginView]) -> Result<(), Failure> {
