@@ -7,6 +7,9 @@
 //! signed [`Receipt`]. Batches are the leaves of a Merkle tree ([`merkle`]), whose root and size it signs as a [`checkpoint`]:
 //! whoever holds one can demand proof that all later ones only add to it.
 //!
+//! Batches lie in a [`store::Store`] of segments, on files that it is given. A [`join::Join`] puts the records of both ends of a
+//! conversation side by side, and names what does not balance.
+//!
 //! Nothing here reads a clock or touches a socket. All bytes may come from somebody hostile.
 #![forbid(unsafe_code)]
 
@@ -14,11 +17,13 @@ mod batch;
 mod chain;
 pub mod checkpoint;
 mod codec;
+pub mod join;
 mod key;
 pub mod merkle;
 mod receipt;
 mod record;
 pub mod recorder;
+pub mod store;
 #[cfg(test)]
 mod testing;
 mod time;

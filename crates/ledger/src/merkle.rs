@@ -63,10 +63,22 @@ impl Frontier {
         Ok(Self { size, peaks })
     }
 
+    /// Makes a frontier of its parts; `None` if the number of peaks does not fit the size.
+    #[must_use]
+    pub fn from_parts(size: u64, peaks: Vec<Hash>) -> Option<Self> {
+        (size.count_ones() as usize == peaks.len()).then_some(Self { size, peaks })
+    }
+
     /// Returns the number of leaves.
     #[must_use]
     pub const fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Returns the roots of the full subtrees that the tree is made of, the largest first.
+    #[must_use]
+    pub fn peaks(&self) -> &[Hash] {
+        &self.peaks
     }
 
     /// Appends the hash of a leaf; hands every node that is final now to `store`, with its level and index.

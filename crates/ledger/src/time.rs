@@ -28,6 +28,12 @@ impl Time {
         Self(u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
     }
 
+    /// Returns the moment that comes `wait` later.
+    #[must_use]
+    pub fn after(self, wait: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(wait.as_micros()).unwrap_or(u64::MAX)))
+    }
+
     /// Returns how far apart two moments are.
     #[must_use]
     pub const fn distance(self, other: Self) -> Duration {

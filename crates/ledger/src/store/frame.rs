@@ -1,0 +1,183 @@
+//! The bytes of a segment: a head, then frames, each of batches that were stored together.
+//!
+//! Numbers are big-endian.
+//!
+//! | head: offset | bytes | field |
+//! |---|---|---|
+//! | 0 | 8 | `warrenL1` |
+//! | 8 | 8 | when it was begun, in µs since 1970 |
+//! | 16 | 8 | position of its first batch, which is the size of the tree before it |
+//! | 24 | 1 | number of peaks of that tree |
+//! | 25 | 32 each | the peaks, the largest first |
+//! | | 32 | SHA-256 of the head before |
+//!
+//! | frame: offset | bytes | field |
+//! |---|---|---|
+//! | 0 | 4 | `WLF1` |
+//! | 4 | 4 | length of the batches, compressed |
+//! | 8 | 4 | length of the batches |
+//! | 12 | 4 | number of batches |
+//! | 16 | 8 | position of the first |
+//! | 24 | 8 | when they were stored, in µs since 1970 |
+//! | 32 | 32 | SHA-256 of the 32 bytes before and the compressed batches |
+//! | 64 | | the batches one after the other, compressed with zstd |
+
+use aws_lc_rs::digest::{Context, SHA256};
+
+use crate::batch::Batch;
+use crate::codec::{DecodeError, Reader};
+use crate::merkle::{Frontier, Hash};
+use crate::time::Time;
+
+/// Bytes of a frame before its batches.
+pub(super) const FRAME_HEAD_BYTES: usize = 64;
+
+/// The most bytes of a frame's batches, before compression.
+pub(super) const FRAME_BYTES_MAX: usize = 8 << 20;
+
+/// The most bytes of a frame: what zstd makes of [`FRAME_BYTES_MAX`] bytes without any pattern.
+pub(super) const STORED_BYTES_MAX: usize = FRAME_HEAD_BYTES + FRAME_BYTES_MAX + (FRAME_BYTES_MAX >> 8) + 1024;
+
+/// The most bytes of a segment's head.
+pub(super) const HEAD_BYTES_MAX: usize = 25 + 64 * 32 + 32;
+
+const HEAD_MAGIC: &[u8; 8] = b"warrenL1";
+const FRAME_MAGIC: &[u8; 4] = b"WLF1";
+/// zstd's usual level: more costs more time than it saves room with hashes and signatures between.
+const LEVEL: i32 = 3;
+
+fn sha256(parts: &[&[u8]]) -> Hash {
+    let mut context = Context::new(&SHA256);
+    parts.iter().for_each(|part| context.update(part));
+    let mut hash = [0; 32];
+    hash.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
+    hash
+}
+
+/// Begins a segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SegmentHead {
+    pub(super) begun: Time,
+    /// The tree before the segment's first batch.
+    pub(super) before: Frontier,
+}
+
+impl SegmentHead {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = HEAD_MAGIC.to_vec();
+        out.extend(self.begun.as_micros().to_be_bytes());
+        out.extend(self.before.size().to_be_bytes());
+        // A number of 64 bits has at most 64 ones.
+        out.push(u8::try_from(self.before.peaks().len()).unwrap_or(u8::MAX));
+        out.extend(self.before.peaks().iter().flatten());
+        out.extend(sha256(&[&out]));
+        out
+    }
+
+    /// Reads the head at the front of `bytes`, and returns its length; `None` if there is none.
+    pub(super) fn decode(bytes: &[u8]) -> Option<(Self, usize)> {
+        let mut reader = Reader(bytes);
+        let read = |reader: &mut Reader<'_>| -> Result<(Self, usize), DecodeError> {
+            let magic: [u8; 8] = reader.array("magic")?;
+            let begun = Time::from_micros(reader.u64("time")?);
+            let size = reader.u64("position")?;
+            let count = reader.byte("peaks")?;
+            let peaks = (0..count).map(|_| reader.array("peak")).collect::<Result<Vec<Hash>, _>>()?;
+            let length = bytes.len() - reader.0.len();
+            let hash: Hash = reader.array("hash")?;
+            let is_whole = magic == *HEAD_MAGIC && hash == sha256(&[bytes.get(..length).unwrap_or_default()]);
+            let before = Frontier::from_parts(size, peaks).filter(|_| is_whole);
+            let before = before.ok_or(DecodeError::Value { field: "head", value: 0 })?;
+            Ok((Self { begun, before }, length + 32))
+        };
+        read(&mut reader).ok()
+    }
+}
+
+/// Says what a frame holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FrameHead {
+    pub(super) stored_bytes: u32,
+    pub(super) bytes: u32,
+    pub(super) count: u32,
+    pub(super) first: u64,
+    pub(super) stored: Time,
+    hash: Hash,
+}
+
+impl FrameHead {
+    /// Reads the head of a frame; `None` if it is none.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut reader = Reader(bytes);
+        let read = |reader: &mut Reader<'_>| -> Result<([u8; 4], Self), DecodeError> {
+            let magic = reader.array("magic")?;
+            let mut u32 = |field| reader.array(field).map(u32::from_be_bytes);
+            let (stored_bytes, bytes, count) = (u32("stored length")?, u32("length")?, u32("count")?);
+            let (first, stored) = (reader.u64("position")?, Time::from_micros(reader.u64("time")?));
+            Ok((magic, Self { stored_bytes, bytes, count, first, stored, hash: reader.array("hash")? }))
+        };
+        let (magic, head) = read(&mut reader).ok()?;
+        let fits = head.bytes as usize <= FRAME_BYTES_MAX && head.length() <= STORED_BYTES_MAX;
+        (magic == *FRAME_MAGIC && fits && head.first.checked_add(head.count.into()).is_some()).then_some(head)
+    }
+
+    /// Returns the length of the frame.
+    pub(super) const fn length(&self) -> usize {
+        FRAME_HEAD_BYTES + self.stored_bytes as usize
+    }
+
+    /// Returns the position behind the frame's last batch.
+    pub(super) const fn end(&self) -> u64 {
+        // Checked when it was read.
+        self.first.saturating_add(self.count as u64)
+    }
+}
+
+/// Makes a frame of batches.
+///
+/// # Errors
+/// zstd has no memory.
+pub(super) fn encode(batches: &[Batch], first: u64, stored: Time) -> std::io::Result<Vec<u8>> {
+    let plain: Vec<u8> = batches.iter().flat_map(|batch| batch.bytes()).copied().collect();
+    let compressed = zstd::bulk::compress(&plain, LEVEL)?;
+    let mut out = FRAME_MAGIC.to_vec();
+    // All three are bounded by `FRAME_BYTES_MAX`, which the caller keeps.
+    for number in [compressed.len(), plain.len(), batches.len()] {
+        out.extend(u32::try_from(number).unwrap_or(u32::MAX).to_be_bytes());
+    }
+    out.extend(first.to_be_bytes());
+    out.extend(stored.as_micros().to_be_bytes());
+    let hash = sha256(&[&out, &compressed]);
+    out.extend(hash);
+    out.extend(compressed);
+    Ok(out)
+}
+
+/// Reads the whole frame at the front of `bytes`, and its batches if it is one as it was written.
+pub(super) fn decode(bytes: &[u8]) -> Option<(FrameHead, Vec<Batch>)> {
+    let head = FrameHead::decode(bytes)?;
+    let compressed = bytes.get(FRAME_HEAD_BYTES..head.length())?;
+    if sha256(&[bytes.get(..32)?, compressed]) != head.hash {
+        return None;
+    }
+    let plain = zstd::bulk::decompress(compressed, head.bytes as usize).ok()?;
+    if plain.len() != head.bytes as usize {
+        return None;
+    }
+    let mut rest = plain.as_slice();
+    let mut batches = Vec::new();
+    while !rest.is_empty() {
+        let (batch, behind) = Batch::parse_first(rest).ok()?;
+        batches.push(batch);
+        rest = behind;
+    }
+    (batches.len() == head.count as usize).then_some((head, batches))
+}
+
+/// Tells whether a whole frame lies anywhere in `bytes`.
+pub(super) fn holds_frame(bytes: &[u8]) -> bool {
+    (0..bytes.len()).any(|at| {
+        let rest = bytes.get(at..).unwrap_or_default();
+        rest.starts_with(FRAME_MAGIC) && decode(rest).is_some()
+    })
+}
