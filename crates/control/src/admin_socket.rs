@@ -30,7 +30,9 @@ use crate::server::limits::BodyBudget;
 use crate::{Control, Who};
 
 pub use client::{CallError, call};
-pub use requests::{ExpiryChange, NewApiKey, NewAuthKey, NewOauthClient, PolicyTerms, Request as AdminRequest};
+pub use requests::{
+    DnsChange, ExpiryChange, NewApiKey, NewAuthKey, NewOauthClient, PolicyTerms, Request as AdminRequest,
+};
 pub(crate) use verbs::Facts;
 pub use verbs::Refusal;
 

@@ -72,6 +72,13 @@ pub enum Request {
         tailnet: Option<String>,
         machine: String,
     },
+    DnsShow {
+        tailnet: Option<String>,
+    },
+    DnsSet {
+        tailnet: Option<String>,
+        change: DnsChange,
+    },
     UserCreate {
         tailnet: Option<String>,
         login: String,
@@ -291,6 +298,27 @@ pub struct PolicyTerms {
     pub if_match: Option<String>,
     /// It is undone by itself unless it is confirmed within so many seconds.
     pub confirm_within_seconds: Option<u64>,
+}
+
+/// What shall change of what nodes are told about names. An empty list takes away what was there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DnsChange {
+    /// Resolvers of everything: addresses, or `https://…`.
+    Nameservers(Vec<String>),
+    /// Resolvers of one domain.
+    Split {
+        /// The domain.
+        domain: String,
+        /// Its resolvers.
+        nameservers: Vec<String>,
+    },
+    /// Domains that are tried after names without a dot.
+    Search(Vec<String>),
+    /// Whether nodes answer for the names of the tailnet.
+    Magic(bool),
+    /// Whether the resolvers of everything replace those of the machine.
+    OverrideLocal(bool),
 }
 
 /// When a node's key shall stop being valid.

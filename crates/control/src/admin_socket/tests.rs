@@ -5,12 +5,12 @@ use serde_json::Value;
 use warren_policy::PolicyAnswer;
 
 use super::*;
-use crate::KeyLifetime;
 use crate::admin::{
     AttributesView, AuthKeyView, LoginView, NodeView, PolicyVersionView, PolicyView, RelayView, TailnetView, UserView,
 };
 use crate::server::limits::MAX_BODY_BYTES;
 use crate::testing::{World, register, with_key};
+use crate::{DnsSettings, KeyLifetime};
 
 const UID: u32 = 1234;
 
@@ -114,6 +114,24 @@ async fn every_verb_answers_what_the_command_line_reads() {
     for (call, lifetime) in [(days, KeyLifetime::Seconds(7_776_000)), (never, KeyLifetime::Never)] {
         assert_eq!(done::<TailnetView>(&world, call).await.key_lifetime, lifetime);
     }
+
+    let set = |change: Value| json!({"verb": "dns-set", "tailnet": "second", "change": change});
+    for change in [
+        json!({"nameservers": ["192.0.2.1", "https://dns.example/q"]}),
+        json!({"split": {"domain": "Corp.Example.", "nameservers": ["192.0.2.2"]}}),
+        json!({"split": {"domain": "gone.example", "nameservers": ["192.0.2.3"]}}),
+        json!({"split": {"domain": "gone.example", "nameservers": []}}),
+        json!({"search": ["corp.example"]}),
+        json!({"override-local": true}),
+    ] {
+        let _: DnsSettings = done(&world, set(change)).await;
+    }
+    let dns: DnsSettings = done(&world, json!({"verb": "dns-show", "tailnet": "second"})).await;
+    let addresses: Vec<&str> = dns.nameservers.iter().map(|server| server.address.as_str()).collect();
+    assert_eq!(addresses, ["192.0.2.1", "https://dns.example/q"]);
+    assert_eq!(dns.split.keys().collect::<Vec<_>>(), ["corp.example"]);
+    assert!(dns.search_paths == ["corp.example"] && dns.override_local && dns.magic_dns);
+    assert_eq!(refused_as(&world, set(json!({"nameservers": ["dns.example"]}))).await, "invalid");
 
     let user: UserView = done(&world, json!({"verb": "user-create", "login": "ann@example.com"})).await;
     assert_eq!((user.tailnet.as_str(), user.display_name.as_str()), ("default", "ann@example.com"));

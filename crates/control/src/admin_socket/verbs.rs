@@ -6,9 +6,9 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use warren_wire::key::MachineKey;
 
-use super::requests::{ExpiryChange, NewApiKey, NewAuthKey, NewOauthClient, PolicyTerms, Request};
+use super::requests::{DnsChange, ExpiryChange, NewApiKey, NewAuthKey, NewOauthClient, PolicyTerms, Request};
 use crate::admin::{self, Admin, AdminError, Belongings, CreatedCredential, NewPolicy, PolicySource};
-use crate::model::{CredentialKind, KeyLifetime};
+use crate::model::{CredentialKind, DnsSettings, KeyLifetime, Nameserver};
 
 /// Most entries of the audit log in one answer.
 const MAX_AUDIT_ENTRIES: u32 = 10_000;
@@ -81,6 +81,30 @@ impl Refusal {
     }
 }
 
+/// Makes a change; the resolvers and domains are checked after it. A resolver that stays keeps how it is used.
+fn change_dns(dns: &mut DnsSettings, change: &DnsChange) {
+    let servers = |addresses: &[String], before: &[Nameserver]| {
+        let server = |address: &String| {
+            let known = before.iter().find(|server| server.address == *address).cloned();
+            known.unwrap_or_else(|| Nameserver { address: address.clone(), use_with_exit_node: false })
+        };
+        addresses.iter().map(server).collect::<Vec<_>>()
+    };
+    match change {
+        DnsChange::Nameservers(addresses) => dns.nameservers = servers(addresses, &dns.nameservers),
+        DnsChange::Split { domain, nameservers } => {
+            let domain = domain.trim_end_matches('.').to_ascii_lowercase();
+            let before = dns.split.remove(&domain).unwrap_or_default();
+            if !nameservers.is_empty() {
+                dns.split.insert(domain, servers(nameservers, &before));
+            }
+        }
+        DnsChange::Search(domains) => dns.search_paths.clone_from(domains),
+        DnsChange::Magic(on) => dns.magic_dns = *on,
+        DnsChange::OverrideLocal(on) => dns.override_local = *on,
+    }
+}
+
 /// Does what `request` asks for and returns the answer as JSON.
 pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Result<Value, Refusal> {
     let some = |tailnet: Option<String>| one_tailnet(admin, tailnet);
@@ -125,6 +149,10 @@ pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Resul
             let tailnet = some(tailnet)?;
             let key = machine(admin, &tailnet, &named)?;
             shown(&admin.end_enrolment(&tailnet, key).await?)
+        }
+        Request::DnsShow { tailnet } => shown(&admin.dns(&some(tailnet)?)?),
+        Request::DnsSet { tailnet, change } => {
+            shown(&admin.set_dns(&some(tailnet)?, move |dns| change_dns(dns, &change)).await?)
         }
         Request::UserCreate { tailnet, login, display_name } => {
             shown(&admin.create_user(&some(tailnet)?, &login, display_name.as_deref()).await?)

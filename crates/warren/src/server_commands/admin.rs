@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde_json::Value;
 use warren_control::admin::NewRelay;
-use warren_control::admin_socket::{AdminRequest, ExpiryChange, NewApiKey, NewAuthKey, NewOauthClient};
+use warren_control::admin_socket::{AdminRequest, DnsChange, ExpiryChange, NewApiKey, NewAuthKey, NewOauthClient};
 
 use super::socket::Socket;
 use super::times;
@@ -34,6 +34,9 @@ enum Family {
     /// Networks, isolated from each other.
     #[command(subcommand)]
     Tailnet(Tailnet),
+    /// What machines are told about names: resolvers, split DNS, search domains.
+    #[command(subcommand)]
+    Dns(Dns),
     /// People who own nodes.
     #[command(subcommand)]
     User(User),
@@ -110,6 +113,44 @@ enum Tailnet {
         /// For ever.
         #[arg(long, conflicts_with = "span")]
         never: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Dns {
+    /// Show it.
+    Show,
+    /// Say who resolves all names for machines that have no resolvers themselves (see `override`). Without any, nobody.
+    Nameservers {
+        /// Addresses, or https://HOST/PATH; the first that answers is used.
+        #[arg(value_name = "RESOLVER")]
+        nameservers: Vec<String>,
+    },
+    /// Say who resolves the names of a domain. Without any it is a domain like others.
+    Split {
+        /// The domain, such as corp.example.
+        domain: String,
+        /// Addresses, or https://HOST/PATH.
+        #[arg(value_name = "RESOLVER")]
+        nameservers: Vec<String>,
+    },
+    /// Say which domains are tried after names without a dot, beside the network's own. Without any, none.
+    Search {
+        /// Domains.
+        #[arg(value_name = "DOMAIN")]
+        domains: Vec<String>,
+    },
+    /// Say whether machines answer for the names of the network.
+    Magic {
+        /// `on` or `off`.
+        #[arg(value_parser = on_off, action = clap::ArgAction::Set)]
+        on: bool,
+    },
+    /// Say whether `nameservers` replace the resolvers that machines have.
+    Override {
+        /// `on` or `off`.
+        #[arg(value_parser = on_off, action = clap::ArgAction::Set)]
+        on: bool,
     },
 }
 
@@ -458,6 +499,8 @@ fn request(family: Family, tailnet: Option<String>) -> AdminRequest {
         Family::Tailnet(Tailnet::KeyLifetime { name, span, never: _ }) => {
             AdminRequest::TailnetKeyLifetime { tailnet: name, seconds: span.map(|span| span.as_secs()) }
         }
+        Family::Dns(Dns::Show) => AdminRequest::DnsShow { tailnet },
+        Family::Dns(change) => AdminRequest::DnsSet { tailnet, change: dns_change(change) },
         Family::User(User::Create { login, display_name }) => AdminRequest::UserCreate { tailnet, login, display_name },
         Family::User(User::List) => AdminRequest::UserList { tailnet },
         Family::User(User::SetRole { login, role }) => AdminRequest::UserSetRole { tailnet, login, role },
@@ -522,6 +565,17 @@ fn request(family: Family, tailnet: Option<String>) -> AdminRequest {
         Family::Audit { verify: true, .. } => AdminRequest::AuditVerify,
         Family::Audit { limit, before, .. } => AdminRequest::Audit { tailnet, before, limit },
         Family::Server => AdminRequest::ServerShow,
+    }
+}
+
+fn dns_change(change: Dns) -> DnsChange {
+    match change {
+        Dns::Nameservers { nameservers } => DnsChange::Nameservers(nameservers),
+        Dns::Split { domain, nameservers } => DnsChange::Split { domain, nameservers },
+        Dns::Search { domains } => DnsChange::Search(domains),
+        Dns::Magic { on } => DnsChange::Magic(on),
+        Dns::Override { on } => DnsChange::OverrideLocal(on),
+        Dns::Show => unreachable!("that is no change"),
     }
 }
 

@@ -2,13 +2,13 @@
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use warren_control::KeyLifetime;
 use warren_control::admin::{
     AuthKeyView, CredentialView, LoginState, LoginView, MachineCaView, MachineView, NodeView, RelayView, TailnetView,
     UserDeparture, UserView,
 };
 use warren_control::admin_socket::AdminRequest;
 use warren_control::server::key_words;
+use warren_control::{DnsSettings, KeyLifetime, Nameserver};
 
 use crate::exit::{Exit, Failure, OrExit};
 use crate::output;
@@ -67,6 +67,7 @@ pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failur
             let machine: MachineView = typed(answer)?;
             output::line(format_args!("{} is enrolled no more", machine.key))
         }
+        AdminRequest::DnsShow { .. } | AdminRequest::DnsSet { .. } => dns(&typed(answer)?),
         AdminRequest::UserList { .. } => users(&typed::<Vec<UserView>>(answer)?),
         AdminRequest::UserCreate { .. } => {
             let user: UserView = typed(answer)?;
@@ -214,6 +215,21 @@ fn lasts(lifetime: KeyLifetime) -> String {
         KeyLifetime::Seconds(seconds) => format!("{seconds}s"),
         KeyLifetime::Never => "for ever".to_owned(),
     }
+}
+
+/// Shows what machines are told about names.
+fn dns(dns: &DnsSettings) -> Result<(), Failure> {
+    let servers = |list: &[Nameserver]| list.iter().map(|server| server.address.clone()).collect::<Vec<_>>().join(" ");
+    let or_none = |text: String| if text.is_empty() { "-".to_owned() } else { text };
+    let on = |on: bool| if on { "on" } else { "off" }.to_owned();
+    let mut rows = vec![
+        ["names of the network".to_owned(), on(dns.magic_dns)],
+        ["resolvers".to_owned(), or_none(servers(&dns.nameservers))],
+        ["instead of a machine's own".to_owned(), on(dns.override_local)],
+        ["search domains".to_owned(), or_none(dns.search_paths.join(" "))],
+    ];
+    rows.extend(dns.split.iter().map(|(domain, list)| [format!("names in {domain}"), servers(list)]));
+    output::table(["WHAT", "HOW"], &rows)
 }
 
 fn users(list: &[UserView]) -> Result<(), Failure> {
