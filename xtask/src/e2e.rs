@@ -79,6 +79,7 @@ const TESTS: &[Test] = &[
     Test { name: "killed_subnet_router_leaves_nothing_and_comes_back", body: routes::killed },
     Test { name: "a_second_subnet_router_takes_over", body: routes::second_router },
     Test { name: "a_router_that_passes_nothing_on_is_left_without_the_server", body: routes::stands_in },
+    Test { name: "sites_with_the_same_network_are_told_apart", body: routes::clashing },
     Test { name: "go_client_is_told_of_a_subnet_router", body: routes::go_client },
     Test { name: "exit_nodes_lead_to_the_internet_and_nothing_past_them", body: exit::internet },
     Test { name: "the_tunnel_goes_around_itself", body: exit::no_loops },

@@ -14,6 +14,9 @@ pub const SERVICE_V4: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 100);
 /// Address of the resolver in every tailnet, IPv6.
 pub const SERVICE_V6: Ipv6Addr = Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0x53);
 
+/// Addresses of hosts at sites begin with this; then come the site and the IPv4 address, 32 bits each.
+const SITES: Ipv6Addr = Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0xb1a, 0, 0, 0, 0);
+
 /// How long programs may remember a name of the tailnet, in seconds.
 const TTL_SECONDS: u32 = 5;
 /// Addresses of one name that are told.
@@ -131,6 +134,11 @@ impl Zone {
         if let Some(entry) = ancestors.find_map(|name| self.hosts.get(name).filter(|entry| entry.wildcard)) {
             return Verdict::Answer(self.addresses(query, entry, limit));
         }
+        if let Some(entry) = self.site_host(&query.name)
+            && matches!(query.kind, Kind::A | Kind::AAAA | Kind::ANY)
+        {
+            return Verdict::Answer(self.addresses(query, &entry, limit));
+        }
         let upstreams = self.route(&query.name);
         if let Some(zone) = self.zone_of(&query.name) {
             // A route below a local domain is more exact than the domain.
@@ -159,6 +167,14 @@ impl Zone {
             return Verdict::Answer(none(query, NXDOMAIN, b"\x00"));
         }
         Verdict::Forward(upstreams.map(|(_, upstreams)| upstreams).unwrap_or_default())
+    }
+
+    /// Returns the host of a site that a name such as `10-0-0-1-via-7` stands for, alone or in a domain of the tailnet.
+    fn site_host(&self, name: &Name) -> Option<Entry> {
+        let address = site_address(name.labels().next()?)?;
+        let parent = name.parent()?;
+        let is_ours = parent.labels().next().is_none() || self.local.contains(&parent);
+        is_ours.then(|| Entry { addresses: vec![address.into()], wildcard: false })
     }
 
     /// Returns the longest suffix that has a route.
@@ -208,6 +224,19 @@ impl Zone {
         }
         answer.finish_within(limit)
     }
+}
+
+/// Reads `<a>-<b>-<c>-<d>-via-<site>`, the site in decimal or hexadecimal. Source: node.md, sections 20.1 and 27.
+fn site_address(label: &[u8]) -> Option<Ipv6Addr> {
+    let (host, site) = std::str::from_utf8(label).ok()?.split_once("-via-")?;
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let site = match site.strip_prefix("0x") {
+        Some(site) if digits(site) => u32::from_str_radix(site, 16).ok()?,
+        None if digits(site) => site.parse().ok()?,
+        Some(_) | None => return None,
+    };
+    let host: Ipv4Addr = host.replace('-', ".").parse().ok()?;
+    Some(Ipv6Addr::from_bits(SITES.to_bits() | u128::from(site) << 32 | u128::from(host.to_bits())))
 }
 
 /// Returns the code for what nobody may ask of a local name.
@@ -364,6 +393,28 @@ mod tests {
         assert_eq!((short[2] & 2, word(&short, 6)), (2, Some(0)));
         let Verdict::Answer(whole) = zone.answer(&query("many.t.example", Kind::A, false), 1232) else { panic!() };
         assert_eq!((whole[2] & 2, word(&whole, 6)), (0, Some(32)));
+    }
+
+    #[test]
+    fn hosts_of_sites_are_named_by_their_address() {
+        let zone = zone();
+        let told = |text: &str, kind| match zone.answer(&query(text, kind, false), 512) {
+            Verdict::Answer(message) => Some((word(&message, 2).unwrap() & 15, word(&message, 6).unwrap(), message)),
+            Verdict::Forward(_) => None,
+        };
+        for text in ["10-0-0-1-via-7", "10-0-0-1-VIA-0x7.T.example"] {
+            let (code, count, message) = told(text, Kind::AAAA).unwrap();
+            assert_eq!((code, count), (0, 1), "{text}");
+            let address: Ipv6Addr = "fd7a:115c:a1e0:b1a:0:7:a00:1".parse().unwrap();
+            assert!(message.ends_with(&address.octets()), "{text}");
+            let (code, count, _) = told(text, Kind::A).unwrap();
+            assert_eq!((code, count), (0, 0), "there is none in IPv4: {text}");
+        }
+        for text in ["10-0-0-1-via-7.example", "10-0-0-via-7", "10-0-0-1-via-x", "10-0-0-1-via--7", "10-0-0-256-via-7"]
+        {
+            assert_eq!(told(text, Kind::AAAA), None, "{text}");
+        }
+        assert_eq!(told("10-0-0-1-via-4294967296.t.example", Kind::AAAA).unwrap().0, NXDOMAIN);
     }
 
     proptest! {

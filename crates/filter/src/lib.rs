@@ -4,7 +4,7 @@
 //! that coordination sends. [`Firewall`] judges packets by a filter and by the conversations it has seen; it is the whole
 //! policy of a node's data plane. [`segments`] cuts super-packets
 //! of the host and makes them of received packets. [`Grants`] holds what rules allow beyond packets. [`PrefixTable`] also serves to find the peer of an address. [`tsmp`] reads and makes the
-//! control messages that nodes exchange inside the tunnel.
+//! control messages that nodes exchange inside the tunnel, [`via`] translates packets for sites whose networks may clash.
 //!
 //! Nothing here reads a clock, touches a socket or allocates per packet.
 #![forbid(unsafe_code)]
@@ -20,6 +20,7 @@ pub mod segments;
 #[cfg(test)]
 mod testing;
 pub mod tsmp;
+pub mod via;
 
 pub use firewall::{
     ADOPTION, Conversation, DropReason, Firewall, MAX_FRAGMENTED, MAX_OWN_FLOWS, MAX_PEER_FLOWS, MAX_STATELESS,

@@ -8,6 +8,7 @@ mod checksum;
 mod join;
 mod split;
 
+pub(crate) use checksum::Sum;
 pub use checksum::finish_checksum;
 pub use join::{Join, Joined};
 pub use split::{Split, SplitError};

@@ -21,6 +21,9 @@ pub mod netmap;
 pub mod prefs;
 pub mod state;
 
+/// Addresses of IPv4 hosts at sites, for commands that show them.
+pub use warren_filter::via;
+
 /// Version that this node shows to servers and local programs.
 pub const VERSION: &str = concat!("warren-", env!("CARGO_PKG_VERSION"));
 

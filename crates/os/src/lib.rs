@@ -34,7 +34,7 @@ pub use host::{HostFacts, boot_id, time_since_boot};
 pub use identity::{PeerCredentials, peer_credentials};
 pub use ifname::{IfIndex, IfName, IfNameError};
 pub use netlink::{Changes, DefaultRoutes, Interface, LinkWatch, MainRoute, Netlink, NetlinkError, RouteTable, Rules};
-pub use passing::{Forwarding, Passing, PassingError, is_strict};
+pub use passing::{Forwarding, Masquerade, Passing, PassingError, is_strict};
 pub use resolver::{NameSettings, ResolverError, SettingsWatch, SystemResolver, settings_before};
 pub use rustix::io::Errno;
 pub use service::{bind_service, is_own_address};

@@ -30,6 +30,17 @@ pub struct Passing {
     words: Option<ChildStdin>,
 }
 
+/// Says which packets out of the tunnel get an address of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Masquerade {
+    /// All.
+    All,
+    /// Those with an address of 100.115.92.0/23, which mean nothing outside: they were translated for a site.
+    Translated,
+    /// None.
+    Nothing,
+}
+
 /// Says why there are no rules.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -49,15 +60,15 @@ pub enum PassingError {
 }
 
 impl Passing {
-    /// Makes the rules for what is passed on from and to the tunnel `interface`; with `masquerade` packets out of the tunnel
-    /// get an address of this machine.
+    /// Makes the rules for what is passed on from and to the tunnel `interface`; `masquerade` says which packets out of the
+    /// tunnel get an address of this machine.
     ///
     /// Blocks until the kernel has them. Connections are told what fits into the tunnel. Packets with an address of a node that do not come out of the tunnel never
     /// enter it, and what came out of it does not go back into it.
     ///
     /// # Errors
     /// Says what is missing.
-    pub fn start(interface: &IfName, masquerade: bool) -> Result<Self, PassingError> {
+    pub fn start(interface: &IfName, masquerade: Masquerade) -> Result<Self, PassingError> {
         let words = rules(interface, masquerade)?;
         let mut tries = 1;
         loop {
@@ -125,7 +136,7 @@ impl Drop for Passing {
 }
 
 /// Writes the rules for `nft -i`, which takes one command a line.
-fn rules(interface: &IfName, masquerade: bool) -> Result<String, PassingError> {
+fn rules(interface: &IfName, masquerade: Masquerade) -> Result<String, PassingError> {
     let name = interface.as_str();
     if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_')) {
         return Err(PassingError::Name(interface.clone()));
@@ -138,10 +149,15 @@ fn rules(interface: &IfName, masquerade: bool) -> Result<String, PassingError> {
          oifname \"{name}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu;"
     );
     let mut postrouting = String::new();
-    if masquerade {
+    let which = match masquerade {
+        Masquerade::All => Some(""),
+        Masquerade::Translated => Some("ip saddr 100.115.92.0/23 "),
+        Masquerade::Nothing => None,
+    };
+    if let Some(which) = which {
         // The interface that a packet came by is gone after routing; a mark stays. Source: node.md, section 21 (the bits of
         // official clients).
-        forward += &format!(" iifname \"{name}\" meta mark set meta mark & 0xff00ffff | 0x40000;");
+        forward += &format!(" iifname \"{name}\" {which}meta mark set meta mark & 0xff00ffff | 0x40000;");
         "chain postrouting { type nat hook postrouting priority srcnat; policy accept; \
          meta mark & 0xff0000 == 0x40000 masquerade; };"
             .clone_into(&mut postrouting);
@@ -191,8 +207,8 @@ mod tests {
     #[test]
     fn names_that_would_be_rules_are_refused() {
         let name: IfName = "a\"drop;".parse().unwrap();
-        assert!(matches!(rules(&name, true), Err(PassingError::Name(_))));
-        assert!(rules(&"w0.1-x_y".parse().unwrap(), true).unwrap().contains("inet warren_w0_1_x_y"));
+        assert!(matches!(rules(&name, Masquerade::All), Err(PassingError::Name(_))));
+        assert!(rules(&"w0.1-x_y".parse().unwrap(), Masquerade::All).unwrap().contains("inet warren_w0_1_x_y"));
     }
 
     #[test]
@@ -203,14 +219,15 @@ mod tests {
                 let output = Command::new("nft").args(["list", "ruleset"]).output().unwrap();
                 String::from_utf8(output.stdout).unwrap()
             };
-            for masquerade in [true, false] {
+            for masquerade in [Masquerade::All, Masquerade::Translated, Masquerade::Nothing] {
                 let mut passing = match Passing::start(&name, masquerade) {
                     Err(PassingError::NoProgram(error)) => return println!("skipped: {error}"),
                     result => result.unwrap(),
                 };
                 assert!(passing.is_alive());
                 assert!(list().contains("wpass0"), "{}", list());
-                assert_eq!(list().contains("masquerade"), masquerade);
+                assert_eq!(list().contains("masquerade"), masquerade != Masquerade::Nothing);
+                assert_eq!(list().contains("100.115.92.0/23"), masquerade == Masquerade::Translated);
                 // Another process cannot have the same table, and says so.
                 let second = Passing::start(&name, masquerade);
                 assert!(matches!(second, Err(PassingError::Refused(_))), "{second:?}");
@@ -223,7 +240,7 @@ mod tests {
     #[test]
     fn only_a_masquerading_router_changes_addresses() {
         let name: IfName = "warren0".parse().unwrap();
-        assert!(rules(&name, true).unwrap().contains("masquerade"));
-        assert!(!rules(&name, false).unwrap().contains("nat hook"));
+        assert!(rules(&name, Masquerade::All).unwrap().contains("masquerade"));
+        assert!(!rules(&name, Masquerade::Nothing).unwrap().contains("nat hook"));
     }
 }

@@ -2,6 +2,7 @@
 
 mod cleanup;
 mod daemon;
+mod debug;
 mod exit_node;
 mod look;
 mod peers;
@@ -51,6 +52,9 @@ pub(crate) enum Command {
     Cleanup(cleanup::Cleanup),
     /// Show which peers pass packets on to the Internet.
     ExitNode(exit_node::ExitNode),
+    /// Look at things closely.
+    #[command(subcommand)]
+    Debug(debug::Debug),
 }
 
 /// The socket of the daemon, for commands that speak to it.
@@ -90,6 +94,7 @@ impl Command {
             Self::Set(command) => block_on(command.run()),
             Self::Cleanup(command) => block_on(command.run()),
             Self::ExitNode(command) => block_on(command.run()),
+            Self::Debug(command) => command.run(),
         }
     }
 }

@@ -298,6 +298,50 @@ pub(super) fn stands_in(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Two sites have the same network. A node reaches hosts with the same address at both, by address and by name, with TCP, UDP
+/// and pings; one of the routers leaves other packets their addresses. Hosts need no route, and see none of it.
+pub(super) fn clashing(context: &Context) -> Result<()> {
+    let sites = Sites::start(context, "clashing", &["--snat-subnet-routes=false"])?;
+    let Sites { server, alpha, beta, lb, .. } = &sites;
+    for (node, host, number) in [(alpha, &sites.la, "7"), (beta, lb, "8")] {
+        forward(&node.host)?;
+        node.host.run("ip").args("address add 10.5.0.1/24 dev lan0").output()?;
+        host.run("ip").args("address add 10.5.0.9/24 dev eth0").output()?;
+        let net = node.host.run(&context.warren).args(&format!("debug via {number} 10.5.0.0/24")).output()?;
+        let net = net.trim().to_owned();
+        node.cli(&["set", &format!("--advertise-routes={net}")])?;
+        server.admin(&["node", "approve-routes", &node.host.name, &net])?;
+    }
+    beta.cli(&["set", "--snat-subnet-routes"])?;
+    // Each asks the other's site.
+    let me = std::env::current_exe()?;
+    for (node, number, host) in [(alpha, 8, lb), (beta, 7, &sites.la)] {
+        let to = format!("fd7a:115c:a1e0:b1a:0:{number}:a05:9");
+        wait_for(&format!("an echo of site {number}"), PATIENCE, || icmp(&node.host, &to, 1).ok())
+            .with_context(|| format!("the log ends with:\n{}", last_lines(&node.process().log())))?;
+        let mut receiver = host.spawn("site", &me, &["traffic", "receive", "10.5.0.9:7001"])?;
+        receiver.wait_log("listening", PATIENCE)?;
+        let sent = node.host.run(&me).args("traffic send").arg(format!("[{to}]:7001")).arg("20000000").output()?;
+        receiver.wait_end(PATIENCE)?;
+        let digest = sent.trim().strip_prefix("sent ").unwrap_or("nothing");
+        ensure!(receiver.log().contains(digest), "the ends disagree: {sent} and {}", receiver.log());
+        println!("        to site {number}: {}", receiver.log().lines().last().unwrap_or_default());
+        // Both ways at once, and by name.
+        let mut answerer = host.spawn("site-answer", &me, &["traffic", "answer", "10.5.0.9:7003"])?;
+        answerer.wait_log("listening", PATIENCE)?;
+        node.host.run(&me).args("traffic redial").arg(format!("[{to}]:7003")).args("1 --one").output()?;
+        let mut page =
+            host.spawn("site-page", &me, &["traffic", "http", "10.5.0.9:8080", &format!("site {number}")])?;
+        page.wait_log("listening", PATIENCE)?;
+        let url = format!("http://10-5-0-9-via-{number}:8080/");
+        let said = node.host.run("curl").args("-s --max-time 10").arg(&url).output()?;
+        ensure!(said.trim() == format!("site {number}"), "{url} says {said:?}");
+    }
+    // The router's own loopback is no host of the site.
+    ensure!(icmp(&alpha.host, "fd7a:115c:a1e0:b1a:0:8:7f00:1", 1).is_err(), "a router's loopback was reached");
+    Ok(())
+}
+
 /// The official Go client is told of the network behind our node. Inside Caddy it accepts no routes, and says that it
 /// knows this one.
 pub(super) fn go_client(context: &Context) -> Result<()> {

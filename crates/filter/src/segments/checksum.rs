@@ -5,11 +5,11 @@ use super::{get, put};
 /// Sums up 16-bit words with the carry added back. It is kept in the machine's byte order, which changes nothing but
 /// the order of the result's bytes.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Sum(u64);
+pub(crate) struct Sum(u64);
 
 impl Sum {
     /// Adds bytes; only those that are added last may be odd in number. At most a packet is added up.
-    pub(super) fn add(self, bytes: &[u8]) -> Self {
+    pub(crate) fn add(self, bytes: &[u8]) -> Self {
         let (blocks, rest) = bytes.as_chunks::<32>();
         // Eight independent sums, which the compiler puts into vectors. They cannot overflow below 16 GiB.
         let mut lanes = [0_u64; 8];
@@ -25,18 +25,18 @@ impl Sum {
     }
 
     /// Adds a word.
-    pub(super) fn add_word(self, word: u16) -> Self {
+    pub(crate) fn add_word(self, word: u16) -> Self {
         self.add(&word.to_be_bytes())
     }
 
     /// Adds a length that fits into 16 bits, because packets do.
-    pub(super) fn add_length(self, length: usize) -> Self {
+    pub(crate) fn add_length(self, length: usize) -> Self {
         self.add_word(u16::try_from(length).unwrap_or(u16::MAX))
     }
 
     /// Returns the sum as it stands in a packet; its complement is the checksum.
     #[expect(clippy::cast_possible_truncation, reason = "folded until nothing is left above the 16 bits")]
-    pub(super) fn folded(self) -> [u8; 2] {
+    pub(crate) fn folded(self) -> [u8; 2] {
         let mut sum = self.0;
         while sum > 0xffff {
             sum = (sum & 0xffff) + (sum >> 16);
@@ -45,12 +45,12 @@ impl Sum {
     }
 
     /// Returns the checksum as it stands in a packet.
-    pub(super) fn finish(self) -> [u8; 2] {
+    pub(crate) fn finish(self) -> [u8; 2] {
         self.folded().map(|byte| !byte)
     }
 
     /// Returns the checksum of UDP, where 0 says that there is none.
-    pub(super) fn finish_udp(self) -> [u8; 2] {
+    pub(crate) fn finish_udp(self) -> [u8; 2] {
         match self.finish() {
             [0, 0] => [0xff, 0xff],
             checksum => checksum,
@@ -58,7 +58,7 @@ impl Sum {
     }
 
     /// Tells whether this, summed over data with its checksum, is the sum of sound data.
-    pub(super) fn is_sound(self) -> bool {
+    pub(crate) fn is_sound(self) -> bool {
         self.folded() == [0xff, 0xff]
     }
 }

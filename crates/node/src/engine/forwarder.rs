@@ -8,6 +8,7 @@ mod burst;
 mod count;
 mod echo;
 mod question;
+mod sites;
 mod waiting;
 
 use std::collections::VecDeque;
@@ -15,6 +16,7 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use warren_filter::tsmp::{Message, Reason, Reject};
+use warren_filter::via;
 use warren_filter::{Body, DropReason, Firewall, Packet, PacketError, PeerMode, Verdict};
 use warren_ledger::Direction;
 use warren_ledger::recorder::Note;
@@ -29,7 +31,8 @@ use super::owner::{Owner, Watch};
 use super::shared::{PeerSlot, Question, Snapshot};
 use count::Count;
 use question::Questions;
-use std::net::IpAddr;
+use sites::{Sites, Visitor};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use waiting::Waiting;
 
 /// Sessions that peers have just confirmed, of which the worker keeps in mind to send with them; older ones are left to the
@@ -44,18 +47,33 @@ pub(super) struct Forwarder {
     questions: Questions,
     /// Sessions that peers have just confirmed, and in which no packet for the host has come yet.
     confirmed: VecDeque<Weak<Session>>,
+    sites: Sites,
     /// The largest packet of the tunnel: padding ends there.
     mtu: usize,
     /// If there is a flow log.
     count: Option<Count>,
 }
 
+/// Addresses of the IPv6 packets that a site's IPv4 packets become, see [`via::to_v6`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ToV6 {
+    pub(super) source: Ipv6Addr,
+    pub(super) destination: Ipv6Addr,
+}
+
+/// What an IPv6 packet to a site's host becomes, see [`via::to_v4`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ToV4 {
+    pub(super) source: Ipv4Addr,
+    pub(super) id: u16,
+}
+
 /// Says what to do with a packet of the host.
 #[derive(Debug)]
 pub(super) enum Outbound<'s> {
     /// Send the packet, the first `length` bytes, to the peer: with [`Forwarder::seal`]. If the destination is in a network
-    /// with several routers, it is counted there.
-    Send { slot: &'s Arc<PeerSlot>, watch: Option<(&'s Watch, IpAddr)>, length: usize },
+    /// with several routers, it is counted there. It may have to be translated after it was cut.
+    Send { slot: &'s Arc<PeerSlot>, watch: Option<(&'s Watch, IpAddr)>, length: usize, translation: Option<ToV6> },
     /// Write the answer of this many bytes back to the host.
     Answer { length: usize },
     /// Forget it.
@@ -74,8 +92,9 @@ pub(super) struct Inbound<'s> {
 /// Says what to do with a packet of a peer.
 #[derive(Debug)]
 pub(super) enum Action<'s> {
-    /// Write the packet of `length` bytes at [`HEADROOM`] to the host. It is counted as with [`Outbound::Send`].
-    Deliver { slot: &'s Arc<PeerSlot>, watch: Option<&'s Watch>, length: usize },
+    /// Write the packet of `length` bytes at [`HEADROOM`] to the host, perhaps translated. It is counted as with
+    /// [`Outbound::Send`].
+    Deliver { slot: &'s Arc<PeerSlot>, watch: Option<&'s Watch>, length: usize, translation: Option<ToV4> },
     /// A question to a router was answered, by way of this peer: tell the decision task.
     Answered { slot: &'s Arc<PeerSlot>, number: u16, answerer: Answerer },
     /// Send this packet to the peer; nothing goes to the host.
@@ -107,6 +126,8 @@ pub(super) enum Refusal {
     NoSession,
     /// It does not open: forged, replayed or too old.
     NotAuthentic,
+    /// A packet to or from a site that cannot be translated, or stands for no peer.
+    NotTranslated,
     /// The packet's source is not an address of the peer that sent it.
     WrongSource,
 }
@@ -119,6 +140,7 @@ impl Forwarder {
             waiting: Waiting::default(),
             questions: Questions::new(seed),
             confirmed: VecDeque::new(),
+            sites: Sites::default(),
             mtu: mtu.into(),
             count: None,
         }
@@ -153,15 +175,28 @@ impl Forwarder {
                 return Outbound::Drop(self.refuse(Refusal::Malformed(error), None, None, Direction::Outbound));
             }
         };
+        if let Body::Udp { ports } = packet.body()
+            && snapshot.ports.contains(&ports.source)
+            && snapshot.own.contains(&packet.source())
+        {
+            return Outbound::Drop(self.refuse(Refusal::Loop, Some(&packet), None, Direction::Outbound));
+        }
         let destination = packet.destination();
+        if let IpAddr::V4(stand_in) = destination
+            && via::POOL.contains(&stand_in)
+        {
+            let judged = self.outbound_of_site(snapshot, &packet, stand_in, now);
+            return judged
+                .unwrap_or_else(|why| Outbound::Drop(self.refuse(why, Some(&packet), None, Direction::Outbound)));
+        }
         let owner = snapshot.peers.lookup(destination);
-        match self.judge_outbound(snapshot, &packet, owner, now) {
+        match self.judge_outbound(&packet, owner, now) {
             Ok(Owner { slot, watch }) => {
                 if let Some(count) = &mut self.count {
                     count.outbound(&mut self.firewall, &packet, slot);
                 }
                 let watch = watch.as_deref().map(|watch| (watch, destination));
-                Outbound::Send { slot, watch, length: packet.bytes().len() }
+                Outbound::Send { slot, watch, length: packet.bytes().len(), translation: None }
             }
             Err(refusal) => {
                 let slot = owner.map(|owner| &owner.slot);
@@ -173,17 +208,10 @@ impl Forwarder {
     /// Returns the owner of the destination if the packet may go there.
     fn judge_outbound<'s>(
         &mut self,
-        snapshot: &Snapshot,
         packet: &Packet<'_>,
         owner: Option<&'s Owner>,
         now: Instant,
     ) -> Result<&'s Owner, Refusal> {
-        if let Body::Udp { ports } = packet.body()
-            && snapshot.ports.contains(&ports.source)
-            && snapshot.own.contains(&packet.source())
-        {
-            return Err(Refusal::Loop);
-        }
         let owner = owner.ok_or(Refusal::NoPeer)?;
         match self.firewall.check_outbound(packet, now) {
             Verdict::Drop(reason) => Err(Refusal::Filtered(reason)),
@@ -226,6 +254,42 @@ impl Forwarder {
     /// Ends all conversations in the flow log; tells whether there is more to note once notes have been taken.
     pub(super) fn shut_down(&mut self, now: Instant) -> bool {
         self.count.as_mut().is_some_and(|count| count.shut_down(now))
+    }
+
+    /// Judges a packet of a host of a site to an address that stands for a peer.
+    fn outbound_of_site<'s>(
+        &mut self,
+        snapshot: &'s Snapshot,
+        packet: &Packet<'_>,
+        stand_in: Ipv4Addr,
+        now: Instant,
+    ) -> Result<Outbound<'s>, Refusal> {
+        let (Some(Visitor { peer, site }), IpAddr::V4(host)) = (self.sites.visitor(stand_in, now), packet.source())
+        else {
+            return Err(Refusal::NotTranslated);
+        };
+        let translation = ToV6 { source: via::address(site, host), destination: peer };
+        let head = via::head(packet, translation.source, translation.destination).ok_or(Refusal::NotTranslated)?;
+        let Owner { slot, .. } = snapshot.peers.lookup(peer.into()).ok_or(Refusal::NoPeer)?;
+        let head = Packet::parse(&head).map_err(Refusal::Malformed)?;
+        match self.firewall.check_outbound(&head, now) {
+            Verdict::Drop(reason) => Err(Refusal::Filtered(reason)),
+            Verdict::Accept | Verdict::Tsmp => {
+                if let Some(count) = &mut self.count {
+                    count.outbound(&mut self.firewall, &head, slot);
+                }
+                let translation = Some(translation);
+                Ok(Outbound::Send { slot, watch: None, length: packet.bytes().len(), translation })
+            }
+        }
+    }
+
+    /// Returns how a packet for a host of a site is to be translated; `None` if it cannot be.
+    fn for_site(&mut self, packet: &Packet<'_>, to: Ipv6Addr, now: Instant) -> Option<ToV4> {
+        let (site, _) = via::host(to).filter(|(_, host)| via::is_host(*host) && via::is_translatable(packet))?;
+        let IpAddr::V6(peer) = packet.source() else { return None };
+        let source = self.sites.stand_in(Visitor { peer, site }, now)?;
+        Some(ToV4 { source, id: self.sites.next_id() })
     }
 
     /// Seals packets that have been judged. Those that cannot be sealed now are kept if there is hope, and are no longer
@@ -310,10 +374,21 @@ impl Forwarder {
                 Action::Answered { slot, number, answerer }
             }
             Verdict::Accept => {
+                // Accepted, so that this node leads there.
+                let translation = match packet.destination() {
+                    IpAddr::V6(to) if via::RANGE.contains(&to) => match self.for_site(&packet, to, now) {
+                        Some(translation) => Some(translation),
+                        None => {
+                            let refusal = Refusal::NotTranslated;
+                            return Action::Drop(self.refuse(refusal, Some(&packet), Some(slot), Direction::Inbound));
+                        }
+                    },
+                    IpAddr::V4(_) | IpAddr::V6(_) => None,
+                };
                 if let Some(count) = &mut self.count {
                     count.inbound(&mut self.firewall, &packet, slot);
                 }
-                Action::Deliver { slot, watch: owner.watch.as_deref(), length: packet.bytes().len() }
+                Action::Deliver { slot, watch: owner.watch.as_deref(), length: packet.bytes().len(), translation }
             }
             Verdict::Tsmp => match Message::parse(&packet) {
                 Some(Message::Ping { data }) => reply(slot, &packet, Message::Pong { data, peer_api_port: 0 }),

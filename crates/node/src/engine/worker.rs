@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use warren_filter::segments::Join;
+use warren_filter::via;
 use warren_ledger::Time;
 use warren_os::{
     Errno, MAX_PACKET_BYTES, Offload, Ready, RecvBatch, SendReport, Tun, TunRead, UdpSocket, Watched, poll_many,
@@ -25,7 +26,7 @@ use warren_wire::key::NodeKey;
 
 use crate::host::{self, Cut, QUEUES};
 
-use super::forwarder::{Action, Burst, Forwarder, Inbound, Outbound, Refusal, Run};
+use super::forwarder::{Action, Burst, Forwarder, Inbound, Outbound, Refusal, Run, ToV4};
 use super::shared::{Datagram, Drops, Extras, PeerSlot, Shared, Signal, Snapshot, Sockets, ToRelay, Whole, WorkerEnds};
 use group::Group;
 use record::{Moment, record};
@@ -302,15 +303,15 @@ impl Worker {
             };
             taken += length;
             let bytes = host.get_mut(..length).unwrap_or_default();
-            let (slot, length) = match self.forwarder.outbound(snapshot, bytes, now) {
-                Outbound::Send { slot, watch, length } => {
+            let (slot, length, translation) = match self.forwarder.outbound(snapshot, bytes, now) {
+                Outbound::Send { slot, watch, length, translation } => {
                     if let Some((watch, to)) = watch
                         && watch.note_sent(to, self.shared.stamp(now))
                         && !self.signal(Signal::InUse(watch.network))
                     {
                         watch.is_awake.store(false, Ordering::Release);
                     }
-                    (slot, length)
+                    (slot, length, translation)
                 }
                 Outbound::Answer { length } => {
                     self.deliver(bytes.get(..length));
@@ -332,15 +333,26 @@ impl Worker {
                 self.send_burst(other, burst, now);
             }
             peer = Some(slot);
-            let mut cut_bytes = 0;
+            let (mut packets, mut cut_bytes) = (0, 0);
             for number in 0..cut.count() {
                 if burst.is_full() {
                     self.send_burst(slot, burst, now);
                 }
-                cut_bytes += cut.length(number);
-                burst.add(cut.length(number), |room| cut.write(number, room));
+                let Some(translation) = translation else {
+                    (packets, cut_bytes) = (packets + 1, cut_bytes + cut.length(number));
+                    burst.add(cut.length(number), |room| cut.write(number, room));
+                    continue;
+                };
+                let length = cut.length(number) + via::GROWTH;
+                if length <= self.forwarder.mtu() {
+                    (packets, cut_bytes) = (packets + 1, cut_bytes + length);
+                    burst.add(length, |room| {
+                        cut.write(number, room.get_mut(via::GROWTH..)?)?;
+                        via::to_v6(room, translation.source, translation.destination).map(|()| length)
+                    });
+                }
             }
-            self.forwarder.note_cut(cut.count(), cut_bytes);
+            self.forwarder.note_cut(packets, cut_bytes);
         }
         if let Some(slot) = peer {
             self.send_burst(slot, burst, now);
@@ -641,7 +653,7 @@ impl Worker {
             self.signal(Signal::Confirmed(session));
         }
         match action {
-            Action::Deliver { slot, watch, length } => {
+            Action::Deliver { slot, watch, length, translation } => {
                 self.note_received(slot, length, via, now);
                 if let Some(watch) = watch {
                     watch.note_received(self.shared.stamp(now));
@@ -649,8 +661,11 @@ impl Worker {
                 if join.is_full() {
                     self.deliver_joined(join, buffer);
                 }
-                let start = place.start + HEADROOM;
-                join.push(buffer, start..start + length);
+                let (start, end) = (place.start + HEADROOM, place.start + HEADROOM + length);
+                let Some(ToV4 { source, id }) = translation else { return join.push(buffer, start..end) };
+                if buffer.get_mut(start..end).and_then(|packet| via::to_v4(packet, source, id)).is_some() {
+                    join.push(buffer, start + via::GROWTH..end);
+                }
             }
             Action::Reply { slot, packet } => {
                 self.note_received(slot, packet.len(), via, now);

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use warren_os::{
-    Forwarding, IfIndex, IfName, MainRoute, NameSettings, Netlink, NetlinkError, Passing, PassingError, ResolverError,
-    RouteTable, Rules, SystemResolver, is_strict,
+    Forwarding, IfIndex, IfName, MainRoute, Masquerade, NameSettings, Netlink, NetlinkError, Passing, PassingError,
+    ResolverError, RouteTable, Rules, SystemResolver, is_strict,
 };
 
 use crate::netmap::Peer;
@@ -122,7 +122,7 @@ pub(in crate::engine) struct Machine {
     name: IfName,
     wanted: Option<Wanted>,
     /// The firewall rules of a router, and whether they masquerade.
-    passing: Option<(Passing, bool)>,
+    passing: Option<(Passing, Masquerade)>,
     /// Where programs ask for names. It is used on threads that may wait, by one at a time.
     resolver: Arc<Mutex<SystemResolver>>,
     /// Programs were told to ask us, or so it was tried.
@@ -296,14 +296,19 @@ impl Machine {
             self.passing = None;
             return Vec::new();
         }
-        let kept = self.passing.take().filter(|(_, masquerade)| *masquerade == wanted.masquerade);
+        let masquerade = match wanted.masquerade {
+            true => Masquerade::All,
+            false if wanted.behind.iter().any(is_site) => Masquerade::Translated,
+            false => Masquerade::Nothing,
+        };
+        let kept = self.passing.take().filter(|(_, present)| *present == masquerade);
         let kept = kept.and_then(|(mut passing, masquerade)| passing.is_alive().then_some((passing, masquerade)));
         let mut troubles = without_forwarding(&wanted.behind, Forwarding::read());
         troubles.extend(without_masquerade(wanted));
         self.passing = match kept {
             Some(kept) => Some(kept),
-            None => match start(self.name.clone(), wanted.masquerade).await {
-                Ok(passing) => Some((passing, wanted.masquerade)),
+            None => match start(self.name.clone(), masquerade).await {
+                Ok(passing) => Some((passing, masquerade)),
                 Err(error) => {
                     troubles.push(format!("there are no firewall rules for the networks behind this node: {error}"));
                     None
@@ -350,7 +355,7 @@ fn is_without_family(net: &IpNet, error: &NetlinkError) -> bool {
 }
 
 /// Makes the rules on a thread that may wait.
-async fn start(name: IfName, masquerade: bool) -> Result<Passing, PassingError> {
+async fn start(name: IfName, masquerade: Masquerade) -> Result<Passing, PassingError> {
     let result = tokio::task::spawn_blocking(move || Passing::start(&name, masquerade)).await;
     result.unwrap_or_else(|error| Err(PassingError::Broken(std::io::Error::other(error))))
 }
@@ -365,11 +370,17 @@ fn without_masquerade(wanted: &Wanted) -> Option<String> {
     })
 }
 
+/// Tells whether packets for a network are translated to IPv4, see [`warren_filter::via`].
+fn is_site(net: &IpNet) -> bool {
+    matches!(net, IpNet::V6(net) if warren_filter::via::RANGE.contains(net))
+}
+
 /// Says which networks cannot be reached through this machine because it passes nothing on.
 fn without_forwarding(behind: &[IpNet], forwarding: Forwarding) -> Vec<String> {
+    let is_v4 = |net: &&IpNet| net.addr().is_ipv4() || is_site(net);
     let families = [
-        (forwarding.v4, "net.ipv4.ip_forward", behind.iter().find(|net| net.addr().is_ipv4())),
-        (forwarding.v6, "net.ipv6.conf.all.forwarding", behind.iter().find(|net| net.addr().is_ipv6())),
+        (forwarding.v4, "net.ipv4.ip_forward", behind.iter().find(is_v4)),
+        (forwarding.v6, "net.ipv6.conf.all.forwarding", behind.iter().find(|net| !is_v4(net))),
     ];
     let missing = families.into_iter().filter(|(on, ..)| !on);
     missing
@@ -518,6 +529,9 @@ mod tests {
         assert!(told(false, true)[0].contains("net.ipv4.ip_forward=1"));
         assert!(told(true, false)[0].contains("net.ipv6.conf.all.forwarding=1"));
         assert!(without_forwarding(&nets(&["10.1.0.0/24"]), Forwarding { v4: true, v6: false }).is_empty());
+        let site = nets(&["fd7a:115c:a1e0:b1a:0:7:a00:0/104"]);
+        assert!(without_forwarding(&site, Forwarding { v4: true, v6: false }).is_empty());
+        assert!(without_forwarding(&site, Forwarding { v4: false, v6: true })[0].contains("net.ipv4.ip_forward=1"));
     }
 
     #[test]

@@ -155,6 +155,7 @@ fn reason(refusal: Refusal) -> Option<Dropped> {
         Refusal::Loop => Dropped::Reserved,
         Refusal::NotCut(_) => Dropped::Undelivered,
         Refusal::WrongSource => Dropped::WrongSource,
+        Refusal::NotTranslated => Dropped::Undelivered,
         Refusal::Unknown | Refusal::NoSession | Refusal::NotAuthentic => return None,
         Refusal::Filtered(reason) => filtered(reason),
     })

@@ -99,16 +99,20 @@ impl Side {
 
     fn send(&mut self, packet: &[u8], now: Instant) -> Sent {
         let mut bytes = packet.to_vec();
-        let (slot, length) = match self.forwarder.outbound(&self.snapshot, &mut bytes, now) {
-            Outbound::Send { slot, length, .. } => (slot, length),
+        let (slot, length, translation) = match self.forwarder.outbound(&self.snapshot, &mut bytes, now) {
+            Outbound::Send { slot, length, translation, .. } => (slot, length, translation),
             Outbound::Answer { .. } => return Sent::Answered,
             Outbound::Drop(refusal) => return Sent::Dropped(refusal),
         };
         self.forwarder.note_cut(1, length);
         let mut burst = Burst::new(1280);
-        burst.add(length, |room| {
-            room.copy_from_slice(&packet[..length]);
-            Some(length)
+        let growth = translation.map_or(0, |_| via::GROWTH);
+        burst.add(length + growth, |room| {
+            room[growth..].copy_from_slice(&packet[..length]);
+            if let Some(ToV6 { source, destination }) = translation {
+                via::to_v6(room, source, destination)?;
+            }
+            Some(length + growth)
         });
         if self.forwarder.seal(slot, &mut burst, now) {
             assert!(burst.is_empty());
@@ -124,8 +128,13 @@ impl Side {
         let mut bytes = datagram.to_vec();
         let Inbound { confirmed, action } = self.forwarder.inbound(&self.snapshot, &self.table, &mut bytes, now);
         let got = match action {
-            Action::Deliver { slot, length, .. } => {
-                Got::Packet(slot.key(), bytes[HEADROOM..HEADROOM + length].to_vec())
+            Action::Deliver { slot, length, translation, .. } => {
+                let packet = &mut bytes[HEADROOM..HEADROOM + length];
+                let start = translation.map_or(0, |ToV4 { source, id }| {
+                    via::to_v4(packet, source, id).unwrap();
+                    via::GROWTH
+                });
+                Got::Packet(slot.key(), packet[start..].to_vec())
             }
             Action::Reply { packet, .. } => Got::Reply(packet),
             Action::Answered { slot, number, answerer } => Got::Answered(slot.key(), number, answerer),
@@ -805,4 +814,53 @@ fn answers_to_questions_are_for_the_decision_task() {
     reply[20] = 0;
     let length = net.gamma.forwarder.seal_own(&to_alpha, &reply, &mut buffer, net.now).unwrap();
     assert_eq!(net.alpha.receive(&buffer[..length], net.now), Got::Packet(key(3), reply));
+}
+
+/// Lets everybody reach everything.
+fn open() -> FilterRule {
+    let everything =
+        NetPortRange { ip: "*".into(), ports: PortRange { first: 0, last: 65535 }, ..NetPortRange::default() };
+    FilterRule { src_ips: vec!["*".into()], dst_ports: vec![everything], ..FilterRule::default() }
+}
+
+fn udp6(from: Ipv6Addr, source: u16, to: Ipv6Addr, destination: u16) -> Vec<u8> {
+    let body = [source, destination, 8, 0].map(u16::to_be_bytes).concat();
+    [&[0x60, 0, 0, 0, 0, 8, 17, 64], &from.octets()[..], &to.octets(), &body].concat()
+}
+
+/// A peer speaks to a host of a site, whose network may be another site's, too.
+#[test]
+fn hosts_of_a_site_are_spoken_to_in_ipv4() {
+    let mut net = Net::new();
+    let (alpha6, now): (Ipv6Addr, _) = ("fd7a:115c:a1e0::1".parse().unwrap(), net.now);
+    let (sites, own): (IpNet, IpNet) =
+        ("fd7a:115c:a1e0:b1a::/64".parse().unwrap(), "fd7a:115c:a1e0::1/128".parse().unwrap());
+    for (side, prefix) in [(&mut net.alpha, sites), (&mut net.beta, own)] {
+        let mut table = PrefixTable::clone(&side.snapshot.peers);
+        table.insert(prefix, Arc::clone(&side.slots[0]).into());
+        side.snapshot.peers = Arc::new(table);
+    }
+    net.alpha.judge_by(&[own], &[]);
+    net.beta.judge_by(&["fd7a:115c:a1e0:b1a:0:7::/96".parse().unwrap()], &[open()]);
+    let host = via::address(7, Ipv4Addr::new(10, 0, 0, 9));
+    let sent = datagram(net.alpha.send(&udp6(alpha6, 5000, host, 53), now));
+    let Got::Packet(_, four) = net.beta.receive(&sent, now) else { panic!("not delivered") };
+    let packet = Packet::parse(&four).unwrap();
+    let IpAddr::V4(stand_in) = packet.source() else { panic!("not IPv4") };
+    assert!(via::POOL.contains(&stand_in) && packet.destination() == IpAddr::from([10, 0, 0, 9]));
+    // The answer passes alpha's filter, since alpha asked.
+    let answer = udp([10, 0, 0, 9], 53, stand_in.octets(), 5000, b"");
+    let sent = datagram(net.beta.send(&answer, now));
+    let Got::Packet(from, six) = net.alpha.receive(&sent, now) else { panic!("no answer") };
+    let packet = Packet::parse(&six).unwrap();
+    assert_eq!((from, packet.source(), packet.destination()), (key(2), host.into(), alpha6.into()));
+    // What stands for nobody goes nowhere, nobody is led to the router's own loopback, nor to another site.
+    let nobody = udp([10, 0, 0, 9], 53, [100, 115, 93, 7], 5000, b"");
+    assert_eq!(net.beta.send(&nobody, now), Sent::Dropped(Refusal::NotTranslated));
+    let loopback = via::address(7, Ipv4Addr::LOCALHOST);
+    let sent = datagram(net.alpha.send(&udp6(alpha6, 5000, loopback, 53), now));
+    assert_eq!(net.beta.receive(&sent, now), Got::Dropped(Refusal::NotTranslated));
+    let elsewhere = via::address(8, Ipv4Addr::new(10, 0, 0, 9));
+    let sent = datagram(net.alpha.send(&udp6(alpha6, 5000, elsewhere, 53), now));
+    assert!(matches!(net.beta.receive(&sent, now), Got::Dropped(Refusal::Filtered(_))));
 }
