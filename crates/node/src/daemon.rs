@@ -131,7 +131,13 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             operator: watch::Sender::new(state.prefs.operator_user.clone()),
             report: watch::Sender::new(report),
         };
-        let shared = Shared { requests, bus: out.bus.subscribe(), operator: out.operator.subscribe(), daemon_uid: uid };
+        let shared = Shared {
+            requests,
+            bus: out.bus.subscribe(),
+            operator: out.operator.subscribe(),
+            daemon_uid: uid,
+            dialer: None,
+        };
         let daemon = Self {
             engine: Arc::new(engine),
             connector,

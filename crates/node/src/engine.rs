@@ -24,6 +24,7 @@ pub use warren_os::Offload;
 pub use warren_path::is_usable;
 
 mod decision;
+mod door;
 mod forwarder;
 mod gateway;
 mod handle;
@@ -36,7 +37,10 @@ mod peer_relay;
 mod portal;
 mod relay_link;
 mod shared;
+mod ways;
 mod worker;
+
+pub(crate) use ways::Ways;
 
 pub use handle::{PacketEngine, start};
 pub use null::NullEngine;
@@ -53,7 +57,7 @@ pub const MTU_LIMITS: (u16, u16) = (1280, 8000);
 /// Says how the engine meets this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Name of the TUN interface.
+    /// Name of the TUN interface, or [`crate::userspace::INTERFACE`] for none.
     pub interface: String,
     /// UDP port; 0 takes a free one.
     pub port: u16,
@@ -75,10 +79,14 @@ pub struct Options {
 #[non_exhaustive]
 pub enum StartError {
     /// The machine has no TUN device.
-    #[error("/dev/net/tun is missing; load it with: modprobe tun (in a container: pass the device in)")]
+    #[error(
+        "/dev/net/tun is missing; load it with: modprobe tun (in a container: pass the device in), or do without: --tun=userspace-networking"
+    )]
     NoTun,
     /// The user may not make interfaces.
-    #[error("no permission to make the interface {0}; run as root, or with CAP_NET_ADMIN")]
+    #[error(
+        "no permission to make the interface {0}; run as root, or with CAP_NET_ADMIN, or without an interface: --tun=userspace-networking"
+    )]
     Permission(String),
     /// Another program has the interface.
     #[error("the interface {0} is in use by another program; choose another name with --tun")]

@@ -6,6 +6,7 @@
 //! - [`engine`]: the packets' side, and the seam to it.
 //! - [`daemon`]: the owner of all decisions: settings, login, state.
 //! - [`local_api`]: HTTP over a unix socket, both ends.
+//! - [`userspace`]: a node without TUN device and without root.
 //! - [`state`], [`prefs`]: what survives a restart.
 
 #![forbid(unsafe_code)]
@@ -20,6 +21,7 @@ mod look_up;
 pub mod netmap;
 pub mod prefs;
 pub mod state;
+pub mod userspace;
 
 /// Addresses of IPv4 hosts at sites, for commands that show them.
 pub use warren_filter::via;

@@ -6,6 +6,7 @@
 pub mod access;
 mod body;
 pub mod client;
+mod dial;
 mod serve;
 pub mod types;
 
@@ -16,6 +17,7 @@ use tokio::sync::oneshot;
 use warren_wire::key::NodeKey;
 
 pub use client::{Client, ClientError};
+pub use dial::Dialling;
 pub use serve::{ListenError, Shared, listen, serve};
 
 use crate::prefs::Prefs;

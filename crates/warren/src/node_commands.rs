@@ -5,6 +5,7 @@ mod daemon;
 mod debug;
 mod exit_node;
 mod look;
+mod nc;
 mod peers;
 mod ping;
 mod risk;
@@ -42,6 +43,8 @@ pub(crate) enum Command {
     Ip(status::Ip),
     /// Ping a peer and say which way the answer took.
     Ping(ping::Ping),
+    /// Connect standard input and output to a TCP port of a peer.
+    Nc(nc::Nc),
     /// Show whom a tailnet address belongs to.
     Whois(look::Whois),
     /// Show what this machine's network is like.
@@ -89,6 +92,7 @@ impl Command {
             Self::Status(command) => block_on(command.run()),
             Self::Ip(command) => block_on(command.run()),
             Self::Ping(command) => block_on(command.run()),
+            Self::Nc(command) => block_on(command.run()),
             Self::Whois(command) => block_on(command.run()),
             Self::Netcheck(command) => block_on(command.run()),
             Self::Set(command) => block_on(command.run()),

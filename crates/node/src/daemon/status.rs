@@ -19,6 +19,7 @@ use crate::local_api::types::{
 use crate::local_api::{Peers, Who};
 use crate::netmap::{Moment, Netmap, Peer, printable};
 use crate::prefs::Prefs;
+use crate::userspace::INTERFACE;
 
 /// A peer is *active* if something was sent to it within this time.
 ///
@@ -111,6 +112,7 @@ impl View {
 
     /// Adds what the engine knows.
     pub(super) fn finish(mut self, engine: &engine::Status, now: Time) -> Status {
+        self.status.tun = engine.interface.as_deref() != Some(INTERFACE);
         let relays = self.relays.as_deref();
         let known: HashMap<NodeKey, &engine::PeerStatus> = engine.peers.iter().map(|peer| (peer.key, peer)).collect();
         if let Some(home) = engine.home {

@@ -55,6 +55,8 @@ pub(super) struct Traits {
     pub(super) probe_mtu: Option<bool>,
     /// Addresses at which peers find this node, as its user says.
     pub(super) static_endpoints: Arc<[SocketAddr]>,
+    /// There is no TUN device.
+    pub(super) is_userspace: bool,
 }
 
 /// What a decision task is made of.

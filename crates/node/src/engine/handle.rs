@@ -8,15 +8,19 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::{Notify, mpsc, oneshot};
 use warren_ledger::Record;
-use warren_os::{BYPASS_MARK, LinkWatch, Netlink, NetlinkError, SettingsWatch, Tun, TunError, Waker};
+use warren_os::{BYPASS_MARK, IfName, LinkWatch, Netlink, NetlinkError, SettingsWatch, Tun, TunError, Waker};
 use warren_relay::dial::Outside;
 use warren_wire::key::NodeKey;
 
 use crate::host;
+use crate::userspace::line::{StackEnd, WorkerEnd, line};
+use crate::userspace::{Dialer, INTERFACE, Network};
 
 use super::decision::{Decision, Machine, Parts, Traits};
+use super::door::Door;
 use super::forwarder::Forwarder;
 use super::shared::{Shared, Sockets};
+use super::ways::Ways;
 use super::{Engine, Event, Netcheck, Options, PingError, Pong, StartError, Status, Update, worker};
 
 /// Questions that may wait for the decision task.
@@ -29,6 +33,7 @@ const REQUESTS: usize = 64;
 pub struct PacketEngine {
     inbox: Arc<Inbox>,
     requests: mpsc::Sender<Request>,
+    dialer: Dialer,
 }
 
 /// Holds what the daemon wants and the decision task has not seen yet.
@@ -76,14 +81,15 @@ pub async fn start(
 ) -> Result<PacketEngine, StartError> {
     let now = now();
     warren_relay::dial::reach(Outside { mark: BYPASS_MARK, look_up: crate::look_up::outside });
-    let name = options.interface.parse().map_err(|error| {
-        StartError::Other(format!(
-            "{} is no name for an interface: {error}; choose another with --tun",
-            options.interface
-        ))
-    })?;
-    let tun = Tun::open_queues(&name, options.mtu, options.offload, host::QUEUES)
-        .map_err(|error| no_tun(&options.interface, &error))?;
+    let side = if options.interface == INTERFACE {
+        let (worker, stack) = line();
+        HostSide::Stack(worker, stack)
+    } else {
+        let name = parse_name(&options.interface)?;
+        let tun = Tun::open_queues(&name, options.mtu, options.offload, host::QUEUES)
+            .map_err(|error| no_tun(&options.interface, &error))?;
+        HostSide::Tun(tun, name)
+    };
     let sockets = Sockets::bind(options.port, options.offload).map_err(|error| {
         if error.kind() == io::ErrorKind::AddrInUse {
             StartError::PortBusy(options.port)
@@ -104,16 +110,33 @@ pub async fn start(
     getrandom::fill(&mut seed).map_err(no_randomness)?;
     let mut rng = StdRng::from_seed(seed);
 
-    let mut machine = Machine::new(netlink, tun.index(), name);
-    // What an earlier process left on an interface that outlives processes.
-    machine.set_down().await;
     let (shared, mut worker_ends, decision_ends) = Shared::new(waker, sockets, now);
+    let (door, machine, network) = match side {
+        HostSide::Tun(tun, name) => {
+            let mut machine = Machine::new(netlink, tun.index(), name);
+            // What an earlier process left on an interface that outlives processes.
+            machine.set_down().await;
+            (Door::Tun(tun), machine, None)
+        }
+        HostSide::Stack(worker, stack) => {
+            let network = Network::new(options.mtu, rng.random());
+            let waking = Arc::clone(&shared);
+            network
+                .spawn(stack, options.mtu, move || waking.waker.wake())
+                .map_err(|error| StartError::Other(format!("cannot start a thread: {error}")))?;
+            // The name is shown to nobody: nothing of the machine is changed.
+            let machine = Machine::without_interface(netlink, parse_name("userspace")?, network.clone());
+            (Door::Stack(worker), machine, Some(network))
+        }
+    };
+    let is_userspace = network.is_some();
+    let dialer = Dialer::new(Ways::new(Arc::clone(&shared)), network);
     let mut forwarder = Forwarder::new(options.mtu, rng.random(), now);
     if records.is_some() {
         forwarder = forwarder.with_count(now);
     }
     worker_ends.records = records;
-    let thread = worker::spawn(Arc::clone(&shared), worker_ends, tun, forwarder, options.offload)
+    let thread = worker::spawn(Arc::clone(&shared), worker_ends, door, forwarder, options.offload)
         .map_err(|error| StartError::Other(format!("cannot start a thread: {error}")))?;
 
     let (requests, asked) = mpsc::channel(REQUESTS);
@@ -135,12 +158,25 @@ pub async fn start(
             mtu: options.mtu,
             probe_mtu: options.probe_mtu,
             static_endpoints: options.static_endpoints.into(),
+            is_userspace,
         },
         worker: thread,
         rng,
     });
     tokio::spawn(decision.run());
-    Ok(PacketEngine { inbox, requests })
+    Ok(PacketEngine { inbox, requests, dialer })
+}
+
+/// What the machine gives the engine.
+enum HostSide {
+    Tun(Tun, IfName),
+    Stack(WorkerEnd, StackEnd),
+}
+
+fn parse_name(text: &str) -> Result<IfName, StartError> {
+    text.parse().map_err(|error| {
+        StartError::Other(format!("{text} is no name for an interface: {error}; choose another with --tun"))
+    })
 }
 
 /// Rings when interfaces, addresses or routes have changed, until the bell's owner is gone.
@@ -203,6 +239,12 @@ impl Engine for PacketEngine {
 }
 
 impl PacketEngine {
+    /// Returns what finds the way to names and addresses, and connects there if this node has no TUN device.
+    #[must_use]
+    pub fn dialer(&self) -> &Dialer {
+        &self.dialer
+    }
+
     /// Asks the decision task; `None` if it has ended.
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
         let (reply, answer) = oneshot::channel();

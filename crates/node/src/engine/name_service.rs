@@ -9,12 +9,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rand::RngExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep_until, timeout};
-use warren_dns::{AttemptId, ClientId, Config, Name, Output, Resolver, SERVICE_V4, SERVICE_V6, Transport, Zone};
+use warren_dns::{
+    AttemptId, ClientId, Config, Kind, Name, Output, Question, Resolver, SERVICE_V4, SERVICE_V6, Transport, Zone,
+};
 
 use crate::look_up::system_resolvers;
 
@@ -32,6 +35,8 @@ const IDLE: Duration = Duration::from_secs(45);
 const TCP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How soon a connection is taken again after an error, such as too many open files: it lasts, and would be busy work.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long a question within this process may take: as long as all attempts at upstreams.
+const ANSWERING: Duration = Duration::from_secs(10);
 /// What connections and upstreams said that may wait.
 const HEARD: usize = 256;
 
@@ -39,6 +44,7 @@ const HEARD: usize = 256;
 #[derive(Debug)]
 pub(super) struct NameService {
     zone: watch::Sender<Config>,
+    heard: mpsc::Sender<Heard>,
     task: AbortHandle,
 }
 
@@ -86,10 +92,24 @@ impl NameService {
             askers: BTreeMap::new(),
             attempts: BTreeMap::new(),
             next: 0,
-            heard,
+            heard: heard.clone(),
         };
         let task = tokio::spawn(server.run(zones, hearing)).abort_handle();
-        Self { zone, task }
+        Self { zone, heard, task }
+    }
+
+    /// Starts to answer for programs that do not ask over sockets; see [`Self::inquirer`].
+    ///
+    /// # Panics
+    /// Panics outside a tokio runtime.
+    pub(super) fn start_without_sockets(seed: [u8; 32], config: Config) -> Self {
+        Self::run(seed, config, Vec::new())
+    }
+
+    /// Returns whom to ask within this process. `search` are the domains of short names.
+    pub(super) fn inquirer(&self, search: Vec<String>) -> Inquirer {
+        let own = self.zone.borrow().local.clone();
+        Inquirer { heard: self.heard.clone(), search, own }
     }
 
     /// Takes over other names.
@@ -108,6 +128,39 @@ impl Drop for NameService {
     }
 }
 
+/// Asks a name service within this process.
+#[derive(Debug, Clone)]
+pub(super) struct Inquirer {
+    heard: mpsc::Sender<Heard>,
+    search: Vec<String>,
+    own: Vec<Name>,
+}
+
+impl Inquirer {
+    /// Returns the domains of short names.
+    pub(super) fn search(&self) -> &[String] {
+        &self.search
+    }
+
+    /// Tells whether nobody else is asked for a name.
+    pub(super) fn is_own(&self, name: &Name) -> bool {
+        self.own.iter().any(|domain| name.is_within(domain))
+    }
+
+    /// Returns the addresses of a name; none if it has none, or if nobody answers in time.
+    pub(super) async fn addresses(&self, name: &Name) -> Vec<IpAddr> {
+        let of = |kind| async move {
+            let question = Question::new(name, kind, rand::rng().random());
+            let (reply, answer) = oneshot::channel();
+            self.heard.send(Heard::Query(question.message().to_vec(), reply)).await.ok()?;
+            let answer = timeout(ANSWERING, answer).await.ok()?.ok()?;
+            question.addresses(&answer)
+        };
+        let (four, six) = tokio::join!(of(Kind::A), of(Kind::AAAA));
+        [four, six].into_iter().flatten().flatten().collect()
+    }
+}
+
 fn open(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
     let (datagrams, connections) = warren_os::bind_service(address)?;
     Ok((UdpSocket::from_std(datagrams)?, TcpListener::from_std(connections)?))
@@ -115,7 +168,7 @@ fn open(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
 
 /// Is what other tasks found out.
 #[derive(Debug)]
-enum Heard {
+pub(super) enum Heard {
     Query(Vec<u8>, oneshot::Sender<Vec<u8>>),
     Reply(AttemptId, Vec<u8>),
     Failed(AttemptId),

@@ -32,6 +32,7 @@ use warren_wg::{Session, SessionTable};
 use warren_wire::control::RegionId;
 use warren_wire::key::NodeKey;
 
+use super::name_service::Inquirer;
 use super::owner::Owner;
 
 /// Relayed packets that may wait for the worker.
@@ -68,6 +69,8 @@ pub(super) struct Shared {
     pub(super) waker: Waker,
     pub(super) requests: Requests,
     pub(super) drops: Drops,
+    /// Whom to ask for names of the tailnet; replaced by the decision task alone.
+    pub(super) names: ArcSwapOption<Inquirer>,
 }
 
 /// Holds what the decision task asks of the worker; each is taken back by the worker when it is done.
@@ -156,6 +159,7 @@ impl Shared {
             waker,
             requests: Requests::default(),
             drops: Drops::default(),
+            names: ArcSwapOption::empty(),
         });
         let worker = WorkerEnds { relayed, whole, questions, signals, datagrams, to_relay, records: None };
         let decision = DecisionEnds {
@@ -442,6 +446,10 @@ pub(super) struct Snapshot {
     pub(super) own: Arc<[IpAddr]>,
     /// Own UDP ports, for IPv4 and IPv6.
     pub(super) ports: [u16; 2],
+    /// Networks that this machine is in, if they are reached straight beside an exit node.
+    pub(super) lan: Arc<[IpNet]>,
+    /// Whether an exit node was chosen, so that the Internet is not reached but through it.
+    pub(super) wants_exit: bool,
     /// Whether the user refuses all connections, which peers are told.
     pub(super) shields_up: bool,
     /// Names the rules in the flow log.

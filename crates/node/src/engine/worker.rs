@@ -16,7 +16,7 @@ use warren_filter::segments::Join;
 use warren_filter::via;
 use warren_ledger::Time;
 use warren_os::{
-    Errno, MAX_PACKET_BYTES, Offload, Ready, RecvBatch, SendReport, Tun, TunRead, UdpSocket, Watched, poll_many,
+    Errno, MAX_PACKET_BYTES, Offload, Ready, RecvBatch, SendReport, TunRead, UdpSocket, Watched, poll_many,
 };
 use warren_path::{Path, PeerRelay, PeerRelayed, SocketId, Via};
 use warren_wg::HEADROOM;
@@ -24,8 +24,9 @@ use warren_wire::datagram::{Class, classify};
 use warren_wire::geneve::{self, Header, Protocol};
 use warren_wire::key::NodeKey;
 
-use crate::host::{self, Cut, QUEUES};
+use crate::host::{Cut, QUEUES};
 
+use super::door::Door;
 use super::forwarder::{Action, Burst, Forwarder, Inbound, Outbound, Refusal, Run, ToV4};
 use super::shared::{Datagram, Drops, Extras, PeerSlot, Shared, Signal, Snapshot, Sockets, ToRelay, Whole, WorkerEnds};
 use group::Group;
@@ -60,7 +61,7 @@ const BACKLOG_RETRY: Duration = Duration::from_millis(10);
 pub(super) fn spawn(
     shared: Arc<Shared>,
     ends: WorkerEnds,
-    tun: Tun,
+    door: Door,
     forwarder: Forwarder,
     offload: Offload,
 ) -> io::Result<JoinHandle<()>> {
@@ -71,7 +72,7 @@ pub(super) fn spawn(
         port: configured_port(&shared),
         shared,
         ends,
-        tun,
+        door,
         forwarder,
         backlog: VecDeque::new(),
         last_turn: now(),
@@ -89,7 +90,7 @@ fn configured_port(shared: &Shared) -> u16 {
 struct Worker {
     shared: Arc<Shared>,
     ends: WorkerEnds,
-    tun: Tun,
+    door: Door,
     sockets: Arc<Sockets>,
     /// As they were when the turn began.
     extras: Arc<Extras>,
@@ -123,10 +124,10 @@ enum End {
 
 impl Worker {
     fn run(mut self) {
-        let offloads = self.tun.offloads();
+        let (tcp, udp) = self.door.takes_joined();
         let mut buffers = Buffers {
             received: RecvBatch::new(),
-            join: Join::new(offloads.headers, offloads.udp),
+            join: Join::new(tcp, udp),
             host: vec![0; MAX_PACKET_BYTES],
             burst: Burst::new(self.forwarder.mtu()),
         };
@@ -153,9 +154,7 @@ impl Worker {
         let retry = has_more.then_some(BACKLOG_RETRY);
         let due = self.forwarder.poll_timeout().map(|due| due.saturating_duration_since(self.last_turn));
         let timeout = [retry, due].into_iter().flatten().min();
-        let [q0, q1, q2, q3] = std::array::from_fn(|number| {
-            (number < self.tun.queue_count()).then(|| Watched::readable(self.tun.queue(number)))
-        });
+        let [q0, q1, q2, q3] = std::array::from_fn(|number| self.door.watched(number));
         let watched = [
             Some(Watched::readable(&self.shared.waker)),
             self.sockets.v4.as_ref().map(Watched::readable),
@@ -168,7 +167,7 @@ impl Worker {
         self.extras = self.shared.extras.load_full();
         let extras = Arc::clone(&self.extras);
         let more: Vec<Watched<'_>> = extras.iter().map(|(_, socket)| Watched::readable(&**socket)).collect();
-        let ([woken, v4, v6, queues @ ..], more) = poll_many(watched, &more, timeout)
+        let ([woken, v4, v6, mut queues @ ..], more) = poll_many(watched, &more, timeout)
             .map_err(|error| End::Fatal(format!("cannot wait for packets: {error}")))?;
         let now = now();
         self.last_turn = now;
@@ -205,7 +204,16 @@ impl Worker {
                 self.take_datagrams(&snapshot, (*name, &**socket), buffers, now);
             }
         }
+        if let [first, ..] = &mut queues
+            && self.door.has_packet()
+        {
+            first.readable = true;
+        }
         self.take_packets(&snapshot, queues, buffers, now)?;
+        if self.door.has_packet() {
+            // The waker has been cleared.
+            self.shared.waker.wake();
+        }
         let pushed_out = self.forwarder.take_pushed_out();
         Drops::count(&self.shared.drops.waiting, pushed_out);
         self.write_down(&snapshot, now);
@@ -292,12 +300,12 @@ impl Worker {
             if taken >= bytes {
                 break;
             }
-            let (length, header) = match self.tun.queue(queue).read(host) {
+            let (length, header) = match self.door.read(queue, host) {
                 Ok(TunRead::Packet { length, header }) => (length, header),
                 Ok(TunRead::Empty) => break,
                 // EBADFD: somebody has deleted the interface.
                 Err(errno) => {
-                    end = Err(End::Fatal(format!("the interface {} is gone ({errno})", self.tun.name())));
+                    end = Err(End::Fatal(format!("the interface {} is gone ({errno})", self.door.name())));
                     break;
                 }
             };
@@ -710,7 +718,7 @@ impl Worker {
     /// Writes a packet to the host.
     fn deliver(&self, packet: Option<&[u8]>) {
         if let Some(packet) = packet
-            && let Err(errno) = host::write(&self.tun, None, packet, std::slice::from_ref(&(0..packet.len())))
+            && let Err(errno) = self.door.write(None, packet, std::slice::from_ref(&(0..packet.len())))
         {
             Drops::count(&self.shared.drops.unwritten, 1);
             tracing::trace!(%errno, "the host takes no packet");
@@ -721,7 +729,7 @@ impl Worker {
     fn deliver_joined(&self, join: &mut Join, buffer: &mut [u8]) {
         let mut refuses_joined = false;
         join.flush(buffer, |joined, buffer, parts| {
-            if let Err(errno) = host::write(&self.tun, joined, buffer, parts) {
+            if let Err(errno) = self.door.write(joined, buffer, parts) {
                 Drops::count(&self.shared.drops.unwritten, joined.map_or(1, |_| parts.len()));
                 refuses_joined |= joined.is_some() && errno == Errno::INVAL;
                 tracing::trace!(%errno, "the host takes no packet");

@@ -29,6 +29,7 @@ pub enum Verb {
     Netcheck,
     DerpMap,
     WatchBus,
+    Dial,
     Shutdown,
 }
 
@@ -59,6 +60,8 @@ pub const RULES: &[Rule] = &[
     rule(Verb::Start, Method::POST, "start", Need::Own),
     rule(Verb::LoginInteractive, Method::POST, "login-interactive", Need::Own),
     rule(Verb::Logout, Method::POST, "logout", Need::Own),
+    // Without a TUN device this is the way to speak as this machine.
+    rule(Verb::Dial, Method::POST, "dial", Need::Own),
     rule(Verb::ResetAuth, Method::POST, "reset-auth", Need::Root),
     rule(Verb::Shutdown, Method::POST, "shutdown", Need::Root),
 ];
@@ -164,7 +167,7 @@ mod tests {
             Verb::Status | Verb::WhoIs | Verb::Prefs | Verb::DerpMap | Verb::Netcheck | Verb::WatchBus | Verb::Ping => {
                 (true, true)
             }
-            Verb::EditPrefs | Verb::Start | Verb::LoginInteractive | Verb::Logout => (false, true),
+            Verb::EditPrefs | Verb::Start | Verb::LoginInteractive | Verb::Logout | Verb::Dial => (false, true),
             Verb::ResetAuth | Verb::Shutdown => (false, false),
         };
         for rule in RULES {

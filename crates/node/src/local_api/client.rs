@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::dial::{self, Dialling};
 use super::serve::HOST;
 use super::types::Notify;
 
@@ -88,18 +89,7 @@ impl Client {
     /// Says why there is no answer.
     pub async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
         let response = self.send(method, path, body).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        let body = body.map_err(|error| ClientError::Broken(error.to_string()))?.to_bytes();
-        if status.is_success() {
-            return Ok(body);
-        }
-        let text = refusal_text(&body);
-        Err(if status == StatusCode::FORBIDDEN {
-            ClientError::Denied(text)
-        } else {
-            ClientError::Refused { status: status.as_u16(), text }
-        })
+        if response.status().is_success() { whole(response).await } else { Err(refused(response).await) }
     }
 
     /// Follows the bus, beginning with the present state.
@@ -115,7 +105,45 @@ impl Client {
         Ok(Watcher { body: response.into_body(), buffer: BytesMut::new() })
     }
 
+    /// Connects to a port of a peer, or says to which address to connect.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub async fn dial(&self, host: &str, port: u16) -> Result<Dialling, ClientError> {
+        let broken = |text: &str| ClientError::Broken(text.to_owned());
+        let headers = [
+            (header::CONNECTION.as_str(), "upgrade".to_owned()),
+            (header::UPGRADE.as_str(), dial::PROTOCOL.to_owned()),
+            (dial::HOST, host.to_owned()),
+            (dial::PORT, port.to_string()),
+        ];
+        let mut response = self.send_with(Method::POST, "dial", Bytes::new(), &headers).await?;
+        match response.status() {
+            StatusCode::SWITCHING_PROTOCOLS => {
+                let upgraded = hyper::upgrade::on(&mut response).await;
+                let upgraded = upgraded.map_err(|error| ClientError::Broken(error.to_string()))?;
+                Ok(Dialling::Stream(TokioIo::new(upgraded)))
+            }
+            StatusCode::OK => {
+                let address = response.headers().get(dial::ADDRESS).and_then(|address| address.to_str().ok());
+                let address = address.and_then(|address| address.parse().ok());
+                address.map(Dialling::Address).ok_or_else(|| broken("it names no address"))
+            }
+            _ => Err(refused(response).await),
+        }
+    }
+
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<http::Response<Incoming>, ClientError> {
+        self.send_with(method, path, body, &[]).await
+    }
+
+    async fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        headers: &[(&str, String)],
+    ) -> Result<http::Response<Incoming>, ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
             if error.kind() == io::ErrorKind::PermissionDenied {
                 ClientError::SocketPermission(self.socket.clone())
@@ -126,14 +154,34 @@ impl Client {
         let broken = |error: hyper::Error| ClientError::Broken(error.to_string());
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("/localapi/v0/{path}"))
-            .header(header::HOST, HOST)
+        tokio::spawn(connection.with_upgrades());
+        let request = Request::builder().method(method).uri(format!("/localapi/v0/{path}")).header(header::HOST, HOST);
+        let request = headers
+            .iter()
+            .fold(request, |request, (name, value)| request.header(*name, value))
             .body(Full::new(body))
             .map_err(|error| ClientError::Broken(error.to_string()))?;
         sender.send_request(request).await.map_err(broken)
+    }
+}
+
+/// Reads an answer to its end.
+async fn whole(response: http::Response<Incoming>) -> Result<Bytes, ClientError> {
+    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+    Ok(body.map_err(|error| ClientError::Broken(error.to_string()))?.to_bytes())
+}
+
+/// Reads why the daemon refused.
+async fn refused(response: http::Response<Incoming>) -> ClientError {
+    let status = response.status();
+    let text = match whole(response).await {
+        Ok(body) => refusal_text(&body),
+        Err(error) => return error,
+    };
+    if status == StatusCode::FORBIDDEN {
+        ClientError::Denied(text)
+    } else {
+        ClientError::Refused { status: status.as_u16(), text }
     }
 }
 

@@ -21,7 +21,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::access::{self, Caller, Denied, Need, Verb};
 use super::body::{self, Answer};
+use super::dial;
 use super::types::{LoginFinished, Notify, StartOptions};
+use crate::userspace::Dialer;
+
 use super::{Authority, Bus, Peers, Refusal, Request, Who};
 
 /// Path prefix of every verb.
@@ -100,6 +103,8 @@ pub struct Shared {
     pub operator: watch::Receiver<String>,
     /// User that the daemon runs as.
     pub daemon_uid: u32,
+    /// Finds the way for the verb `dial`; without it there is none.
+    pub dialer: Option<Dialer>,
 }
 
 /// Accepts and serves callers until the task is dropped.
@@ -172,6 +177,7 @@ async fn connection(stream: UnixStream, uid: u32, shared: Shared) {
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
         .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
         .await;
     if let Err(error) = served {
         tracing::debug!(%error, "local connection ended");
@@ -210,6 +216,9 @@ async fn answer(request: http::Request<Incoming>, uid: u32, shared: &Shared) -> 
         }
         Err(Denied::Forbidden) => return forbidden(&path),
     };
+    if verb == Verb::Dial {
+        return dial::serve(request, shared.dialer.as_ref()).await;
+    }
     let query = request.uri().query().map(str::to_owned);
     let Some(body) = body::read(request.into_body()).await else {
         return plain(StatusCode::PAYLOAD_TOO_LARGE, "body too long or too slow");
@@ -300,6 +309,8 @@ async fn perform(
                 Some(_) => plain(StatusCode::BAD_REQUEST, "this node answers only type=disco"),
             }
         }
+        // Taken care of before, for it needs the whole request.
+        Verb::Dial => plain(StatusCode::BAD_REQUEST, "bad ts-dial upgrade"),
         Verb::Netcheck => json_answer(&ask(shared, Request::Netcheck).await?),
         Verb::DerpMap => json_answer(&ask(shared, Request::DerpMap).await?),
         Verb::WatchBus => watch_bus(body::query(query, "mask").as_deref(), caller, shared).await?,
@@ -382,7 +393,7 @@ fn parse_who(text: &str) -> Option<Who> {
     address.ok().map(|address| Who::Address(address.to_canonical()))
 }
 
-fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Answer> {
+pub(super) fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Answer> {
     let mut response = Response::new(Answer::text(text));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

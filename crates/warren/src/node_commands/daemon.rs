@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
 use clap::Args;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use warren_node::control_client::{MachineCertificate, Network};
@@ -12,6 +13,7 @@ use warren_node::daemon::{Daemon, Ended};
 use warren_node::engine::{self, StartError};
 use warren_node::local_api::{self, ListenError};
 use warren_node::state::{StateError, Store};
+use warren_node::userspace::proxy;
 use warren_os::FileError;
 use warren_wire::key::DiscoSecret;
 
@@ -42,7 +44,8 @@ pub(crate) struct Node {
     /// Socket on which to listen for commands.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Name of the network interface to make.
+    /// Name of the network interface to make, or userspace-networking for none: then no root is needed, peers reach the ports
+    /// of 127.0.0.1 and ::1, and programs reach peers through --socks5-server or --outbound-http-proxy-listen.
     #[arg(long, value_name = "NAME", default_value = "warren0")]
     tun: String,
     /// UDP port for tunnels; 0 takes any free one. Without this option 41641, or any free one if that is taken.
@@ -64,6 +67,12 @@ pub(crate) struct Node {
     /// Private key of the certificate, PEM.
     #[arg(long, value_name = "FILE", requires = "machine_cert")]
     machine_key: Option<PathBuf>,
+    /// Serve SOCKS5 on this address, for programs that are to reach the tailnet without a network interface.
+    #[arg(long, value_name = "[HOST]:PORT", value_parser = proxy_address)]
+    socks5_server: Option<SocketAddr>,
+    /// Likewise an HTTP proxy; both may have one address.
+    #[arg(long, value_name = "[HOST]:PORT", value_parser = proxy_address)]
+    outbound_http_proxy_listen: Option<SocketAddr>,
     /// Move packets one by one, for kernels and network cards that do it wrong in large pieces.
     #[arg(long)]
     no_offload: bool,
@@ -82,6 +91,7 @@ impl Node {
             // The engine makes do with another port; who named one has opened it in a firewall.
             free_port(port)?;
         }
+        let proxies = proxies(self.socks5_server, self.outbound_http_proxy_listen).await?;
         let listener = local_api::listen(&socket)?;
         let (events, engine_events) = mpsc::channel(EVENTS);
         let offload = if self.no_offload { engine::Offload::Off } else { engine::Offload::Probe };
@@ -105,16 +115,21 @@ impl Node {
                 return Err(error.into());
             }
         };
+        let serve = |(listener, kind)| tokio::spawn(proxy::serve(listener, kind, engine.dialer().clone()));
+        let proxies: Vec<_> = proxies.into_iter().map(serve).collect();
         let uid = rustix::process::geteuid().as_raw();
         let disco = DiscoSecret::generate().or_exit(Exit::General, "the system gives no randomness")?;
         let certificate = self.machine_cert.zip(self.machine_key);
         let certificate = certificate.map(|(certificate, key)| MachineCertificate { certificate, key });
-        let (daemon, shared) = Daemon::new(engine, Network, (store, state), disco, uid);
+        let dialer = engine.dialer().clone();
+        let (daemon, mut shared) = Daemon::new(engine, Network, (store, state), disco, uid);
         let daemon = daemon.with_certificate(certificate);
+        shared.dialer = Some(dialer);
         let serving = tokio::spawn(local_api::serve(listener, shared));
         tracing::info!(socket = %socket.display(), state = %state_dir.display(), "node is ready");
         let ended = daemon.run(engine_events, stopped()?).await;
         serving.abort();
+        proxies.iter().for_each(tokio::task::JoinHandle::abort);
         drop(std::fs::remove_file(&socket));
         match ended {
             Ended::Asked => Ok(()),
@@ -135,6 +150,42 @@ fn static_endpoint(text: &str) -> Result<SocketAddr, String> {
         return Err("no peer can be found at this address".to_owned());
     }
     Ok(address)
+}
+
+/// Reads where a proxy listens; without a host that is this machine alone.
+fn proxy_address(text: &str) -> Result<SocketAddr, String> {
+    let full =
+        if text.starts_with(':') { format!("127.0.0.1{text}") } else { text.replace("localhost:", "127.0.0.1:") };
+    full.parse().map_err(|_| "expected an address with a port, such as 127.0.0.1:1055 or :1055".to_owned())
+}
+
+/// Opens the listeners of the wanted proxies.
+async fn proxies(
+    socks: Option<SocketAddr>,
+    http: Option<SocketAddr>,
+) -> Result<Vec<(TcpListener, proxy::Kind)>, Failure> {
+    let wanted = match (socks, http) {
+        (Some(socks), Some(http)) if socks == http => vec![(socks, proxy::Kind::Both)],
+        (socks, http) => {
+            let socks = socks.map(|address| (address, proxy::Kind::Socks5));
+            socks.into_iter().chain(http.map(|address| (address, proxy::Kind::Http))).collect()
+        }
+    };
+    let mut open = Vec::new();
+    for (address, kind) in wanted {
+        let listener = TcpListener::bind(address).await.map_err(|error| {
+            let text = format!("no proxy can listen on {address}: {error}; choose another address");
+            Failure::new(
+                if error.kind() == io::ErrorKind::AddrInUse { Exit::AlreadyRunning } else { of_io(&error) },
+                text,
+            )
+        })?;
+        if !address.ip().is_loopback() {
+            tracing::warn!(%address, "everybody who reaches this address gets into the tailnet as this machine");
+        }
+        open.push((listener, kind));
+    }
+    Ok(open)
 }
 
 /// Reads an environment variable of the official client that is true or false; others than these say nothing.
@@ -217,6 +268,21 @@ impl From<StartError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn proxies_listen_for_this_machine_unless_told_otherwise() {
+        for (text, address) in [
+            (":1055", "127.0.0.1:1055"),
+            ("localhost:1055", "127.0.0.1:1055"),
+            ("0.0.0.0:1055", "0.0.0.0:1055"),
+            ("[::1]:1055", "[::1]:1055"),
+        ] {
+            assert_eq!(proxy_address(text).map(|address| address.to_string()), Ok(address.to_owned()));
+        }
+        for bad in ["", "1055", "127.0.0.1", ":x", "host:1"] {
+            assert!(proxy_address(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn addresses_at_which_nobody_can_be_are_refused() {

@@ -11,6 +11,7 @@ use warren_os::{
 };
 
 use crate::netmap::Peer;
+use crate::userspace::Network;
 
 /// Addresses of nodes, IPv4. One route for all spares a route for each peer.
 const RANGE_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
@@ -129,6 +130,8 @@ pub(in crate::engine) struct Machine {
     names_set: bool,
     /// Troubles of the last change, for people.
     troubles: Vec<String>,
+    /// Stands for the interface where there is none; nothing of the machine is changed then.
+    network: Option<Network>,
 }
 
 /// Says what is known of the interface.
@@ -163,7 +166,22 @@ impl Machine {
     /// Takes charge of an interface.
     pub(in crate::engine) fn new(netlink: Netlink, index: IfIndex, name: IfName) -> Self {
         let resolver = Arc::new(Mutex::new(SystemResolver::new(name.clone())));
-        Self { netlink, index, name, wanted: None, passing: None, resolver, names_set: false, troubles: Vec::new() }
+        Self {
+            netlink,
+            index,
+            name,
+            wanted: None,
+            passing: None,
+            resolver,
+            names_set: false,
+            troubles: Vec::new(),
+            network: None,
+        }
+    }
+
+    /// Takes charge of a stack in place of an interface.
+    pub(in crate::engine) fn without_interface(netlink: Netlink, name: IfName, network: Network) -> Self {
+        Self { network: Some(network), ..Self::new(netlink, IfIndex(0), name) }
     }
 
     /// Returns the kernel's interface, for listing.
@@ -188,6 +206,13 @@ impl Machine {
 
     /// Gives the interface these addresses and routes and no others, and passes packets on as wanted.
     pub(in crate::engine) async fn set_up(&mut self, wanted: Wanted) {
+        if let Some(network) = &self.network {
+            let addresses: Vec<IpAddr> = wanted.addresses.iter().map(IpNet::addr).collect();
+            network.set_addresses(&addresses);
+            self.troubles = without_interface(&wanted.behind).into_iter().collect();
+            self.wanted = Some(wanted);
+            return;
+        }
         if self.wanted.as_ref() != Some(&wanted) {
             self.wanted = Some(wanted);
             self.sync(Link::Unknown).await;
@@ -200,6 +225,9 @@ impl Machine {
     /// Makes good what others have changed. Says nothing to the kernel if there is nothing to change, for every word
     /// comes back as a change of the network.
     pub(in crate::engine) async fn sync(&mut self, link: Link) {
+        if self.network.is_some() {
+            return;
+        }
         let Some(wanted) = self.wanted.clone() else { return };
         self.troubles = match self.apply(&wanted, link).await {
             Ok(troubles) => troubles,
@@ -322,6 +350,11 @@ impl Machine {
     /// earlier process has left.
     pub(in crate::engine) async fn set_down(&mut self) {
         self.wanted = None;
+        if let Some(network) = &self.network {
+            network.set_addresses(&[]);
+            self.troubles.clear();
+            return;
+        }
         // First, for soon nobody will answer.
         self.names_set = true;
         if let Err(error) = self.set_names(None).await {
@@ -358,6 +391,15 @@ fn is_without_family(net: &IpNet, error: &NetlinkError) -> bool {
 async fn start(name: IfName, masquerade: Masquerade) -> Result<Passing, PassingError> {
     let result = tokio::task::spawn_blocking(move || Passing::start(&name, masquerade)).await;
     result.unwrap_or_else(|error| Err(PassingError::Broken(std::io::Error::other(error))))
+}
+
+/// Says that a node without TUN device passes nothing on.
+fn without_interface(behind: &[IpNet]) -> Option<String> {
+    let net = behind.first()?;
+    Some(format!(
+        "{net} cannot be reached through this node: without a TUN device it passes no packets on; start it as root, without \
+         --tun=userspace-networking"
+    ))
 }
 
 /// Says that nobody on the Internet would find back to a peer.

@@ -188,7 +188,21 @@ impl Tailnet {
     /// Starts to answer names; the machine's part of it is done with the interface.
     pub(super) fn start_names(&mut self, seed: [u8; 32]) {
         let config = with_system(derive_names(&self.local, self.peers.values().map(|known| &*known.config)));
-        self.names = Some(NameService::start(seed, config));
+        self.names = Some(if self.traits.is_userspace {
+            Ok(NameService::start_without_sockets(seed, config))
+        } else {
+            NameService::start(seed, config)
+        });
+        self.publish_names();
+    }
+
+    /// Says whom to ask for names within this process.
+    fn publish_names(&self) {
+        let inquirer = self.names.as_ref().and_then(|names| names.as_ref().ok()).map(|service| {
+            let dns = self.local.dns.as_ref();
+            service.inquirer(dns.map(|dns| dns.domains.iter().take(SEARCH_MAX).cloned().collect()).unwrap_or_default())
+        });
+        self.shared.names.store(inquirer.map(Arc::new));
     }
 
     /// Returns who this node is.
@@ -322,7 +336,7 @@ impl Tailnet {
             self.surroundings = Some(surroundings);
             // An exit node passes nothing on into them.
             let is_exit = self.behind().any(|net| net.prefix_len() == 0);
-            self.dirty.filter |= is_exit;
+            self.dirty.filter |= is_exit || self.local.settings.exit_node.is_some();
         }
     }
 
@@ -375,6 +389,7 @@ impl Tailnet {
         {
             let peers = self.peers.values().map(|known| &*known.config);
             service.set(with_system(derive_names(&self.local, peers)));
+            self.publish_names();
         }
         self.dirty.names = false;
         if !(prefixes || filter || ports) {
@@ -394,6 +409,10 @@ impl Tailnet {
         snapshot.ports = [&sockets.v4, &sockets.v6].map(|socket| socket.as_ref().map_or(0, |socket| socket.port()));
         snapshot.own = self.local.node.addresses.iter().map(IpNet::addr).collect();
         snapshot.shields_up = self.local.settings.shields_up;
+        let exit = self.local.settings.exit_node.as_ref();
+        snapshot.wants_exit = exit.is_some();
+        let lan = self.surroundings.iter().flatten().filter(|_| exit.is_some_and(|exit| exit.lan_access));
+        snapshot.lan = lan.copied().collect();
         self.shared.snapshot.store(Arc::new(snapshot));
         self.dirty = Dirty { routes: self.dirty.routes, ..Dirty::default() };
     }
@@ -623,6 +642,7 @@ fn reason(status: &PathStatus, own: &OwnNat, now: Instant) -> String {
 impl Drop for Tailnet {
     fn drop(&mut self) {
         self.shared.snapshot.store(Arc::default());
+        self.shared.names.store(None);
         self.shared.extras.store(Arc::default());
         for (key, known) in &self.peers {
             self.tunnels.remove_peer(key);

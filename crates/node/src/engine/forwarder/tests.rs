@@ -78,6 +78,7 @@ impl Side {
             ports: [41641, 41641],
             shields_up: false,
             rules_id: [0; 8],
+            ..Snapshot::default()
         };
         let mut side = Self {
             forwarder: Forwarder::new(crate::engine::USUAL_MTU, u64::from(number), now),

@@ -37,7 +37,7 @@ fn fixture(name: &str, daemon_uid: u32) -> Fixture {
     let (requests, mut asked) = mpsc::channel(4);
     let (bus, bus_seen) = watch::channel(Bus::default());
     let (operator, operator_seen) = watch::channel(String::new());
-    let shared = Shared { requests, bus: bus_seen, operator: operator_seen, daemon_uid };
+    let shared = Shared { requests, bus: bus_seen, operator: operator_seen, daemon_uid, dialer: None };
     let tasks = vec![
         tokio::spawn(serve(listener, shared.clone())),
         tokio::spawn(async move {

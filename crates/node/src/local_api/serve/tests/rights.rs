@@ -14,7 +14,7 @@ fn agreeable() -> (Shared, watch::Sender<Bus>, tokio::task::JoinHandle<()>) {
     let bus = watch::Sender::new(Bus { browse_to_url: "https://s/register/secret".into(), ..Bus::default() });
     // A number, so that no account of this machine is needed.
     let operator = watch::channel(OPERATOR.to_string()).1;
-    let shared = Shared { requests, bus: bus.subscribe(), operator, daemon_uid: 0 };
+    let shared = Shared { requests, bus: bus.subscribe(), operator, daemon_uid: 0, dialer: None };
     let task = tokio::spawn(async move {
         while let Some(request) = asked.recv().await {
             yes(request);
@@ -71,7 +71,7 @@ fn expected(verb: Verb) -> (Need, &'static str, &'static str) {
         Verb::Ping => (Need::Read, "?ip=100.64.0.1&type=disco", ""),
         Verb::EditPrefs => (Need::Own, "", "{\"ShieldsUpSet\":true}"),
         Verb::Start => (Need::Own, "", "{}"),
-        Verb::LoginInteractive | Verb::Logout => (Need::Own, "", ""),
+        Verb::LoginInteractive | Verb::Logout | Verb::Dial => (Need::Own, "", ""),
         Verb::ResetAuth | Verb::Shutdown => (Need::Root, "", ""),
     }
 }
@@ -85,7 +85,12 @@ async fn each_verb_answers_exactly_those_who_may() {
             let path = format!("{}{query}", rule.path);
             let answer = ask(&shared, uid, &rule.method, &path, body).await;
             let status = answer.split(' ').nth(1).unwrap_or_default();
-            let wanted: &[&str] = if allowed { &["200", "204"] } else { &["403"] };
+            let wanted: &[&str] = match (allowed, rule.verb) {
+                (false, _) => &["403"],
+                // Where to is in headers, which this request does not have.
+                (true, Verb::Dial) => &["400"],
+                (true, _) => &["200", "204"],
+            };
             assert!(wanted.contains(&status), "{:?} as {uid}: {answer}", rule.verb);
             assert!(allowed || answer.ends_with(&format!("{} access denied", rule.path)), "{answer}");
         }
