@@ -17,6 +17,7 @@ pub(crate) mod relays;
 mod routes;
 mod rust_client;
 mod two_nodes;
+mod userspace;
 mod whole;
 mod wireguard_go;
 
@@ -88,6 +89,9 @@ const TESTS: &[Test] = &[
     Test { name: "killed_at_any_moment_a_node_leaves_nothing", body: leftovers::kills },
     Test { name: "programs_ask_the_node_for_names_and_the_others_again", body: names::system_resolver },
     Test { name: "names_of_the_tailnet_are_found_by_programs", body: names::programs },
+    Test { name: "nodes_without_tun_serve_and_reach_those_with_it", body: userspace::with_tun },
+    Test { name: "nodes_without_tun_and_root_reach_each_other", body: userspace::two },
+    Test { name: "node_without_tun_and_go_client_both_ways", body: userspace::go_client },
     Test { name: "rust_client_fetches_from_go_client", body: rust_client::with_go_client },
     Test { name: "rust_client_echoes_with_node_and_go_client", body: rust_client::echoes },
     Test { name: "wireguard_go_talks_to_our_core", body: wireguard_go::interop },

@@ -149,6 +149,8 @@ pub(crate) struct Setting {
     pub(crate) environment: Vec<(String, String)>,
     /// Further arguments of `warren node`.
     pub(crate) arguments: Vec<String>,
+    /// Number of the user for whom it runs, with a home of its own; empty for root.
+    pub(crate) user: String,
 }
 
 /// A `warren node` on a host of the lab.
@@ -187,8 +189,9 @@ impl Node {
 
     /// Starts the daemon on `host` as the node `name`, as `setting` says.
     pub(crate) fn start_as(warren: &Path, host: &Host, name: &str, setting: Setting) -> Result<Self> {
-        let socket = path_text(&host.dir().join(format!("{name}.sock")));
-        let state = path_text(&host.dir().join(format!("{name}-state")));
+        let home = if setting.user.is_empty() { host.dir().to_owned() } else { home(host, name, &setting.user)? };
+        let socket = path_text(&home.join(format!("{name}.sock")));
+        let state = path_text(&home.join(format!("{name}-state")));
         let process = Self::daemon(warren, host, name, [&state, &socket], &setting)?;
         let (warren, name) = (warren.to_owned(), name.to_owned());
         let node = Self { warren, name, host: host.clone(), process, socket, state, setting };
@@ -201,11 +204,17 @@ impl Node {
         host: &Host,
         name: &str,
         [state, socket]: [&str; 2],
-        Setting { clock, environment: further, arguments }: &Setting,
+        Setting { clock, environment: further, arguments, user }: &Setting,
     ) -> Result<Process> {
         let warren_text = path_text(warren);
-        let (program, before): (_, &[&str]) =
-            if clock.is_empty() { (warren, &[]) } else { (Path::new("faketime"), &["-m", "-f", clock, &warren_text]) };
+        let (reuid, regid) = (format!("--reuid={user}"), format!("--regid={user}"));
+        let (program, before): (_, &[&str]) = match (clock.is_empty(), user.is_empty()) {
+            (true, true) => (warren, &[]),
+            (true, false) => {
+                (Path::new("setpriv"), &[&reuid, &regid, "--clear-groups", "--no-new-privs", &warren_text])
+            }
+            (false, _) => (Path::new("faketime"), &["-m", "-f", clock, &warren_text]),
+        };
         let mut words = before.to_vec();
         words.extend(["node", "--state-dir", state, "--socket", socket]);
         words.extend(arguments.iter().map(String::as_str));
@@ -334,6 +343,11 @@ impl Node {
         &self.process
     }
 
+    /// The program.
+    pub(crate) fn program(&self) -> &Path {
+        &self.warren
+    }
+
     /// Where `warren …` reaches the daemon.
     pub(crate) fn socket(&self) -> &str {
         &self.socket
@@ -366,9 +380,15 @@ pub(crate) fn icmp(host: &Host, to: &str, count: u32) -> Result<String> {
 
 /// Sends `bytes` over TCP from one host to an address on another and checks both ends' hashes.
 pub(crate) fn transfer(from: &Host, to: &Host, address: &str, bytes: u64) -> Result<String> {
+    let target = if address.contains(':') { format!("[{address}]:7001") } else { format!("{address}:7001") };
+    transfer_to((from, address), (to, &target), bytes)
+}
+
+/// Does so to port 7001 of an address, where another host takes it at `listen`.
+pub(crate) fn transfer_to((from, address): (&Host, &str), (to, listen): (&Host, &str), bytes: u64) -> Result<String> {
     let me = std::env::current_exe()?;
     let target = if address.contains(':') { format!("[{address}]:7001") } else { format!("{address}:7001") };
-    let mut receiver = to.spawn(&format!("receive-{}", from.name), &me, &["traffic", "receive", &target])?;
+    let mut receiver = to.spawn(&format!("receive-{}", from.name), &me, &["traffic", "receive", listen])?;
     receiver.wait_log("listening", PATIENCE)?;
     let sent = from.run(&me).args("traffic send").arg(&target).arg(bytes.to_string()).output()?;
     receiver.wait_end(PATIENCE)?;
@@ -379,6 +399,15 @@ pub(crate) fn transfer(from: &Host, to: &Host, address: &str, bytes: u64) -> Res
         bail!("the ends disagree: sent {digest}, {received}");
     }
     Ok(received.to_owned())
+}
+
+/// Makes a folder on a host that belongs to a user.
+fn home(host: &Host, name: &str, user: &str) -> Result<PathBuf> {
+    let home = host.dir().join(format!("{name}-home"));
+    std::fs::create_dir_all(&home)?;
+    let number = user.parse()?;
+    std::os::unix::fs::chown(&home, Some(number), Some(number))?;
+    Ok(home)
 }
 
 fn spawn(host: &Host, title: &str, program: &Path, arguments: &[String]) -> Result<Process> {

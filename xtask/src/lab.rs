@@ -163,8 +163,17 @@ impl Drop for Lab {
 }
 
 impl Host {
+    /// Returns this machine itself under a name, for programs that need neither namespace nor root; their files go to `dir`.
+    pub(crate) fn here(name: &str, dir: &Path) -> Self {
+        let address = "127.0.0.1".to_owned();
+        Self { namespace: String::new(), name: name.to_owned(), address, dir: dir.to_owned() }
+    }
+
     /// Prepares a command inside this host.
     pub(crate) fn run(&self, program: impl AsRef<std::ffi::OsStr>) -> Run {
+        if self.namespace.is_empty() {
+            return Run::new(program);
+        }
         Run::new("ip").args("netns exec").arg(&self.namespace).arg(program)
     }
 

@@ -52,6 +52,9 @@ enum Command {
         /// Keeps the logs and prints where they are.
         #[arg(long)]
         keep: bool,
+        /// Without namespaces and TUN devices, as it is for whoever is not root.
+        #[arg(long)]
+        without_root: bool,
     },
     /// Runs the end-to-end tests in network namespaces, or those whose name contains NAME.
     E2e {
@@ -131,7 +134,7 @@ fn main() -> ExitCode {
         Command::Check => check::all(),
         Command::Test { long: false } => test::all(),
         Command::Test { long: true } => test::long(),
-        Command::Demo { keep } => demo::show(keep),
+        Command::Demo { keep, without_root } => demo::show(keep, without_root),
         Command::E2e { name, list, long } => e2e::command(name.as_deref(), list, long),
         Command::Grid { peer, long: true, .. } => grid::whole(peer),
         Command::Grid { peer, json, places, long: false } => grid::command(peer, &places, json),

@@ -128,10 +128,14 @@ pub(crate) fn build_checked_warren() -> Result<(PathBuf, &'static str)> {
     Ok((target().join("sim/warren"), build))
 }
 
+/// Tells whether we are root.
+pub(crate) fn is_root() -> Result<bool> {
+    Ok(Run::new("id").args("-u").output()?.trim() == "0")
+}
+
 /// Fails with what is missing unless we may make namespaces and TUN devices.
 pub(crate) fn require_root(what: &str) -> Result<()> {
-    let uid = Run::new("id").args("-u").output()?;
-    if uid.trim() != "0" {
+    if !is_root()? {
         bail!(
             "{what} makes network namespaces and TUN devices, which needs root: run it as `sudo -E env PATH=$PATH cargo xtask …`"
         );

@@ -21,9 +21,14 @@ impl Process {
         let log = host.dir.join(format!("{}-{title}.log", host.name));
         let out = File::options().create(true).append(true).open(&log)?;
         let log_start = usize::try_from(out.metadata()?.len())?;
-        let child = Command::new("ip")
-            .args(["netns", "exec", &host.namespace])
-            .arg(program)
+        let mut command = if host.namespace.is_empty() {
+            Command::new(program)
+        } else {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", &host.namespace]).arg(program);
+            command
+        };
+        let child = command
             .args(args)
             .envs(env.iter().copied())
             .current_dir(&host.dir)
