@@ -57,7 +57,7 @@ impl Stub {
         let bus = watch::Sender::new(Bus::default());
         let uid = rustix::process::geteuid().as_raw();
         let operator = watch::channel(String::new()).1;
-        let shared = Shared { requests, bus: bus.subscribe(), operator, daemon_uid: uid };
+        let shared = Shared { requests, bus: bus.subscribe(), operator, daemon_uid: uid, dialer: None };
         let world = Arc::new(Mutex::new(World::default()));
         let listener = runtime.block_on(async { listen(&socket) }).unwrap();
         runtime.spawn(serve(listener, shared));
