@@ -78,12 +78,13 @@ fn is_nodes(address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::owner::Owner;
     use crate::engine::shared::PeerSlot;
     use warren_wire::key::NodeKey;
 
     fn snapshot(prefixes: &[&str]) -> Snapshot {
         let slot = Arc::new(PeerSlot::new(NodeKey::from_bytes([7; 32])));
-        let peers = prefixes.iter().map(|net| (net.parse().unwrap(), Arc::clone(&slot))).collect();
+        let peers = prefixes.iter().map(|net| (net.parse().unwrap(), Owner::from(Arc::clone(&slot)))).collect();
         Snapshot { peers: Arc::new(peers), own: [IpAddr::from([100, 64, 0, 1])].into(), ..Snapshot::default() }
     }
 

@@ -841,8 +841,8 @@ fn hosts_of_a_site_are_spoken_to_in_ipv4() {
         table.insert(prefix, Arc::clone(&side.slots[0]).into());
         side.snapshot.peers = Arc::new(table);
     }
-    net.alpha.judge_by(&[own], &[]);
-    net.beta.judge_by(&["fd7a:115c:a1e0:b1a:0:7::/96".parse().unwrap()], &[open()]);
+    net.alpha.judge_by(&[own], &[], net.now);
+    net.beta.judge_by(&["fd7a:115c:a1e0:b1a:0:7::/96".parse().unwrap()], &[open()], net.now);
     let host = via::address(7, Ipv4Addr::new(10, 0, 0, 9));
     let sent = datagram(net.alpha.send(&udp6(alpha6, 5000, host, 53), now));
     let Got::Packet(_, four) = net.beta.receive(&sent, now) else { panic!("not delivered") };
