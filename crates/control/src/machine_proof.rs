@@ -117,7 +117,10 @@ impl ShownCertificate {
 #[expect(clippy::wildcard_enum_match_arm, reason = "the library has fifty reasons, most of which nobody meets")]
 fn reason(error: &webpki::Error) -> ProofError {
     match error {
-        webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => ProofError::Issuer,
+        // Another authority may have the name of one that is enrolled, and a key of another kind.
+        webpki::Error::UnknownIssuer
+        | webpki::Error::InvalidSignatureForPublicKey
+        | webpki::Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => ProofError::Issuer,
         webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. } => ProofError::Time,
         other => ProofError::Other(other.to_string()),
     }

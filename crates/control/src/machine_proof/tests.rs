@@ -16,10 +16,14 @@ const NETWORK: &str = "default";
 type Ca = CertifiedIssuer<'static, KeyPair>;
 
 fn ca(name: &str) -> Ca {
+    ca_with(name, KeyPair::generate().unwrap())
+}
+
+fn ca_with(name: &str, key: KeyPair) -> Ca {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.distinguished_name.push(rcgen::DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    CertifiedIssuer::self_signed(params, key).unwrap()
 }
 
 /// A certificate with its key.
@@ -117,6 +121,7 @@ async fn a_certificate_that_ended_while_the_server_was_away_enrols_nobody() {
 async fn no_other_certificate_or_proof_enrols_anybody() {
     let (authority, stranger) = (ca("one"), ca("one"));
     let (world, _, key) = world(&authority).await;
+    let other_kind = ca_with("one", KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap());
     let good = issue(&authority, |_| ());
     let signature = ProofError::Signature;
     let of = |held: &Held| proved(&world, held, |_| ());
@@ -130,6 +135,7 @@ async fn no_other_certificate_or_proof_enrols_anybody() {
     chain.device_cert.0.extend_from_slice(authority.der());
     let cases = [
         ("another authority of the same name", of(&issue(&stranger, |_| ())), ProofError::Issuer),
+        ("and with a key of another kind", of(&issue(&other_kind, |_| ())), ProofError::Issuer),
         ("expired", of(&issue(&authority, |params| params.not_after = date_time_ymd(2026, 11, 1))), ProofError::Time),
         ("not yet", of(&issue(&authority, |params| params.not_before = date_time_ymd(2027, 1, 1))), ProofError::Time),
         ("of another connection", proved(&world, &good, |bound| bound.challenge = challenge(2)), signature.clone()),
