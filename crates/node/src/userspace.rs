@@ -8,13 +8,13 @@
 //!                                                                    └─ a program that has the node inside it
 //! ```
 //!
-//! - [`stack`]: TCP and echo replies, sans-IO, around `smoltcp`; what may be open is bounded there.
-//! - [`datagram`]: UDP packets.
+//! - `stack`: TCP and echo replies, sans-IO, around `smoltcp`; what may be open is bounded there.
+//! - `datagram`: UDP packets.
 //! - `line`: the two queues to the packet worker. Packets on them may be super-packets, as those of a TUN device.
 //! - `network`: the thread, and [`Network`], by which others dial and listen.
 //! - `inbound`: what peers open goes to this machine's own ports.
-//! - [`dialer`]: which way leads to a name or an address.
-//! - [`proxy`]: the same for programs that speak SOCKS5 or HTTP.
+//! - `dialer`: which way leads to a name or an address.
+//! - `proxy`: the same for programs that speak SOCKS5 or HTTP.
 
 pub(crate) mod datagram;
 pub mod dialer;
