@@ -10,6 +10,7 @@ use warren_wire::key::NodeSecret;
 use warren_wire::nacl::SharedBox;
 
 mod flows;
+mod hostile;
 mod punching;
 mod random;
 

@@ -273,3 +273,34 @@ fn strangers_and_removed_peers_get_no_answer() {
     pair.send(0, b"late");
     assert!(pair.sides[1].received.is_empty(), "its sessions are gone");
 }
+
+/// A relay carries for everybody whom its own server admits, and says who that is: one who is no peer, or who sends as another,
+/// gets no byte. Nor does whoever sends our own messages back to us.
+#[test]
+fn strangers_at_a_relay_and_reflected_messages_get_no_answer() {
+    let mut pair = Pair::connected();
+    let now = pair.now + Duration::from_secs(1);
+    let mut stranger = Tunnels::new(secret(7), Arc::new(SessionTable::new()), [9; 32], now, Duration::from_secs(1));
+    stranger.add_peer(secret(1).public());
+    stranger.start_handshake(&secret(1).public(), now).unwrap();
+    let strange = stranger.poll_transmit().unwrap().bytes;
+    let to = &mut pair.sides[1].tunnels;
+    for peer in [secret(7).public(), secret(0).public(), secret(1).public()] {
+        to.handle_datagram(&strange, Origin::Relay { region: 900, peer }, now);
+    }
+    assert_eq!(to.poll_transmit(), None);
+
+    to.start_handshake(&secret(0).public(), now).unwrap();
+    let ours = to.poll_transmit().unwrap().bytes;
+    for peer in [secret(0).public(), secret(1).public()] {
+        to.handle_datagram(&ours, Origin::Relay { region: 900, peer }, now);
+    }
+    to.handle_datagram(&ours, Pair::origin(), now);
+    assert_eq!(to.poll_transmit(), None);
+    // A true one of the peer that comes in a stranger's name is not answered either.
+    let from = &mut pair.sides[0].tunnels;
+    from.start_handshake(&secret(1).public(), now).unwrap();
+    let borrowed = from.poll_transmit().unwrap().bytes;
+    pair.sides[1].tunnels.handle_datagram(&borrowed, Origin::Relay { region: 900, peer: secret(7).public() }, now);
+    assert_eq!(pair.sides[1].tunnels.poll_transmit(), None);
+}
