@@ -91,6 +91,7 @@ const TESTS: &[Test] = &[
     Test { name: "names_of_the_tailnet_are_found_by_programs", body: names::programs },
     Test { name: "nodes_without_tun_serve_and_reach_those_with_it", body: userspace::with_tun },
     Test { name: "nodes_without_tun_and_root_reach_each_other", body: userspace::two },
+    Test { name: "node_inside_a_program_without_tun_listens_and_dials", body: userspace::inside },
     Test { name: "node_without_tun_and_go_client_both_ways", body: userspace::go_client },
     Test { name: "rust_client_fetches_from_go_client", body: rust_client::with_go_client },
     Test { name: "rust_client_echoes_with_node_and_go_client", body: rust_client::echoes },

@@ -13,18 +13,21 @@
 //! - `line`: the two queues to the packet worker. Packets on them may be super-packets, as those of a TUN device.
 //! - `network`: the thread, and [`Network`], by which others dial and listen.
 //! - `inbound`: what peers open goes to this machine's own ports.
-//! - `dialer`: which way leads to a name or an address.
-//! - `proxy`: the same for programs that speak SOCKS5 or HTTP.
+//! - [`Inside`]: a node inside a program.
+//! - [`dialer`]: which way leads to a name or an address.
+//! - [`proxy`]: the same for programs that speak SOCKS5 or HTTP.
 
 pub(crate) mod datagram;
 pub mod dialer;
 mod inbound;
+mod inside;
 pub(crate) mod line;
 mod network;
 pub mod proxy;
 pub(crate) mod stack;
 
 pub use dialer::{DialError, Dialed, Dialer};
+pub use inside::{Inside, InsideError, Membership};
 pub use network::{Listener, Network, Stream};
 
 /// What `--tun` says for a node without TUN device. Source: node.md, section 1.

@@ -3,6 +3,7 @@
 use super::Context;
 use crate::fleet::{GoClient, Invitation, Node, PATIENCE, Server, Setting, address_of, fetch, icmp, transfer_to};
 use crate::lab::{Host, Lab, Process, wait_for};
+use crate::run::{Run, target};
 use crate::{packages, traffic};
 use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
@@ -143,6 +144,25 @@ pub(super) fn two(context: &Context) -> Result<()> {
         fetch_by(&alpha.host, &format!("{words} --max-time 1"), "http://beta:8081/").is_err().then_some(())
     })?;
     ensure!(fetch_by(&alpha.host, &words, "http://beta:8080/")? == "page of beta", "what the policy allows goes on");
+    Ok(())
+}
+
+/// The example of a program with a node inside it fetches from a node with a TUN device, and the other way round.
+pub(super) fn inside(context: &Context) -> Result<()> {
+    Run::cargo().args("build --quiet --locked --package warren-node --example inside").go()?;
+    let lab = Lab::new("userspace-inside", &["server", "alpha", "beta"])?;
+    let server = Server::start(&context.warren, &lab.host("server"), &[])?;
+    let invitation = server.invite(&["--reusable"])?;
+    let beta = Node::start(&context.warren, &lab.host("beta"))?;
+    beta.up(&invitation, &[])?;
+    let _page = page(&beta.host, "0.0.0.0:8080", "page of beta")?;
+    let key = invitation.value("--server-key")?;
+    let words = ["inside-state", &server.url, &key, &invitation.key, "beta", "8080"];
+    let mut program = lab.host("alpha").spawn("inside", &target().join("debug/examples/inside"), &words)?;
+    program.wait_log("beta says: page of beta", PATIENCE)?;
+    program.wait_log("listening", PATIENCE)?;
+    let text = fetch(&beta.host, &url(&address_of(&server, "inside")?, 80))?;
+    ensure!(text == "page from inside", "the program said {text:?}");
     Ok(())
 }
 
