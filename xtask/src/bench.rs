@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: what is measured, not tested. Prints figures and ratios; nothing here fails for being slow.
 
+mod dns;
 mod failover;
 mod first_reply;
 mod gaps;
@@ -57,6 +58,12 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 5)]
         runs: u32,
     },
+    /// Answers a second for names of the tailnet, and how soon one comes that the node remembers.
+    Dns {
+        /// How many runs of each.
+        #[arg(long, default_value_t = 3)]
+        runs: u32,
+    },
     /// How long data stands still when one of two routers of a network fails, or the server does.
     Failover {
         /// How often each fault happens.
@@ -96,6 +103,7 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
         Some(Bench::Tunnel(options)) => tunnel::measure(options),
         Some(Bench::FirstReply(options)) => first_reply::measure(options),
         Some(Bench::Gaps { runs }) => gaps::measure(*runs),
+        Some(Bench::Dns { runs }) => dns::measure(*runs),
         Some(Bench::Failover { runs, only }) => failover::measure(*runs, only.as_deref()),
         Some(Bench::Punch { runs }) => punch::measure(*runs),
         Some(Bench::Relay { idle, seconds }) => relay::measure(*idle, *seconds),
@@ -108,6 +116,7 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
             first_reply::measure(&first_reply::Options::default())?;
             gaps::measure(5)?;
             failover::measure(5, None)?;
+            dns::measure(3)?;
             punch::measure(20)?;
             relay::measure(19_500, 10)?;
             Run::cargo().args("bench --quiet --workspace --locked --benches").go()

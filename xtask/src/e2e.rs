@@ -7,7 +7,7 @@ mod go_client;
 mod leftovers;
 mod link;
 mod login;
-mod names;
+pub(crate) mod names;
 mod nat;
 mod path_mtu;
 mod peer_relay;

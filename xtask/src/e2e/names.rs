@@ -80,13 +80,14 @@ pub(super) fn programs(context: &Context) -> Result<()> {
 }
 
 /// A resolver of the Internet that knows one name: www.example.org is 192.0.2.80. It ends with the value.
-struct Upstream {
+pub(crate) struct Upstream {
     ends: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Upstream {
-    fn start(socket: UdpSocket) -> Result<Self> {
+    /// Answers on `socket`.
+    pub(crate) fn start(socket: UdpSocket) -> Result<Self> {
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         let ends = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&ends);

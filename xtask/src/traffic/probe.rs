@@ -45,6 +45,18 @@ pub(crate) enum Probe {
         #[arg(long)]
         one: bool,
     },
+    /// Asks for the IPv4 address of a name again and again; prints how many answers came, how many in a second, and the median
+    /// and 99th percentile of their times in microseconds.
+    Names {
+        /// `address:port` of the resolver.
+        to: SocketAddr,
+        /// The name.
+        name: String,
+        /// How long, in seconds.
+        seconds: u64,
+        /// Queries under way at a time.
+        window: u16,
+    },
     /// Sends back everything on all TCP connections at once.
     Answer {
         /// `address:port` to listen on.
@@ -66,7 +78,48 @@ pub(super) fn run(probe: &Probe) -> Result<()> {
         Probe::Sink { listen } => sink(listen),
         Probe::Redial { to, seconds, one } => redial(*to, Duration::from_secs(*seconds), *one),
         Probe::Answer { listen } => answer(listen),
+        Probe::Names { to, name, seconds, window } => names(*to, name, Duration::from_secs(*seconds), *window),
     }
+}
+
+fn names(to: SocketAddr, name: &str, length: Duration, window: u16) -> Result<()> {
+    // RFC 1035, section 4: the number, then "recursion desired" and one question; the name, type A, class IN.
+    let mut query = vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        query.push(u8::try_from(label.len())?);
+        query.extend_from_slice(label.as_bytes());
+    }
+    query.extend_from_slice(&[0, 0, 1, 0, 1]);
+    let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse()?;
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+    let start = Instant::now();
+    // By number: when the query left, if it is under way.
+    let mut left: Vec<Option<Instant>> = vec![None; usize::from(window)];
+    let mut times = Vec::new();
+    let mut buffer = [0; 2048];
+    while start.elapsed() < length {
+        for (number, left) in left.iter_mut().enumerate() {
+            // One that was lost is asked again.
+            if left.is_none_or(|at| at.elapsed() > TIMEOUT) {
+                query[..2].copy_from_slice(&u16::try_from(number)?.to_be_bytes());
+                *left = Some(Instant::now());
+                socket.send(&query)?;
+            }
+        }
+        let Ok(count) = socket.recv(&mut buffer) else { continue };
+        anyhow::ensure!(count > query.len() && buffer[3] & 15 == 0, "the resolver does not know {name}");
+        let number = usize::from(u16::from_be_bytes([buffer[0], buffer[1]]));
+        if let Some(at) = left.get_mut(number).and_then(Option::take) {
+            times.push(at.elapsed());
+        }
+    }
+    times.sort_unstable();
+    let at = |percent: usize| times.get(times.len() * percent / 100).map_or(f64::NAN, |time| time.as_secs_f64() * 1e6);
+    let rate = times.len() as f64 / start.elapsed().as_secs_f64();
+    println!("{} {rate:.0} {:.1} {:.1}", times.len(), at(50), at(99));
+    Ok(())
 }
 
 fn redial(to: SocketAddr, length: Duration, one: bool) -> Result<()> {
