@@ -85,7 +85,7 @@ impl Inside {
             probe_mtu: None,
             static_endpoints: Vec::new(),
         };
-        let engine = engine::start(options, events).await?;
+        let engine = engine::start(options, events, None).await?;
         let dialer = engine.dialer().clone();
         let network = dialer.network().cloned().ok_or(InsideError::Ended)?;
         // Nobody asks over a socket, so it does not matter for whom it runs.
