@@ -10,6 +10,7 @@ mod punch;
 mod relay;
 mod streams;
 pub(crate) mod tunnel;
+mod userspace;
 
 use crate::packages;
 use crate::run::{Run, require_root, target};
@@ -88,6 +89,8 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 10)]
         seconds: u32,
     },
+    /// A node without TUN device beside the official Go client, both with a node with one: a file of 200 MB out and in.
+    Userspace(userspace::Options),
     /// What a policy costs: to compile for up to 100,000 nodes, and when one node, one tag or one group changes.
     Policy,
     /// The benchmarks beside the code (`cargo bench`), that one included.
@@ -107,6 +110,7 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
         Some(Bench::Failover { runs, only }) => failover::measure(*runs, only.as_deref()),
         Some(Bench::Punch { runs }) => punch::measure(*runs),
         Some(Bench::Relay { idle, seconds }) => relay::measure(*idle, *seconds),
+        Some(Bench::Userspace(options)) => userspace::measure(options),
         Some(Bench::Policy) => Run::cargo().args("bench --quiet --locked --package warren-policy --bench compile").go(),
         Some(Bench::Code) => Run::cargo().args("bench --quiet --workspace --locked --benches").go(),
         None => {
@@ -119,6 +123,7 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
             dns::measure(3)?;
             punch::measure(20)?;
             relay::measure(19_500, 10)?;
+            userspace::measure(&userspace::Options::default())?;
             Run::cargo().args("bench --quiet --workspace --locked --benches").go()
         }
     }
