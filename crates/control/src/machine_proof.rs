@@ -14,7 +14,7 @@ use warren_wire::key::{ChallengeKey, MachineKey};
 use webpki::aws_lc_rs as algorithms;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
-use crate::model::MachineProof;
+use crate::model::{MachineCaRecord, MachineProof};
 use crate::store::audit::hex;
 use crate::tailnet::work::MachineCas;
 
@@ -80,12 +80,17 @@ impl ShownCertificate {
     pub(crate) fn admit(&self, cas: &MachineCas, now: Timestamp) -> Result<Option<MachineProof>, ProofError> {
         let own = EndEntityCert::try_from(&self.own).map_err(|_| ProofError::Form)?;
         let serial = serial_number(&hex(own.serial()));
+        let between = self.between.iter().filter_map(|certificate| EndEntityCert::try_from(certificate).ok());
+        let serials: Vec<_> = between.map(|certificate| serial_number(&hex(certificate.serial()))).collect();
+        let is_revoked =
+            |ca: &MachineCaRecord| std::iter::once(&serial).chain(&serials).any(|one| ca.revoked.contains(one));
         let mut refused = None;
         for ca in cas.values() {
             let found = STANDARD.decode(&ca.certificate).map(CertificateDer::from).map_err(|_| ProofError::Form);
             match found.and_then(|root| self.verify(&own, &root, now)) {
                 Ok(_) if ca.until <= now => refused = Some(ProofError::Time),
-                Ok(_) if ca.revoked.contains(&serial) => refused = Some(ProofError::Revoked),
+                // Whatever another authority says: it may be the same one, enrolled anew.
+                Ok(_) if is_revoked(ca) => return Err(ProofError::Revoked),
                 Ok(until) => {
                     return Ok(Some(MachineProof { ca: ca.id.clone(), serial, until: until.min(ca.until) }));
                 }

@@ -73,7 +73,8 @@ impl Desk {
         Ok(machines)
     }
 
-    /// Ends the enrolment of a machine: where enrolled ones alone take part, nobody knows its nodes any more from then on.
+    /// Ends the enrolment of a machine: where enrolled ones alone take part, nobody knows its nodes any more from then on. A
+    /// certificate that enrolled it is revoked, or it would enrol itself again.
     ///
     /// # Errors
     /// [`AdminError::NotFound`].
@@ -84,6 +85,14 @@ impl Desk {
             .change(move |work, _| {
                 let record = work.state.machines.get(&key).cloned();
                 let record = record.ok_or_else(|| not_found("enrolled machine", &key.to_string()))?;
+                if let Some(proof) = &record.proof
+                    && let Some(ca) = work.state.machine_cas.get(&proof.ca)
+                {
+                    let mut ca = (**ca).clone();
+                    if ca.revoked.insert(proof.serial.clone()) {
+                        work.put_machine_ca(&who, "machine-ca.revoke", ca);
+                    }
+                }
                 work.end_enrolment(&who, key);
                 Ok(record)
             })

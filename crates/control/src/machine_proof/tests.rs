@@ -194,6 +194,21 @@ async fn a_revoked_certificate_and_an_authority_that_is_gone_cut_off_at_once() {
     assert!(is_published(&world));
 }
 
+/// A stolen machine goes on asking, with the certificate that it has.
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_is_ended_does_not_enrol_itself_again() {
+    let authority = ca("one");
+    let (world, _, key) = world(&authority).await;
+    let held = issue(&authority, |_| ());
+    assert!(
+        ask(&world, with_key(proved(&world, &held, |_| ()), &key)).await.machine_authorized && is_published(&world)
+    );
+    world.admin().end_enrolment(NETWORK, machine(2)).await.unwrap();
+    let again = ask(&world, proved(&world, &held, |_| ())).await;
+    assert_eq!((again.error, again.machine_authorized), (ProofError::Revoked.to_string(), false));
+    assert!(!is_published(&world));
+}
+
 #[tokio::test(start_paused = true)]
 async fn authorities_are_certificates_and_few() {
     let authority = ca("one");
