@@ -51,10 +51,12 @@ impl Inbound {
                         Ok(place) => drop(network.accept(flow).map(|stream| place.send(stream))),
                         Err(_) => network.refuse(flow),
                     },
-                    None => drop(tokio::spawn(connect(network, flow))),
+                    None if network.leads_to_program(flow.own.port()) => drop(tokio::spawn(connect(network, flow))),
+                    None => network.refuse(flow),
                 }
             }
-            Event::Datagram(flow, bytes) => self.pass_on(flow, bytes),
+            Event::Datagram(flow, bytes) if self.network.leads_to_program(flow.own.port()) => self.pass_on(flow, bytes),
+            Event::Datagram(..) => {}
         }
     }
 

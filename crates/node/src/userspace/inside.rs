@@ -88,6 +88,7 @@ impl Inside {
         let engine = engine::start(options, events, None).await?;
         let dialer = engine.dialer().clone();
         let network = dialer.network().cloned().ok_or(InsideError::Ended)?;
+        network.keep_all_ports();
         // Nobody asks over a socket, so it does not matter for whom it runs.
         let (daemon, shared) = Daemon::new(engine, control_client::Network, (store, state), disco, 0);
         let running = tokio::spawn(daemon.run(engine_events, std::future::pending()));

@@ -1,10 +1,10 @@
 //! The thread of the stack, and what others hold of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -42,13 +42,24 @@ struct Inner {
     kick: Notify,
     /// Who takes connections to a port.
     listeners: Mutex<BTreeMap<u16, mpsc::Sender<Stream>>>,
+    /// Ports that lead to no program of this machine.
+    kept: Mutex<BTreeSet<u16>>,
+    /// Whether none does.
+    keeps_all: AtomicBool,
 }
 
 impl Network {
     /// Makes a network without addresses; nothing runs yet. `seed` must be random and secret.
     pub(crate) fn new(mtu: u16, seed: [u8; 32]) -> Self {
         let stack = Mutex::new(Stack::new(mtu, seed, now()));
-        Self { inner: Arc::new(Inner { stack, kick: Notify::new(), listeners: Mutex::default() }) }
+        let inner = Inner {
+            stack,
+            kick: Notify::new(),
+            listeners: Mutex::default(),
+            kept: Mutex::default(),
+            keeps_all: AtomicBool::new(false),
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Starts the thread that moves packets; it ends with the packet worker, whom `wake` wakes.
@@ -102,6 +113,21 @@ impl Network {
         let (sender, connections) = mpsc::channel(BACKLOG);
         listeners.insert(port, sender);
         Ok(Listener { connections })
+    }
+
+    /// Leads peers to no program of this machine on that port: a proxy there would let them speak as this node.
+    pub fn keep_port(&self, port: u16) {
+        lock(&self.inner.kept).insert(port);
+    }
+
+    /// Leads peers to no program of this machine at all, for who has the node inside chose nothing but what it listens on.
+    pub fn keep_all_ports(&self) {
+        self.inner.keeps_all.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells whether a port of this node leads to the program of this machine on the same port.
+    pub(super) fn leads_to_program(&self, port: u16) -> bool {
+        !self.inner.keeps_all.load(Ordering::Relaxed) && !lock(&self.inner.kept).contains(&port)
     }
 
     /// Returns who takes connections to a port, if a program of this machine does not.

@@ -347,6 +347,10 @@ impl Stack {
     }
 
     fn feed(&mut self, packet: Vec<u8>, now: Instant) {
+        // What a packet causes is made at once; while peers bring more than goes out, the newest is lost.
+        if self.device.outgoing.len() >= MAX_CONNECTIONS {
+            return;
+        }
         let time = self.time(now);
         self.device.arrived = Some(packet);
         let _ = self.interface.poll_ingress_single(time, &mut self.device, &mut self.sockets);

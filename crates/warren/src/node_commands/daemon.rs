@@ -115,6 +115,10 @@ impl Node {
                 return Err(error.into());
             }
         };
+        if let Some(network) = engine.dialer().network() {
+            let ports = proxies.iter().filter_map(|(listener, _)| listener.local_addr().ok());
+            ports.for_each(|address| network.keep_port(address.port()));
+        }
         let serve = |(listener, kind)| tokio::spawn(proxy::serve(listener, kind, engine.dialer().clone()));
         let proxies: Vec<_> = proxies.into_iter().map(serve).collect();
         let uid = rustix::process::geteuid().as_raw();

@@ -8,6 +8,8 @@
 
 use std::net::IpAddr;
 
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 use warren_filter::tsmp::Message;
 use warren_filter::{Body, Icmp, Packet};
 use warren_path::Answerer;
@@ -24,10 +26,10 @@ pub(super) struct Questions {
 }
 
 impl Questions {
-    /// Takes part of a random and secret number.
+    /// Makes a secret of a random and secret number, which the secret does not tell: routers see it, and the number is what
+    /// keeps the firewall's tables from being filled on purpose.
     pub(super) fn new(seed: u64) -> Self {
-        let [secret @ .., _, _] = seed.to_be_bytes();
-        Self { secret }
+        Self { secret: StdRng::seed_from_u64(seed).random() }
     }
 
     /// Returns the packets of a question.

@@ -95,6 +95,23 @@ async fn a_port_where_no_program_is_refuses() {
     assert_eq!(error.kind(), io::ErrorKind::Other, "there is no such port");
 }
 
+/// A proxy is reached by programs of this machine alone, and who has the node inside opened nothing else to peers.
+#[tokio::test]
+async fn ports_that_are_kept_lead_to_no_program() {
+    let world = world();
+    let program = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = program.local_addr().unwrap().port();
+    let to = (own(2)[0], port).into();
+    world.nodes[0].connect(to).await.expect("it is open yet");
+    world.nodes[1].keep_port(port);
+    assert_eq!(world.nodes[0].connect(to).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = (own(2)[0], other.local_addr().unwrap().port()).into();
+    world.nodes[0].connect(to).await.expect("others stay open");
+    world.nodes[1].keep_all_ports();
+    assert_eq!(world.nodes[0].connect(to).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+}
+
 #[tokio::test]
 async fn a_program_with_the_node_inside_listens_itself() {
     let world = world();

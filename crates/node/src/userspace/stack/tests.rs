@@ -312,6 +312,18 @@ fn addresses_that_are_gone_end_their_connections() {
     assert_eq!(pair.stacks[0].connect("100.64.0.2:80".parse().unwrap()), Err(ConnectError::NoAddress));
 }
 
+/// Answers are made at once, and go out only as fast as the packet worker takes them.
+#[test]
+fn answers_that_nobody_takes_do_not_pile_up() {
+    let mut pair = Pair::new();
+    let (from, to) = (IpAddr::from([100, 64, 0, 2]), IpAddr::from([100, 64, 0, 1]));
+    for _ in 0..10 * MAX_CONNECTIONS {
+        pair.stacks[0].handle_packet(ping(from, to), false, pair.now);
+    }
+    let waiting = std::iter::from_fn(|| pair.stacks[0].poll_outgoing()).count();
+    assert!((1..=MAX_CONNECTIONS).contains(&waiting), "{waiting} answers wait");
+}
+
 #[test]
 fn a_damaged_packet_opens_nothing() {
     let mut pair = Pair::new();
