@@ -9,15 +9,8 @@ use crate::Backend;
 
 /// Bytes of the tag behind the text of a packet.
 pub const TAG_BYTES: usize = 16;
-/// Packets that vector code handles at once; batches of a multiple of it are the cheapest.
+/// Packets that the widest vector code handles at once; batches of a multiple of it are the cheapest.
 pub const LANES: usize = 16;
-
-/// Batches below this go to aws-lc-rs one by one; measured, see `benches/batch.rs`.
-#[cfg(target_arch = "x86_64")]
-const LEAST: usize = 4;
-/// Packets longer than this go to aws-lc-rs; no datagram is.
-#[cfg(target_arch = "x86_64")]
-const LONGEST: usize = 1 << 16;
 
 /// One packet of a batch.
 pub struct Packet<'a> {
@@ -97,25 +90,27 @@ impl Key {
 
     /// Seals packets: encrypts the texts and writes the tags.
     pub fn seal_batch(&self, packets: &mut [Packet<'_>]) {
-        for group in packets.chunks_mut(LANES) {
-            #[cfg(target_arch = "x86_64")]
-            if self.suits_lanes(group) {
-                crate::avx512::seal(&self.words, group);
-                continue;
+        for group in packets.chunks_mut(self.backend.lanes()) {
+            match self.suited(group) {
+                #[cfg(target_arch = "x86_64")]
+                Backend::Avx512 => crate::avx512::seal(&self.words, group),
+                #[cfg(target_arch = "x86_64")]
+                Backend::Avx2 => crate::avx2::seal(&self.words, group),
+                _ => group.iter_mut().for_each(|packet| self.seal_one(packet)),
             }
-            group.iter_mut().for_each(|packet| self.seal_one(packet));
         }
     }
 
     /// Opens packets: checks all tags, and decrypts the texts of those that are authentic.
     pub fn open_batch(&self, packets: &mut [Packet<'_>]) {
-        for group in packets.chunks_mut(LANES) {
-            #[cfg(target_arch = "x86_64")]
-            if self.suits_lanes(group) {
-                crate::avx512::open(&self.words, group);
-                continue;
+        for group in packets.chunks_mut(self.backend.lanes()) {
+            match self.suited(group) {
+                #[cfg(target_arch = "x86_64")]
+                Backend::Avx512 => crate::avx512::open(&self.words, group),
+                #[cfg(target_arch = "x86_64")]
+                Backend::Avx2 => crate::avx2::open(&self.words, group),
+                _ => group.iter_mut().for_each(|packet| self.open_one(packet)),
             }
-            group.iter_mut().for_each(|packet| self.open_one(packet));
         }
     }
 
@@ -140,12 +135,11 @@ impl Key {
         }
     }
 
-    /// Tells whether vector code gains with these packets and can take them.
-    #[cfg(target_arch = "x86_64")]
-    fn suits_lanes(&self, group: &[Packet<'_>]) -> bool {
-        self.backend == Backend::Avx512
-            && group.len() >= LEAST
-            && group.iter().all(|packet| (TAG_BYTES..=LONGEST).contains(&packet.buffer.len()))
+    /// Returns the back end, or aws-lc-rs if vector code would not gain with these packets or cannot take them.
+    fn suited(&self, group: &[Packet<'_>]) -> Backend {
+        let takes = |packet: &Packet<'_>| (TAG_BYTES..=self.backend.longest()).contains(&packet.buffer.len());
+        let is_suited = group.len() >= self.backend.least() && group.iter().all(takes);
+        if is_suited { self.backend } else { Backend::AwsLc }
     }
 }
 

@@ -21,9 +21,13 @@
 #![deny(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod backend;
 mod key;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
 
 pub use backend::{Backend, SWITCH};
 pub use key::{Key, LANES, Packet, TAG_BYTES};

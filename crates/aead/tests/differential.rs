@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 use warren_aead::{Backend, Key, LANES, Packet, TAG_BYTES};
 
-const BACKENDS: [Backend; 2] = [Backend::AwsLc, Backend::Avx512];
+const BACKENDS: [Backend; 3] = [Backend::AwsLc, Backend::Avx2, Backend::Avx512];
 
 /// Bytes that look random but are the same in each run.
 fn bytes(seed: u64, length: usize) -> Vec<u8> {
@@ -44,8 +44,10 @@ fn opened(key: &[u8; 32], backend: Backend, first: u64, buffers: &[Vec<u8>]) -> 
 
 /// Seals with both, opens with both, also after packets of `broken` were changed.
 fn compare(key: &[u8; 32], first: u64, texts: &[Vec<u8>], broken: &[(usize, usize)]) {
-    let [expected, mut made] = BACKENDS.map(|backend| sealed(key, backend, first, texts));
-    assert!(expected == made, "sealed, lengths {:?}", texts.iter().map(Vec::len).collect::<Vec<_>>());
+    let [expected, mut made, more] = BACKENDS.map(|backend| sealed(key, backend, first, texts));
+    for other in [&made, &more] {
+        assert!(expected == *other, "sealed, lengths {:?}", texts.iter().map(Vec::len).collect::<Vec<_>>());
+    }
     for (packet, bit) in broken {
         let packet = packet % made.len();
         let bit = bit % (made[packet].len() * 8);

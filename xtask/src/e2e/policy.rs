@@ -3,7 +3,7 @@
 //! Times are printed and only bounded generously: they are for the reports, the effect is what is tested.
 
 use super::Context;
-use crate::fleet::{GoClient, address_of};
+use crate::fleet::{GoClient, address_of, last_lines};
 use crate::fleet::{Node, PATIENCE, Server};
 use crate::lab::{Host, Lab, Process, wait_for};
 use crate::packages;
@@ -154,7 +154,10 @@ pub(super) fn go_client(context: &Context) -> Result<()> {
     let all = |title: &str, wait: &dyn Fn(&Probe) -> Result<f64>| -> Result<()> {
         let took: Result<Vec<_>> = probes.iter().map(|probe| Ok((probe.what.as_str(), wait(probe)?))).collect();
         let took = took.with_context(|| format!("{title}; the Go client's log ends with:\n{}", gopher.log_end()))?;
-        judge(title, &took)
+        judge(title, &took).with_context(|| {
+            let logs = [gopher.log_end(), last_lines(&alpha.process().log())];
+            format!("the Go client's log ends with:\n{}\nalpha's log ends with:\n{}", logs[0], logs[1])
+        })
     };
     let begin = set(server, &alpha.host, &acls(&open))?;
     for probe in &probes {

@@ -5,26 +5,11 @@ use core::arch::x86_64::{
     _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64, _mm512_xor_si512,
 };
 
-use crate::key::LANES;
+use super::LANES;
+use crate::lanes::{self, BLOCK_BYTES};
 
-/// Bytes of a block.
-pub(super) const BLOCK_BYTES: usize = 64;
-
-/// The words of the state in which the blocks differ.
-#[derive(Default)]
-pub(super) struct Lanes {
-    /// Block counters.
-    pub(super) block: [u32; LANES],
-    /// First words of the nonces; zero but for published vectors.
-    pub(super) first: [u32; LANES],
-    /// Second words of the nonces.
-    pub(super) low: [u32; LANES],
-    /// Third words of the nonces.
-    pub(super) high: [u32; LANES],
-}
-
-/// "expand 32-byte k".
-const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
+/// The words of the state in which 16 blocks differ.
+pub(super) type Lanes = lanes::Lanes<LANES>;
 
 /// A quarter round of words `a`, `b`, `c` and `d` of each block.
 macro_rules! quarter {
@@ -45,10 +30,10 @@ macro_rules! quarter {
 #[inline]
 pub(super) fn blocks(key: &[u32; 8], lanes: &Lanes) -> [__m512i; LANES] {
     let start = [
-        same(CONSTANTS[0]),
-        same(CONSTANTS[1]),
-        same(CONSTANTS[2]),
-        same(CONSTANTS[3]),
+        same(lanes::CONSTANTS[0]),
+        same(lanes::CONSTANTS[1]),
+        same(lanes::CONSTANTS[2]),
+        same(lanes::CONSTANTS[3]),
         same(key[0]),
         same(key[1]),
         same(key[2]),

