@@ -17,7 +17,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -292,16 +292,18 @@ pub(super) struct PeerSlot {
     path: ArcSwap<Path>,
     jailed: AtomicBool,
     /// When a handshake was asked for that is not decided yet.
-    asked: AtomicU64,
+    asked: AtomicU32,
     rx_bytes: AtomicU64,
     tx_bytes: AtomicU64,
     /// Times by [`Shared::stamp`].
     last_write: AtomicU64,
-    told_sent: AtomicU64,
-    told_received: AtomicU64,
+    told_sent: AtomicU32,
+    told_received: AtomicU32,
     /// Packets were reported to come since packets to the peer were last reported: whether more go there is news.
     is_heard: AtomicBool,
 }
+
+const _: () = assert!(size_of::<PeerSlot>() <= 88, "a peer at rest must stay small");
 
 impl PeerSlot {
     /// Makes the slot of a peer without session and path.
@@ -311,12 +313,12 @@ impl PeerSlot {
             session: ArcSwapOption::empty(),
             path: ArcSwap::new(resting(None)),
             jailed: AtomicBool::new(false),
-            asked: AtomicU64::new(0),
+            asked: AtomicU32::new(0),
             rx_bytes: AtomicU64::new(0),
             tx_bytes: AtomicU64::new(0),
             last_write: AtomicU64::new(0),
-            told_sent: AtomicU64::new(0),
-            told_received: AtomicU64::new(0),
+            told_sent: AtomicU32::new(0),
+            told_received: AtomicU32::new(0),
             is_heard: AtomicBool::new(false),
         }
     }
@@ -385,7 +387,7 @@ impl PeerSlot {
         // A path that goes dead after the last packet that came is noticed by what is sent from then on.
         if self.is_heard.load(Ordering::Relaxed) {
             self.is_heard.store(false, Ordering::Relaxed);
-            self.told_sent.store(stamp, Ordering::Relaxed);
+            self.told_sent.store(short(stamp), Ordering::Relaxed);
             return true;
         }
         is_due(&self.told_sent, stamp, ACTIVITY_SPACING)
@@ -420,13 +422,23 @@ fn resting(relay: Option<RegionId>) -> Arc<Path> {
 }
 
 /// Tells whether `last` was never or is `spacing` ago; then it becomes `stamp`. The worker alone calls this.
-fn is_due(last: &AtomicU64, stamp: u64, spacing: Duration) -> bool {
-    let told = last.load(Ordering::Relaxed);
-    let due = told == 0 || u128::from(stamp.saturating_sub(told)) >= spacing.as_millis();
+fn is_due(last: &AtomicU32, stamp: u64, spacing: Duration) -> bool {
+    let (told, stamp) = (last.load(Ordering::Relaxed), short(stamp));
+    let due = told == 0 || u128::from(stamp.wrapping_sub(told)) >= spacing.as_millis();
     if due {
         last.store(stamp, Ordering::Relaxed);
     }
     due
+}
+
+/// Returns a stamp in half the room, never 0. It comes again after 49 days: what is spaced by seconds may then wait for
+/// one more of them.
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
+const fn short(stamp: u64) -> u32 {
+    match stamp as u32 {
+        0 => 1,
+        stamp => stamp,
+    }
 }
 
 impl fmt::Debug for PeerSlot {
