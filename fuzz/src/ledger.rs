@@ -31,7 +31,9 @@ pub fn batch(data: &[u8]) {
     let mut input = Input::new(data);
     if input.byte().is_multiple_of(2) {
         let bytes = input.rest();
-        let _ = Receipt::open(bytes, &secret().public());
+        if let Ok(log) = Verifier::new("logs.example.com/family", secret().public()) {
+            let _ = Receipt::open(bytes, &log);
+        }
         if let Ok((batch, rest)) = Batch::parse_first(bytes) {
             assert_eq!([batch.bytes(), rest].concat(), bytes, "bytes are lost");
             let _ = batch.open();

@@ -269,7 +269,7 @@ impl Batch {
     }
 
     /// Reads the records as they are, and the lowest bytes of their numbers.
-    fn read(&self) -> Result<Vec<(Record, u8)>, DecodeError> {
+    pub(crate) fn read(&self) -> Result<Vec<(Record, u8)>, DecodeError> {
         let mut reader = Reader(self.body());
         let mut before = self.header.made;
         let mut records = Vec::with_capacity(self.header.count as usize);

@@ -34,11 +34,29 @@ pub struct Checkpoint {
     pub root: Hash,
 }
 
-/// Names a signer: what stands in its lines, and its key.
+/// Names a signer: what stands in its lines, and its key. A collector's names one of its logs: the origin, and its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verifier {
     name: String,
     key: LogKey,
+}
+
+/// Tells logs apart, in few bytes: a hash of the origin and the collector's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TreeId([u8; 32]);
+
+impl TreeId {
+    /// Makes one of its 32 bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Returns the 32 bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
 }
 
 /// Says why a text is not a checkpoint of this signer.
@@ -89,11 +107,35 @@ impl Verifier {
         if *kind == ED25519 && verifier.to_string() == text { Ok(verifier) } else { Err(VerifierError) }
     }
 
+    /// Returns the name: of a log, its origin.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the key.
+    #[must_use]
+    pub const fn key(&self) -> &LogKey {
+        &self.key
+    }
+
+    /// Returns what tells this log from others.
+    #[must_use]
+    pub fn tree(&self) -> TreeId {
+        let mut id = [0; 32];
+        id.iter_mut().zip(self.digest().as_ref()).for_each(|(to, from)| *to = *from);
+        TreeId(id)
+    }
+
+    /// A name has no line break, so that no other name and key give the same.
+    fn digest(&self) -> aws_lc_rs::digest::Digest {
+        digest(&SHA256, &[self.name.as_bytes(), b"\n", &[ED25519], self.key.as_bytes()].concat())
+    }
+
     /// Returns the key's number, which tells keys of one name apart.
     fn number(&self) -> [u8; 4] {
-        let named = [self.name.as_bytes(), b"\n", &[ED25519], self.key.as_bytes()].concat();
         let mut number = [0; 4];
-        number.iter_mut().zip(digest(&SHA256, &named).as_ref()).for_each(|(to, from)| *to = *from);
+        number.iter_mut().zip(self.digest().as_ref()).for_each(|(to, from)| *to = *from);
         number
     }
 

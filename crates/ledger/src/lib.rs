@@ -20,6 +20,7 @@ mod codec;
 pub mod join;
 mod key;
 pub mod merkle;
+pub mod query;
 mod receipt;
 mod record;
 pub mod recorder;

@@ -81,6 +81,13 @@ impl Frontier {
         &self.peaks
     }
 
+    /// Returns the root of one of the full subtrees that the tree is made of; `None` if this node is not one of them.
+    #[must_use]
+    pub fn peak(&self, level: u8, index: u64) -> Option<Hash> {
+        let at = peaks(0, self.size).position(|peak| peak == (level, index))?;
+        self.peaks.get(at).copied()
+    }
+
     /// Appends the hash of a leaf; hands every node that is final now to `store`, with its level and index.
     ///
     /// The leaf itself is on level 0. Nodes of one level come in the order of their indices.

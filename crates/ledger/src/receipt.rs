@@ -9,9 +9,11 @@
 //! | 49 | 32 | the batch's hash |
 //! | 81 | 8 | its position in the collector's tree, from 0 |
 //! | 89 | 8 | when, by the collector's clock, in µs since 1970 |
-//! | 97 | 64 | signature of [`SIGNATURE_CONTEXT`] and the bytes before it |
+//! | 97 | 32 | which log: [`TreeId`] |
+//! | 129 | 64 | signature of [`SIGNATURE_CONTEXT`] and the bytes before it |
 
 use crate::batch::Header;
+use crate::checkpoint::{TreeId, Verifier};
 use crate::codec::{DecodeError, Reader};
 use crate::key::{LogKey, LogSecret, Signature};
 use crate::merkle::Hash;
@@ -20,7 +22,7 @@ use crate::time::Time;
 /// Bytes of a receipt.
 pub const RECEIPT_BYTES: usize = SIGNED_BYTES + 64;
 
-const SIGNED_BYTES: usize = 97;
+const SIGNED_BYTES: usize = 129;
 const SIGNATURE_CONTEXT: &[u8] = b"warren ledger receipt\0";
 const VERSION: u8 = 1;
 
@@ -41,6 +43,8 @@ pub struct Receipt {
     pub position: u64,
     /// When it was stored, by the collector's clock.
     pub stored: Time,
+    /// In which log, so that a collector of many cannot say later that it meant another.
+    pub tree: TreeId,
 }
 
 /// Says why bytes are not a receipt of this collector.
@@ -53,13 +57,17 @@ pub enum ReceiptError {
     /// The collector did not sign it.
     #[error("the receipt is not signed by the collector")]
     Signature,
+    /// It is about another log.
+    #[error("the receipt is about another log than this one")]
+    OtherLog,
 }
 
 impl Receipt {
-    /// Makes the receipt of a batch.
+    /// Makes the receipt of a batch that is stored in the log that `verifier` names.
     #[must_use]
-    pub const fn of(header: &Header, hash: Hash, position: u64, stored: Time) -> Self {
-        Self { key: header.key, epoch: header.epoch, sequence: header.sequence, hash, position, stored }
+    pub fn of(verifier: &Verifier, header: &Header, hash: Hash, position: u64, stored: Time) -> Self {
+        let tree = verifier.tree();
+        Self { key: header.key, epoch: header.epoch, sequence: header.sequence, hash, position, stored, tree }
     }
 
     /// Signs it for the collector.
@@ -72,16 +80,17 @@ impl Receipt {
         out.extend(self.hash);
         out.extend(self.position.to_be_bytes());
         out.extend(self.stored.as_micros().to_be_bytes());
+        out.extend(self.tree.as_bytes());
         let signature = collector.sign(&[SIGNATURE_CONTEXT, &out].concat());
         out.extend(signature.as_bytes());
         out
     }
 
-    /// Reads a receipt that `collector` signed.
+    /// Reads a receipt about the log that `verifier` names, signed with its key.
     ///
     /// # Errors
     /// See [`ReceiptError`].
-    pub fn open(bytes: &[u8], collector: &LogKey) -> Result<Self, ReceiptError> {
+    pub fn open(bytes: &[u8], verifier: &Verifier) -> Result<Self, ReceiptError> {
         let mut reader = Reader(bytes);
         let version = reader.byte("version")?;
         if version != VERSION {
@@ -94,12 +103,16 @@ impl Receipt {
             hash: reader.array("hash")?,
             position: reader.u64("position")?,
             stored: Time::from_micros(reader.u64("time")?),
+            tree: TreeId::from_bytes(reader.array("log")?),
         };
         let signature = Signature::from_bytes(reader.array("signature")?);
         reader.end()?;
         let signed = bytes.get(..SIGNED_BYTES).unwrap_or_default();
-        if !collector.verifies(&[SIGNATURE_CONTEXT, signed].concat(), &signature) {
+        if !verifier.key().verifies(&[SIGNATURE_CONTEXT, signed].concat(), &signature) {
             return Err(ReceiptError::Signature);
+        }
+        if receipt.tree != verifier.tree() {
+            return Err(ReceiptError::OtherLog);
         }
         Ok(receipt)
     }
@@ -114,18 +127,22 @@ mod tests {
     #[test]
     fn a_receipt_is_the_collectors_or_nothing() {
         let batch = Writer::new(secret(1), at(0), [0; 32]).seal(&[], at(1)).unwrap();
-        let receipt = Receipt::of(batch.header(), batch.hash(), 17, at(2));
+        let log = |name, number| Verifier::new(name, secret(number).public()).unwrap();
+        let verifier = log("logs.example.com/family", 9);
+        let receipt = Receipt::of(&verifier, batch.header(), batch.hash(), 17, at(2));
         let bytes = receipt.sign(&secret(9));
         assert_eq!(bytes.len(), RECEIPT_BYTES);
-        assert_eq!(Receipt::open(&bytes, &secret(9).public()), Ok(receipt));
-        assert_eq!(Receipt::open(&bytes, &secret(8).public()), Err(ReceiptError::Signature));
+        assert_eq!(Receipt::open(&bytes, &verifier), Ok(receipt));
+        assert_eq!(Receipt::open(&bytes, &log("logs.example.com/family", 8)), Err(ReceiptError::Signature));
+        // The same collector's log of another tailnet.
+        assert_eq!(Receipt::open(&bytes, &log("logs.example.com/friends", 9)), Err(ReceiptError::OtherLog));
         for place in 0..bytes.len() {
             let mut altered = bytes.clone();
             altered[place] ^= 1;
-            assert!(Receipt::open(&altered, &secret(9).public()).is_err(), "byte {place}");
-            assert!(Receipt::open(&bytes[..place], &secret(9).public()).is_err(), "cut at {place}");
+            assert!(Receipt::open(&altered, &verifier).is_err(), "byte {place}");
+            assert!(Receipt::open(&bytes[..place], &verifier).is_err(), "cut at {place}");
         }
         let longer = [bytes.as_slice(), &[0]].concat();
-        assert_eq!(Receipt::open(&longer, &secret(9).public()), Err(DecodeError::TrailingBytes { count: 1 }.into()));
+        assert_eq!(Receipt::open(&longer, &verifier), Err(DecodeError::TrailingBytes { count: 1 }.into()));
     }
 }

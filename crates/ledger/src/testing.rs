@@ -1,5 +1,7 @@
 //! What several tests need.
 
+mod memory;
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -7,6 +9,7 @@ use proptest::prelude::*;
 use warren_wire::key::NodeKey;
 
 use crate::*;
+pub(crate) use memory::Memory;
 
 /// Reads hex digits.
 pub(crate) fn bytes<const N: usize>(hex: &str) -> [u8; N] {

@@ -10,18 +10,21 @@
 //! | 33 | 8 | its limit: µs, or bytes |
 //! | 41 | 8 | bytes of the store before |
 //! | 49 | 32 | root of the tree up to the last one |
-//! | 81 | 32 | SHA-256 of the entry's bytes before |
+//! | 81 | 64 | the collector's signature of [`SIGNATURE_CONTEXT`], the [`TreeId`](crate::checkpoint::TreeId) and the bytes before |
 
 use std::time::Duration;
 
-use aws_lc_rs::digest::{SHA256, digest};
-
+use crate::checkpoint::Verifier;
 use crate::codec::Reader;
+use crate::key::{LogSecret, Signature};
 use crate::merkle::Hash;
 use crate::time::Time;
 
 /// Bytes of an entry.
-pub(super) const CUT_BYTES: usize = 113;
+pub(super) const CUT_BYTES: usize = SIGNED_BYTES + 64;
+
+const SIGNED_BYTES: usize = 81;
+const SIGNATURE_CONTEXT: &[u8] = b"warren ledger cut\0";
 
 const BY_AGE: u8 = 1;
 const BY_SIZE: u8 = 2;
@@ -44,7 +47,8 @@ pub enum Rule {
     Bytes(u64),
 }
 
-/// Tells of batches that retention has removed.
+/// Tells of batches that retention has removed. The collector signs it, so that whoever can only reach its disk cannot
+/// remove batches as if retention had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
     /// Position of the first that is gone.
@@ -73,7 +77,12 @@ impl Cut {
         }
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
+    fn signed(verifier: &Verifier, entry: &[u8]) -> Vec<u8> {
+        [SIGNATURE_CONTEXT, verifier.tree().as_bytes(), entry].concat()
+    }
+
+    /// Writes the entry, signed.
+    pub(super) fn sign(&self, verifier: &Verifier, secret: &LogSecret) -> Vec<u8> {
         let (rule, limit) = match self.rule {
             Rule::Age(age) => (BY_AGE, u64::try_from(age.as_micros()).unwrap_or(u64::MAX)),
             Rule::Bytes(bytes) => (BY_SIZE, bytes),
@@ -86,13 +95,13 @@ impl Cut {
         out.extend(limit.to_be_bytes());
         out.extend(self.bytes.to_be_bytes());
         out.extend(self.root);
-        let hash = digest(&SHA256, &out);
-        out.extend(hash.as_ref());
+        let signature = secret.sign(&Self::signed(verifier, &out));
+        out.extend(signature.as_bytes());
         out
     }
 
-    /// Reads an entry; `None` if it is not whole.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    /// Reads an entry; `None` if it is not whole, or not signed.
+    pub(super) fn decode(bytes: &[u8], verifier: &Verifier) -> Option<Self> {
         let mut reader = Reader(bytes);
         let mut number = || reader.u64("number").ok();
         let (from, to) = (number()?, number()?);
@@ -106,8 +115,8 @@ impl Cut {
         };
         let bytes_before = reader.u64("bytes").ok()?;
         let root = reader.array("root").ok()?;
-        let hash: Hash = reader.array("hash").ok()?;
-        let is_whole = digest(&SHA256, bytes.get(..CUT_BYTES - 32)?).as_ref() == hash;
-        is_whole.then_some(Self { from, to, newest, at, rule, bytes: bytes_before, root })
+        let signature = Signature::from_bytes(reader.array("signature").ok()?);
+        let is_signed = verifier.key().verifies(&Self::signed(verifier, bytes.get(..SIGNED_BYTES)?), &signature);
+        is_signed.then_some(Self { from, to, newest, at, rule, bytes: bytes_before, root })
     }
 }

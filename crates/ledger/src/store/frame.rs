@@ -19,27 +19,38 @@
 //! | 12 | 4 | number of batches |
 //! | 16 | 8 | position of the first |
 //! | 24 | 8 | when they were stored, in µs since 1970 |
-//! | 32 | 32 | SHA-256 of the 32 bytes before and the compressed batches |
-//! | 64 | | the batches one after the other, compressed with zstd |
+//! | 32 | 8 | the earliest time of their records |
+//! | 40 | 8 | the latest |
+//! | 48 | 4 | length of the filter |
+//! | 52 | 1 | kinds of records, see [`Kinds`] |
+//! | 53 | 32 | SHA-256 of the bytes before, the filter and the compressed batches |
+//! | 85 | | the filter, by which a frame is known that has nothing of what is looked for: see the module `summary` |
+//! | | | the batches one after the other, compressed with zstd |
 
 use aws_lc_rs::digest::{Context, SHA256};
 
+use super::summary::{FILTER_BYTES_MAX, Summary};
 use crate::batch::Batch;
 use crate::codec::{DecodeError, Reader};
 use crate::merkle::{Frontier, Hash};
+use crate::query::Kinds;
 use crate::time::Time;
 
-/// Bytes of a frame before its batches.
-pub(super) const FRAME_HEAD_BYTES: usize = 64;
+/// Bytes of a frame before its filter.
+pub(super) const FRAME_HEAD_BYTES: usize = HASHED_BYTES + 32;
 
 /// The most bytes of a frame's batches, before compression.
 pub(super) const FRAME_BYTES_MAX: usize = 8 << 20;
 
 /// The most bytes of a frame: what zstd makes of [`FRAME_BYTES_MAX`] bytes without any pattern.
-pub(super) const STORED_BYTES_MAX: usize = FRAME_HEAD_BYTES + FRAME_BYTES_MAX + (FRAME_BYTES_MAX >> 8) + 1024;
+pub(super) const STORED_BYTES_MAX: usize =
+    FRAME_HEAD_BYTES + FILTER_BYTES_MAX + FRAME_BYTES_MAX + (FRAME_BYTES_MAX >> 8) + 1024;
 
 /// The most bytes of a segment's head.
 pub(super) const HEAD_BYTES_MAX: usize = 25 + 64 * 32 + 32;
+
+/// Bytes of a frame's head that its hash covers.
+const HASHED_BYTES: usize = 53;
 
 const HEAD_MAGIC: &[u8; 8] = b"warrenL1";
 const FRAME_MAGIC: &[u8; 4] = b"WLF1";
@@ -102,6 +113,10 @@ pub(super) struct FrameHead {
     pub(super) count: u32,
     pub(super) first: u64,
     pub(super) stored: Time,
+    pub(super) earliest: Time,
+    pub(super) latest: Time,
+    pub(super) filter_bytes: u32,
+    pub(super) kinds: Kinds,
     hash: Hash,
 }
 
@@ -113,17 +128,26 @@ impl FrameHead {
             let magic = reader.array("magic")?;
             let mut u32 = |field| reader.array(field).map(u32::from_be_bytes);
             let (stored_bytes, bytes, count) = (u32("stored length")?, u32("length")?, u32("count")?);
-            let (first, stored) = (reader.u64("position")?, Time::from_micros(reader.u64("time")?));
-            Ok((magic, Self { stored_bytes, bytes, count, first, stored, hash: reader.array("hash")? }))
+            let first = reader.u64("position")?;
+            let mut time = || reader.u64("time").map(Time::from_micros);
+            let (stored, earliest, latest) = (time()?, time()?, time()?);
+            let filter_bytes = reader.array("filter length").map(u32::from_be_bytes)?;
+            let kinds = Kinds::from_bits(reader.byte("kinds")?);
+            let hash = reader.array("hash")?;
+            let head = Self { stored_bytes, bytes, count, first, stored, earliest, latest, filter_bytes, kinds, hash };
+            Ok((magic, head))
         };
         let (magic, head) = read(&mut reader).ok()?;
-        let fits = head.bytes as usize <= FRAME_BYTES_MAX && head.length() <= STORED_BYTES_MAX;
+        let fits = head.bytes as usize <= FRAME_BYTES_MAX
+            && head.filter_bytes as usize <= FILTER_BYTES_MAX
+            && head.length() <= STORED_BYTES_MAX
+            && head.count > 0;
         (magic == *FRAME_MAGIC && fits && head.first.checked_add(head.count.into()).is_some()).then_some(head)
     }
 
     /// Returns the length of the frame.
     pub(super) const fn length(&self) -> usize {
-        FRAME_HEAD_BYTES + self.stored_bytes as usize
+        FRAME_HEAD_BYTES + self.filter_bytes as usize + self.stored_bytes as usize
     }
 
     /// Returns the position behind the frame's last batch.
@@ -140,15 +164,18 @@ impl FrameHead {
 pub(super) fn encode(batches: &[Batch], first: u64, stored: Time) -> std::io::Result<Vec<u8>> {
     let plain: Vec<u8> = batches.iter().flat_map(|batch| batch.bytes()).copied().collect();
     let compressed = zstd::bulk::compress(&plain, LEVEL)?;
+    let summary = Summary::of(batches);
     let mut out = FRAME_MAGIC.to_vec();
-    // All three are bounded by `FRAME_BYTES_MAX`, which the caller keeps.
-    for number in [compressed.len(), plain.len(), batches.len()] {
-        out.extend(u32::try_from(number).unwrap_or(u32::MAX).to_be_bytes());
-    }
+    // All are bounded by `FRAME_BYTES_MAX`, which the caller keeps.
+    let u32 = |number: usize| u32::try_from(number).unwrap_or(u32::MAX).to_be_bytes();
+    [compressed.len(), plain.len(), batches.len()].iter().for_each(|number| out.extend(u32(*number)));
     out.extend(first.to_be_bytes());
-    out.extend(stored.as_micros().to_be_bytes());
-    let hash = sha256(&[&out, &compressed]);
+    [stored, summary.earliest, summary.latest].iter().for_each(|time| out.extend(time.as_micros().to_be_bytes()));
+    out.extend(u32(summary.filter.len()));
+    out.push(summary.kinds.bits());
+    let hash = sha256(&[&out, &summary.filter, &compressed]);
     out.extend(hash);
+    out.extend(summary.filter);
     out.extend(compressed);
     Ok(out)
 }
@@ -156,10 +183,11 @@ pub(super) fn encode(batches: &[Batch], first: u64, stored: Time) -> std::io::Re
 /// Reads the whole frame at the front of `bytes`, and its batches if it is one as it was written.
 pub(super) fn decode(bytes: &[u8]) -> Option<(FrameHead, Vec<Batch>)> {
     let head = FrameHead::decode(bytes)?;
-    let compressed = bytes.get(FRAME_HEAD_BYTES..head.length())?;
-    if sha256(&[bytes.get(..32)?, compressed]) != head.hash {
+    let behind = bytes.get(FRAME_HEAD_BYTES..head.length())?;
+    if sha256(&[bytes.get(..HASHED_BYTES)?, behind]) != head.hash {
         return None;
     }
+    let compressed = behind.get(head.filter_bytes as usize..)?;
     let plain = zstd::bulk::decompress(compressed, head.bytes as usize).ok()?;
     if plain.len() != head.bytes as usize {
         return None;
@@ -174,10 +202,18 @@ pub(super) fn decode(bytes: &[u8]) -> Option<(FrameHead, Vec<Batch>)> {
     (batches.len() == head.count as usize).then_some((head, batches))
 }
 
-/// Tells whether a whole frame lies anywhere in `bytes`.
-pub(super) fn holds_frame(bytes: &[u8]) -> bool {
-    (0..bytes.len()).any(|at| {
-        let rest = bytes.get(at..).unwrap_or_default();
+/// Tells whether the frame's summary, which is read without the batches, is that of its batches.
+pub(super) fn summary_holds(bytes: &[u8], head: &FrameHead, batches: &[Batch]) -> bool {
+    let Summary { earliest, latest, kinds, filter } = Summary::of(batches);
+    let filter_end = FRAME_HEAD_BYTES + head.filter_bytes as usize;
+    (earliest, latest, kinds) == (head.earliest, head.latest, head.kinds)
+        && bytes.get(FRAME_HEAD_BYTES..filter_end) == Some(filter.as_slice())
+}
+
+/// Returns where the next whole frame begins in `bytes`.
+pub(super) fn find(bytes: &[u8]) -> Option<usize> {
+    (0..bytes.len()).find(|at| {
+        let rest = bytes.get(*at..).unwrap_or_default();
         rest.starts_with(FRAME_MAGIC) && decode(rest).is_some()
     })
 }
