@@ -19,16 +19,24 @@ pub const STREAM_SILENCE: Duration = Duration::from_secs(60);
 /// How long an entry whose other end was silent is remembered.
 const TOLD: Duration = Duration::from_secs(3600);
 
+/// How long batches may come from a node without its log coming to what its peers wrote down: one that sends what it kept
+/// while it was away gets there, one whose log stands still does not.
+pub const BEHIND: Duration = Duration::from_secs(15 * 60);
+
 /// How far apart two ends' clocks may show the beginning of a conversation.
 pub const CLOCKS_APART: Duration = Duration::from_secs(5);
 
 /// Packets that may be under way, or counted on one side of a beginning or end alone.
 pub const PACKETS_APART: u64 = 64;
 
-/// One packet in this many may be lost on the way, beyond [`PACKETS_APART`].
+/// Bytes of these.
+pub const BYTES_APART: u64 = PACKETS_APART * 1500;
+
+/// One packet in this many may be lost on the way, beyond [`PACKETS_APART`], and as many of the bytes.
 pub const LOSS: u64 = 10;
 
-/// The most conversations that are waited for at a time. The one that began first is given up for a new one.
+/// The most conversations that are waited for at a time. The oldest of the node that has written down most of them is given
+/// up for a new one: nobody pushes out what others wrote.
 pub const PENDING_MAX: usize = 1 << 20;
 
 /// Answers what the join must know of nodes and policy.
@@ -81,8 +89,22 @@ pub struct Entry {
     pub began: Time,
     /// What was counted last, as that node sees it.
     pub counts: Counts,
+    /// When that was, by that node's clock.
+    pub counted: Time,
     /// Whether it is over.
     pub is_over: bool,
+    /// Whether these are all that it counted: it wrote down the end.
+    pub is_final: bool,
+}
+
+impl Entry {
+    /// Returns how long after the beginning the counts were taken.
+    fn age(&self) -> Duration {
+        if self.is_final {
+            return Duration::MAX;
+        }
+        Duration::from_micros(self.counted.as_micros().saturating_sub(self.began.as_micros()))
+    }
 }
 
 /// Says that the books do not balance, and why.
@@ -109,7 +131,19 @@ pub enum Mismatch {
         /// What the other end wrote.
         entry: Entry,
     },
-    /// One end says that more came than the other says that it sent, or less than loss explains.
+    /// Batches come from a node, but its log does not come to what others wrote down: it stands still, or its clock does.
+    Behind {
+        /// Who.
+        node: NodeKey,
+        /// How far its log has come, by its clock.
+        reached: Time,
+        /// One of the conversations.
+        ends: Ends,
+        /// What the other end wrote.
+        entry: Entry,
+    },
+    /// One end says that more came than the other says that it sent, or less than loss explains. It is told once, while the
+    /// conversation goes on or at its end.
     CountsApart {
         /// Which conversation.
         ends: Ends,
@@ -142,7 +176,7 @@ pub enum Mismatch {
 ///
 /// Records of a node come in their order, after its chain was checked; those of different nodes in any. Time is the
 /// collector's, and does not run backwards. After each call, take what there is from [`Self::poll_mismatch`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Join {
     pending: BTreeMap<u64, Pending>,
     /// The newest conversation with these ends.
@@ -152,6 +186,14 @@ pub struct Join {
     streams: BTreeMap<NodeKey, Stream>,
     /// Whose silence has been told.
     told: BTreeSet<NodeKey>,
+    /// Of whom it has been told that they are behind.
+    told_behind: BTreeSet<NodeKey>,
+    /// What each node wrote down first.
+    held: BTreeMap<NodeKey, BTreeSet<u64>>,
+    /// How much that is, so that the one with most is found.
+    most_held: BTreeSet<(usize, NodeKey)>,
+    /// See [`PENDING_MAX`].
+    room: usize,
     next: u64,
     found: VecDeque<Mismatch>,
     /// Conversations of which there can be but one entry.
@@ -159,9 +201,17 @@ pub struct Join {
     given_up: u64,
 }
 
+impl Default for Join {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 #[derive(Debug)]
 struct Pending {
     ends: Ends,
+    /// Who wrote of it first.
+    writer: NodeKey,
     /// Of the end that began it, and of the other.
     entries: [Option<Entry>; 2],
     /// When the first record came, by the collector's clock.
@@ -169,6 +219,10 @@ struct Pending {
     due: Time,
     /// The other end's silence has been told.
     is_told: bool,
+    /// That the counts are apart has been told.
+    is_apart: bool,
+    /// For how long the other end had been heard when it was first looked for.
+    heard_for: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -177,13 +231,30 @@ struct Stream {
     reached: Time,
     /// When it came, by the collector's.
     heard: Time,
+    /// For how long batches have come, without the times of silence.
+    heard_for: Duration,
 }
 
 impl Join {
     /// Makes a join that knows of nothing.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub const fn new() -> Self {
+        Self {
+            pending: BTreeMap::new(),
+            by_ends: BTreeMap::new(),
+            by_flow: BTreeMap::new(),
+            due: BTreeSet::new(),
+            streams: BTreeMap::new(),
+            told: BTreeSet::new(),
+            told_behind: BTreeSet::new(),
+            held: BTreeMap::new(),
+            most_held: BTreeSet::new(),
+            room: PENDING_MAX,
+            next: 0,
+            found: VecDeque::new(),
+            one_sided: 0,
+            given_up: 0,
+        }
     }
 
     /// Returns the next mismatch.
@@ -212,9 +283,15 @@ impl Join {
 
     /// Takes note that a batch of `node` was made at `made`, by its clock: it has written down what happened before.
     pub fn handle_batch(&mut self, node: NodeKey, made: Time, now: Time) {
-        let stream = self.streams.entry(node).or_insert(Stream { reached: made, heard: now });
-        *stream = Stream { reached: stream.reached.max(made), heard: now };
+        let fresh = Stream { reached: made, heard: now, heard_for: Duration::ZERO };
+        let stream = self.streams.entry(node).or_insert(fresh);
+        let gap = now.distance(stream.heard);
+        let gap = if gap < STREAM_SILENCE { gap } else { Duration::ZERO };
+        *stream = Stream { reached: stream.reached.max(made), heard: now, heard_for: stream.heard_for + gap };
         self.told.remove(&node);
+        if stream.reached.after(STREAM_SILENCE) >= now {
+            self.told_behind.remove(&node);
+        }
     }
 
     /// Takes note that `node` started anew: what it had open is over.
@@ -230,8 +307,8 @@ impl Join {
     pub fn handle_record(&mut self, node: NodeKey, record: &Record, now: Time, tailnet: &impl Tailnet) {
         match &record.event {
             Event::Start(start) => self.start(node, start, record.at, now, tailnet),
-            Event::Update(update) => self.change(node, update.flow, Some(update.counts), false, tailnet),
-            Event::End(end) => self.change(node, end.flow, Some(end.counts), true, tailnet),
+            Event::Update(update) => self.change(node, update.flow, Some((update.counts, record.at)), false, tailnet),
+            Event::End(end) => self.change(node, end.flow, Some((end.counts, record.at)), true, tailnet),
             Event::Drops(_) | Event::Missed { .. } => {}
         }
     }
@@ -250,7 +327,14 @@ impl Join {
         // A number that is used again says that what had it is over.
         self.change(node, start.flow, None, true, tailnet);
         let ends = Ends::of(node, start);
-        let entry = Entry { flow: start.flow, began: at, counts: Counts::default(), is_over: false };
+        let entry = Entry {
+            flow: start.flow,
+            began: at,
+            counts: Counts::default(),
+            counted: at,
+            is_over: false,
+            is_final: false,
+        };
         if !tailnet.allows(&ends, at) {
             self.found.push_back(Mismatch::NotAllowed { node, ends, entry });
         }
@@ -259,7 +343,7 @@ impl Join {
         let known = self.by_ends.get(&ends).copied().filter(|id| {
             self.pending.get(id).is_some_and(|pending| pending.entries.get(side).is_some_and(Option::is_none))
         });
-        let id = known.unwrap_or_else(|| self.insert(ends, now));
+        let id = known.unwrap_or_else(|| self.insert(ends, node, now));
         self.by_flow.insert((node, start.flow), id);
         let Some(pending) = self.pending.get_mut(&id) else { return };
         if let Some(place) = pending.entries.get_mut(side) {
@@ -272,9 +356,10 @@ impl Join {
         }
     }
 
-    fn insert(&mut self, ends: Ends, now: Time) -> u64 {
-        if self.pending.len() >= PENDING_MAX
-            && let Some(oldest) = self.pending.keys().next().copied()
+    fn insert(&mut self, ends: Ends, writer: NodeKey, now: Time) -> u64 {
+        if self.pending.len() >= self.room
+            && let Some((_, node)) = self.most_held.last()
+            && let Some(oldest) = self.held.get(node).and_then(|held| held.first().copied())
         {
             self.given_up += 1;
             self.remove(oldest);
@@ -282,32 +367,66 @@ impl Join {
         let id = self.next;
         self.next += 1;
         let due = now.after(SILENCE);
-        self.pending.insert(id, Pending { ends, entries: [None; 2], since: now, due, is_told: false });
+        let pending = Pending {
+            ends,
+            writer,
+            entries: [None; 2],
+            since: now,
+            due,
+            is_told: false,
+            is_apart: false,
+            heard_for: None,
+        };
+        self.pending.insert(id, pending);
+        self.hold(writer, |held| {
+            held.insert(id);
+        });
         self.by_ends.insert(ends, id);
         self.due.insert((due, id));
         id
     }
 
+    /// Changes what a node wrote down first.
+    fn hold(&mut self, node: NodeKey, change: impl FnOnce(&mut BTreeSet<u64>)) {
+        let held = self.held.entry(node).or_default();
+        self.most_held.remove(&(held.len(), node));
+        change(held);
+        if held.is_empty() {
+            self.held.remove(&node);
+        } else {
+            self.most_held.insert((held.len(), node));
+        }
+    }
+
     /// Takes over what an entry says now.
-    fn change(&mut self, node: NodeKey, flow: Flow, counts: Option<Counts>, is_over: bool, tailnet: &impl Tailnet) {
+    fn change(
+        &mut self,
+        node: NodeKey,
+        flow: Flow,
+        counts: Option<(Counts, Time)>,
+        is_over: bool,
+        tailnet: &impl Tailnet,
+    ) {
         let Some(&id) = self.by_flow.get(&(node, flow)) else { return };
         let Some(pending) = self.pending.get_mut(&id) else { return };
         // Both ends may have given it the same number.
         let side = usize::from(pending.ends.from_node != node);
         let Some(Some(entry)) = pending.entries.get_mut(side) else { return };
-        if let Some(counts) = counts {
+        if let Some((counts, at)) = counts {
             entry.counts = counts;
+            entry.counted = at;
+            entry.is_final = is_over;
         }
         entry.is_over |= is_over;
         let ends = pending.ends;
         let is_done = match pending.entries {
-            [Some(from), Some(to)] if from.is_over && to.is_over => {
-                if !agree(&from, &to) {
+            [Some(from), Some(to)] => {
+                if !pending.is_apart && !agree(&from, &to) {
+                    pending.is_apart = true;
                     self.found.push_back(Mismatch::CountsApart { ends, from, to });
                 }
-                true
+                from.is_over && to.is_over
             }
-            [Some(_), Some(_)] => false,
             _ => is_over && !tailnet.writes(&ends.other(&node)),
         };
         if is_done {
@@ -348,7 +467,13 @@ impl Join {
             let since = stream.map(|stream| stream.reached);
             self.found.push_back(Mismatch::StreamSilent { node, since, ends, entry });
         }
-        // It may be behind: its spool is sent when it can be.
+        // It may be behind: its spool is sent when it can be, and that has an end.
+        if let Some(stream) = stream {
+            let heard_for = *pending.heard_for.get_or_insert(stream.heard_for);
+            if stream.heard_for.saturating_sub(heard_for) >= BEHIND && self.told_behind.insert(node) {
+                self.found.push_back(Mismatch::Behind { node, reached: stream.reached, ends, entry });
+            }
+        }
         pending.due = now.after(SILENCE);
         self.due.insert((pending.due, id));
     }
@@ -356,6 +481,9 @@ impl Join {
     fn remove(&mut self, id: u64) {
         let Some(pending) = self.pending.remove(&id) else { return };
         self.due.remove(&(pending.due, id));
+        self.hold(pending.writer, |held| {
+            held.remove(&id);
+        });
         if self.by_ends.get(&pending.ends) == Some(&id) {
             self.by_ends.remove(&pending.ends);
         }
@@ -370,13 +498,20 @@ impl Join {
     }
 }
 
-/// Tells whether each end received no more than the other sent, and no less than loss explains.
+/// Tells whether each end received no more than the other sent, and no less than loss explains, as far as what is counted
+/// can be compared: one end's later counts bound the other's earlier ones. What a restart cut short bounds nothing later.
 fn agree(from: &Entry, to: &Entry) -> bool {
-    let agree = |sent: u64, received: u64| {
-        let apart = PACKETS_APART.saturating_add(sent / LOSS);
-        received <= sent.saturating_add(PACKETS_APART) && received.saturating_add(apart) >= sent
-    };
-    agree(from.counts.tx_packets, to.counts.rx_packets) && agree(to.counts.tx_packets, from.counts.rx_packets)
+    let received = |counts: &Counts| (counts.rx_packets, counts.rx_bytes);
+    let sent = |counts: &Counts| (counts.tx_packets, counts.tx_bytes);
+    let is_later = |one: &Entry, other: &Entry| one.age() >= other.age().saturating_add(CLOCKS_APART);
+    [(from, to), (to, from)].into_iter().all(|(sender, receiver)| {
+        let ((sent, sent_bytes), (got, got_bytes)) = (sent(&sender.counts), received(&receiver.counts));
+        let no_more = got <= sent.saturating_add(PACKETS_APART) && got_bytes <= sent_bytes.saturating_add(BYTES_APART);
+        let lost = |sent: u64, apart: u64| apart.saturating_add(sent / LOSS);
+        let no_less = got.saturating_add(lost(sent, PACKETS_APART)) >= sent
+            && got_bytes.saturating_add(lost(sent_bytes, BYTES_APART)) >= sent_bytes;
+        (!is_later(sender, receiver) || no_more) && (!is_later(receiver, sender) || no_less)
+    })
 }
 
 #[cfg(test)]

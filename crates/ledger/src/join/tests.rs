@@ -104,7 +104,8 @@ fn an_end_that_leaves_a_conversation_out_is_named() {
     let mut bench = Bench::default();
     bench.record(ALPHA, &start(ALPHA, ends(BETA, 80), 0, 0));
     bench.wait(40, &[ALPHA, BETA]);
-    let entry = Entry { flow: Flow(0), began: at(0), counts: Counts::default(), is_over: false };
+    let counts = Counts::default();
+    let entry = Entry { flow: Flow(0), began: at(0), counts, counted: at(0), is_over: false, is_final: false };
     assert_eq!(bench.found(), [Mismatch::Silent { node: BETA, ends: ends(BETA, 80), entry }]);
     // And the one that began it, too.
     let mut bench = Bench::default();
@@ -162,6 +163,121 @@ fn counts_that_loss_does_not_explain_are_named() {
         assert_eq!(found.is_empty(), agrees, "{from:?} {to:?}");
         assert!(found.iter().all(|one| matches!(one, Mismatch::CountsApart { .. })));
     }
+}
+
+fn update(flow: u64, seconds: u64, counts: Counts) -> Record {
+    Record { at: at(seconds), event: Event::Update(Update { flow: Flow(flow), counts, path: None }) }
+}
+
+/// The same number of packets, and half of their bytes.
+#[test]
+fn bytes_that_do_not_add_up_are_named() {
+    let counts = |tx_bytes, rx_bytes| Counts { tx_packets: 1000, tx_bytes, rx_packets: 1000, rx_bytes };
+    for (from, to, agrees) in [
+        (1_000_000, 1_000_000, true),
+        (1_000_000, 950_000, true),
+        (1_000_000, 500_000, false),
+        (500_000, 1_000_000, false),
+    ] {
+        let mut bench = Bench::default();
+        bench.record(ALPHA, &start(ALPHA, ends(BETA, 80), 0, 0));
+        bench.record(BETA, &start(BETA, ends(BETA, 80), 0, 0));
+        bench.record(ALPHA, &end(0, counts(from, 0)));
+        bench.record(BETA, &end(0, counts(0, to)));
+        assert_eq!(bench.found().is_empty(), agrees, "{from} {to}");
+    }
+}
+
+/// A conversation that never ends is compared, too; once.
+#[test]
+fn counts_of_a_conversation_that_goes_on_are_compared() {
+    for (alpha, beta, agrees) in [
+        // Beta received what alpha had not sent later.
+        ((60, 100), (50, 1000), false),
+        ((60, 1000), (50, 100), true),
+        // Alpha sent what beta had not received later.
+        ((50, 1000), (60, 100), false),
+        ((50, 1000), (60, 900), true),
+        // At the same time nothing can be said.
+        ((50, 1000), (51, 0), true),
+    ] {
+        let mut bench = Bench::default();
+        bench.record(ALPHA, &start(ALPHA, ends(BETA, 80), 0, 0));
+        bench.record(BETA, &start(BETA, ends(BETA, 80), 0, 0));
+        bench.record(ALPHA, &update(0, alpha.0, counts(alpha.1, 0)));
+        bench.record(BETA, &update(0, beta.0, counts(0, beta.1)));
+        bench.record(BETA, &update(0, beta.0, counts(0, beta.1)));
+        assert_eq!(bench.found().len(), usize::from(!agrees), "{alpha:?} {beta:?}");
+    }
+}
+
+/// Its last counts are of long before: it is not accused of what came later.
+#[test]
+fn a_node_that_was_cut_off_is_not_accused_of_what_it_could_not_write() {
+    let mut bench = Bench::default();
+    bench.record(ALPHA, &start(ALPHA, ends(BETA, 80), 0, 0));
+    bench.record(BETA, &start(BETA, ends(BETA, 80), 0, 0));
+    bench.record(BETA, &update(0, 10, counts(0, 100)));
+    bench.join.handle_restart(BETA, &Rules);
+    let record = end(0, counts(100_000, 0));
+    bench.record(ALPHA, &Record { at: at(600), ..record });
+    assert_eq!((bench.found(), bench.join.pending()), (vec![], 0));
+}
+
+/// It goes on sending, but nothing that happened.
+#[test]
+fn a_node_whose_log_stands_still_is_named_once() {
+    for step in [0, 1] {
+        let mut bench = Bench::default();
+        bench.wait(5, &[ALPHA, BETA]);
+        for flow in 0..3 {
+            bench.record(ALPHA, &start(ALPHA, ends(BETA, 80 + u16::try_from(flow).unwrap()), flow, 5));
+        }
+        for second in 0..2400 {
+            // Not at all, or by a second in ten minutes.
+            bench.join.handle_batch(BETA, at(5 + step * second / 600), at(bench.now));
+            bench.wait(1, &[ALPHA]);
+        }
+        let found = bench.found();
+        assert!(matches!(found[..], [Mismatch::Behind { node: BETA, .. }]), "{found:?}");
+    }
+}
+
+/// Hours of a spool are sent within minutes.
+#[test]
+fn a_node_that_catches_up_is_not_accused() {
+    let mut bench = Bench::default();
+    bench.wait(5, &[ALPHA, BETA]);
+    bench.now = 7200;
+    bench.record(ALPHA, &start(ALPHA, ends(BETA, 80), 0, 7200));
+    for second in 0..600 {
+        bench.join.handle_batch(BETA, at(12 * second), at(bench.now));
+        bench.wait(1, &[ALPHA]);
+    }
+    bench.record(BETA, &start(BETA, ends(BETA, 80), 0, 7200));
+    bench.wait(300, &[ALPHA, BETA]);
+    assert_eq!(bench.found(), []);
+}
+
+/// One that writes down what never was, as much as it can, pushes out its own alone.
+#[test]
+fn nobody_pushes_out_what_others_wrote() {
+    let mut bench = Bench::default();
+    bench.join.room = 10;
+    for flow in 0..3 {
+        bench.record(ALPHA, &start(ALPHA, ends(BETA, 80 + u16::try_from(flow).unwrap()), flow, 0));
+    }
+    for flow in 0..100 {
+        bench.record(OFFICIAL, &start(OFFICIAL, ends(OFFICIAL, 1000 + u16::try_from(flow).unwrap()), flow, 0));
+    }
+    assert_eq!((bench.join.pending(), bench.join.unjoined()), (10, (0, 93)));
+    // Beta's entries still find alpha's, and agree.
+    for flow in 0..3 {
+        bench.record(BETA, &start(BETA, ends(BETA, 80 + u16::try_from(flow).unwrap()), flow, 0));
+        bench.record(ALPHA, &end(flow, counts(1, 1)));
+        bench.record(BETA, &end(flow, counts(1, 1)));
+    }
+    assert_eq!((bench.found(), bench.join.pending()), (vec![], 7));
 }
 
 #[test]
@@ -267,6 +383,8 @@ proptest! {
             for (ends, id) in &join.by_ends {
                 prop_assert_eq!(join.pending.get(id).map(|pending| pending.ends), Some(*ends));
             }
+            let held: usize = join.held.values().map(BTreeSet::len).sum();
+            prop_assert_eq!((held, join.most_held.len()), (join.pending.len(), join.held.len()));
             for ((node, flow), id) in &join.by_flow {
                 let pending = join.pending.get(id).expect("it is pending");
                 let side = usize::from(pending.ends.from_node != *node);
