@@ -7,7 +7,9 @@
 //! signed [`Receipt`]. Batches are the leaves of a Merkle tree ([`merkle`]), whose root and size it signs as a [`checkpoint`]:
 //! whoever holds one can demand proof that all later ones only add to it.
 //!
-//! Batches lie in a [`store::Store`] of segments, on files that it is given. A [`join::Join`] puts the records of both ends of a
+//! Batches lie in a [`store::Store`] of segments, on files that it is given; a [`query::Query`] finds records in it, an
+//! [`export`] proves them to somebody who has the collector's public key alone, and a [`witness::Witness`] finds out that it
+//! was rewritten or set back. A [`join::Join`] puts the records of both ends of a
 //! conversation side by side, and names what does not balance.
 //!
 //! Nothing here reads a clock or touches a socket. All bytes may come from somebody hostile.
@@ -17,6 +19,7 @@ mod batch;
 mod chain;
 pub mod checkpoint;
 mod codec;
+pub mod export;
 pub mod join;
 mod key;
 pub mod merkle;
@@ -28,6 +31,7 @@ pub mod store;
 #[cfg(test)]
 mod testing;
 mod time;
+pub mod witness;
 
 pub use batch::{
     BATCH_BYTES_MAX, BODY_BYTES_MAX, Batch, BatchError, HEADER_BYTES, Header, Opened, RECORDS_MAX, SealError, Writer,

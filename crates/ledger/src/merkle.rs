@@ -149,6 +149,14 @@ fn range<N: Nodes>(nodes: &N, start: u64, end: u64) -> Result<Hash, N::Error> {
     Ok(fold(peaks.into_iter()))
 }
 
+/// Returns the root of the tree of the first `size` leaves.
+///
+/// # Errors
+/// Those of the store.
+pub fn root_of<N: Nodes>(nodes: &N, size: u64) -> Result<Hash, N::Error> {
+    range(nodes, 0, size)
+}
+
 /// Returns the largest power of two below `size`, which is at least 2.
 const fn split(size: u64) -> u64 {
     1 << (size - 1).ilog2()
