@@ -7,6 +7,8 @@
 //! Signatures are not checked again here: that is [`verify`](crate::store::verify())'s.
 
 mod find;
+mod output;
+mod sums;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +25,8 @@ use crate::record::{Direction, Drops, Event, Record, Start};
 use crate::time::Time;
 
 pub use find::{Began, Found, Results};
+pub use output::{COLUMNS, Keys, Line, Names, csv_head};
+pub use sums::{Attempt, Denials, Denied, SUMS_MAX, Talkers, Traffic};
 
 /// How long before the time that is asked about a conversation may have begun, for what it is about to be known.
 pub const LOOKBACK: Duration = Duration::from_secs(3600);
