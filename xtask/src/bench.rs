@@ -91,6 +91,12 @@ pub(crate) enum Bench {
     },
     /// A node without TUN device beside the official Go client, both with a node with one: a file of 200 MB out and in.
     Userspace(userspace::Options),
+    /// A collector's store: to fill, on disk, to open, to ask, to prove and to verify.
+    Ledger {
+        /// How many records; 10 million take some 500 MB in the folder for temporary files.
+        #[arg(long, default_value_t = 1_000_000)]
+        records: u64,
+    },
     /// What a policy costs: to compile for up to 100,000 nodes, and when one node, one tag or one group changes.
     Policy,
     /// The benchmarks beside the code (`cargo bench`), that one included.
@@ -111,6 +117,10 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
         Some(Bench::Punch { runs }) => punch::measure(*runs),
         Some(Bench::Relay { idle, seconds }) => relay::measure(*idle, *seconds),
         Some(Bench::Userspace(options)) => userspace::measure(options),
+        Some(Bench::Ledger { records }) => Run::cargo()
+            .args("bench --quiet --locked --package warren-ledger --bench ledger -- --records")
+            .arg(records.to_string())
+            .go(),
         Some(Bench::Policy) => Run::cargo().args("bench --quiet --locked --package warren-policy --bench compile").go(),
         Some(Bench::Code) => Run::cargo().args("bench --quiet --workspace --locked --benches").go(),
         None => {
