@@ -268,8 +268,8 @@ impl Join {
         self.pending.len()
     }
 
-    /// Returns how many conversations had one entry alone because the other end writes none, and how many were given up for
-    /// want of room.
+    /// Returns how many conversations had one entry alone because the other end writes none or never answered, and how many
+    /// were given up for want of room.
     #[must_use]
     pub const fn unjoined(&self) -> (u64, u64) {
         (self.one_sided, self.given_up)
@@ -439,15 +439,22 @@ impl Join {
     fn look(&mut self, id: u64, now: Time, tailnet: &impl Tailnet) {
         let Some(pending) = self.pending.get_mut(&id) else { return };
         let ends = pending.ends;
-        let (node, entry) = match pending.entries {
-            [Some(entry), None] => (ends.to_node, entry),
-            [None, Some(entry)] => (ends.from_node, entry),
+        let (node, entry, is_met) = match pending.entries {
+            // What nobody answered may never have come, or was refused: that is written down as dropped.
+            [Some(entry), None] => (ends.to_node, entry, entry.counts.rx_packets > 0),
+            // What came in was sent by the node whose key it came under.
+            [None, Some(entry)] => (ends.from_node, entry, true),
             // Both are there: their ends come by themselves, or their restarts.
             [Some(_), Some(_)] | [None, None] => return,
         };
-        if !tailnet.writes(&node) {
+        if !tailnet.writes(&node) || (!is_met && entry.is_over) {
             self.one_sided += 1;
             return self.remove(id);
+        }
+        if !is_met {
+            pending.due = now.after(SILENCE);
+            self.due.insert((pending.due, id));
+            return;
         }
         let stream = self.streams.get(&node);
         let quiet_since = stream.map_or(pending.since, |stream| stream.heard.max(pending.since));

@@ -103,14 +103,22 @@ fn entries_that_agree_leave_nothing() {
 fn an_end_that_leaves_a_conversation_out_is_named() {
     let mut bench = Bench::default();
     bench.record(ALPHA, &start(ALPHA, ends(BETA, 80), 0, 0));
+    bench.record(ALPHA, &update(0, 1, counts(1, 1)));
     bench.wait(40, &[ALPHA, BETA]);
-    let counts = Counts::default();
-    let entry = Entry { flow: Flow(0), began: at(0), counts, counted: at(0), is_over: false, is_final: false };
-    assert_eq!(bench.found(), [Mismatch::Silent { node: BETA, ends: ends(BETA, 80), entry }]);
+    let entry = |counts, counted| Entry {
+        flow: Flow(0),
+        began: at(0),
+        counts,
+        counted: at(counted),
+        is_over: false,
+        is_final: false,
+    };
+    assert_eq!(bench.found(), [Mismatch::Silent { node: BETA, ends: ends(BETA, 80), entry: entry(counts(1, 1), 1) }]);
     // And the one that began it, too.
     let mut bench = Bench::default();
     bench.record(BETA, &start(BETA, ends(BETA, 80), 0, 0));
     bench.wait(40, &[ALPHA, BETA]);
+    let entry = entry(Counts::default(), 0);
     assert_eq!(bench.found(), [Mismatch::Silent { node: ALPHA, ends: ends(BETA, 80), entry }]);
     // What comes late after all accuses nobody.
     bench.record(ALPHA, &start(ALPHA, ends(BETA, 80), 0, 0));
@@ -124,6 +132,7 @@ fn a_logger_that_is_switched_off_is_named_once() {
     bench.wait(5, &[ALPHA, BETA]);
     for flow in 0..3 {
         bench.record(ALPHA, &start(ALPHA, ends(BETA, 80 + u16::try_from(flow).unwrap()), flow, 5));
+        bench.record(ALPHA, &update(flow, 6, counts(1, 1)));
     }
     bench.wait(300, &[ALPHA]);
     let found = bench.found();
@@ -134,6 +143,7 @@ fn a_logger_that_is_switched_off_is_named_once() {
 fn a_node_that_is_behind_is_not_accused() {
     let mut bench = Bench::default();
     bench.record(ALPHA, &start(ALPHA, ends(BETA, 80), 0, 0));
+    bench.record(ALPHA, &update(0, 1, counts(1, 1)));
     // Beta sends what it wrote before, as fast as it can.
     for seconds in 0..50 {
         bench.join.handle_batch(BETA, at(0), at(seconds));
@@ -232,6 +242,7 @@ fn a_node_whose_log_stands_still_is_named_once() {
         bench.wait(5, &[ALPHA, BETA]);
         for flow in 0..3 {
             bench.record(ALPHA, &start(ALPHA, ends(BETA, 80 + u16::try_from(flow).unwrap()), flow, 5));
+            bench.record(ALPHA, &update(flow, 6, counts(1, 1)));
         }
         for second in 0..2400 {
             // Not at all, or by a second in ten minutes.
@@ -250,6 +261,7 @@ fn a_node_that_catches_up_is_not_accused() {
     bench.wait(5, &[ALPHA, BETA]);
     bench.now = 7200;
     bench.record(ALPHA, &start(ALPHA, ends(BETA, 80), 0, 7200));
+    bench.record(ALPHA, &update(0, 7201, counts(1, 1)));
     for second in 0..600 {
         bench.join.handle_batch(BETA, at(12 * second), at(bench.now));
         bench.wait(1, &[ALPHA]);
@@ -299,6 +311,24 @@ fn what_no_policy_allowed_is_named_by_both_ends() {
         .map(|one| if let Mismatch::NotAllowed { node, .. } = one { *node } else { panic!("{one:?}") })
         .collect();
     assert_eq!(nodes, [ALPHA, BETA]);
+}
+
+/// It was away, or its filter let nothing in.
+#[test]
+fn one_that_never_answered_is_not_accused() {
+    let mut bench = Bench::default();
+    bench.record(ALPHA, &start(ALPHA, ends(BETA, 80), 0, 0));
+    bench.wait(200, &[ALPHA, BETA]);
+    assert_eq!((bench.found(), bench.join.pending()), (vec![], 1));
+    bench.record(ALPHA, &end(0, counts(10, 0)));
+    bench.wait(40, &[ALPHA, BETA]);
+    assert_eq!((bench.found(), bench.join.unjoined(), bench.join.pending()), (vec![], (1, 0), 0));
+    // It answers late after all.
+    bench.record(ALPHA, &start(ALPHA, ends(BETA, 80), 1, 240));
+    bench.wait(100, &[ALPHA, BETA]);
+    bench.record(ALPHA, &update(1, 340, counts(10, 1)));
+    bench.wait(40, &[ALPHA, BETA]);
+    assert!(matches!(bench.found()[..], [Mismatch::Silent { node: BETA, .. }]));
 }
 
 #[test]
@@ -392,9 +422,16 @@ proptest! {
             }
         }
         bench.wait(4000, &[ALPHA, BETA]);
-        prop_assert!(bench.join.pending.values().all(|pending| pending.entries.iter().all(Option::is_some)), "one waits for ever");
+        let is_settled = |pending: &Pending| match pending.entries {
+            [Some(_), Some(_)] => true,
+            // Nobody has answered, and it goes on.
+            [Some(entry), None] => entry.counts.rx_packets == 0 && !entry.is_over,
+            [None, _] => false,
+        };
+        prop_assert!(bench.join.pending.values().all(is_settled), "one waits for ever");
         bench.join.handle_restart(ALPHA, &Rules);
         bench.join.handle_restart(BETA, &Rules);
+        bench.wait(40, &[ALPHA, BETA]);
         prop_assert_eq!(bench.join.by_flow.len(), 0);
         prop_assert_eq!(bench.join.pending(), 0);
     }

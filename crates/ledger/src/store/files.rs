@@ -55,6 +55,9 @@ pub trait Files: Source {
     fn remove(&mut self, name: &str) -> io::Result<()>;
 }
 
+/// How many files are kept open.
+const OPEN_MAX: usize = 16;
+
 /// Is locked by whoever writes.
 const LOCK: &str = "lock";
 
@@ -166,6 +169,10 @@ impl Source for Folder {
 impl Files for Folder {
     fn append(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         if !self.open.contains_key(name) {
+            if self.open.len() >= OPEN_MAX {
+                // Those of earlier days.
+                self.open.retain(|_, (_, is_new)| *is_new);
+            }
             let mut options = options();
             let file = options.write(false).append(true).create(true).open(self.path(name))?;
             self.open.insert(name.to_owned(), (file, true));

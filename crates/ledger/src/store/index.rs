@@ -16,7 +16,7 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-use super::frame::FrameHead;
+use super::frame::{FrameHead, STORED_BYTES_MAX};
 use crate::codec::Reader;
 use crate::query::Kinds;
 use crate::time::Time;
@@ -90,7 +90,8 @@ impl Entry {
         let (count, length) = (u32()?, u32()?);
         let kinds = Kinds::from_bits(reader.byte("kinds").ok()?);
         let entry = Self { offset, first, stored, earliest, latest, count, length, kinds };
-        (entry.encode().as_slice() == bytes.get(..ENTRY_BYTES)?).then_some(entry)
+        let is_sound = entry.length as usize <= STORED_BYTES_MAX;
+        (is_sound && entry.encode().as_slice() == bytes.get(..ENTRY_BYTES)?).then_some(entry)
     }
 }
 

@@ -434,6 +434,88 @@ fn a_segment_made_anew_is_found() {
     assert!(found.iter().any(|broken| matches!(broken, Break::Tree { position: 4 })), "{found:?}");
 }
 
+fn named(memory: &Memory, known: &[Checkpoint]) -> Vec<String> {
+    verify(memory, &log(), known).breaks.iter().map(ToString::to_string).collect()
+}
+
+/// With the collector's disk and key in hand, against somebody who kept a checkpoint.
+#[test]
+fn what_a_kept_checkpoint_contradicts_is_named() {
+    let (memory, batches) = filled(3);
+    let known = View::open(memory.clone(), &log()).unwrap().checkpoint();
+    assert_eq!(named(&memory, std::slice::from_ref(&known)), Vec::<String>::new());
+    // The log made anew without its third batch, and longer.
+    let rewritten = Memory::default();
+    let mut store = open(&rewritten).unwrap();
+    let others = self::batches(9);
+    for batch in others.iter().filter(|batch| **batch != batches[2]) {
+        store.append(std::slice::from_ref(batch), day(3)).unwrap();
+    }
+    drop(store);
+    let found = verify(&rewritten, &log(), std::slice::from_ref(&known)).breaks;
+    assert!(found.iter().any(|one| matches!(one, Break::Rewritten { size: 6 })), "{found:?}");
+    // The hole in the node's chain has a name, too.
+    assert!(found.iter().any(|one| matches!(one, Break::Chain { position: 2, .. })), "{found:?}");
+    // An old copy of everything.
+    let (backup, _) = filled(2);
+    let found = verify(&backup, &log(), &[known]).breaks;
+    assert!(matches!(found[..], [Break::SetBack { size: 4, known: 6 }]), "{found:?}");
+}
+
+/// What is behind a break is looked at, too.
+#[test]
+fn every_break_is_named_with_its_place() {
+    let batches = batches(12);
+    let memory = Memory::default();
+    let mut store = open(&memory).unwrap();
+    for (number, pair) in (0..).zip(batches.chunks(2)) {
+        store.append(pair, day(number / 3)).unwrap();
+    }
+    let [first, second] = store.view().segments() else { panic!("two days") };
+    let offset = |segment: &Segment, frame| segment.entries(store.view().files(), frame, 1).unwrap()[0].offset;
+    let (one, two) = (offset(first, 1), offset(second, 2));
+    drop(store);
+    let flip = |name: &str, place: u64| memory.edit(name, |bytes| bytes[usize::try_from(place).unwrap()] ^= 1);
+    flip(&memory.segment(0), one + 100);
+    flip(&memory.segment(1), two + 100);
+    flip(&memory.file("index", 1), 10);
+    let found = verify(&memory, &log(), &[]);
+    let changed = |broken: &Break, name: &str, at: u64| matches!(broken, Break::Store(StoreError::Changed { file, offset }) if file == name && *offset == at);
+    let is_there = |is: &dyn Fn(&Break) -> bool| assert!(found.breaks.iter().any(is), "{:?}", found.breaks);
+    is_there(&|broken| changed(broken, &memory.segment(0), one));
+    is_there(&|broken| changed(broken, &memory.segment(1), two));
+    is_there(&|broken| matches!(broken, Break::Store(StoreError::Missing(range)) if *range == (2..4)));
+    is_there(&|broken| matches!(broken, Break::Store(StoreError::Lost { first: 10, count: 2 })));
+    is_there(&|broken| matches!(broken, Break::Chain { position: 4, .. }));
+    assert_eq!(found.batches, 8, "the rest is as it was");
+}
+
+/// Searches believe it.
+#[test]
+fn an_index_that_hides_a_frame_is_named() {
+    let (memory, _) = filled(2);
+    for number in 0..2 {
+        for kind in ["index", "nodes"] {
+            let changed = memory.copy();
+            let name = changed.file(kind, number);
+            changed.edit(&name, |bytes| bytes[33] ^= 1);
+            assert!(
+                matches!(verify(&changed, &log(), &[]).breaks[..], [Break::Derived { ref file, .. }] if *file == name)
+            );
+        }
+    }
+}
+
+#[test]
+fn a_batch_that_was_stored_twice_is_named() {
+    let batches = batches(2);
+    let memory = Memory::default();
+    let mut store = open(&memory).unwrap();
+    store.append(&batches, day(0)).unwrap();
+    store.append(&batches[1..], day(0)).unwrap();
+    assert!(matches!(verify(&memory, &log(), &[]).breaks[..], [Break::Twice { position: 2 }]));
+}
+
 #[test]
 fn retention_removes_what_is_old_and_the_rest_still_verifies() {
     let (memory, batches) = filled(4);
@@ -563,18 +645,32 @@ fn a_folder_keeps_what_it_is_given() {
 }
 
 proptest! {
-    /// Any bytes in the place of a segment: an error or a store, never a panic, and no batch that was not signed.
+    /// Any bytes in the place of any file: an error or a store, never a panic, and no batch that was not signed.
     #[test]
-    fn invented_segments_are_no_segments(bytes in prop::collection::vec(any::<u8>(), 0..300), place in 0_usize..400) {
-        let (memory, _) = filled(2);
-        let name = memory.segment(1);
+    fn invented_files_are_no_files(
+        bytes in prop::collection::vec(any::<u8>(), 0..300),
+        place in 0_usize..400,
+        number in 0_usize..8,
+        whole in any::<bool>(),
+    ) {
+        let (memory, batches) = filled(2);
+        open(&memory).unwrap().retire(&Retention { age: None, bytes: Some(0) }, day(9), &secret(9)).unwrap();
+        let memory = if whole { filled(2).0 } else { memory };
+        let name = memory.files.borrow().keys().cycle().nth(number).unwrap().clone();
         memory.edit(&name, |file| {
             let place = place.min(file.len());
             file.splice(place.., bytes);
         });
-        if let Ok(store) = open(&memory) {
-            let _ = store.view().verify(&[]);
+        if let Ok(view) = View::open(memory.clone(), &log()) {
+            let _ = view.query(crate::query::Query::default()).count();
+            let _ = prove_consistency(&view, 1, view.size());
         }
         let _ = verify(&memory, &log(), &[]);
+        if let Ok(store) = open(&memory) {
+            let found = (store.first()..store.size()).filter_map(|position| store.read(position).ok());
+            for (first, _, read) in found {
+                prop_assert_eq!(&read[..], &batches[usize::try_from(first).unwrap()..][..read.len()]);
+            }
+        }
     }
 }

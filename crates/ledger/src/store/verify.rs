@@ -11,7 +11,7 @@ use super::segment::{SEGMENT, Segment, read_head};
 use super::view::{Repairs, View, position_of, read_cuts};
 use super::{CUTS, Cut, StoreError, failed};
 use crate::batch::{Batch, BatchError};
-use crate::chain::{Chain, Fault};
+use crate::chain::{Accepted, Chain, Fault};
 use crate::checkpoint::{Checkpoint, Verifier};
 use crate::key::LogKey;
 use crate::merkle::{Frontier, Hash};
@@ -58,6 +58,12 @@ pub enum Break {
         key: LogKey,
         /// Why it does not.
         fault: Fault,
+    },
+    /// A batch stands there a second time.
+    #[error("batch {position} of the log store is one that was stored before")]
+    Twice {
+        /// Where it is.
+        position: u64,
     },
     /// A segment was written behind other batches than those that are there.
     #[error("the batches before number {position} of the log store are others than those that were there")]
@@ -267,7 +273,8 @@ impl Reading {
         let is_new = !self.chains.contains_key(&key);
         let chain = self.chains.entry(key).or_insert_with(|| Chain::new(key));
         let fault = match chain.accept(batch) {
-            Ok(_) => None,
+            Ok(Accepted::New(_)) => None,
+            Ok(Accepted::Again) => return self.note(Break::Twice { position }),
             Err(Fault::Batch(error)) => return self.note(Break::Batch { position, error }),
             Err(fault) => {
                 let _ = chain.resume(batch);
