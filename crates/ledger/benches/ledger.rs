@@ -106,6 +106,23 @@ fn timed<T>(what: &str, work: impl FnOnce() -> T) -> (T, f64) {
     (result, seconds)
 }
 
+/// Stores batches one by one, as they come in of few nodes: each is on disk before the next.
+fn alone(path: &std::path::Path, log: &Verifier, nodes: &mut [Node], keys: &[NodeKey], random: &mut u64) {
+    let mut store = Store::open(Folder::open(path.to_owned()).unwrap(), log).unwrap();
+    let now = BEGIN + DAYS * DAY + DAY / 2;
+    let mut seconds: Vec<f64> = (0..NODES.min(500))
+        .map(|number| {
+            let batch = batch(number, &mut nodes[number], keys, random, now);
+            let begun = Instant::now();
+            store.append(&[batch], Time::from_micros(now)).unwrap();
+            begun.elapsed().as_secs_f64()
+        })
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    let at = |share: usize| seconds[(seconds.len() - 1) * share / 100] * 1000.0;
+    println!("  a batch alone until it is on disk: median {:.2} ms, 99 % within {:.2} ms", at(50), at(99));
+}
+
 fn main() {
     let words: Vec<String> = std::env::args().collect();
     let records: u64 = match words.iter().position(|word| word == "--records") {
@@ -154,8 +171,10 @@ fn measure(records: u64, path: &std::path::Path) {
         disk as f64 / count
     );
 
+    alone(path, &log, &mut nodes, &keys, &mut random);
     timed("to open to write", || drop(Store::open(Folder::open(path.to_owned()).unwrap(), &log).unwrap()));
     let (view, _) = timed("to open to read", || View::open(ReadFolder::open(path.to_owned()).unwrap(), &log).unwrap());
+    let size = view.size().min(size);
     timed("1,000 proofs that a batch is there", || {
         (0..1000).for_each(|number| drop(prove_inclusion(&view, number * size / 1000, size).unwrap().unwrap()));
     });

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{About, Kinds, LOOKBACK, OPEN_MAX, Query};
+use crate::batch::Batch;
 use crate::key::LogKey;
 use crate::record::{Event, Flow, Record, Start};
 use crate::store::summary::{Item, may_hold};
@@ -55,6 +56,10 @@ pub struct Results<'v, F> {
     segment: usize,
     frame: u64,
     entries: std::vec::IntoIter<Entry>,
+    /// The batches of the frame that was read last, with what the index says of it.
+    batches: std::vec::IntoIter<Batch>,
+    entry: Option<Entry>,
+    position: u64,
     ready: std::vec::IntoIter<Found>,
     open: BTreeMap<LogKey, (Time, BTreeMap<Flow, Began>)>,
     open_count: usize,
@@ -77,6 +82,9 @@ impl<F: Source> View<F> {
             // An index that cannot be read is an error when its entries are read.
             frame: frame.unwrap_or(0),
             entries: Vec::new().into_iter(),
+            batches: Vec::new().into_iter(),
+            entry: None,
+            position: 0,
             ready: Vec::new().into_iter(),
             open: BTreeMap::new(),
             open_count: 0,
@@ -115,12 +123,30 @@ impl<F: Source> Results<'_, F> {
         self.frames
     }
 
-    /// Looks at the next frame.
+    /// Looks at the next batch, or else at the next frame.
     fn advance(&mut self) -> Result<(), StoreError> {
-        let Some(segment) = self.view.segments().get(self.segment) else {
+        let view = self.view;
+        let Some(segment) = view.segments().get(self.segment) else {
             self.is_done = true;
             return Ok(());
         };
+        if let (Some(batch), Some(entry)) = (self.batches.next(), self.entry) {
+            return self.read(segment, &entry, &batch);
+        }
+        let looked = self.look(segment);
+        if matches!(&looked, Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound) {
+            // Retention has removed it meanwhile: once said is enough.
+            let from = self.entry.map_or(0, |entry| entry.end()).max(segment.position());
+            self.segment += 1;
+            self.frame = 0;
+            self.entries = Vec::new().into_iter();
+            return Err(StoreError::Missing(from..segment.end()));
+        }
+        looked
+    }
+
+    /// Looks at the next frame.
+    fn look(&mut self, segment: &Segment) -> Result<(), StoreError> {
         let Some(entry) = self.entries.next() else {
             let entries = segment.entries(self.view.files(), self.frame, ENTRIES);
             match entries {
@@ -138,7 +164,10 @@ impl<F: Source> Results<'_, F> {
         };
         if self.may_have(segment, &entry)? {
             self.frames.0 += 1;
-            self.read(segment, &entry)
+            self.batches = segment.read(self.view.files(), &entry)?.into_iter();
+            self.entry = Some(entry);
+            self.position = entry.first;
+            Ok(())
         } else {
             self.frames.1 += 1;
             Ok(())
@@ -184,28 +213,27 @@ impl<F: Source> Results<'_, F> {
         Ok(is_about || goes_on())
     }
 
-    fn read(&mut self, segment: &Segment, entry: &Entry) -> Result<(), StoreError> {
-        let batches = segment.read(self.view.files(), entry)?;
+    /// Looks at the records of a batch.
+    fn read(&mut self, segment: &Segment, entry: &Entry, batch: &Batch) -> Result<(), StoreError> {
+        let (header, writer) = (batch.header(), batch.header().key);
+        let position = self.position;
+        self.position += 1;
+        if position < self.query.position {
+            return Ok(());
+        }
+        // Those of a daemon that ended are over.
+        if self.open.get(&writer).is_some_and(|(epoch, _)| *epoch != header.epoch)
+            && let Some((_, over)) = self.open.remove(&writer)
+        {
+            self.open_count -= over.len();
+        }
+        let changed = |_| StoreError::Changed { file: segment.name.clone(), offset: entry.offset };
         let mut ready = Vec::new();
-        for (position, batch) in (entry.first..).zip(&batches) {
-            let (header, writer) = (batch.header(), batch.header().key);
-            if position < self.query.position {
-                continue;
-            }
-            // Those of a daemon that ended are over.
-            if self.open.get(&writer).is_some_and(|(epoch, _)| *epoch != header.epoch)
-                && let Some((_, over)) = self.open.remove(&writer)
-            {
-                self.open_count -= over.len();
-            }
-            let records =
-                batch.read().map_err(|_| StoreError::Changed { file: segment.name.clone(), offset: entry.offset })?;
-            for (number, (record, _)) in (header.first..).zip(records) {
-                let start = self.follow(writer, header.epoch, &record);
-                if self.query.holds(&writer, &record, start.as_ref().map(|began| &began.start)) {
-                    let (stored, epoch) = (entry.stored, header.epoch);
-                    ready.push(Found { position, stored, writer, epoch, number, record, start });
-                }
+        for (number, (record, _)) in (header.first..).zip(batch.read().map_err(changed)?) {
+            let start = self.follow(writer, header.epoch, &record);
+            if self.query.holds(&writer, &record, start.as_ref().map(|began| &began.start)) {
+                let (stored, epoch) = (entry.stored, header.epoch);
+                ready.push(Found { position, stored, writer, epoch, number, record, start });
             }
         }
         self.ready = ready.into_iter();

@@ -174,6 +174,28 @@ fn a_frame_that_was_changed_hides_no_other() {
     assert_eq!((found.len(), errors.len()), (39 * 3, 1));
 }
 
+/// It is said once, and what is behind it is found.
+#[test]
+fn what_retention_removes_meanwhile_is_missing() {
+    let day = 24 * 3600 * 1_000_000;
+    let mut writer = Writer::new(secret(1), at(0), [0; 32]);
+    let mut store = Store::open(Memory::default(), &log()).unwrap();
+    for number in 0..6 {
+        let batch = writer.seal(&[start(1, 2, 443, number, 0)], at(0)).unwrap();
+        store.append(&[batch], at(number / 3 * day)).unwrap();
+    }
+    let view = crate::store::View::open(store.view().files().clone(), &log()).unwrap();
+    let mut results = view.query(Query::default());
+    assert!(results.next().unwrap().is_ok());
+    store.retire(&crate::store::Retention { age: None, bytes: Some(0) }, at(day), &secret(9)).unwrap();
+    let (found, errors): (Vec<_>, Vec<_>) = results.partition(Result::is_ok);
+    assert_eq!(found.len(), 3);
+    assert!(
+        matches!(errors[..], [Err(crate::store::StoreError::Missing(ref range))] if *range == (1..3)),
+        "{errors:?}"
+    );
+}
+
 fn any_record() -> impl Strategy<Value = (u8, Record)> {
     let node = 1_u8..5;
     let port = prop_oneof![Just(22_u16), Just(53), Just(443)];

@@ -70,7 +70,7 @@ impl Segment {
     }
 
     /// Returns the position of its first batch.
-    pub(super) const fn position(&self) -> u64 {
+    pub(crate) const fn position(&self) -> u64 {
         self.head.before.size()
     }
 

@@ -535,6 +535,21 @@ fn retention_removes_what_is_old_and_the_rest_still_verifies() {
     assert_eq!(memory.segments(), 2, "old data is off the disk");
 }
 
+/// The mark is set back, too: to before what retention removed.
+#[test]
+fn a_store_without_any_segment_behind_a_cut_is_lost() {
+    let (memory, _) = filled(3);
+    let mark = memory.files.borrow()["mark"].clone();
+    let mut store = open(&memory).unwrap();
+    store.append(&batches(1), day(3)).unwrap();
+    store.retire(&Retention { age: None, bytes: Some(0) }, day(3), &secret(9)).unwrap();
+    drop(store);
+    memory.edit("mark", |bytes| *bytes = mark);
+    let name = memory.segment(0);
+    memory.clone().remove(&name).unwrap();
+    assert!(matches!(open(&memory), Err(StoreError::Lost { first: 6, count: 1 })));
+}
+
 #[test]
 fn retention_by_size_keeps_the_newest() {
     let (memory, _) = filled(4);

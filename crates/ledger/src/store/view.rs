@@ -236,7 +236,9 @@ fn parts(files: &impl Source, verifier: &Verifier, reach: Reach) -> Result<Parts
         segments.push(newest);
     }
     let end = segments.last().map_or(cut_to, |segment| segment.end);
-    if let Some(count) = known.size.checked_sub(end).filter(|count| *count > 0) {
+    // The newest segment is never removed: without any, at least one batch is gone, whatever the mark says.
+    let least = if segments.is_empty() && cut_to > 0 { cut_to.saturating_add(1) } else { 0 };
+    if let Some(count) = known.size.max(least).checked_sub(end).filter(|count| *count > 0) {
         return Err(StoreError::Lost { first: end, count });
     }
     let is_of_none = |name: &&String| {
