@@ -21,6 +21,7 @@ pub mod gateway;
 mod input;
 pub mod key;
 pub mod ledger;
+pub mod ledger_export;
 pub mod map_frames;
 pub mod node;
 pub mod noise;
@@ -53,6 +54,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("ledger_batch", ledger::batch),
     ("ledger_chain", ledger::chain),
     ("ledger_checkpoint", ledger::checkpoint),
+    ("ledger_export", ledger_export::export),
     ("local_api", node::local_api),
     ("map_frames", map_frames::map_frames),
     ("netcheck", path::netcheck),
