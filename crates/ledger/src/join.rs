@@ -23,8 +23,12 @@ const TOLD: Duration = Duration::from_secs(3600);
 /// while it was away gets there, one whose log stands still does not.
 pub const BEHIND: Duration = Duration::from_secs(15 * 60);
 
-/// How far apart two ends' clocks may show the beginning of a conversation.
+/// How much later than the other end's the clock of who begins may show the beginning of a conversation.
 pub const CLOCKS_APART: Duration = Duration::from_secs(5);
+
+/// How much later the other end may see the beginning: as long as whoever begins tries again, until a way is found. Linux
+/// gives a TCP connection up after 127 s (`tcp_syn_retries`).
+pub const BEGUN_LATE: Duration = Duration::from_secs(130);
 
 /// Packets that may be under way, or counted on one side of a beginning or end alone.
 pub const PACKETS_APART: u64 = 64;
@@ -98,12 +102,17 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Returns how long after the beginning the counts were taken.
-    fn age(&self) -> Duration {
-        if self.is_final {
-            return Duration::MAX;
-        }
-        Duration::from_micros(self.counted.as_micros().saturating_sub(self.began.as_micros()))
+    /// Tells whether the counts were surely taken later than the other end's.
+    ///
+    /// By both clocks, and by how long after the beginning: clocks may be apart, and one end may begin late, when the other
+    /// has tried for long.
+    fn is_later_than(&self, other: &Self) -> bool {
+        let age = |entry: &Self| entry.counted.as_micros().saturating_sub(entry.began.as_micros());
+        let apart = u64::try_from(CLOCKS_APART.as_micros()).unwrap_or(u64::MAX);
+        self.is_final
+            || (!other.is_final
+                && age(self) >= age(other).saturating_add(apart)
+                && self.counted >= other.counted.after(CLOCKS_APART))
     }
 }
 
@@ -350,7 +359,7 @@ impl Join {
             *place = Some(entry);
         }
         if let [Some(from), Some(to)] = pending.entries
-            && from.began.distance(to.began) > CLOCKS_APART
+            && (from.began > to.began.after(CLOCKS_APART) || to.began > from.began.after(BEGUN_LATE))
         {
             self.found.push_back(Mismatch::ClocksApart { ends, from, to });
         }
@@ -510,14 +519,13 @@ impl Join {
 fn agree(from: &Entry, to: &Entry) -> bool {
     let received = |counts: &Counts| (counts.rx_packets, counts.rx_bytes);
     let sent = |counts: &Counts| (counts.tx_packets, counts.tx_bytes);
-    let is_later = |one: &Entry, other: &Entry| one.age() >= other.age().saturating_add(CLOCKS_APART);
     [(from, to), (to, from)].into_iter().all(|(sender, receiver)| {
         let ((sent, sent_bytes), (got, got_bytes)) = (sent(&sender.counts), received(&receiver.counts));
         let no_more = got <= sent.saturating_add(PACKETS_APART) && got_bytes <= sent_bytes.saturating_add(BYTES_APART);
         let lost = |sent: u64, apart: u64| apart.saturating_add(sent / LOSS);
         let no_less = got.saturating_add(lost(sent, PACKETS_APART)) >= sent
             && got_bytes.saturating_add(lost(sent_bytes, BYTES_APART)) >= sent_bytes;
-        (!is_later(sender, receiver) || no_more) && (!is_later(receiver, sender) || no_less)
+        (!sender.is_later_than(receiver) || no_more) && (!receiver.is_later_than(sender) || no_less)
     })
 }
 
