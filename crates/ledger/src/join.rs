@@ -230,6 +230,8 @@ struct Pending {
     is_told: bool,
     /// That the counts are apart has been told.
     is_apart: bool,
+    /// When whoever began it had an answer, by that node's clock.
+    met: Option<Time>,
     /// For how long the other end had been heard when it was first looked for.
     heard_for: Option<Duration>,
 }
@@ -384,6 +386,7 @@ impl Join {
             due,
             is_told: false,
             is_apart: false,
+            met: None,
             heard_for: None,
         };
         self.pending.insert(id, pending);
@@ -425,6 +428,9 @@ impl Join {
             entry.counts = counts;
             entry.counted = at;
             entry.is_final = is_over;
+            if side == 0 && counts.rx_packets > 0 {
+                pending.met.get_or_insert(at);
+            }
         }
         entry.is_over |= is_over;
         let ends = pending.ends;
@@ -448,26 +454,26 @@ impl Join {
     fn look(&mut self, id: u64, now: Time, tailnet: &impl Tailnet) {
         let Some(pending) = self.pending.get_mut(&id) else { return };
         let ends = pending.ends;
-        let (node, entry, is_met) = match pending.entries {
+        let (node, entry, met) = match pending.entries {
             // What nobody answered may never have come, or was refused: that is written down as dropped.
-            [Some(entry), None] => (ends.to_node, entry, entry.counts.rx_packets > 0),
+            [Some(entry), None] => (ends.to_node, entry, pending.met),
             // What came in was sent by the node whose key it came under.
-            [None, Some(entry)] => (ends.from_node, entry, true),
+            [None, Some(entry)] => (ends.from_node, entry, Some(entry.began)),
             // Both are there: their ends come by themselves, or their restarts.
             [Some(_), Some(_)] | [None, None] => return,
         };
-        if !tailnet.writes(&node) || (!is_met && entry.is_over) {
+        if !tailnet.writes(&node) || (met.is_none() && entry.is_over) {
             self.one_sided += 1;
             return self.remove(id);
         }
-        if !is_met {
+        let Some(met) = met else {
             pending.due = now.after(SILENCE);
             self.due.insert((pending.due, id));
             return;
-        }
+        };
         let stream = self.streams.get(&node);
         let quiet_since = stream.map_or(pending.since, |stream| stream.heard.max(pending.since));
-        let has_passed = stream.is_some_and(|stream| stream.reached >= entry.began.after(SILENCE));
+        let has_passed = stream.is_some_and(|stream| stream.reached >= met.after(SILENCE));
         if pending.is_told {
             return self.remove(id);
         }

@@ -344,10 +344,12 @@ fn one_that_never_answered_is_not_accused() {
     bench.record(ALPHA, &end(0, counts(10, 0)));
     bench.wait(40, &[ALPHA, BETA]);
     assert_eq!((bench.found(), bench.join.unjoined(), bench.join.pending()), (vec![], (1, 0), 0));
-    // It answers late after all.
+    // It answers late after all: what it writes of that is waited for from then on.
     bench.record(ALPHA, &start(ALPHA, ends(BETA, 80), 1, 240));
-    bench.wait(100, &[ALPHA, BETA]);
-    bench.record(ALPHA, &update(1, 340, counts(10, 1)));
+    bench.wait(104, &[ALPHA, BETA]);
+    bench.record(ALPHA, &update(1, 344, counts(10, 1)));
+    bench.wait(14, &[ALPHA, BETA]);
+    assert_eq!(bench.found(), []);
     bench.wait(40, &[ALPHA, BETA]);
     assert!(matches!(bench.found()[..], [Mismatch::Silent { node: BETA, .. }]));
 }
