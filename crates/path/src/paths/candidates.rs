@@ -22,6 +22,19 @@ pub(super) const MAX_CALLED: usize = 32;
 /// Source: Tailscale `wgengine/magicsock`, `sessionActiveTimeout`.
 const KEEP: Duration = Duration::from_secs(45);
 
+/// How many pings that came from an address are told apart: whoever has recorded a few gets no second answer by taking turns.
+const REMEMBERED: usize = 8;
+/// Pings to an address that has proved nothing: so many for each that came from it. One that comes brings 124 bytes; its pong
+/// has 110, and two pings 248, so that nobody gets three times what was sent in his name. Not fewer, for the first may be lost.
+///
+/// Source: RFC 9000, section 8.1, allows three times as much.
+const PINGS_FOR_EACH: u32 = 2;
+/// And so many in all, whatever comes from it,
+const PINGS_AHEAD: u32 = 4;
+/// but one more for so many that came: of each, 14 bytes are left after its pong, which nine times make one ping. So all that
+/// goes to such an address, ever, is what came from there and at most [`PINGS_AHEAD`] pings.
+const HEARD_FOR_ONE: u32 = 9;
+
 /// The candidates of one peer, each address once.
 #[derive(Debug, Default)]
 pub(super) struct Candidates(Vec<Candidate>);
@@ -43,8 +56,14 @@ pub(super) struct Candidate {
 pub(super) struct Trace {
     /// When a ping came from it or a ping to it was answered.
     alive: Option<Instant>,
-    /// The last ping that came from it.
-    last_ping: Option<TransactionId>,
+    /// The beginnings of the last pings that came from it, the newest first. They are random: two are never equal by chance,
+    /// and who makes them equal harms himself alone.
+    last_pings: [Option<[u8; 4]>; REMEMBERED],
+    /// When it last answered a ping, from whatever socket.
+    proved: Option<Instant>,
+    /// Pings that came from it, and those to it while nothing was proved, since it last answered.
+    heard: u32,
+    unproved: u32,
     /// When it was last pinged.
     pub(super) pinged: Option<Instant>,
     /// Time there and back of its last answer.
@@ -62,13 +81,24 @@ pub(super) enum Heard {
     Awake,
     /// Nothing new, or an address that there is no room for.
     Known,
-    /// The very ping that came before.
+    /// One of the pings that came before.
     Duplicate,
 }
 
 impl Trace {
     pub(super) fn mtu(&mut self) -> &mut Mtu {
         self.mtu.get_or_insert_default()
+    }
+
+    /// Notes which ping came; tells whether it had come before.
+    fn note_ping(&mut self, ping: TransactionId) -> bool {
+        let start = ping.first_chunk().copied();
+        if self.last_pings.contains(&start) {
+            return true;
+        }
+        self.last_pings.rotate_right(1);
+        self.last_pings[0] = start;
+        false
     }
 }
 
@@ -97,6 +127,23 @@ impl Candidate {
 
     fn last_alive(&self) -> Option<Instant> {
         self.trace.as_ref().and_then(|trace| trace.alive)
+    }
+
+    /// Takes one of the pings that this address may get; false if it must send something first. Somebody may have replayed the
+    /// peer's pings in the name of an address that nobody names: it gets no more than came from there, but for a few, until it
+    /// answers.
+    pub(super) fn may_be_pinged(&mut self, now: Instant) -> bool {
+        if self.is_named() {
+            return true;
+        }
+        let trace = self.trace();
+        if trace.proved.is_some_and(|at| now.saturating_duration_since(at) <= KEEP) {
+            return true;
+        }
+        let most = trace.heard.saturating_mul(PINGS_FOR_EACH).min(PINGS_AHEAD + trace.heard / HEARD_FOR_ONE);
+        let may = trace.unproved < most;
+        trace.unproved += u32::from(may);
+        may
     }
 
     /// Tells who says that the peer may be there.
@@ -170,10 +217,12 @@ impl Candidates {
         let was_alive = candidate.is_alive(now);
         let trace = candidate.trace();
         trace.alive = Some(now);
-        match trace.last_ping.replace(ping) {
-            _ if !was_alive => Heard::Awake,
-            Some(last) if last == ping => Heard::Duplicate,
-            Some(_) | None => Heard::Known,
+        trace.heard = trace.heard.saturating_add(1);
+        let is_duplicate = trace.note_ping(ping);
+        match was_alive {
+            false => Heard::Awake,
+            true if is_duplicate => Heard::Duplicate,
+            true => Heard::Known,
         }
     }
 
@@ -181,7 +230,8 @@ impl Candidates {
     pub(super) fn answered(&mut self, address: SocketAddr, socket: SocketId, latency: Duration, now: Instant) -> bool {
         let Some(candidate) = self.get(address) else { return false };
         let trace = candidate.trace();
-        trace.alive = Some(now);
+        (trace.alive, trace.proved) = (Some(now), Some(now));
+        (trace.heard, trace.unproved) = (0, 0);
         if socket == 0 {
             trace.answered = Some(now);
         }

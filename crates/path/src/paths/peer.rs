@@ -367,7 +367,7 @@ impl Peer {
                 continue;
             }
             let to = Destination::Udp(candidate.address());
-            if !self.budget.take(candidate.source(), now) {
+            if !candidate.may_be_pinged(now) || !self.budget.take(candidate.source(), now) {
                 continue;
             }
             if !outbox.ping(key, &disco, to, user, now) {
@@ -407,7 +407,8 @@ impl Peer {
     ) {
         let (Some(disco), Some(candidate)) = (self.disco, self.candidates.get(address)) else { return };
         let sent = Sent { peer: *key, to: Destination::Udp(address), socket, at: now, user: None, size: 0 };
-        if self.budget.take(candidate.source(), now) && outbox.ping_from(&sent, &disco) {
+        let may = candidate.may_be_pinged(now) && self.budget.take(candidate.source(), now);
+        if may && outbox.ping_from(&sent, &disco) {
             candidate.trace().pinged = Some(now);
             self.touch(address, now);
         }

@@ -56,27 +56,95 @@ fn reflected_messages_do_nothing() {
 }
 
 /// Pings of the peer that somebody recorded come from ever other addresses, while packets flow. The path stays where the
-/// peer answers, and nothing goes to addresses from which nothing came.
+/// peer answers, nothing goes to addresses from which nothing came, and to the others no more bytes than came from there:
+/// though each of them makes the path doubtful, so that all are searched again.
 #[test]
 fn replayed_pings_from_spoofed_addresses_move_no_path() {
     let (mut bench, recorded) = with_recorded(1..4);
-    let mut heard = BTreeSet::new();
+    let mut bytes_by_address = BTreeMap::<SocketAddr, (usize, usize)>::new();
     for tick in 0_u16..1000 {
         let from = SocketAddr::from(([198, 51, 100, u8::try_from(tick / 20).unwrap()], 7));
         let bytes = &recorded[usize::from(tick) % recorded.len()];
-        heard.insert(from);
+        bytes_by_address.entry(from).or_default().0 += bytes.len();
         bench.paths.handle_udp(from, bytes, bench.now);
         if tick % 10 == 0 {
             bench.paths.handle_activity(&node(PEER), bench.now);
         }
-        for (to, _) in answer_at_home(&mut bench) {
-            assert!(
-                matches!(to, Destination::Relay { .. }) || matches!(to, Destination::Udp(to) if heard.contains(&to))
-            );
+        for (to, message) in answer_at_home(&mut bench) {
+            let Destination::Udp(to) = to else { continue };
+            let (came, went) = bytes_by_address.get_mut(&to).expect("nothing goes where nothing came from");
+            *went += size(&message);
+            assert!(*went <= 3 * *came, "{to} got {went} bytes for {came}");
         }
         assert_eq!(bench.direct(PEER), Some(address(LISTED)));
         assert!(bench.paths.peers[&node(PEER)].trusted(bench.now).is_some(), "proved again at once: {tick}");
         bench.advance(Duration::from_millis(10));
+    }
+    for (address, (came, went)) in bytes_by_address {
+        assert!(went <= came, "{address} got {went} bytes for {came}");
+    }
+}
+
+/// Somebody who has recorded ever so many pings names one address as the source of all, while he keeps the search young: it
+/// gets, at no time, more than four pings above what was sent in its name, nor three times that.
+#[test]
+fn address_that_proves_nothing_gets_four_pings_more_than_came() {
+    let (mut bench, recorded) = with_recorded(1..250);
+    let victim = address("198.51.100.77:7");
+    let (mut came, mut went, mut pings) = (0, 0, 0);
+    for (number, bytes) in (0_u8..).zip(&recorded) {
+        bench.paths.handle_udp(SocketAddr::from(([198, 51, 101, number], 7)), bytes, bench.now);
+        came += bytes.len();
+        bench.paths.handle_udp(victim, bytes, bench.now);
+        bench.paths.handle_activity(&node(PEER), bench.now);
+        for _ in 0..4 {
+            for (_, message) in answer_at_home(&mut bench).iter().filter(|(to, _)| *to == Destination::Udp(victim)) {
+                went += size(message);
+                pings += usize::from(matches!(message, Message::Ping(_)));
+            }
+            bench.advance(Duration::from_millis(100));
+        }
+        assert!(went <= came + 4 * size(&ping(1, Some(node(1)))), "{went} bytes for {came}");
+        assert!(went <= 3 * came, "{went} bytes for {came}");
+    }
+    assert!(pings > 4, "what comes on and on is asked now and then");
+}
+
+/// An address that nobody names is asked twice at once and twice more, for the first question may be lost, and when it has
+/// answered as often as any other.
+#[test]
+fn address_of_an_honest_peer_is_asked_until_it_has_answered() {
+    let mut bench = Bench::new();
+    let from = "198.51.100.77:7";
+    bench.paths.handle_activity(&node(PEER), bench.now);
+    bench.take_sent();
+    let mut asked = Vec::new();
+    let pings = |bench: &mut Bench| {
+        let sent = bench.take_sent().into_iter();
+        sent.filter(|(to, message)| *to == Destination::Udp(address(from)) && matches!(message, Message::Ping(_)))
+            .count()
+    };
+    for id in 1..3 {
+        bench.udp(PEER, from, &ping(id, Some(node(PEER))));
+        bench.paths.handle_activity(&node(PEER), bench.now);
+        for _ in 0..3 {
+            bench.advance(Duration::from_millis(300));
+            bench.paths.handle_activity(&node(PEER), bench.now);
+        }
+        asked.push(pings(&mut bench));
+    }
+    assert_eq!(asked, [2, 2]);
+    bench.udp(PEER, from, &ping(3, Some(node(PEER))));
+    assert_eq!(pings(&mut bench), 0, "four are out");
+    let under_way = bench.paths.outbox.pings.to(address(from)).next().unwrap();
+    bench.udp(PEER, from, &pong(under_way));
+    assert_eq!(bench.direct(PEER), Some(address(from)));
+    bench.take_sent();
+    for _ in 0..10 {
+        bench.advance(HEARTBEAT);
+        bench.paths.handle_activity(&node(PEER), bench.now);
+        assert!(bench.paths.outbox.pings.to(address(from)).next().is_some(), "it is asked as any other");
+        bench.answer(PEER, from);
     }
 }
 
