@@ -198,7 +198,7 @@ impl Paths {
         }
         self.own.callees.remove(key);
         self.forget_relay_peer(key);
-        self.punch.hits.retain(|_, (peer, _)| peer != key);
+        self.punch.hits.retain(|_, hit| hit.peer != *key);
         self.release_sockets();
     }
 

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use crate::node::Load;
 use crate::world::NodeId;
 
-/// Longest chain of messages, each the answer to the last: call, ping, ping back, pong.
+/// Longest chain of messages, each the answer to the last, counted from 0. Where ports are probed: a request, its answer, a ping
+/// from one of many sockets, a ping back, one more that proves the hole (of a socket once a second), one that doubts the path
+/// taken meanwhile (once in 3 s), a pong. The steps that follow a call are among these. None comes twice within the time that
+/// a chain takes: nobody asks an address back again that is still remembered, which holds while a ping to it is under way.
 const MAX_DEPTH: u32 = 6;
 /// Length of a pong on the wire; that of pings is another.
 const PONG_BYTES: usize = 110;

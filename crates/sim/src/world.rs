@@ -683,7 +683,7 @@ impl<F> World<F> {
                 };
                 *count = (count.0 + 1, count.1 + bytes);
                 self.note(6, [id as u64, to.port().into(), bytes], || {
-                    format!("node {id} sends {} to {to}", name(&load))
+                    format!("node {id} sends {} to {to}, depth {depth}", name(&load))
                 });
                 self.send(self.hosts[id], Some(id), port, to, load, depth);
             }
@@ -705,7 +705,7 @@ impl<F> World<F> {
                     self.violate(fault);
                 }
                 self.note(7, [id as u64, conn.region.0.into(), bytes], || {
-                    format!("node {id} sends {} over {}", name(&load), conn.region)
+                    format!("node {id} sends {} over {}, depth {depth}", name(&load), conn.region)
                 });
                 let Some(host) = self.relays.iter().find(|relay| relay.region == conn.region).map(|relay| relay.host)
                 else {

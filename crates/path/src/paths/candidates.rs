@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use warren_wire::disco::TransactionId;
 
 use super::mtu::Mtu;
+use super::outbox::PING_TIMEOUT;
 use super::output::SocketId;
 use super::pings::Source;
 use super::status::{CandidateStatus, Origin};
@@ -213,6 +214,9 @@ impl Candidates {
         keep: Option<SocketAddr>,
         now: Instant,
     ) -> Heard {
+        if !self.make_room(address, keep, Some(now)) {
+            return Heard::Known;
+        }
         let Some(candidate) = self.admit(address, keep) else { return Heard::Known };
         let was_alive = candidate.is_alive(now);
         let trace = candidate.trace();
@@ -350,24 +354,33 @@ impl Candidates {
         self.0.iter().map(Candidate::status).collect()
     }
 
-    /// Finds or adds a candidate. When there is no room, the one that only traffic told of, longest ago, must go, but
-    /// not `keep`.
+    /// Finds or adds a candidate.
     fn admit(&mut self, address: SocketAddr, keep: Option<SocketAddr>) -> Option<&mut Candidate> {
+        if !self.make_room(address, keep, None) {
+            return None;
+        }
         if let Some(at) = self.0.iter().position(|candidate| candidate.address == address) {
             return self.0.get_mut(at);
         }
-        if self.0.len() >= MAX_CANDIDATES {
-            let dispensable = |candidate: &Candidate| !candidate.is_named() && Some(candidate.address) != keep;
-            let (at, _) = self
-                .0
-                .iter()
-                .enumerate()
-                .filter(|(_, candidate)| dispensable(candidate))
-                .min_by_key(|(_, candidate)| candidate.last_alive())?;
-            self.0.remove(at);
-        }
         self.0.push(Candidate { address, listed: false, called: false, trace: None });
         self.0.last_mut()
+    }
+
+    /// Makes room for an address, unless it is there. When there is none, the one that only traffic told of, longest ago, must
+    /// go, but not `keep`; for one that only traffic tells of, too, as `heard` says when, none that a ping is under way to,
+    /// whose pong would be worth nothing then: 256 sockets may ping us at once ([`super::punch`]).
+    fn make_room(&mut self, address: SocketAddr, keep: Option<SocketAddr>, heard: Option<Instant>) -> bool {
+        if self.0.len() < MAX_CANDIDATES || self.contains(address) {
+            return true;
+        }
+        let is_dispensable = |candidate: &Candidate| {
+            !candidate.is_named()
+                && Some(candidate.address) != keep
+                && heard.is_none_or(|now| !candidate.pinged_within(PING_TIMEOUT, now))
+        };
+        let candidates = self.0.iter().enumerate().filter(|(_, candidate)| is_dispensable(candidate));
+        let longest_ago = candidates.min_by_key(|(_, candidate)| candidate.last_alive()).map(|(at, _)| at);
+        longest_ago.map(|at| self.0.remove(at)).is_some()
     }
 
     #[cfg(test)]

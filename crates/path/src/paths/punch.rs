@@ -61,6 +61,9 @@ const SPACING_ALL: Duration = Duration::from_secs(10);
 const PORTS: (u16, u16) = (1024, 64_512);
 /// Most winners that are kept.
 const MAX_KEPT: usize = 8;
+/// Least time between two pings with which a socket answers one that came to it: else two sides that fan out could answer each
+/// other's pings with pings for as long as their pongs get lost.
+const HIT_SPACING: Duration = Duration::from_secs(1);
 /// How long a socket is kept after the last ping to it: two pings may find two holes, and the peer may have taken the other.
 const HIT: Duration = Duration::from_secs(10);
 
@@ -140,8 +143,18 @@ pub(super) struct Puncher {
     began: Option<Instant>,
     last_socket: SocketId,
     open: BTreeSet<SocketId>,
-    /// Extra sockets to which a peer's ping came, and when the last one did.
-    pub(super) hits: BTreeMap<SocketId, (NodeKey, Instant)>,
+    /// Extra sockets to which a peer's ping came.
+    pub(super) hits: BTreeMap<SocketId, Hit>,
+}
+
+/// What came to an extra socket.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Hit {
+    pub(super) peer: NodeKey,
+    /// When the last ping came.
+    at: Instant,
+    /// When the last one came that was to be answered with a ping.
+    asked: Instant,
 }
 
 #[derive(Debug)]
@@ -414,17 +427,33 @@ impl Paths {
 }
 
 impl Puncher {
-    /// Notes that a peer's ping came to an extra socket.
-    pub(super) fn hit(&mut self, socket: SocketId, peer: NodeKey, now: Instant) {
-        if self.hits.contains_key(&socket) || (self.open.contains(&socket) && self.hits.len() < MAX_KEPT) {
-            self.hits.insert(socket, (peer, now));
+    /// Opens an extra socket as if an attempt had wanted it.
+    #[cfg(test)]
+    pub(super) fn open_for_tests(&mut self) -> SocketId {
+        let socket = self.name_socket();
+        self.open.insert(socket);
+        socket
+    }
+
+    /// Notes that a peer's ping came to an extra socket; tells whether the hole that it came by is to be proved by a ping. More
+    /// holes than sockets are kept for are not.
+    pub(super) fn hit(&mut self, socket: SocketId, peer: NodeKey, now: Instant) -> bool {
+        if let Some(hit) = self.hits.get_mut(&socket) {
+            let is_due = now.saturating_duration_since(hit.asked) >= HIT_SPACING;
+            *hit = Hit { peer, at: now, asked: if is_due { now } else { hit.asked } };
+            return is_due;
         }
+        let has_room = self.open.contains(&socket) && self.hits.len() < MAX_KEPT;
+        if has_room {
+            self.hits.insert(socket, Hit { peer, at: now, asked: now });
+        }
+        has_room
     }
 
     /// Forgets the sockets that a peer does not ping any more; all, if it is at rest.
     pub(super) fn forget_hits(&mut self, peer: &NodeKey, in_use: bool, now: Instant) {
         let fresh = |at: Instant| in_use && now.saturating_duration_since(at) <= HIT;
-        self.hits.retain(|_, (of, at)| of != peer || fresh(*at));
+        self.hits.retain(|_, hit| hit.peer != *peer || fresh(hit.at));
     }
 
     /// Returns the name of another socket: one that is not open.

@@ -124,45 +124,50 @@ impl Paths {
 
     fn handle_ping(&mut self, sender: &DiscoKey, ping: &Ping, from: SocketAddr, socket: SocketId, now: Instant) {
         let address = plain(from);
-        if let Some(key) = self.pinger(sender, ping)
-            && let Some(peer) = self.peers.get_mut(&key)
-            && is_usable(address)
-        {
-            if socket != 0 {
-                self.punch.hit(socket, key, now);
-            }
-            peer.touch(address, now);
-            match peer.candidates.hear(address, ping.id, peer.best_address(), now) {
-                Heard::Duplicate => return,
-                // By its ping the peer opened its firewall for us: no need to wait until our next ping is due. If we
-                // believe it to be elsewhere, it may have moved.
-                Heard::Awake if peer.is_in_use(now) => {
-                    let trusted = peer.trusted(now);
-                    let has_moved = trusted.is_some_and(|best| best != address && best.is_ipv4() == address.is_ipv4());
-                    if has_moved {
-                        peer.doubt(&key, &mut self.outbox, now);
-                    }
-                    if has_moved || trusted.is_none() {
-                        peer.ping_back(&key, address, socket, &mut self.outbox, now);
-                    }
-                    self.publish(&key);
-                }
-                // It hit one of many sockets, of which each has its own hole.
-                Heard::Known if socket != 0 && peer.is_in_use(now) && peer.trusted(now).is_none() => {
-                    peer.ping_back(&key, address, socket, &mut self.outbox, now);
-                }
-                // It may have come back to where it was a moment ago.
-                Heard::Known if socket == 0 && peer.is_in_use(now) => self.heed_elsewhere(&key, address, now),
-                Heard::Awake | Heard::Known => {}
-            }
-            self.settle(&key, now);
+        let pinger = self.pinger(sender, ping).filter(|key| is_usable(address) && self.peers.contains_key(key));
+        let heard = pinger.and_then(|key| {
+            let peer = self.peers.get_mut(&key)?;
+            Some((key, peer.candidates.hear(address, ping.id, peer.best_address(), now)))
+        });
+        if !matches!(heard, Some((_, Heard::Duplicate))) {
+            // Before a ping of our own: it proves the path to the peer, which then need not prove it by another ping.
+            let pong = Message::Pong(Pong { id: ping.id, source: address });
+            self.outbox.send_from(socket, Destination::Udp(from), sender, &pong);
         }
-        self.outbox.send_from(
-            socket,
-            Destination::Udp(from),
-            sender,
-            &Message::Pong(Pong { id: ping.id, source: address }),
-        );
+        if let Some((key, heard)) = heard {
+            self.heed_ping(&key, heard, address, socket, now);
+        }
+    }
+
+    /// Acts on what a peer's ping tells besides its question.
+    fn heed_ping(&mut self, key: &NodeKey, heard: Heard, address: SocketAddr, socket: SocketId, now: Instant) {
+        let proves = socket != 0 && self.punch.hit(socket, *key, now);
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        peer.touch(address, now);
+        match heard {
+            Heard::Duplicate => return,
+            // By its ping the peer opened its firewall for us: no need to wait until our next ping is due. If we
+            // believe it to be elsewhere, it may have moved.
+            Heard::Awake if peer.is_in_use(now) => {
+                let trusted = peer.trusted(now);
+                let has_moved = trusted.is_some_and(|best| best != address && best.is_ipv4() == address.is_ipv4());
+                if has_moved {
+                    peer.doubt(key, &mut self.outbox, now);
+                }
+                if has_moved || trusted.is_none() {
+                    peer.ping_back(key, address, socket, &mut self.outbox, now);
+                }
+                self.publish(key);
+            }
+            // It hit one of many sockets, of which each has its own hole.
+            Heard::Known if proves && peer.is_in_use(now) && peer.trusted(now).is_none() => {
+                peer.ping_back(key, address, socket, &mut self.outbox, now);
+            }
+            // It may have come back to where it was a moment ago.
+            Heard::Known if socket == 0 && peer.is_in_use(now) => self.heed_elsewhere(key, address, now),
+            Heard::Awake | Heard::Known => {}
+        }
+        self.settle(key, now);
     }
 
     /// Tells which holder of a disco key sent a ping, if that is certain.

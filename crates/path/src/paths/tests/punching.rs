@@ -3,6 +3,7 @@
 use super::*;
 use warren_wire::disco::Punch;
 
+const LISTED: &str = "203.0.113.2:41641";
 /// Long enough for the second attempt.
 const TWO_ATTEMPTS: u64 = 90;
 
@@ -96,4 +97,52 @@ fn punch_is_heeded_only_from_a_peer_in_use_for_its_own_host() {
         bench.relayed(PEER, &punch("203.0.113.2:0"));
         assert_eq!(sprayed(&mut bench), 1, "once a minute");
     }
+}
+
+/// Where nothing filters, the pings of all 256 sockets come in, more than there is room for. Those that were asked back keep
+/// their places, so that their answers count.
+#[test]
+fn more_pings_than_there_is_room_for_crowd_out_none_that_was_asked() {
+    let mut bench = Bench::new();
+    bench.paths.handle_activity(&node(PEER), bench.now);
+    bench.take_sent();
+    for port in 10_000..10_256_u16 {
+        bench.udp(PEER, &format!("198.51.100.77:{port}"), &ping(1, Some(node(PEER))));
+    }
+    let asked = bench.take_sent().into_iter().find_map(|(to, message)| match (to, message) {
+        (Destination::Udp(to), Message::Ping(ping)) => Some((to, ping.id)),
+        _ => None,
+    });
+    let (first, id) = asked.unwrap();
+    bench.udp(PEER, &first.to_string(), &pong(id));
+    assert_eq!(bench.direct(PEER), Some(first));
+}
+
+/// Whoever pinged is proved a way by the pong, and need not answer our ping by another, if the pong comes first.
+#[test]
+fn ping_is_answered_before_it_is_asked_back() {
+    let mut bench = Bench::new();
+    bench.paths.handle_activity(&node(PEER), bench.now);
+    bench.take_sent();
+    bench.udp(PEER, "198.51.100.77:7", &ping(1, Some(node(PEER))));
+    assert!(matches!(&bench.take_sent()[..], [(_, Message::Pong(_)), (_, Message::Ping(_)), ..]));
+}
+
+/// Two sides that both fan out could go on answering pings by pings for as long as their pongs get lost.
+#[test]
+fn extra_socket_asks_back_once_a_second() {
+    let mut bench = Bench::new();
+    bench.paths.handle_activity(&node(PEER), bench.now);
+    let socket = bench.paths.punch.open_for_tests();
+    bench.take_sent();
+    let mut pings = Vec::new();
+    for id in 1..21 {
+        let bytes = bench.sealed(PEER, &ping(id, Some(node(PEER))));
+        bench.paths.handle_udp_at(socket, address(LISTED), &bytes, bench.now);
+        let transmits = std::mem::take(&mut bench.paths.outbox.transmits);
+        let ours = transmits.into_iter().filter(|transmit| transmit.socket == socket);
+        pings.push(ours.filter(|transmit| matches!(bench.open(&transmit.bytes).1, Message::Ping(_))).count());
+        bench.now += Duration::from_millis(100);
+    }
+    assert_eq!(pings.iter().sum::<usize>(), 2, "{pings:?}");
 }
