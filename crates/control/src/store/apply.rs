@@ -373,13 +373,20 @@ fn put_policy(connection: &Connection, tailnet: TailnetId, row: &PolicyRow<'_>) 
 const VERSIONS_MAX: i64 = 1000;
 /// How many bytes of them.
 const VERSIONS_BYTES_MAX: i64 = 64 << 20;
+/// Of how many days the last version is kept, however many and however large versions came since: somebody who may edit
+/// the policy does not make what was before them go away in an hour.
+const DAYS_KEPT: i64 = 30;
 
-/// Removes versions of long ago, but never the one that an unconfirmed one goes back to; returns their numbers.
+/// Removes versions of long ago, but neither the one that an unconfirmed one goes back to nor the last ones of the last
+/// days on which there were any; returns their numbers.
 fn prune_policies(connection: &Connection, tailnet: TailnetId, newest: u64) -> Result<Vec<i64>, StoreError> {
     let newest = i64::try_from(newest).map_err(|_| StoreError::Encode)?;
     let mut statement = connection.prepare_cached(
         "DELETE FROM policy WHERE tailnet = ?1 AND version < ?2
          AND version IS NOT (SELECT body ->> '$.unconfirmed.back_to' FROM tailnet WHERE id = ?1)
+         AND version NOT IN (
+            SELECT max(version) FROM policy WHERE tailnet = ?1
+            GROUP BY substr(at, 1, 10) ORDER BY max(version) DESC LIMIT ?5)
          AND (version <= ?2 - ?3 OR version IN (
             SELECT version FROM (
                 SELECT version, sum(octet_length(text)) OVER (ORDER BY version DESC) AS bytes
@@ -387,7 +394,8 @@ fn prune_policies(connection: &Connection, tailnet: TailnetId, newest: u64) -> R
             WHERE bytes > ?4))
          RETURNING version",
     )?;
-    let rows = statement.query_map((tailnet.0, newest, VERSIONS_MAX, VERSIONS_BYTES_MAX), |row| row.get(0))?;
+    let bounds = (tailnet.0, newest, VERSIONS_MAX, VERSIONS_BYTES_MAX, DAYS_KEPT);
+    let rows = statement.query_map(bounds, |row| row.get(0))?;
     let mut gone: Vec<i64> = rows.collect::<Result<_, _>>()?;
     gone.sort_unstable();
     Ok(gone)

@@ -661,6 +661,31 @@ async fn versions_of_long_ago_are_pruned_but_not_one_that_may_come_back() {
     assert!(matches!(verdict(&store).await, AuditVerdict::Intact { .. }));
 }
 
+/// Whoever may edit a policy cannot make what was in force before them go away by editing, a lot or with much text.
+#[tokio::test]
+async fn the_last_version_of_each_of_the_last_days_stays_whatever_comes_after_it() {
+    let folder = Folder::new();
+    let store = filled(&folder).await;
+    let day = |number: i64| start_of_time() + jiff::SignedDuration::from_hours(24 * number);
+    // Two versions a day for 40 days, then a flood.
+    for number in 0..40_u64 {
+        let both = (1..=2).map(|one| policy(2 * number + one, &format!("{number} {one}"))).collect();
+        store.apply(both, day(i64::try_from(number).unwrap())).await.unwrap();
+    }
+    store.apply((81..=1200).map(|version| policy(version, "flood")).collect(), day(40)).await.unwrap();
+    let large = "x".repeat(30 << 20);
+    store.apply((1201..=1203).map(|version| policy(version, &large)).collect(), day(40)).await.unwrap();
+    let kept: Vec<_> = store
+        .look(|connection| policies::newest(connection, TAILNET, 2000))
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|kept| kept.version)
+        .collect();
+    let days: Vec<u64> = (11..40).rev().map(|number| 2 * number + 2).collect();
+    assert_eq!(kept, [vec![1203, 1202], days].concat(), "the last of 29 days and of this one");
+}
+
 #[tokio::test]
 async fn few_versions_that_are_large_are_pruned_likewise() {
     let folder = Folder::new();
