@@ -19,7 +19,7 @@ use crate::state::{StateError, Store};
 const EVENTS: usize = 64;
 
 /// Says who the node is.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Membership {
     /// Directory that holds its keys and settings; made if it is not there.
     pub state_dir: PathBuf,
@@ -31,6 +31,17 @@ pub struct Membership {
     pub auth_key: String,
     /// Name to show to others.
     pub hostname: String,
+}
+
+impl std::fmt::Debug for Membership {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The key lets anybody in who reads it in a log.
+        f.debug_struct("Membership")
+            .field("state_dir", &self.state_dir)
+            .field("server", &self.server)
+            .field("hostname", &self.hostname)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Says why a node inside a program does not run.
@@ -148,5 +159,23 @@ impl Inside {
 impl From<InsideError> for io::Error {
     fn from(error: InsideError) -> Self {
         Self::other(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_membership_does_not_print_its_key() {
+        let membership = Membership {
+            state_dir: "/var/lib/one".into(),
+            server: "https://one.example".to_owned(),
+            server_key: String::new(),
+            auth_key: "wkey-secret".to_owned(),
+            hostname: "inside".to_owned(),
+        };
+        let shown = format!("{membership:?}");
+        assert!(shown.contains("one.example") && !shown.contains("secret"), "{shown}");
     }
 }
