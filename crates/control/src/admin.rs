@@ -230,7 +230,7 @@ fn tailnet_view(snapshot: &Snapshot) -> TailnetView {
         created: record.created,
         machine_approval: record.machine_approval,
         only_enrolled: record.only_enrolled,
-        enrolled: snapshot.machines.len(),
+        enrolled: snapshot.machines.values().filter(|machine| machine.holds_at(snapshot.at)).count(),
         barred: snapshot.nodes.iter().filter(|node| node.barred).count(),
         key_lifetime: record.key_lifetime,
         users: snapshot.users.len(),

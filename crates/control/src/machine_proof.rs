@@ -6,6 +6,8 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
 use sha2::{Digest as _, Sha256};
@@ -42,6 +44,10 @@ pub(crate) enum ProofError {
     Time,
     #[error("the machine's certificate was revoked")]
     Revoked,
+    #[error("an administrator ended the enrolment of this machine, and alone can enrol it again")]
+    Ended,
+    #[error("this network has as many enrolled machines as it can have; an administrator has to remove some")]
+    TooMany,
     #[error("the machine's certificate cannot be used: {0}")]
     Other(String),
 }
@@ -84,21 +90,25 @@ impl ShownCertificate {
         let serials: Vec<_> = between.map(|certificate| serial_number(&hex(certificate.serial()))).collect();
         let is_revoked =
             |ca: &MachineCaRecord| std::iter::once(&serial).chain(&serials).any(|one| ca.revoked.contains(one));
-        let mut refused = None;
+        let (mut admitted, mut refused) = (None, None);
         for ca in cas.values() {
             let found = STANDARD.decode(&ca.certificate).map(CertificateDer::from).map_err(|_| ProofError::Form);
             match found.and_then(|root| self.verify(&own, &root, now)) {
-                Ok(_) if ca.until <= now => refused = Some(ProofError::Time),
                 // Whatever another authority says: it may be the same one, enrolled anew.
                 Ok(_) if is_revoked(ca) => return Err(ProofError::Revoked),
+                Ok(_) if ca.until <= now => refused = Some(ProofError::Time),
                 Ok(until) => {
-                    return Ok(Some(MachineProof { ca: ca.id.clone(), serial, until: until.min(ca.until) }));
+                    admitted.get_or_insert((ca.id.clone(), until.min(ca.until)));
                 }
                 Err(ProofError::Issuer) => {}
                 Err(error) => refused = Some(error),
             }
         }
-        if cas.is_empty() { Ok(None) } else { Err(refused.unwrap_or(ProofError::Issuer)) }
+        match admitted {
+            Some((ca, until)) => Ok(Some(MachineProof { ca, serial, between: serials, until })),
+            None if cas.is_empty() => Ok(None),
+            None => Err(refused.unwrap_or(ProofError::Issuer)),
+        }
     }
 
     /// Checks the way from the certificate to one authority and returns when the first certificate on it ends.
@@ -147,7 +157,15 @@ pub(crate) struct CaCertificate {
     pub(crate) until: Timestamp,
 }
 
-/// Reads the certificate of an authority, PEM; `None` if it is none, or not one alone.
+/// Tells whether two certificates, DER in base64, are of one authority: the same name with the same key.
+pub(crate) fn is_same_authority(one: &str, other: &str) -> bool {
+    let read = |text: &str| STANDARD.decode(text).map(CertificateDer::from).ok();
+    let (Some(one), Some(other)) = (read(one), read(other)) else { return false };
+    let (Ok(one), Ok(other)) = (anchor_from_trusted_cert(&one), anchor_from_trusted_cert(&other)) else { return false };
+    one.subject == other.subject && one.subject_public_key_info == other.subject_public_key_info
+}
+
+/// Reads the certificate of an authority, PEM; `None` if it is none that may issue certificates, or not one alone.
 pub(crate) fn read_ca(pem: &str) -> Option<CaCertificate> {
     let mut found = CertificateDer::pem_slice_iter(pem.as_bytes());
     let der = found.next()?.ok().filter(|der| der.len() <= CA_MAX)?;
@@ -155,6 +173,9 @@ pub(crate) fn read_ca(pem: &str) -> Option<CaCertificate> {
         return None;
     }
     anchor_from_trusted_cert(&der).ok()?;
+    if !may_issue(&der)? {
+        return None;
+    }
     let mut id = hex(&Sha256::digest(&der));
     id.truncate(16);
     Some(CaCertificate { id, text: STANDARD.encode(&der), until: not_after(&der)? })
@@ -162,16 +183,7 @@ pub(crate) fn read_ca(pem: &str) -> Option<CaCertificate> {
 
 /// Returns when a certificate ends. Source: RFC 5280, section 4.1.
 fn not_after(der: &[u8]) -> Option<Timestamp> {
-    let (_, certificate, _) = element(der)?;
-    let (_, mut body, _) = element(certificate)?;
-    // A version may stand before serial number, algorithm and issuer.
-    if let Some((0xa0, _, rest)) = element(body) {
-        body = rest;
-    }
-    for _ in 0..3 {
-        (_, _, body) = element(body)?;
-    }
-    let (_, validity, _) = element(body)?;
+    let (_, validity, _) = element(from_validity(der)?)?;
     let (_, _, rest) = element(validity)?;
     let (kind, text, _) = element(rest)?;
     let text = std::str::from_utf8(text).ok()?.strip_suffix('Z').filter(|text| text.is_ascii())?;
@@ -189,8 +201,85 @@ fn not_after(der: &[u8]) -> Option<Timestamp> {
     };
     let pair = |at: usize| rest.get(at..at + 2);
     let (month, day, hour, minute, second) = (pair(0)?, pair(2)?, pair(4)?, pair(6)?, pair(8)?);
-    format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z").parse().ok()
+    let at: DateTime = format!("{year}-{month}-{day}T{hour}:{minute}:{second}").parse().ok()?;
+    // The last day of the year 9999, which says "never", is later than the latest time that we know.
+    Some(at.to_zoned(TimeZone::UTC).map_or(Timestamp::MAX, |at| at.timestamp()))
 }
+
+/// Returns what stands in a certificate from its validity on. Source: RFC 5280, section 4.1.
+fn from_validity(der: &[u8]) -> Option<&[u8]> {
+    let (_, certificate, _) = element(der)?;
+    let (_, mut body, _) = element(certificate)?;
+    // A version may stand before serial number, algorithm and issuer.
+    if let Some((0xa0, _, rest)) = element(body) {
+        body = rest;
+    }
+    for _ in 0..3 {
+        (_, _, body) = element(body)?;
+    }
+    Some(body)
+}
+
+/// Tells whether a certificate is one of an authority that may issue certificates to clients; `None` if it cannot be read.
+/// Source: RFC 5280, sections 4.2.1.3, 4.2.1.9 and 4.2.1.12.
+fn may_issue(der: &[u8]) -> Option<bool> {
+    let mut rest = from_validity(der)?;
+    // Validity, subject and key; identifiers that nobody uses any more may follow.
+    for _ in 0..3 {
+        (_, _, rest) = element(rest)?;
+    }
+    let mut list: &[u8] = &[];
+    while !rest.is_empty() {
+        let (tag, inside, after) = element(rest)?;
+        if tag == 0xa3 {
+            (_, list, _) = element(inside)?;
+        }
+        rest = after;
+    }
+    let (mut is_authority, mut signs, mut for_clients) = (false, true, true);
+    while !list.is_empty() {
+        let (_, extension, after) = element(list)?;
+        list = after;
+        let (_, id, mut value) = element(extension)?;
+        if let Some((0x01, _, after)) = element(value) {
+            value = after;
+        }
+        let (_, value, _) = element(value)?;
+        match id {
+            BASIC_CONSTRAINTS => {
+                let (_, constraints, _) = element(value)?;
+                is_authority = matches!(element(constraints), Some((0x01, [0xff], _)));
+            }
+            KEY_USAGE => {
+                let (_, bits, _) = element(value)?;
+                // After the number of unused bits; keyCertSign is the sixth from the left.
+                signs = bits.get(1).is_some_and(|first| first & 0x04 != 0);
+            }
+            EXTENDED_KEY_USAGE => {
+                let (_, mut purposes, _) = element(value)?;
+                for_clients = false;
+                while !purposes.is_empty() {
+                    let (_, purpose, after) = element(purposes)?;
+                    for_clients |= matches!(purpose, CLIENT_AUTH | ANY_PURPOSE);
+                    purposes = after;
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(is_authority && signs && for_clients)
+}
+
+/// 2.5.29.19.
+const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
+/// 2.5.29.15.
+const KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
+/// 2.5.29.37.
+const EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x25];
+/// 2.5.29.37.0.
+const ANY_PURPOSE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
+/// 1.3.6.1.5.5.7.3.2.
+const CLIENT_AUTH: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x02];
 
 /// Takes one element of DER off: its tag, what is in it, and what comes after it.
 fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {

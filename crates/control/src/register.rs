@@ -107,9 +107,9 @@ async fn prove(
     };
     tailnet
         .change(move |work: &mut Work<'_>| {
-            match shown.admit(&work.state.machine_cas, work.now) {
-                Ok(Some(proof)) => work.prove(machine, proof),
-                Ok(None) => {}
+            let admitted = shown.admit(&work.state.machine_cas, work.now);
+            match admitted.and_then(|proof| proof.map_or(Ok(()), |proof| work.prove(machine, proof))) {
+                Ok(()) => {}
                 Err(error) if work.state.bars(&machine, work.now) => return Err(Refusal::from(error)),
                 // It takes part without.
                 Err(error) => tracing::info!(machine = %machine.short(), %error, "a certificate is not looked at"),

@@ -3,7 +3,7 @@
 use super::credentials::described;
 use super::{AdminError, Desk, MachineCaView, invalid, not_found};
 use crate::authority::Scope;
-use crate::machine_proof::{read_ca, serial_number};
+use crate::machine_proof::{is_same_authority, read_ca, serial_number};
 use crate::model::MachineCaRecord;
 use crate::tailnet::snapshot::Snapshot;
 
@@ -17,7 +17,8 @@ impl Desk {
     /// both last.
     ///
     /// # Errors
-    /// [`AdminError::NotFound`], [`AdminError::Invalid`] for what is not one certificate, or one that has ended.
+    /// [`AdminError::NotFound`], [`AdminError::Invalid`] for what is not one certificate, one of nobody who may issue
+    /// certificates to clients, or one that has ended.
     pub async fn add_machine_ca(
         &self,
         tailnet: &str,
@@ -26,7 +27,11 @@ impl Desk {
     ) -> Result<MachineCaView, AdminError> {
         let place = self.place(tailnet, Scope::FeatureSettings.write())?;
         let found = read_ca(pem).filter(|found| found.until > place.now());
-        let found = found.ok_or_else(|| invalid("certificate of an authority: one in PEM that has not ended", ""))?;
+        let found = found.ok_or_else(|| {
+            let wanted =
+                "certificate of an authority: one in PEM that has not ended and may issue certificates to clients";
+            invalid(wanted, "")
+        })?;
         let (who, description, id) = (place.who(), described(description.to_owned())?, found.id.clone());
         place
             .change(move |work, _| {
@@ -88,7 +93,7 @@ impl Desk {
     }
 
     /// Takes a certificate of an authority back, by its serial number in hex digits, with or without colons; machines that
-    /// it enrolled are enrolled no more.
+    /// it enrolled, or one that it issued, are enrolled no more.
     ///
     /// # Errors
     /// [`AdminError::NotFound`], [`AdminError::Invalid`].
@@ -110,7 +115,15 @@ impl Desk {
                 if record.revoked.insert(digits.clone()) {
                     work.put_machine_ca(&who, "machine-ca.revoke", record);
                 }
-                work.end_proofs(&who, |proof| proof.ca == wanted && proof.serial == digits);
+                // The same authority may be known by several certificates.
+                let own = work.state.machine_cas.get(&wanted).cloned();
+                let is_own = |ca: &&std::sync::Arc<MachineCaRecord>| {
+                    own.as_ref().is_some_and(|own| is_same_authority(&own.certificate, &ca.certificate))
+                };
+                let same: Vec<_> = work.state.machine_cas.values().filter(is_own).map(|ca| ca.id.clone()).collect();
+                work.end_proofs(&who, |proof| {
+                    proof.rests_on(&digits) && (proof.ca == wanted || same.contains(&proof.ca))
+                });
                 Ok(())
             })
             .await?;

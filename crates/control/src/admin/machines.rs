@@ -9,15 +9,14 @@ use super::{AdminError, Desk, MachineView, TailnetView, invalid, not_found};
 use crate::authority::Scope;
 use crate::model::MachineRecord;
 use crate::tailnet::snapshot::Snapshot;
+use crate::tailnet::work::MACHINES_MAX;
 
 /// Most machines of one call.
 const AT_ONCE: usize = 1000;
-/// Most enrolled machines of a tailnet.
-const MACHINES_MAX: usize = 100_000;
 
 impl Desk {
-    /// Enrols machines, by the keys by which they know themselves; those that are enrolled stay as they are. `description`
-    /// has letters, digits, spaces and dashes, 50 at most.
+    /// Enrols machines, by the keys by which they know themselves; those that are enrolled stay as they are, and those whose
+    /// enrolment was ended are enrolled again. `description` has letters, digits, spaces and dashes, 50 at most.
     ///
     /// # Errors
     /// [`AdminError::NotFound`], [`AdminError::Invalid`] for too many machines or a description.
@@ -38,18 +37,21 @@ impl Desk {
             .change(move |work, _| {
                 let known = &work.state.machines;
                 // What an administrator enrols rests on no certificate any more.
-                let is_new = |key: &&MachineKey| known.get(key).is_none_or(|record| record.proof.is_some());
+                let is_by_hand = |record: &MachineRecord| record.proof.is_none() && record.ended.is_none();
+                let is_new = |key: &&MachineKey| known.get(key).is_none_or(|record| !is_by_hand(record));
                 let new = wanted.iter().filter(is_new).map(|key| MachineRecord {
                     key: *key,
                     tailnet: work.state.tailnet.id,
                     description: description.clone(),
                     enrolled: work.now,
                     proof: None,
+                    ended: None,
                 });
                 let new: Vec<_> = new.collect();
-                let number = known.len() + new.len();
+                let number = known.len() + new.iter().filter(|record| !known.contains_key(&record.key)).count();
                 if number > MACHINES_MAX {
-                    return Err(invalid("number of machines: a network enrols 100000 at most", &number.to_string()));
+                    let wanted = "number of machines: a network has 100000 at most, those that were ended included";
+                    return Err(invalid(wanted, &number.to_string()));
                 }
                 work.enrol(&who, new);
                 Ok(())
@@ -60,7 +62,7 @@ impl Desk {
         Ok(enrolled.map(|record| view(&snapshot, record)).collect())
     }
 
-    /// Returns the enrolled machines of a tailnet, or of all, by key.
+    /// Returns the enrolled machines of a tailnet, or of all, by key, and those whose enrolment was ended.
     ///
     /// # Errors
     /// [`AdminError::NotFound`].
@@ -74,16 +76,16 @@ impl Desk {
     }
 
     /// Ends the enrolment of a machine: where enrolled ones alone take part, nobody knows its nodes any more from then on. A
-    /// certificate that enrolled it is revoked, or it would enrol itself again.
+    /// certificate that enrolled it is revoked, since it may be on another machine by now, and no other one enrols it again.
     ///
     /// # Errors
     /// [`AdminError::NotFound`].
     pub async fn end_enrolment(&self, tailnet: &str, key: MachineKey) -> Result<MachineView, AdminError> {
         let place = self.place(tailnet, Scope::DevicesCore.write())?;
         let who = place.who();
-        let record = place
+        place
             .change(move |work, _| {
-                let record = work.state.machines.get(&key).cloned();
+                let record = work.state.machines.get(&key).filter(|record| record.ended.is_none()).cloned();
                 let record = record.ok_or_else(|| not_found("enrolled machine", &key.to_string()))?;
                 if let Some(proof) = &record.proof
                     && let Some(ca) = work.state.machine_cas.get(&proof.ca)
@@ -93,11 +95,13 @@ impl Desk {
                         work.put_machine_ca(&who, "machine-ca.revoke", ca);
                     }
                 }
-                work.end_enrolment(&who, key);
-                Ok(record)
+                work.end_enrolment(&who, &record);
+                Ok(())
             })
             .await?;
-        Ok(view(&place.snapshot(), &record))
+        let snapshot = place.snapshot();
+        let record = snapshot.machines.get(&key).ok_or_else(|| not_found("enrolled machine", &key.to_string()))?;
+        Ok(view(&snapshot, record))
     }
 
     /// Decides whether enrolled machines alone take part. Others may still be registered; nobody is told of them, and they
@@ -119,6 +123,7 @@ fn view(snapshot: &Snapshot, record: &MachineRecord) -> MachineView {
         description: record.description.clone(),
         enrolled: record.enrolled,
         proof: record.proof.clone(),
+        ended: record.ended,
         nodes: nodes.map(|node| snapshot.fqdn(node).trim_end_matches('.').to_owned()).collect(),
     }
 }

@@ -223,9 +223,12 @@ pub struct MachineView {
     pub description: String,
     /// When it was enrolled.
     pub enrolled: Timestamp,
-    /// The certificate that enrolled it, if one did.
+    /// The certificate that enrolled it, if one did, and not an administrator.
     #[serde(default)]
     pub proof: Option<MachineProof>,
+    /// When an administrator ended its enrolment; it is not enrolled then.
+    #[serde(default)]
+    pub ended: Option<Timestamp>,
     /// Full names of its nodes; none if it has not joined.
     pub nodes: Vec<String>,
 }

@@ -23,13 +23,22 @@ pub struct MachineRecord {
     /// The certificate that enrolled it, if one did, and not an administrator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<MachineProof>,
+    /// When an administrator ended its enrolment: no certificate enrols it again from then on, only an administrator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Timestamp>,
 }
 
 impl MachineRecord {
     /// Tells whether it is enrolled at `now`: a certificate ends by itself.
     #[must_use]
     pub fn holds_at(&self, now: Timestamp) -> bool {
-        self.proof.as_ref().is_none_or(|proof| now < proof.until)
+        self.ended.is_none() && !self.has_run_out(now)
+    }
+
+    /// Tells whether it rests on a certificate that has ended by `now`.
+    #[must_use]
+    pub fn has_run_out(&self, now: Timestamp) -> bool {
+        self.proof.as_ref().is_some_and(|proof| proof.until <= now)
     }
 }
 
@@ -40,8 +49,19 @@ pub struct MachineProof {
     pub ca: String,
     /// Serial number of the certificate, in lowercase hex digits.
     pub serial: String,
+    /// The same of the certificates between it and the authority.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub between: Vec<String>,
     /// When the first of the certificates that it rests on ends.
     pub until: Timestamp,
+}
+
+impl MachineProof {
+    /// Tells whether it rests on the certificate of that serial number.
+    #[must_use]
+    pub fn rests_on(&self, serial: &str) -> bool {
+        self.serial == serial || self.between.iter().any(|one| one == serial)
+    }
 }
 
 /// An authority whose certificates enrol machines.

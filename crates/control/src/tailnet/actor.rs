@@ -37,7 +37,7 @@ const PACE_PER_STREAM: Duration = Duration::from_micros(50);
 const PACE_MAX: Duration = Duration::from_secs(1);
 /// How long reports wait to be stored together.
 const FLUSH_AFTER: Duration = Duration::from_millis(500);
-/// How long to wait after the store failed to take reports.
+/// How long to wait after the store failed to take something.
 const FLUSH_RETRY: Duration = Duration::from_secs(5);
 /// How often the time of day is looked at while something waits for it, in case somebody sets the clock.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
@@ -89,8 +89,8 @@ struct Due {
     /// When something ends by the time of day; looked up again when `clock_stale`.
     clock: Option<Instant>,
     clock_stale: bool,
-    /// When to try again to undo a policy that nobody confirmed.
-    undo_again: Option<Instant>,
+    /// When to try again what is due by the time of day, after the store failed to take it.
+    again: Option<Instant>,
 }
 
 impl Actor {
@@ -152,7 +152,7 @@ impl Actor {
             flush: (!dirty.is_empty()).then_some(instant + FLUSH_AFTER),
             clock: None,
             clock_stale: true,
-            undo_again: None,
+            again: None,
         };
         let actor = Self {
             shared,

@@ -13,6 +13,7 @@ use super::access::{self, Access, PolicyInForce};
 use super::compile::Pending;
 use super::nodes::{Node, Nodes};
 use crate::auth_key::Shown;
+use crate::machine_proof::ProofError;
 use crate::model::{
     AuthKeyRecord, CredentialRecord, MachineCaRecord, MachineProof, MachineRecord, NodeRecord, NodeState, Owner,
     ROUTES_MAX, TailnetRecord, Unconfirmed, UserRecord, Who,
@@ -22,8 +23,11 @@ use crate::store::{Change, Entry, Store};
 /// Credentials of the API with the hashes of their secrets, by ID.
 pub(crate) type Credentials = BTreeMap<String, (CredentialRecord, [u8; 32])>;
 
-/// Machines that administrators enrolled.
+/// Machines that administrators enrolled, or certificates, and those whose enrolment an administrator ended.
 pub(crate) type Machines = BTreeMap<MachineKey, Arc<MachineRecord>>;
+
+/// Most machines of a tailnet that are enrolled or were ended. Fewer in tests, since each is a row of the database.
+pub(crate) const MACHINES_MAX: usize = if cfg!(test) { 1_200 } else { 100_000 };
 
 /// Authorities whose certificates enrol machines, by ID.
 pub(crate) type MachineCas = BTreeMap<String, Arc<MachineCaRecord>>;
@@ -60,14 +64,16 @@ impl State {
         self.tailnet.only_enrolled && !self.machines.get(machine).is_some_and(|record| record.holds_at(now))
     }
 
-    /// Lets the nodes of all machines follow what was enrolled.
-    pub(crate) fn bar(&mut self, now: Timestamp) {
+    /// Lets the nodes of all machines follow what was enrolled; tells whether one does otherwise than before.
+    pub(crate) fn bar(&mut self, now: Timestamp) -> bool {
         let changed = |node: &&Arc<Node>| node.barred != self.bars(&node.record.machine, now);
         let other: Vec<_> = self.nodes.iter().filter(changed).map(|node| node.with_barred(!node.barred)).collect();
+        let any = !other.is_empty();
         for node in other {
             self.pending.nodes.insert(node.id());
             self.nodes.put(node);
         }
+        any
     }
 }
 
@@ -223,10 +229,19 @@ impl<'a> Work<'a> {
     }
 
     /// Enrols a machine by the certificate that it proved to hold, unless an administrator enrolled it anyway.
-    pub(crate) fn prove(&mut self, machine: MachineKey, proof: MachineProof) {
+    ///
+    /// # Errors
+    /// [`ProofError::Ended`] for a machine whose enrolment an administrator ended, [`ProofError::TooMany`].
+    pub(crate) fn prove(&mut self, machine: MachineKey, proof: MachineProof) -> Result<(), ProofError> {
         let known = self.state.machines.get(&machine);
+        if known.is_some_and(|record| record.ended.is_some()) {
+            return Err(ProofError::Ended);
+        }
         if known.is_some_and(|record| record.proof.is_none() || record.proof.as_ref() == Some(&proof)) {
-            return;
+            return Ok(());
+        }
+        if known.is_none() && self.state.machines.len() >= MACHINES_MAX {
+            return Err(ProofError::TooMany);
         }
         let record = MachineRecord {
             key: machine,
@@ -234,10 +249,12 @@ impl<'a> Work<'a> {
             description: String::new(),
             enrolled: known.map_or(self.now, |record| record.enrolled),
             proof: Some(proof),
+            ended: None,
         };
         Arc::make_mut(&mut self.state.machines).insert(machine, Arc::new(record.clone()));
         self.record(&Who::machine(&machine), "machine.prove", Change::PutMachine(record));
         self.state.bar(self.now);
+        Ok(())
     }
 
     /// Enrols an authority, or changes what is known of it.
@@ -252,19 +269,25 @@ impl<'a> Work<'a> {
         self.record(who, "machine-ca.end", Change::RemoveMachineCa(id.to_owned()));
     }
 
-    /// Ends the enrolments that rest on such certificates.
+    /// Ends the enrolments that rest on such certificates; another certificate enrols the machines again.
     pub(crate) fn end_proofs(&mut self, who: &Who, ended: impl Fn(&MachineProof) -> bool) {
         let rests = |record: &&Arc<MachineRecord>| record.proof.as_ref().is_some_and(&ended);
         let gone: Vec<_> = self.state.machines.values().filter(rests).map(|record| record.key).collect();
-        for key in gone {
-            self.end_enrolment(who, key);
+        for key in &gone {
+            Arc::make_mut(&mut self.state.machines).remove(key);
+            self.record(who, "machine.end", Change::RemoveMachine(*key));
+        }
+        if !gone.is_empty() {
+            self.state.bar(self.now);
         }
     }
 
-    /// Ends the enrolment of a machine; its nodes take no part any more where that is needed.
-    pub(crate) fn end_enrolment(&mut self, who: &Who, key: MachineKey) {
-        Arc::make_mut(&mut self.state.machines).remove(&key);
-        self.record(who, "machine.end", Change::RemoveMachine(key));
+    /// Ends the enrolment of a machine; its nodes take no part any more where that is needed. It stays known as one that
+    /// was ended, since it may hold certificates that nobody knows of.
+    pub(crate) fn end_enrolment(&mut self, who: &Who, before: &MachineRecord) {
+        let record = MachineRecord { proof: None, ended: Some(self.now), ..before.clone() };
+        Arc::make_mut(&mut self.state.machines).insert(record.key, Arc::new(record.clone()));
+        self.record(who, "machine.end", Change::PutMachine(record));
         self.state.bar(self.now);
     }
 

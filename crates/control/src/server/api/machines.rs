@@ -13,6 +13,11 @@ fn list(machines: &[MachineView]) -> Reply {
             "machineKey": machine.key,
             "description": machine.description,
             "enrolled": machine.enrolled,
+            "enrolledBy": if machine.proof.is_some() { "certificate" } else { "administrator" },
+            "certificate": machine.proof.as_ref().map(|proof| {
+                json!({ "authority": proof.ca, "serialNumber": proof.serial, "until": proof.until })
+            }),
+            "ended": machine.ended,
             "devices": machine.nodes,
         })
     };

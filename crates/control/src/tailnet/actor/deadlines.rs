@@ -36,21 +36,22 @@ impl Actor {
 
     /// Returns when to look at the time of day next.
     fn next_by_clock(&self) -> Option<Instant> {
-        let of_nodes = self.state.nodes.iter().filter_map(|node| self.next_end(node)).min();
+        let now = self.shared.clock.now();
+        let of_keys =
+            self.state.nodes.iter().filter(|node| !node.expired).filter_map(|node| node.record.key_expiry).min();
+        let of_leases = self.state.nodes.iter().filter(|node| self.is_away(node));
+        let of_leases = of_leases.filter_map(|node| node.state.lease_until).min();
         let edge = self.state.access.compiled.next_edge().and_then(|edge| Timestamp::from_second(edge).ok());
         let of_policy = self.state.tailnet.unconfirmed.as_ref().map(|open| open.until);
-        let of_machines = self.state.machines.values().filter_map(|record| Some(record.proof.as_ref()?.until)).min();
+        let of_machines = self.state.machines.values().filter_map(|record| Some(record.proof.as_ref()?.until));
+        // They have no effect any more, whether that is stored or not.
+        let (over, of_machines): (Vec<_>, Vec<_>) = of_machines.partition(|until| *until <= now);
         let soon = self.shared.clock.instant() + LOOK_AT_CLOCK;
         let at = |next: Timestamp| self.shared.clock.instant_of(next).min(soon);
-        let of_policy = of_policy.map(at).max(self.due.undo_again);
-        of_nodes.into_iter().chain(of_machines).chain(edge).map(at).chain(of_policy).min()
-    }
-
-    /// Returns when the node's key or lease ends, whichever is first.
-    fn next_end(&self, node: &Node) -> Option<Timestamp> {
-        let key = node.record.key_expiry.filter(|_| !node.expired);
-        let lease = node.state.lease_until.filter(|_| self.is_away(node));
-        key.into_iter().chain(lease).min()
+        // What must be stored waits for a store that failed.
+        let stored = of_leases.into_iter().chain(over).chain(of_policy).map(at);
+        let stored = stored.min().map(|at| self.due.again.map_or(at, |again| at.max(again)));
+        of_keys.into_iter().chain(of_machines).chain(edge).map(at).chain(stored).min()
     }
 
     fn is_away(&self, node: &Node) -> bool {
@@ -64,9 +65,13 @@ impl Actor {
             self.due.clock_stale = true;
             self.end_keys();
             self.follow_schedule();
-            self.end_proofs().await;
-            self.end_leases().await;
-            self.undo_policy().await;
+            self.bar_ended();
+            if self.due.again.is_none_or(|again| again <= now) {
+                self.due.again = None;
+                self.end_proofs().await;
+                self.end_leases().await;
+                self.undo_policy().await;
+            }
         }
         if self.due.publish.is_some_and(|due| due <= now) {
             self.publish();
@@ -150,23 +155,41 @@ impl Actor {
             })
             .collect();
         self.commit(changes).await;
+        let is_over = |node: &Arc<Node>| node.state.lease_until.is_some_and(|until| until <= now) && self.is_away(node);
+        if self.state.nodes.iter().any(is_over) {
+            self.try_again_later();
+        }
+    }
+
+    /// Machines whose certificates ended take no part any more, whether that can be stored or not.
+    fn bar_ended(&mut self) {
+        let now = self.shared.clock.now();
+        if self.state.machines.values().any(|record| record.has_run_out(now)) && self.state.bar(now) {
+            self.publish();
+        }
     }
 
     /// Machines whose certificates ended are enrolled no more.
     async fn end_proofs(&mut self) {
         let now = self.shared.clock.now();
-        if self.state.machines.values().any(|record| !record.holds_at(now)) {
+        let over = |actor: &Self| actor.state.machines.values().any(|record| record.has_run_out(now));
+        if over(self) {
             self.commit(vec![Box::new(EndProofs)]).await;
+            if over(self) {
+                self.try_again_later();
+            }
         }
+    }
+
+    fn try_again_later(&mut self) {
+        self.due.again = Some(self.shared.clock.instant() + FLUSH_RETRY);
+        self.due.clock_stale = true;
     }
 
     /// Puts the policy before in force again if nobody confirmed this one in time.
     async fn undo_policy(&mut self) {
         let now = self.shared.clock.now();
         let Some(open) = self.state.tailnet.unconfirmed.clone().filter(|open| open.until <= now) else { return };
-        if self.due.undo_again.is_some_and(|at| at > self.shared.clock.instant()) {
-            return;
-        }
         let tailnet = self.state.tailnet.id;
         let read = self.shared.store.read(move |connection| policies::version(connection, tailnet, open.back_to));
         let before = match read.await {
@@ -179,13 +202,14 @@ impl Actor {
             }),
             Err(error) => {
                 tracing::error!(%tailnet, %error, "a policy that nobody confirmed is not undone yet");
-                self.due.undo_again = Some(self.shared.clock.instant() + FLUSH_RETRY);
+                self.try_again_later();
                 return;
             }
         };
         self.commit(vec![Box::new(Undo { before, back_to: open.back_to })]).await;
-        let failed = self.state.tailnet.unconfirmed.is_some();
-        self.due.undo_again = failed.then(|| self.shared.clock.instant() + FLUSH_RETRY);
+        if self.state.tailnet.unconfirmed.is_some() {
+            self.try_again_later();
+        }
         self.due.clock_stale = true;
     }
 }

@@ -316,12 +316,15 @@ fn machines(list: &[MachineView]) -> Result<(), Failure> {
         .map(|machine| {
             let nodes = if machine.nodes.is_empty() { "-".to_owned() } else { machine.nodes.join(" ") };
             let enrolled = seconds(&machine.enrolled.to_string());
-            let until =
-                machine.proof.as_ref().map_or_else(|| "-".to_owned(), |proof| seconds(&proof.until.to_string()));
-            [machine.key.to_string(), machine.tailnet.clone(), enrolled, until, nodes, machine.description.clone()]
+            let (by, until) = match (&machine.proof, machine.ended) {
+                (_, Some(ended)) => ("nobody: ended".to_owned(), seconds(&ended.to_string())),
+                (Some(proof), None) => (format!("{}:{}", proof.ca, proof.serial), seconds(&proof.until.to_string())),
+                (None, None) => ("hand".to_owned(), "-".to_owned()),
+            };
+            [machine.key.to_string(), machine.tailnet.clone(), enrolled, by, until, nodes, machine.description.clone()]
         })
         .collect();
-    output::table(["MACHINE", "TAILNET", "ENROLLED", "UNTIL", "NODES", "FOR"], &rows)
+    output::table(["MACHINE", "TAILNET", "ENROLLED", "BY", "UNTIL", "NODES", "FOR"], &rows)
 }
 
 fn logins(list: &[LoginView]) -> Result<(), Failure> {
