@@ -1,4 +1,4 @@
--- Schema version 8. Written once on first start; later versions are reached by the steps in src/store/schema.rs.
+-- Schema version 9. Written once on first start; later versions are reached by the steps in src/store/schema.rs.
 -- A record's document is JSON in `body`; the columns beside it are what must be unique or is searched for.
 
 -- Private keys and certificates of the server: noise_key, relay_key, relay certificate.
@@ -94,6 +94,34 @@ CREATE TABLE machine_ca (
     id      TEXT NOT NULL,
     body    TEXT NOT NULL CHECK (json_valid(body)),
     PRIMARY KEY (tailnet, id)
+) STRICT, WITHOUT ROWID;
+
+-- People with a password on this server itself. `password` is Argon2id of the password with `salt`, `totp` the secret of
+-- their second factor, `step` the last step of it that was used: no code is taken twice.
+CREATE TABLE account (
+    id       TEXT PRIMARY KEY,
+    login    TEXT NOT NULL UNIQUE,
+    body     TEXT NOT NULL CHECK (json_valid(body)),
+    salt     BLOB NOT NULL CHECK (length(salt) = 16),
+    password BLOB NOT NULL CHECK (length(password) = 32),
+    totp     BLOB NOT NULL CHECK (length(totp) = 20),
+    step     INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Codes for when the second factor is lost, each for one use; SHA-256 of 80 random bits.
+CREATE TABLE recovery_code (
+    account TEXT NOT NULL REFERENCES account (id) ON DELETE CASCADE,
+    hash    BLOB NOT NULL CHECK (length(hash) = 32),
+    PRIMARY KEY (account, hash)
+) STRICT, WITHOUT ROWID;
+
+-- Links with which a user makes an account, one a user; gone once used. `hash` is SHA-256 of the secret half.
+CREATE TABLE invitation (
+    id      TEXT PRIMARY KEY,
+    tailnet INTEGER NOT NULL REFERENCES tailnet (id),
+    user    INTEGER NOT NULL UNIQUE,
+    hash    BLOB NOT NULL CHECK (length(hash) = 32),
+    body    TEXT NOT NULL CHECK (json_valid(body))
 ) STRICT, WITHOUT ROWID;
 
 -- Append only; each row's hash covers the hash of the row before it. `credential` and `client` say by which credential

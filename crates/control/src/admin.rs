@@ -29,7 +29,7 @@ pub use policy::{NewPolicy, PolicySource};
 pub(crate) use questions::{Candidate, Previewed, Trial};
 pub use relays::{NewRelay, RelayView};
 pub(crate) use users::is_login;
-pub use users::{Belongings, UserDeparture};
+pub use users::{Belongings, Invitation, UserDeparture};
 pub use views::{
     AttributesView, AuthKeyView, CreatedAuthKey, CredentialView, LoginState, LoginView, MachineCaView, MachineView,
     NodeView, PersonView, PolicyVersionView, PolicyView, TailnetView, UserView,

@@ -10,6 +10,7 @@ use warren_policy::{DEFAULT_POLICY, Role};
 use warren_wire::control::{DerpMap, DerpRegion, MapRequest, RegionId, RegisterRequest, RegisterResponse};
 use warren_wire::key::{ChallengeKey, MachineKey, MachineSecret, NodeKey, NodeSecret};
 
+use crate::account::Hashing;
 use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -40,6 +41,8 @@ struct Inner {
     logins: Logins,
     tokens: Tokens,
     thinking: Thinking,
+    hashing: Hashing,
+    is_new: bool,
     identity: Identity,
     server_url: String,
     quarantined: Vec<Quarantined>,
@@ -83,6 +86,7 @@ impl Control {
     ) -> Result<Self, OpenError> {
         check_relays(&config.derp_map)?;
         let Loaded { tailnets, relays, quarantined } = loaded;
+        let first_start = tailnets.is_empty() && !quarantined.iter().any(|one| one.table == "tailnet");
         let shared =
             Arc::new(Shared { store, clock, registry: Registry::new(), base_domain: config.base_domain, _dir: dir });
         let control = Self {
@@ -91,6 +95,8 @@ impl Control {
                 logins: Logins::default(),
                 tokens: Tokens::default(),
                 thinking: Thinking::default(),
+                hashing: Hashing::default(),
+                is_new: first_start,
                 identity,
                 server_url: config.server_url,
                 quarantined,
@@ -99,7 +105,6 @@ impl Control {
                 shared,
             }),
         };
-        let first_start = tailnets.is_empty() && !control.inner.quarantined.iter().any(|one| one.table == "tailnet");
         for loaded in tailnets {
             control.start_tailnet(loaded);
         }
@@ -404,6 +409,21 @@ impl Control {
     pub(crate) fn registered(&self, key: &NodeKey) -> Option<(Tailnet, Registered)> {
         let known = self.registry().node(key)?;
         Some((self.tailnet_by_id(known.tailnet)?, known))
+    }
+
+    /// Returns the URL of a page.
+    pub(crate) fn page_url(&self, path: &str) -> String {
+        format!("{}{path}", self.inner.server_url)
+    }
+
+    /// Returns what limits the work on passwords.
+    pub(crate) fn hashing(&self) -> &Hashing {
+        &self.inner.hashing
+    }
+
+    /// Tells whether the server started for the first time, on an empty folder.
+    pub(crate) fn is_new(&self) -> bool {
+        self.inner.is_new
     }
 
     /// Returns the URL at which a login is shown.

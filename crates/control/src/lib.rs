@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod account;
 mod address;
 pub mod admin;
 pub mod admin_socket;

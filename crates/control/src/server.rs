@@ -139,10 +139,12 @@ pub enum StartError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The link for the first owner cannot be made.
+    #[error("the link for the first owner cannot be made: {0}")]
+    Owner(#[from] crate::admin::AdminError),
 }
 
 /// A server that runs.
-#[derive(Debug)]
 pub struct Server {
     control: Control,
     shared: Arc<Shared>,
@@ -150,6 +152,13 @@ pub struct Server {
     addresses: Addresses,
     url: String,
     socket: PathBuf,
+    owner_link: Option<String>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("url", &self.url).field("addresses", &self.addresses).finish_non_exhaustive()
+    }
 }
 
 /// Where a server listens.
@@ -225,6 +234,11 @@ impl Server {
             error,
             option: "--socket",
         })?;
+        // Whoever starts the server reads what it prints; nobody else has a way in yet.
+        let owner_link = match control.is_new() {
+            true => Some(control.admin(crate::Who::server()).invite_user("default", "owner@default").await?.url),
+            false => None,
+        };
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
             control: control.clone(),
@@ -249,7 +263,7 @@ impl Server {
         tasks.spawn(relaying.follow(control.clone(), stop.clone()));
         let facts = Facts { url: url.text.clone(), key: control.noise_key() };
         tasks.spawn(admin_socket::serve(admin_listener, control.clone(), facts, stop));
-        Ok(Self { control, shared, tasks, addresses, url: url.text, socket: options.socket })
+        Ok(Self { control, shared, tasks, addresses, url: url.text, socket: options.socket, owner_link })
     }
 
     /// Returns where the server listens.
@@ -262,6 +276,13 @@ impl Server {
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Returns the link with which the first owner makes themselves an account, once, if this is the server's first start.
+    /// It is a secret.
+    #[must_use]
+    pub fn owner_link(&self) -> Option<&str> {
+        self.owner_link.as_deref()
     }
 
     /// Returns the key by which clients know the server.

@@ -5,6 +5,7 @@
 //! commit, that is one fsync (`synchronous=FULL`). What nodes report about themselves goes through
 //! [`Store::save_states`] and is not audited.
 
+pub(crate) mod accounts;
 mod apply;
 pub(crate) mod audit;
 mod error;

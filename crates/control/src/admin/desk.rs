@@ -131,6 +131,11 @@ impl Place {
         self.tailnet.snapshot()
     }
 
+    /// Returns the URL of a page of the server.
+    pub(super) fn url(&self, path: &str) -> String {
+        self.control.page_url(path)
+    }
+
     /// Returns in whose name changes are made.
     pub(super) fn who(&self) -> Who {
         self.authority.who.clone()

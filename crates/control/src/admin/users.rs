@@ -8,6 +8,7 @@ use warren_policy::Role;
 use warren_wire::control::{NodeId, UserId};
 
 use super::{AdminError, Desk, UserView, invalid, not_found};
+use crate::account;
 use crate::authority::{Scope, Standing};
 use crate::model::{AuthKeyRecord, CredentialKind, CredentialRecord, NodeRecord, Owner, UserRecord, Who, role};
 use crate::tailnet::snapshot::Snapshot;
@@ -35,6 +36,25 @@ pub struct UserDeparture {
     /// secrets.
     #[serde(default)]
     pub oauth_clients: Vec<String>,
+}
+
+/// A link with which somebody makes themselves an account.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invitation {
+    /// Login name of the account.
+    pub login: String,
+    /// Name of the tailnet.
+    pub tailnet: String,
+    /// The link, which is a secret.
+    pub url: String,
+    /// When it stops working.
+    pub expires: Timestamp,
+}
+
+impl std::fmt::Debug for Invitation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Invitation").field("login", &self.login).field("expires", &self.expires).finish_non_exhaustive()
+    }
 }
 
 impl Desk {
@@ -78,6 +98,39 @@ impl Desk {
             })
             .await?;
         shown(&place.snapshot(), id)
+    }
+
+    /// Makes a link with which somebody makes themselves an account on this server, once and within three days: as the user
+    /// of that login name, who is made if there is none yet. Whoever had an account loses it when the link is used.
+    ///
+    /// # Errors
+    /// [`AdminError::NotFound`], [`AdminError::Invalid`], [`AdminError::Taken`] for somebody of an identity provider,
+    /// [`AdminError::Denied`], [`AdminError::Randomness`].
+    pub async fn invite_user(&self, tailnet: &str, login: &str) -> Result<Invitation, AdminError> {
+        let place = self.place(tailnet, Scope::Users.write())?;
+        let known = place.snapshot().users.values().any(|user| user.login == login);
+        if !known {
+            self.create_user(tailnet, login, None).await?;
+        }
+        let (who, wanted) = (place.who(), login.to_owned());
+        let (expires, text) = place
+            .change(move |work, standing| {
+                let user = find(work, &wanted)?;
+                if !standing.may_handle(user.role) {
+                    return Err(rank(user.role));
+                }
+                if user.identity.as_ref().is_some_and(|identity| identity.issuer != account::ISSUER) {
+                    return Err(AdminError::Taken { what: "person of an identity provider", name: wanted.clone() });
+                }
+                let made = account::invitation(&user, work.now);
+                let (record, hash, text) = made.map_err(|_| AdminError::Randomness)?;
+                let expires = record.expires;
+                work.put_invitation(&who, record, hash);
+                Ok((expires, text))
+            })
+            .await?;
+        let url = place.url(&format!("/invite/{}", text.expose()));
+        Ok(Invitation { login: login.to_owned(), tailnet: tailnet.to_owned(), url, expires })
     }
 
     /// Returns the users of a tailnet, or of all.

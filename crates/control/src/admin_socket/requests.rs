@@ -84,6 +84,10 @@ pub enum Request {
         login: String,
         display_name: Option<String>,
     },
+    UserInvite {
+        tailnet: Option<String>,
+        login: String,
+    },
     UserList {
         tailnet: Option<String>,
     },

@@ -161,6 +161,7 @@ pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Resul
         Request::UserSetRole { tailnet, login, role } => {
             shown(&admin.set_user_role(&some(tailnet)?, &login, &role).await?)
         }
+        Request::UserInvite { tailnet, login } => shown(&admin.invite_user(&some(tailnet)?, &login).await?),
         Request::UserSuspend { tailnet, login } => shown(&admin.suspend_user(&some(tailnet)?, &login).await?),
         Request::UserRestore { tailnet, login } => shown(&admin.restore_user(&some(tailnet)?, &login).await?),
         Request::UserRemove { tailnet, login, with_nodes } => {

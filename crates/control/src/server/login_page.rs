@@ -6,6 +6,8 @@ use http::StatusCode;
 use warren_wire::key::MachineKey;
 
 use super::answers::{self, Answer};
+use crate::account::Invited;
+use crate::account::totp::Secret;
 use crate::admin::{LoginState, LoginView};
 use crate::oidc::Person;
 use crate::sign_in::Outcome;
@@ -27,8 +29,8 @@ pub(crate) struct Known {
     pub(crate) tailnets: Option<Vec<String>>,
 }
 
-/// Shows a login. `providers` are names and titles.
-pub(crate) fn show(login: &LoginView, providers: &[(&str, &str)], known: Option<&Known>) -> Answer {
+/// Shows a login. `providers` are names and titles; `accounts` says whether people have passwords here.
+pub(crate) fn show(login: &LoginView, providers: &[(&str, &str)], accounts: bool, known: Option<&Known>) -> Answer {
     let rows = [
         ("Machine", login.hostname.clone()),
         ("System", login.os.clone()),
@@ -48,21 +50,24 @@ pub(crate) fn show(login: &LoginView, providers: &[(&str, &str)], known: Option<
             rows.push_str(&row("By", &known.provider));
             question(&login.id, known)
         }
-        (LoginState::Waiting, None, None) => ways(&login.id, providers),
+        (LoginState::Waiting, None, None) => ways(&login.id, providers, accounts),
     };
     answers::page(StatusCode::OK, frame(&format!("<h1>A machine wants to join</h1><table>{rows}</table>{rest}")))
 }
 
 /// The ways to let a machine in.
-fn ways(id: &str, providers: &[(&str, &str)]) -> String {
+fn ways(id: &str, providers: &[(&str, &str)], accounts: bool) -> String {
     let id = text(id);
-    let links: String = providers
+    let mut links: String = providers
         .iter()
         .map(|(name, title)| {
             let (name, title) = (text(name), text(title));
             format!("<p><a class=\"go\" href=\"/login/{id}/start?provider={name}\">Log in with {title}</a></p>")
         })
         .collect();
+    if accounts {
+        links.push_str(&format!("<p><a class=\"go\" href=\"/login/{id}/password\">Log in with a password</a></p>"));
+    }
     let begin = if links.is_empty() {
         "If it is yours and the key is the one that the machine shows, an administrator"
     } else {
@@ -105,6 +110,100 @@ fn waits_for_administrator() -> String {
         .to_owned()
 }
 
+/// Asks for name, password and code. `csrf` is what only this page knows.
+pub(crate) fn password(status: StatusCode, id: &str, csrf: &str, trouble: Option<&str>) -> Answer {
+    let (id, csrf, trouble) = (text(id), text(csrf), trouble_of(trouble));
+    let form = format!(
+        "<h1>Log in</h1>{trouble}<form method=\"post\" action=\"/login/{id}/password\">\
+         <input type=\"hidden\" name=\"csrf\" value=\"{csrf}\">\
+         <p><label>Name<br><input name=\"name\" autocomplete=\"username\" autocapitalize=\"none\" required autofocus>\
+         </label></p><p><label>Password<br><input name=\"password\" type=\"password\" \
+         autocomplete=\"current-password\" required></label></p>\
+         <p><label>Code that your phone shows, or a recovery code<br><input name=\"code\" \
+         autocomplete=\"one-time-code\" autocapitalize=\"none\" required></label></p><p><button>Log in</button></p></form>\
+         <p><a href=\"/login/{id}\">Back to the machine</a></p>"
+    );
+    answers::page(status, frame(&form))
+}
+
+/// Asks somebody whom a link invites for a password and the first code of their second factor.
+pub(crate) fn invitation(
+    status: StatusCode,
+    link: &str,
+    invited: &Invited,
+    totp: &Secret,
+    trouble: Option<&str>,
+) -> Answer {
+    let (login, key) = (&invited.record.login, totp.text());
+    let name: String = form_urlencoded::byte_serialize(login.as_bytes()).collect();
+    let uri = zeroize::Zeroizing::new(format!("otpauth://totp/warren:{name}?secret={}&issuer=warren", *key));
+    let groups: Vec<_> = key.as_bytes().chunks(4).map(String::from_utf8_lossy).collect();
+    let form = format!(
+        "<h1>Make your account</h1>{trouble}<p>You will be <strong>{login}</strong> in the network \
+         <strong>{tailnet}</strong>. This link works once.</p>\
+         <form method=\"post\" action=\"/invite/{link}\"><input type=\"hidden\" name=\"key\" value=\"{key}\">\
+         <input type=\"hidden\" name=\"name\" autocomplete=\"username\" value=\"{login}\">\
+         <p><label>Password, 10 characters or more<br><input name=\"password\" type=\"password\" minlength=\"10\" \
+         autocomplete=\"new-password\" required autofocus></label></p><p><label>The same again<br>\
+         <input name=\"again\" type=\"password\" autocomplete=\"new-password\" required></label></p>\
+         <p>Second factor: let a program for one-time codes on your phone scan this, \
+         <a href=\"{uri}\">open it here</a>, or type the key in.</p>{code}<pre>{groups}</pre>\
+         <p><label>Code that it shows now<br><input name=\"code\" inputmode=\"numeric\" \
+         autocomplete=\"one-time-code\" required></label></p><p><button>Make the account</button></p></form>",
+        trouble = trouble_of(trouble),
+        login = text(login),
+        tailnet = text(&invited.tailnet),
+        link = text(link),
+        key = *key,
+        uri = escaped(uri.chars()),
+        code = picture(&uri),
+        groups = groups.join(" "),
+    );
+    answers::page(status, frame(&form))
+}
+
+/// Shows the codes for when the second factor is lost, this once.
+pub(crate) fn account_made(invited: &Invited, codes: &[zeroize::Zeroizing<String>]) -> Answer {
+    let codes: Vec<_> = codes.iter().map(|code| code.as_str()).collect();
+    let rest = format!(
+        "<h1>Your account is made</h1><p>You are <strong>{}</strong> in the network <strong>{}</strong>. To bring a machine \
+         in, run <code>warren up</code> there, and open the link that it shows.</p>\
+         <p><strong>Write these codes down</strong>: each lets you in once in place of the code of your phone, should you \
+         lose it. They are not shown again.</p><pre>{}</pre>",
+        text(&invited.record.login),
+        text(&invited.tailnet),
+        codes.join("\n")
+    );
+    answers::page(StatusCode::OK, frame(&rest))
+}
+
+fn trouble_of(sentence: Option<&str>) -> String {
+    sentence.map(|sentence| format!("<p role=\"alert\"><strong>{}</strong></p>", text_of(sentence))).unwrap_or_default()
+}
+
+fn text_of(sentence: &str) -> String {
+    escaped(sentence.chars().take(SENTENCE))
+}
+
+/// Draws a text as a QR code; nothing if it is too long for one.
+fn picture(content: &str) -> String {
+    let Ok(code) = fast_qr::QRBuilder::new(content).build() else { return String::new() };
+    let mut path = String::new();
+    for row in 0..code.size {
+        for column in 0..code.size {
+            let is_dark = code.data.get(row * code.size + column).is_some_and(|module| module.value());
+            if is_dark {
+                path.push_str(&format!("M{},{}h1v1h-1z", column + 4, row + 4));
+            }
+        }
+    }
+    let size = code.size + 8;
+    format!(
+        "<svg width=\"240\" height=\"240\" viewBox=\"0 0 {size} {size}\" role=\"img\" aria-label=\"QR code of the key\">\
+         <path fill=\"#fff\" d=\"M0,0h{size}v{size}h-{size}z\"/><path d=\"{path}\"/></svg>"
+    )
+}
+
 /// Says what became of a login that was confirmed.
 pub(crate) fn done(outcome: &Outcome) -> Answer {
     let rest = match outcome {
@@ -138,7 +237,7 @@ pub(crate) fn gone() -> Answer {
 /// Says what went wrong, and offers to begin again where the login is known.
 pub(crate) fn failed(status: StatusCode, sentence: &str, id: Option<&str>) -> Answer {
     let again = id.map(|id| format!("<p><a href=\"/login/{}\">Back to the login</a></p>", text(id)));
-    let sentence = escaped(sentence.chars().take(SENTENCE));
+    let sentence = text_of(sentence);
     answers::page(status, frame(&format!("<h1>That did not work</h1><p>{sentence}</p>{}", again.unwrap_or_default())))
 }
 
@@ -157,7 +256,8 @@ pub fn key_words(key: &MachineKey) -> String {
 pub(crate) const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:40em;margin:3em auto;padding:0 1em}\
     th{text-align:left;padding-right:1.5em;font-weight:normal;color:#555}pre{background:#eee;padding:.7em;overflow-x:auto}\
     .go,button{font:inherit;padding:.5em 1em;border:1px solid #345;border-radius:.3em;background:#345;color:#fff;\
-    text-decoration:none;cursor:pointer}button+button{background:#fff;color:#345}";
+    text-decoration:none;cursor:pointer}button+button{background:#fff;color:#345}label input{font:inherit;padding:.4em;\
+    width:100%;max-width:22em;box-sizing:border-box}";
 
 fn frame(body: &str) -> String {
     format!(

@@ -4,6 +4,8 @@
 //! `GET /oidc/NAME/callback` takes it back, learns who it is, and shows the page again, which now asks to confirm.
 //! `POST /login/ID` does what was confirmed. The rules are in [`crate::oidc`] and [`crate::sign_in`].
 
+pub(crate) mod local;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -188,7 +190,7 @@ pub(crate) fn show(arrival: &Arrival, id: &str, headers: &HeaderMap) -> Answer {
     });
     let providers: Vec<_> =
         sign_in.sources.iter().map(|source| (source.provider.name.as_str(), source.provider.title.as_str())).collect();
-    login_page::show(&login, &providers, known.as_ref())
+    login_page::show(&login, &providers, control.has_accounts(), known.as_ref())
 }
 
 /// Sends a browser to the provider that the query names.
@@ -214,22 +216,7 @@ pub(crate) async fn start(arrival: &Arrival, id: &str, query: Option<&str>) -> A
     };
     let provider = &source.provider;
     let url = authorization_url(provider, &discovery, &sign_in.redirect_uri(provider), &begun);
-    let secure = if sign_in.is_tls() { "; Secure" } else { "" };
-    let cookie = format!(
-        "{}={}; Path=/; HttpOnly; SameSite=Lax; Max-Age={}{secure}",
-        sign_in.cookie_name(id),
-        *begun.browser,
-        2 * LIFETIME.as_secs()
-    );
-    let answer = redirect(&url);
-    match HeaderValue::try_from(cookie) {
-        Ok(mut value) => {
-            value.set_sensitive(true);
-            answers::with_header(answer, header::SET_COOKIE, value)
-        }
-        // The text has ASCII letters only, so this does not happen; without a cookie nothing would come of it.
-        Err(_) => answers::nothing_here(),
-    }
+    sign_in.keep(id, &begun.browser, redirect(&url))
 }
 
 /// Takes a browser back from the provider `name`.
@@ -427,9 +414,7 @@ where
     let form: HashMap<_, _> = form_urlencoded::parse(&body).take(16).collect();
     let field = |name: &str| form.get(name).map(AsRef::as_ref).unwrap_or_default();
     // Browsers say where a form was; one that does not still has to know the token.
-    let origin = head.headers.get(header::ORIGIN).map(|origin| origin.as_bytes());
-    let from_here = origin.is_none_or(|origin| origin.eq_ignore_ascii_case(sign_in.base.as_bytes()));
-    if !from_here || !bool::from(digest(field("csrf")).ct_eq(&digest(&met.csrf))) {
+    if !sign_in.is_from_here(&head.headers) || !bool::from(digest(field("csrf")).ct_eq(&digest(&met.csrf))) {
         return again(StatusCode::FORBIDDEN, "This form is not from this page, or too old.");
     }
     match field("decision") {

@@ -1,5 +1,6 @@
 //! The server over pipes: raw HTTP/1.1 outside Noise, a real client of the control protocol inside.
 
+mod accounts;
 mod client;
 mod hostile;
 mod inside;

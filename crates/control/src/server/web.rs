@@ -14,6 +14,7 @@ use warren_wire::control::{
 use super::answers::{self, Answer};
 use super::limits::BodyError;
 use super::shared::Arrival;
+use super::sign_in::local;
 use super::{api, sign_in, upgrade};
 
 /// How long the own name may take to resolve.
@@ -56,6 +57,20 @@ where
         return match *request.method() {
             Method::GET => Box::pin(sign_in::callback(arrival, provider, query, headers)).await,
             _ => answers::wrong_method("GET"),
+        };
+    }
+    if let Some(text) = path.strip_prefix("/invite/") {
+        return match *request.method() {
+            Method::GET => Box::pin(local::invitation(arrival, text)).await,
+            Method::POST => Box::pin(local::accept(arrival, text, request)).await,
+            _ => answers::wrong_method("GET, POST"),
+        };
+    }
+    if let Some(id) = path.strip_prefix("/login/").and_then(|rest| rest.strip_suffix("/password")) {
+        return match *request.method() {
+            Method::GET => local::form(arrival, id),
+            Method::POST => Box::pin(local::enter(arrival, id, request)).await,
+            _ => answers::wrong_method("GET, POST"),
         };
     }
     let Some(login) = path.strip_prefix("/login/") else { return answers::nothing_here() };

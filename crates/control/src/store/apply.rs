@@ -9,8 +9,9 @@ use sha2::{Digest as _, Sha256};
 use warren_wire::control::{DerpRegion, NodeId, RegionId, UserId};
 use warren_wire::key::MachineKey;
 
-use super::StoreError;
 use super::audit::{self, Fact};
+use super::{StoreError, accounts};
+use crate::account::{AccountRecord, InvitationRecord, Secrets};
 use crate::model::{
     AuthKeyRecord, CredentialRecord, MachineCaRecord, MachineRecord, NodeRecord, NodeState, TailnetId, TailnetRecord,
     UserRecord, Who,
@@ -77,6 +78,36 @@ pub(crate) enum Change {
     PutMachineCa(MachineCaRecord),
     /// Forgets an authority of the tailnet.
     RemoveMachineCa(String),
+    /// Makes a link that makes an account.
+    PutInvitation {
+        /// What is known of it.
+        record: InvitationRecord,
+        /// Hash of its secret.
+        hash: [u8; 32],
+    },
+    /// Uses a link up; fails if it is gone.
+    UseInvitation(String),
+    /// Makes an account.
+    AddAccount {
+        /// What is known of it.
+        record: AccountRecord,
+        /// What it knows its person by; not in the log.
+        secrets: Secrets,
+    },
+    /// Uses a code of a second factor up; fails if that one or a later one was used.
+    UseStep {
+        /// ID of the account.
+        account: String,
+        /// Its step.
+        step: i64,
+    },
+    /// Uses a code for when the second factor is lost up; fails if there is none such.
+    UseRecovery {
+        /// ID of the account.
+        account: String,
+        /// Hash of the code.
+        hash: [u8; 32],
+    },
     /// Changes nothing: somebody was refused a change of this kind of record.
     Refused {
         /// What they asked for, and what they lack.
@@ -141,6 +172,24 @@ pub(super) fn entry(connection: &Connection, entry: &Entry, at: Timestamp) -> Re
         Change::RemoveMachineCa(id) => {
             let tailnet = entry.tailnet.ok_or(StoreError::Conflict { what: "an authority of no network" })?;
             remove_keyed(connection, &Keyed { table: "machine_ca", key: "id", tailnet, of: id }, "machine-ca")?
+        }
+        Change::PutInvitation { record, hash } => {
+            let after = accounts::put_invitation(connection, record, hash)?;
+            (format!("invitation:{}", record.id), None, Some(after))
+        }
+        Change::UseInvitation(id) => {
+            (format!("invitation:{id}"), Some(accounts::use_invitation(connection, id)?), None)
+        }
+        Change::AddAccount { record, secrets } => {
+            (format!("account:{}", record.id), None, Some(accounts::add(connection, record, secrets)?))
+        }
+        Change::UseStep { account, step } => {
+            accounts::use_step(connection, account, *step)?;
+            (format!("account:{account}"), None, None)
+        }
+        Change::UseRecovery { account, hash } => {
+            accounts::use_recovery(connection, account, hash)?;
+            (format!("account:{account}"), None, None)
         }
         Change::Refused { subject } => (subject.clone(), None, None),
         Change::PutPolicy { version, text, reason } => {
@@ -420,10 +469,10 @@ fn forget(connection: &Connection, sql: &str, id: &str) -> Result<String, StoreE
     before.ok_or(StoreError::Conflict { what: "a key that is gone" })
 }
 
-fn expect_one(changed: usize, what: &'static str) -> Result<(), StoreError> {
+pub(super) fn expect_one(changed: usize, what: &'static str) -> Result<(), StoreError> {
     if changed == 1 { Ok(()) } else { Err(StoreError::Conflict { what }) }
 }
 
-fn json<T: Serialize>(record: &T) -> Result<String, StoreError> {
+pub(super) fn json<T: Serialize>(record: &T) -> Result<String, StoreError> {
     serde_json::to_string(record).map_err(|_| StoreError::Encode)
 }

@@ -10,7 +10,7 @@ use crate::identity::{Identity, StateDir};
 /// The schema of a new database.
 const SCHEMA: &str = include_str!("../../schema/sqlite.sql");
 /// Version of [`SCHEMA`].
-const VERSION: i64 = 8;
+const VERSION: i64 = 9;
 /// Marks the file as ours: "WRRN".
 const APPLICATION_ID: i64 = 0x5752_524e;
 /// Steps between versions: the statements that lead from the version before to this one.
@@ -22,6 +22,7 @@ const STEPS: &[(i64, &str)] = &[
     (6, include_str!("../../schema/step-6.sql")),
     (7, include_str!("../../schema/step-7.sql")),
     (8, include_str!("../../schema/step-8.sql")),
+    (9, include_str!("../../schema/step-9.sql")),
 ];
 
 /// Row of [`Identity::noise`].

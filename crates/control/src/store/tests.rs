@@ -361,7 +361,7 @@ fn other_databases_are_left_alone() {
     let folder = Folder::new();
     drop(open(&folder).unwrap());
     raw(&folder).pragma_update(None, "user_version", 99).unwrap();
-    assert_eq!(open(&folder).err(), Some(OpenError::Version { found: 99, known: 8 }));
+    assert_eq!(open(&folder).err(), Some(OpenError::Version { found: 99, known: 9 }));
     raw(&folder).pragma_update(None, "application_id", 1).unwrap();
     assert_eq!(open(&folder).err(), Some(OpenError::Foreign));
     fs::write(folder.join("state/warren.db"), "no database at all, but long enough to be looked at as one").unwrap();
@@ -481,18 +481,18 @@ async fn a_migration_is_whole_or_not_at_all_and_keeps_a_copy() {
     drop(filled(&folder).await);
     let dir = StateDir::open(&folder.join("state")).unwrap();
     let mut connection = raw(&folder);
-    let bad: &[(i64, &str)] = &[(9, "ALTER TABLE user ADD COLUMN a TEXT;"), (10, "ALTER TABLE nothing ADD COLUMN b;")];
+    let bad: &[(i64, &str)] = &[(10, "ALTER TABLE user ADD COLUMN a TEXT;"), (11, "ALTER TABLE nothing ADD COLUMN b;")];
     assert!(schema::migrate_by(&mut connection, &dir, bad).is_err());
     let version = |connection: &Connection| -> i64 {
         connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
     };
-    assert_eq!(version(&connection), 8);
+    assert_eq!(version(&connection), 9);
     assert!(connection.prepare("SELECT a FROM user").is_err());
     schema::migrate_by(&mut connection, &dir, &bad[..1]).unwrap();
-    assert_eq!(version(&connection), 9);
+    assert_eq!(version(&connection), 10);
     assert!(connection.prepare("SELECT a FROM user").is_ok());
-    let copy = Connection::open(folder.join("state/before-migration-from-8.db")).unwrap();
-    assert_eq!(version(&copy), 8);
+    let copy = Connection::open(folder.join("state/before-migration-from-9.db")).unwrap();
+    assert_eq!(version(&copy), 9);
 }
 
 #[tokio::test]
@@ -508,7 +508,8 @@ async fn a_database_of_the_first_schema_is_brought_forward() {
             "ALTER TABLE policy DROP COLUMN at; ALTER TABLE policy DROP COLUMN author;
              ALTER TABLE policy DROP COLUMN reason; UPDATE user SET body = json_remove(body, '$.role');
              DROP TABLE relay; DROP INDEX user_identity; DROP TABLE credential;
-             DROP TABLE machine; DROP TABLE machine_ca; DROP INDEX audit_by_number; DROP INDEX audit_by_time;
+             DROP TABLE machine; DROP TABLE machine_ca;
+             DROP TABLE recovery_code; DROP TABLE account; DROP TABLE invitation; DROP INDEX audit_by_number; DROP INDEX audit_by_time;
              ALTER TABLE audit DROP COLUMN credential; ALTER TABLE audit DROP COLUMN client; PRAGMA user_version = 1;",
         )
         .unwrap();

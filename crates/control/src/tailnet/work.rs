@@ -12,6 +12,7 @@ use warren_wire::key::MachineKey;
 use super::access::{self, Access, PolicyInForce};
 use super::compile::Pending;
 use super::nodes::{Node, Nodes};
+use crate::account::{AccountRecord, InvitationRecord, Secrets};
 use crate::auth_key::Shown;
 use crate::machine_proof::ProofError;
 use crate::model::{
@@ -313,6 +314,21 @@ impl<'a> Work<'a> {
             self.record(who, "credential.forget", Change::RemoveCredential(id.clone()));
         }
         gone
+    }
+
+    /// Makes a link with which a user makes an account.
+    pub(crate) fn put_invitation(&mut self, who: &Who, record: InvitationRecord, hash: [u8; 32]) {
+        self.record(who, "user.invite", Change::PutInvitation { record, hash });
+    }
+
+    /// Uses such a link up.
+    pub(crate) fn use_invitation(&mut self, who: &Who, id: &str) {
+        self.record(who, "invitation.use", Change::UseInvitation(id.to_owned()));
+    }
+
+    /// Makes an account.
+    pub(crate) fn add_account(&mut self, who: &Who, record: AccountRecord, secrets: Secrets) {
+        self.record(who, "account.create", Change::AddAccount { record, secrets });
     }
 
     /// Notes that somebody was refused.

@@ -164,6 +164,12 @@ enum User {
         #[arg(long, value_name = "NAME")]
         display_name: Option<String>,
     },
+    /// Make a link with which somebody makes themselves an account on this server: a password and a second factor. It works
+    /// once, for three days; the user is made if there is none of that name. Whoever has an account gets a new one with it.
+    Invite {
+        /// Login name, such as ann@example.com.
+        login: String,
+    },
     /// List users.
     List,
     /// Give a user a role: what they may do with the API, and a name for policies, such as autogroup:admin.
@@ -502,6 +508,7 @@ fn request(family: Family, tailnet: Option<String>) -> AdminRequest {
         Family::Dns(Dns::Show) => AdminRequest::DnsShow { tailnet },
         Family::Dns(change) => AdminRequest::DnsSet { tailnet, change: dns_change(change) },
         Family::User(User::Create { login, display_name }) => AdminRequest::UserCreate { tailnet, login, display_name },
+        Family::User(User::Invite { login }) => AdminRequest::UserInvite { tailnet, login },
         Family::User(User::List) => AdminRequest::UserList { tailnet },
         Family::User(User::SetRole { login, role }) => AdminRequest::UserSetRole { tailnet, login, role },
         Family::User(User::Suspend { login }) => AdminRequest::UserSuspend { tailnet, login },

@@ -180,9 +180,13 @@ fn greet(server: &Server, state_dir: &Path, socket: &Path, json: bool) -> Result
             "stun": addresses.stun,
             "socket": socket,
             "state_dir": state_dir,
+            "owner_link": server.owner_link(),
         }));
     }
     let relay = addresses.relay.map_or_else(|| "the same address".to_owned(), |relay| format!("{relay} (TLS)"));
+    let owner = server
+        .owner_link()
+        .map(|link| format!("To be its owner, open this link, which works once, for three days:\n\x20 {link}\n"));
     let at = if socket == Role::Server.socket() { String::new() } else { format!(" --socket {}", socket.display()) };
     output::text(&format!(
         "warren server {version}\n\
@@ -192,7 +196,9 @@ fn greet(server: &Server, state_dir: &Path, socket: &Path, json: bool) -> Result
          \x20 server key  {key}\n\
          \x20 state       {state}\n\
          To add a machine, type on this one:\n\
-         \x20 warren admin{at} auth-key create\n",
+         \x20 warren admin{at} auth-key create\n\
+         {owner}",
+        owner = owner.unwrap_or_default(),
         version = env!("CARGO_PKG_VERSION"),
         clients = addresses.clients,
         url = server.url(),
@@ -212,6 +218,7 @@ fn not_started(error: StartError) -> Failure {
         | StartError::Certificate(_)
         | StartError::Roots(_)
         | StartError::Clock
+        | StartError::Owner(_)
         | StartError::Store(_) => None,
     };
     let exit = if matches!(error, StartError::State(OpenError::InUse { .. })) || system == Some(ErrorKind::AddrInUse) {

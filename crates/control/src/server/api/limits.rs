@@ -1,4 +1,4 @@
-//! How often somebody may call: buckets that fill up again by time.
+//! How often somebody may call, or try a password: buckets that fill up again by time.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -21,6 +21,11 @@ const CREDENTIAL: Rate = Rate { burst: 1000.0, per_second: 50.0 };
 const REFUSALS: Rate = Rate { burst: 20.0, per_second: 0.1 };
 /// Policies of one tailnet that are set, tried or looked through: each keeps a processor busy, or is stored.
 const POLICIES: Rate = Rate { burst: 60.0, per_second: 0.5 };
+/// Passwords for one account. Whoever tries more is told to wait, as is its owner meanwhile: no more than 2,900 a day are
+/// looked at, each with a code of six digits.
+const PASSWORDS: Rate = Rate { burst: 20.0, per_second: 1.0 / 30.0 };
+/// Passwords from one source, whatever the accounts.
+const PASSWORDS_OF_SOURCE: Rate = Rate { burst: 30.0, per_second: 0.1 };
 /// How many sources, or credentials, are remembered at a time.
 const REMEMBERED: usize = 8192;
 
@@ -32,6 +37,8 @@ pub(crate) struct ApiLimits {
     credentials: Mutex<Buckets<String>>,
     refusals: Mutex<Buckets<String>>,
     policies: Mutex<Buckets<TailnetId>>,
+    passwords: Mutex<Buckets<[u8; 32]>>,
+    passwords_of_source: Mutex<Buckets<IpAddr>>,
 }
 
 impl Default for ApiLimits {
@@ -42,6 +49,8 @@ impl Default for ApiLimits {
             credentials: Mutex::new(Buckets::new(CREDENTIAL)),
             refusals: Mutex::new(Buckets::new(REFUSALS)),
             policies: Mutex::new(Buckets::new(POLICIES)),
+            passwords: Mutex::new(Buckets::new(PASSWORDS)),
+            passwords_of_source: Mutex::new(Buckets::new(PASSWORDS_OF_SOURCE)),
         }
     }
 }
@@ -72,6 +81,13 @@ impl ApiLimits {
     /// Admits work on a policy of a tailnet.
     pub(crate) fn admit_policy(&self, tailnet: TailnetId, now: Instant) -> Result<(), Duration> {
         locked(&self.policies).take(&tailnet, now)
+    }
+
+    /// Admits a password for an account, which a digest of its name stands for, from a source; loopback is one, too.
+    pub(crate) fn admit_password(&self, account: &[u8; 32], from: IpAddr, now: Instant) -> Result<(), Duration> {
+        // A source that has none left takes nothing away from the account.
+        locked(&self.passwords_of_source).take(&prefix(from), now)?;
+        locked(&self.passwords).take(account, now)
     }
 
     /// Tells whether a refusal shall be noted.

@@ -23,7 +23,7 @@ const READ_MAX: usize = 16 << 20;
 const TEXT_MAX: usize = 16 << 10;
 
 /// How changes are called: ours; target, action and property of the original.
-const WORDS: [(&str, &str, &str, Option<&str>); 39] = [
+const WORDS: [(&str, &str, &str, Option<&str>); 43] = [
     ("node.create", "NODE", "CREATE", None),
     ("node.remove", "NODE", "DELETE", None),
     ("node.remove-ephemeral", "NODE", "DELETE", None),
@@ -43,6 +43,10 @@ const WORDS: [(&str, &str, &str, Option<&str>); 39] = [
     ("user.role", "USER", "UPDATE", Some("USER_ROLE")),
     ("user.suspend", "USER", "SUSPEND", None),
     ("user.restore", "USER", "RESTORE", None),
+    ("user.invite", "USER", "CREATE", Some("INVITATION")),
+    ("user.account", "USER", "UPDATE", Some("IDENTITY")),
+    ("invitation.use", "USER", "UPDATE", Some("INVITATION")),
+    ("account.create", "USER", "CREATE", Some("ACCOUNT")),
     ("auth-key.create", "API_KEY", "CREATE", None),
     ("auth-key.revoke", "API_KEY", "REVOKE", None),
     ("credential.create", "API_KEY", "CREATE", None),

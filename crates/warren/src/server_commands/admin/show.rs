@@ -3,8 +3,8 @@
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use warren_control::admin::{
-    AuthKeyView, CredentialView, LoginState, LoginView, MachineCaView, MachineView, NodeView, RelayView, TailnetView,
-    UserDeparture, UserView,
+    AuthKeyView, CredentialView, Invitation, LoginState, LoginView, MachineCaView, MachineView, NodeView, RelayView,
+    TailnetView, UserDeparture, UserView,
 };
 use warren_control::admin_socket::AdminRequest;
 use warren_control::server::key_words;
@@ -76,6 +76,11 @@ pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failur
         AdminRequest::UserSetRole { .. } => {
             let user: UserView = typed(answer)?;
             output::line(format_args!("{} is {} of {} now", user.login, user.role, user.tailnet))
+        }
+        AdminRequest::UserInvite { .. } => {
+            let Invitation { login, url, expires, .. } = typed(answer)?;
+            let until = seconds(&expires.to_string());
+            output::text(&format!("Give {login} this link, which works once, until {until}:\n{url}\n"))
         }
         AdminRequest::UserSuspend { .. } => {
             let UserDeparture { user, oauth_clients } = typed(answer)?;
