@@ -34,4 +34,4 @@ pub use paths::{
 };
 pub use peer_relay::{AllocateError, PeerRelayServer, Verdict};
 pub use portmap::{MapRequest, MapServices, MapTarget, MapTransmit, PortMapper};
-pub use routers::{Answerer, Router, RouterProbe, Routers, Switched, Use};
+pub use routers::{Answerer, Router, RouterProbe, Routers, SwitchReason, Switched, Use};

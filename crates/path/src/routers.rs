@@ -6,7 +6,8 @@
 //! the host that does not answer, and of each router itself. It changes over only to a router that was proved to be better:
 //! through which the host answers while it does not through the one in use, or which answers while that one is silent
 //! altogether. When all look dead, the last good one stays. What the server says of who is the way or is online takes
-//! effect by itself only while nobody can tell better: for a network that is not in use.
+//! effect by itself only while nobody can tell better: for a network that is not in use; in the long run, for one that is
+//! always in use, if the server's choice proves to work.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -33,6 +34,11 @@ const LEAD: Duration = Duration::from_millis(250);
 const SPACING: Duration = Duration::from_secs(1);
 /// The most that it becomes.
 const SPACING_MAX: Duration = Duration::from_secs(16);
+/// How long a network rests before its packets go the server's way again.
+const REST: Duration = Duration::from_secs(60);
+/// How long packets of a network that is never at rest go another way than the server's before that is asked; and how long a
+/// router that failed is not taken again without having been asked.
+const APART: Duration = Duration::from_secs(600);
 /// Most routers that are asked in a round, beside the one in use.
 const ASKED: usize = 3;
 /// Most routers of one network that are known.
@@ -90,8 +96,19 @@ pub struct Switched {
     pub from: NodeKey,
     /// The router from now on.
     pub to: NodeKey,
-    /// Whether the one until now answered itself, so that it is what lies behind it that fails.
-    pub is_there: bool,
+    /// Why.
+    pub reason: SwitchReason,
+}
+
+/// Says why a router is left for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SwitchReason {
+    /// It does not answer.
+    Silent,
+    /// It answers, but passes nothing on.
+    Closed,
+    /// The server would have it so, and nobody knows better any more.
+    Server,
 }
 
 /// Chooses a router for each network that has several. After each call with `now`, drain [`Self::poll_probe`] and
@@ -115,6 +132,12 @@ struct Network {
     round: Option<Round>,
     next_round: Option<Instant>,
     spacing: Duration,
+    /// Since when it is not in use, if somebody has looked.
+    rests_since: Option<Instant>,
+    /// Since when the router in use is another than the server's choice.
+    apart_since: Option<Instant>,
+    /// The server's choice that was left because it failed, and when it last did.
+    failed: Option<(NodeKey, Instant)>,
 }
 
 /// Questions to the routers of a network.
@@ -124,6 +147,17 @@ struct Round {
     sent: u8,
     /// The router in use first.
     asked: Vec<Asked>,
+    /// What is asked.
+    about: About,
+}
+
+/// Says what a round is to find out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum About {
+    /// Who works, since nothing comes out.
+    Failure,
+    /// Whether the server's choice works, which is the second one asked.
+    Return,
 }
 
 #[derive(Debug)]
@@ -182,6 +216,7 @@ impl Routers {
     pub fn wake(&mut self, network: &IpNet, now: Instant) {
         if let Some(network) = self.networks.get_mut(network) {
             network.look_at.get_or_insert(now + LOOK_EVERY);
+            network.rests_since = None;
         }
     }
 
@@ -199,9 +234,11 @@ impl Routers {
         network.answered = packets.answered;
         let in_use = packets.sent.is_some_and(|at| now.saturating_duration_since(at) < QUIET);
         network.look_at = in_use.then(|| now + LOOK_EVERY);
+        network.rests_since = if in_use { None } else { network.rests_since.or(Some(now)) };
         let Some(since) = packets.waiting.filter(|_| in_use) else {
             // What comes out needs no proof. A round is left to tell who was better if the answer is older.
-            if network.round.as_ref().is_some_and(|round| packets.answered.is_some_and(|at| at > round.began)) {
+            let is_answered = |round: &Round| packets.answered.is_some_and(|at| at > round.began);
+            if network.round.as_ref().is_some_and(|round| round.about == About::Failure && is_answered(round)) {
                 network.round = None;
             }
             if packets.answered.is_some() {
@@ -211,7 +248,7 @@ impl Routers {
         };
         let waits = now.saturating_duration_since(since) >= WAIT;
         if waits && network.round.is_none() && network.next_round.is_none_or(|at| at <= now) {
-            network.begin(&mut self.next, now);
+            network.begin(About::Failure, &mut self.next, now);
             network.ask(*net, &mut self.probes, now);
         }
         true
@@ -236,6 +273,7 @@ impl Routers {
     /// Acts on every deadline at or before `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
         for (net, network) in &mut self.networks {
+            network.look_back(*net, &mut self.next, &mut self.switched, now);
             network.ask(*net, &mut self.probes, now);
             network.decide(*net, &mut self.switched, now);
         }
@@ -246,7 +284,7 @@ impl Routers {
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.networks
             .values()
-            .flat_map(|network| [network.look_at, network.round.as_ref().map(Round::next)])
+            .flat_map(|network| [network.look_at, network.round.as_ref().map(Round::next), network.returns_at()])
             .flatten()
             .min()
     }
@@ -264,7 +302,18 @@ impl Routers {
 
 impl Network {
     fn new(routers: Vec<Router>, in_use: NodeKey) -> Self {
-        Self { routers, in_use, look_at: None, answered: None, round: None, next_round: None, spacing: SPACING }
+        Self {
+            routers,
+            in_use,
+            look_at: None,
+            answered: None,
+            round: None,
+            next_round: None,
+            spacing: SPACING,
+            rests_since: None,
+            apart_since: None,
+            failed: None,
+        }
     }
 
     fn set_routers(&mut self, routers: Vec<Router>, first: NodeKey, now: Instant) {
@@ -287,18 +336,80 @@ impl Network {
             self.in_use = first;
             self.round = None;
         }
+        if before != Some(first) || self.in_use == first {
+            self.apart_since = None;
+        }
+        if self.in_use != first {
+            self.apart_since.get_or_insert(now);
+            if self.look_at.is_none() {
+                self.rests_since.get_or_insert(now);
+            }
+        }
     }
 
-    fn begin(&mut self, next: &mut u16, now: Instant) {
+    /// Returns when the server's word counts again, if packets go another way: what was found out is not true for ever, and
+    /// whom the server does not want must not keep a network by answering well, nor have got it for good by answering once.
+    fn returns_at(&self) -> Option<Instant> {
+        let first = self.routers.first().filter(|router| router.key != self.in_use && !router.is_away)?;
+        if self.round.is_some() {
+            return None;
+        }
+        let at = match self.rests_since {
+            // Connections that rest as long have to begin anew, as they do with the server's choice alone.
+            Some(since) => since + REST,
+            None => self.apart_since? + APART,
+        };
+        let failed = self.failed.filter(|(key, _)| *key == first.key).map(|(_, at)| at + APART);
+        Some(failed.map_or(at, |failed| failed.max(at)))
+    }
+
+    /// Goes the server's way again if it is time: at once while the network rests, else if the server's choice proves to work.
+    fn look_back(&mut self, network: IpNet, next: &mut u16, switched: &mut VecDeque<Switched>, now: Instant) {
+        if self.returns_at().is_none_or(|at| at > now) {
+            return;
+        }
+        let Some(to) = self.routers.first().map(|router| router.key) else { return };
+        if self.rests_since.is_none() {
+            self.apart_since = Some(now);
+            self.begin(About::Return, next, now);
+        } else {
+            self.change(network, to, SwitchReason::Server, switched, now);
+        }
+    }
+
+    fn change(
+        &mut self,
+        network: IpNet,
+        to: NodeKey,
+        reason: SwitchReason,
+        switched: &mut VecDeque<Switched>,
+        now: Instant,
+    ) {
+        switched.push_back(Switched { network, from: self.in_use, to, reason });
+        let first = self.routers.first().map(|router| router.key);
+        if reason != SwitchReason::Server && first == Some(self.in_use) {
+            self.failed = Some((self.in_use, now));
+        }
+        self.apart_since = (first != Some(to)).then(|| self.apart_since.unwrap_or(now));
+        self.in_use = to;
+        self.spacing = SPACING;
+    }
+
+    fn begin(&mut self, about: About, next: &mut u16, now: Instant) {
         let others = self.routers.iter().map(|router| router.key).filter(|key| *key != self.in_use);
         // Those of which nobody says that they are away first.
         let mut others: Vec<NodeKey> = others.collect();
         others.sort_by_key(|key| self.routers.iter().any(|router| router.key == *key && router.is_away));
-        let asked = std::iter::once(self.in_use).chain(others.into_iter().take(ASKED)).map(|key| {
+        let count = match about {
+            About::Failure => ASKED,
+            // The server's choice, which is not away.
+            About::Return => 1,
+        };
+        let asked = std::iter::once(self.in_use).chain(others.into_iter().take(count)).map(|key| {
             *next = next.wrapping_add(1);
             Asked { key, number: *next, host: None, router: None }
         });
-        self.round = Some(Round { began: now, sent: 0, asked: asked.collect() });
+        self.round = Some(Round { began: now, sent: 0, asked: asked.collect(), about });
     }
 
     /// Sends the questions that are due.
@@ -321,9 +432,12 @@ impl Network {
             Outcome::Dead => self.spacing = (self.spacing * 2).min(SPACING_MAX),
             Outcome::Other(to) => {
                 let is_there = round.asked.first().is_some_and(|asked| asked.router.is_some());
-                switched.push_back(Switched { network, from: self.in_use, to, is_there });
-                self.in_use = to;
-                self.spacing = SPACING;
+                let reason = match round.about {
+                    About::Return => SwitchReason::Server,
+                    About::Failure if is_there => SwitchReason::Closed,
+                    About::Failure => SwitchReason::Silent,
+                };
+                self.change(network, to, reason, switched, now);
             }
         }
         self.round = None;
@@ -348,13 +462,23 @@ impl Round {
 
     fn outcome(&self, is_away: bool, now: Instant) -> Outcome {
         let Some((own, others)) = self.asked.split_first() else { return Outcome::Dead };
-        if own.host.is_some() {
-            return Outcome::Stays;
-        }
         let first = |of: fn(&Asked) -> Option<Instant>| {
             others.iter().filter_map(|asked| Some((of(asked)?, asked.key))).min_by_key(|(at, _)| *at)
         };
         let is_over = now >= self.end();
+        if self.about == About::Return {
+            let Some(choice) = others.first() else { return Outcome::Stays };
+            // Where hosts answer nobody it is the router's word.
+            let works = choice.host.is_some() || is_over && own.host.is_none() && choice.router.is_some();
+            return match works {
+                true => Outcome::Other(choice.key),
+                false if is_over => Outcome::Stays,
+                false => Outcome::Open,
+            };
+        }
+        if own.host.is_some() {
+            return Outcome::Stays;
+        }
         if let Some((at, key)) = first(|asked| asked.host)
             && (is_over || now >= at + LEAD)
         {

@@ -249,6 +249,57 @@ proptest! {
     }
 }
 
+const WORKS: Real = Real { trip: 5, silent_from: Real::NEVER, closed_from: Real::NEVER };
+
+/// Whoever the server has put in second place may not keep a network because it was there before: not beyond a rest, nor for
+/// ever without one.
+#[test]
+fn a_router_that_the_server_demoted_gives_way() {
+    for every in [50, u64::MAX] {
+        let mut world = World::new(vec![WORKS; 2], true, every);
+        (0..5_000).for_each(|now| world.step(now));
+        world.say(2, &[], 5_000);
+        (5_000..620_000).for_each(|now| world.step(now));
+        let times: Vec<_> = world.changes.iter().map(|(when, to)| (*to, *when)).collect();
+        let [(to, when)] = times[..] else { panic!("{times:?}") };
+        let latest = if every == 50 { 606_000 } else { 66_000 };
+        assert!(to == key(2) && when <= latest && when >= 60_000, "{to:?} after {when} ms");
+    }
+}
+
+/// One that took over because the server's choice failed gives it back when that works again, and the server still wants it.
+#[test]
+fn a_router_that_took_over_gives_the_network_back() {
+    let mut world = World::new(vec![WORKS; 2], true, 50);
+    world.real[0].silent_from = 3_000;
+    (0..700_000).for_each(|now| world.step(now));
+    assert_eq!(world.changes.len(), 1, "one that still fails is not taken again: {:?}", world.changes);
+    world.real[0].silent_from = Real::NEVER;
+    (700_000..1_400_000).for_each(|now| world.step(now));
+    assert_eq!(world.changes.last().map(|(_, to)| *to), Some(key(1)));
+    assert_eq!(world.changes.len(), 2, "{:?}", world.changes);
+    // While the server says that it is away, nobody goes there.
+    let mut world = World::new(vec![WORKS; 2], true, 50);
+    world.real[0].silent_from = 3_000;
+    (0..5_000).for_each(|now| world.step(now));
+    world.say(1, &[1], 5_000);
+    (5_000..700_000).for_each(|now| world.step(now));
+    assert_eq!(world.changes.len(), 1, "{:?}", world.changes);
+}
+
+/// Its route was taken back, or it was taken out of the network.
+#[test]
+fn a_router_that_was_removed_is_not_in_use_any_more() {
+    let mut world = World::new(vec![WORKS; 3], true, 50);
+    world.real[0].silent_from = 3_000;
+    (0..5_000).for_each(|now| world.step(now));
+    let chosen = world.routers.in_use(&net()).unwrap();
+    assert_ne!(chosen, key(1));
+    let left = (1..=3).map(key).filter(|key| *key != chosen).map(|key| Router { key, is_away: false });
+    world.routers.set([(net(), left.collect())].into(), at(5_000));
+    assert_eq!(world.routers.in_use(&net()), Some(key(1)), "the server's choice, until it is found out anew");
+}
+
 /// A network at rest follows the server, if its router is away.
 #[test]
 fn a_network_at_rest_follows_the_server() {

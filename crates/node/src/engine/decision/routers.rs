@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use warren_path::{Router, RouterProbe, Use};
+use warren_path::{Router, RouterProbe, SwitchReason, Use};
 use warren_wire::key::NodeKey;
 
 use super::routes::prefixes;
@@ -94,7 +94,11 @@ impl Tailnet {
         }
         while let Some(change) = self.routers.poll_switched() {
             let name = |key: &NodeKey| self.peers.get(key).map(|known| known.config.short_name()).unwrap_or_default();
-            let why = if change.is_there { "it passes nothing on" } else { "it does not answer" };
+            let why = match change.reason {
+                SwitchReason::Closed => "it passes nothing on",
+                SwitchReason::Silent => "it does not answer",
+                SwitchReason::Server => "the server would have it so",
+            };
             tracing::info!(network = %change.network, from = name(&change.from), to = name(&change.to), why, "another router");
             self.dirty.prefixes = true;
         }
