@@ -12,6 +12,8 @@ mod exit;
 mod logging;
 #[cfg(feature = "node")]
 mod node_commands;
+#[cfg(any(feature = "node", feature = "server"))]
+mod open_files;
 mod output;
 mod paths;
 #[cfg(feature = "server")]

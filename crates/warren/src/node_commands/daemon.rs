@@ -84,6 +84,7 @@ const USUAL_PORT: u16 = 41641;
 impl Node {
     /// Runs the daemon until a signal ends it.
     pub(super) async fn run(self) -> Result<(), Failure> {
+        crate::open_files::raise_limit();
         let state_dir = self.state_dir.unwrap_or_else(|| Role::Node.state_dir());
         let socket = self.socket.unwrap_or_else(|| Role::Node.socket());
         let (store, state) = Store::open(&state_dir)?;

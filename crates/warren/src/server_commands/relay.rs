@@ -128,7 +128,7 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
 
 impl Arguments {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        super::server::allow_many_connections();
+        crate::open_files::raise_limit();
         let runtime = tokio::runtime::Runtime::new().or_exit(Exit::General, "cannot start")?;
         runtime.block_on(self.serve())
     }

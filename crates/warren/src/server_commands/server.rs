@@ -126,7 +126,7 @@ fn network(text: &str) -> Result<IpNet, String> {
 }
 
 fn serve(arguments: Serve) -> Result<(), Failure> {
-    allow_many_connections();
+    crate::open_files::raise_limit();
     let json = arguments.json;
     let state_dir = arguments.state_dir.unwrap_or_else(|| Role::Server.state_dir());
     let socket = arguments.socket.unwrap_or_else(|| Role::Server.socket());
@@ -231,17 +231,6 @@ fn not_started(error: StartError) -> Failure {
         Exit::General
     };
     Failure::new(exit, error)
-}
-
-/// Raises the limit of open files to what the system allows: each client is one.
-pub(super) fn allow_many_connections() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum
-        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
-    {
-        tracing::warn!(%error, "the limit of open files cannot be raised");
-    }
 }
 
 /// Saves through the running server, or from the directory if none runs.
