@@ -52,6 +52,8 @@ pub struct Daemon<E, C> {
     carrying: bool,
     /// Whether the server hears what we report.
     server_listens: bool,
+    /// What the engine was told of the wish for an exit node.
+    wants_exit: Option<bool>,
     /// A relay or a peer has been reached since the engine came up.
     alive: bool,
     engine_health: Vec<String>,
@@ -148,6 +150,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             login: LoginState::idle(),
             carrying: false,
             server_listens: true,
+            wants_exit: None,
             alive: false,
             engine_health: Vec::new(),
             out,
@@ -220,6 +223,12 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
     /// Makes engine and bus agree with the facts. Called after every event.
     fn settle(&mut self) {
         let state = self.state();
+        let prefs = &self.disk.state.prefs;
+        let wants_exit = Some(prefs.uses_exit_node() && prefs.want_running && !prefs.logged_out);
+        if self.wants_exit != wants_exit {
+            self.wants_exit = wants_exit;
+            self.engine.apply(Update { wants_exit, ..Update::default() });
+        }
         let carry = lifecycle::carries_packets(state) && self.netmap.local().is_some();
         if carry && !self.carrying {
             self.carrying = true;
@@ -283,6 +292,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
         };
         let update = Update {
             server_listens: None,
+            wants_exit: None,
             local,
             relays: change.relays.then(|| self.netmap.relays().cloned()).flatten(),
             filter: change.filter.then(|| self.netmap.filter()),

@@ -130,6 +130,9 @@ pub struct Update {
     pub local: Option<LocalUpdate>,
     /// Whether the server hears what this node reports: while it does not, the home relay stays what peers believe it to be.
     pub server_listens: Option<bool>,
+    /// Whether the user wants an exit node, and the node to be up: then dialers let nothing leave by this machine's own network,
+    /// also while the node is not on the tailnet yet or any more. Until somebody has said it, it is so.
+    pub wants_exit: Option<bool>,
     /// The complete relay map.
     pub relays: Option<Arc<DerpMap>>,
     /// The complete packet filter; an empty list lets nothing in.
@@ -152,6 +155,7 @@ impl Update {
     pub fn is_empty(&self) -> bool {
         self.local.is_none()
             && self.server_listens.is_none()
+            && self.wants_exit.is_none()
             && self.relays.is_none()
             && self.filter.is_none()
             && self.removed.is_empty()
@@ -161,11 +165,13 @@ impl Update {
     /// Appends `later`, so that applying the result equals applying both in turn.
     pub fn merge(&mut self, later: Self) {
         let server_listens = later.server_listens.or(self.server_listens);
+        let wants_exit = later.wants_exit.or(self.wants_exit);
         if matches!(later.local, Some(LocalUpdate::Down | LocalUpdate::Restart(_))) {
-            *self = Self { server_listens, ..later };
+            *self = Self { server_listens, wants_exit, ..later };
             return;
         }
         self.server_listens = server_listens;
+        self.wants_exit = wants_exit;
         // A `Down` that nobody has acted on yet must still wipe what was before it.
         if let Some(local) = later.local {
             self.local = Some(match (self.local.take(), local) {

@@ -120,6 +120,8 @@ pub async fn start(
         }
         HostSide::Stack(worker, stack) => {
             let network = Network::new(options.mtu, rng.random());
+            let ways = Ways::new(Arc::clone(&shared));
+            network.tell_apart(Arc::new(move |address| ways.peer(address)));
             let waking = Arc::clone(&shared);
             network
                 .spawn(stack, options.mtu, move || waking.waker.wake())

@@ -71,6 +71,9 @@ pub(super) struct Shared {
     pub(super) drops: Drops,
     /// Whom to ask for names of the tailnet; replaced by the decision task alone.
     pub(super) names: ArcSwapOption<Inquirer>,
+    /// Nothing may leave but through an exit node, whether the node is on the tailnet or not; so until the daemon has said
+    /// what its user chose.
+    pub(super) wants_exit: AtomicBool,
 }
 
 /// Holds what the decision task asks of the worker; each is taken back by the worker when it is done.
@@ -160,6 +163,7 @@ impl Shared {
             requests: Requests::default(),
             drops: Drops::default(),
             names: ArcSwapOption::empty(),
+            wants_exit: AtomicBool::new(true),
         });
         let worker = WorkerEnds { relayed, whole, questions, signals, datagrams, to_relay, records: None };
         let decision = DecisionEnds {

@@ -2,9 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use warren_dns::Name;
+use warren_wire::key::NodeKey;
 
 use crate::look_up;
 use crate::userspace::dialer::Way;
@@ -30,7 +32,17 @@ impl Ways {
 
     /// Says where packets to an address go.
     pub(crate) fn way(&self, to: IpAddr) -> Way {
-        way(&self.shared.snapshot.load(), to)
+        way(&self.shared.snapshot.load(), self.wants_exit(), to)
+    }
+
+    /// Returns the peer that has an address, or leads to it.
+    pub(crate) fn peer(&self, address: IpAddr) -> Option<NodeKey> {
+        self.shared.snapshot.load().peers.lookup(address).map(|owner| owner.slot.key())
+    }
+
+    /// Tells whether nothing may leave but through an exit node, whether the node is on the tailnet or not.
+    pub(crate) fn wants_exit(&self) -> bool {
+        self.shared.wants_exit.load(Ordering::Acquire)
     }
 
     /// Returns the addresses of a name: of the tailnet, else those that this machine knows.
@@ -57,14 +69,15 @@ impl Ways {
     }
 }
 
-fn way(snapshot: &Snapshot, to: IpAddr) -> Way {
+/// Without a snapshot, which is while the node is not on the tailnet, only `wants_exit` says what its user chose.
+fn way(snapshot: &Snapshot, wants_exit: bool, to: IpAddr) -> Way {
     if to.is_loopback() || snapshot.lan.iter().any(|net| net.contains(&to)) && !is_nodes(to) {
         Way::Outside
     } else if snapshot.own.contains(&to) {
         Way::Own
     } else if snapshot.peers.lookup(to).is_some() {
         Way::Tailnet
-    } else if snapshot.wants_exit || is_nodes(to) && !snapshot.own.is_empty() {
+    } else if wants_exit || snapshot.wants_exit || is_nodes(to) && !snapshot.own.is_empty() {
         Way::Nowhere
     } else {
         Way::Outside
@@ -80,7 +93,6 @@ mod tests {
     use super::*;
     use crate::engine::owner::Owner;
     use crate::engine::shared::PeerSlot;
-    use warren_wire::key::NodeKey;
 
     fn snapshot(prefixes: &[&str]) -> Snapshot {
         let slot = Arc::new(PeerSlot::new(NodeKey::from_bytes([7; 32])));
@@ -89,7 +101,7 @@ mod tests {
     }
 
     fn of(snapshot: &Snapshot, to: &str) -> Way {
-        way(snapshot, to.parse().unwrap())
+        way(snapshot, false, to.parse().unwrap())
     }
 
     #[test]
@@ -109,6 +121,9 @@ mod tests {
             assert_eq!(of(&plain, to), expected, "{to}");
         }
         assert_eq!(of(&Snapshot::default(), "100.64.0.3"), Way::Outside, "while the node is off the tailnet");
+        let closed = |to: &str| way(&Snapshot::default(), true, to.parse().unwrap());
+        assert_eq!(closed("192.0.2.1"), Way::Nowhere, "an exit node was chosen, and nobody knows it yet");
+        assert_eq!(closed("127.0.0.1"), Way::Outside);
     }
 
     #[test]

@@ -12,13 +12,15 @@ use tokio::time::timeout;
 
 use super::line::loopback;
 use super::network::{Network, Stream};
-use super::stack::{Event, Flow};
+use super::stack::{Event, Flow, Holder};
 use super::{datagram, proxy};
 
 /// How long a program of this machine may take to take a connection.
 const CONNECTING: Duration = Duration::from_secs(10);
 /// Flows of datagrams at a time; the datagrams of others are lost.
 const MAX_FLOWS: usize = 256;
+/// The same of one peer.
+const MAX_FLOWS_OF_PEER: usize = 128;
 /// Datagrams of a flow that may wait for its program.
 const QUEUE: usize = 64;
 /// How long a flow of datagrams may rest, in general and for DNS. Source: node.md, section 22.
@@ -29,7 +31,7 @@ const DATAGRAM_MAX: usize = 9000;
 /// Connects peers with programs of this machine.
 pub(super) struct Inbound {
     network: Network,
-    flows: BTreeMap<Flow, mpsc::Sender<Vec<u8>>>,
+    flows: BTreeMap<Flow, (Holder, mpsc::Sender<Vec<u8>>)>,
     /// Packets for the stack to send.
     replies: mpsc::Sender<Vec<u8>>,
     mtu: usize,
@@ -61,21 +63,23 @@ impl Inbound {
     }
 
     fn pass_on(&mut self, flow: Flow, bytes: Vec<u8>) {
-        let known = self.flows.get(&flow).filter(|sender| !sender.is_closed());
-        if let Some(sender) = known {
+        let known = self.flows.get(&flow).filter(|(_, sender)| !sender.is_closed());
+        if let Some((_, sender)) = known {
             // A full queue loses the newest.
             let _ = sender.try_send(bytes);
             return;
         }
-        if self.flows.len() >= MAX_FLOWS {
-            self.flows.retain(|_, sender| !sender.is_closed());
+        let holder = self.network.holder(flow.peer.ip());
+        let held = |flows: &BTreeMap<Flow, (Holder, _)>| flows.values().filter(|(other, _)| *other == holder).count();
+        if self.flows.len() >= MAX_FLOWS || held(&self.flows) >= MAX_FLOWS_OF_PEER {
+            self.flows.retain(|_, (_, sender)| !sender.is_closed());
         }
-        if self.flows.len() >= MAX_FLOWS {
+        if self.flows.len() >= MAX_FLOWS || held(&self.flows) >= MAX_FLOWS_OF_PEER {
             return;
         }
         let (sender, datagrams) = mpsc::channel(QUEUE);
         let _ = sender.try_send(bytes);
-        self.flows.insert(flow, sender);
+        self.flows.insert(flow, (holder, sender));
         let (replies, mtu) = (self.replies.clone(), self.mtu);
         tokio::spawn(async move {
             if let Err(error) = exchange(flow, datagrams, &replies, mtu).await {
@@ -146,5 +150,40 @@ async fn exchange(
         if !matches!(moved.await, Ok(true)) {
             return Ok(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+    use std::sync::Arc;
+
+    use warren_wire::key::NodeKey;
+
+    use super::*;
+
+    /// Each flow is a socket here, before a program has said a word.
+    #[tokio::test]
+    async fn no_peer_takes_all_flows_of_datagrams() {
+        let own: IpAddr = [100, 64, 0, 1].into();
+        let (four, six): (IpAddr, IpAddr) = ([100, 64, 0, 2].into(), [0xfd7a, 0, 0, 0, 0, 0, 0, 2].into());
+        let network = Network::new(1280, [1; 32]);
+        network
+            .tell_apart(Arc::new(move |address| [four, six].contains(&address).then(|| NodeKey::from_bytes([2; 32]))));
+        // Of a program that is there, so that no flow ends.
+        let program = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let port = program.local_addr().unwrap().port();
+        let (replies, _kept) = mpsc::channel(1);
+        let mut inbound = Inbound::new(network, replies, 1280);
+        for number in 0..200 {
+            for peer in [four, six] {
+                let flow = Flow { own: (own, port).into(), peer: (peer, 1000 + number).into() };
+                inbound.handle(Event::Datagram(flow, b"x".to_vec()));
+            }
+        }
+        assert_eq!(inbound.flows.len(), MAX_FLOWS_OF_PEER);
+        let other = Flow { own: (own, port).into(), peer: (IpAddr::from([100, 64, 0, 3]), 1000).into() };
+        inbound.handle(Event::Datagram(other, b"x".to_vec()));
+        assert!(inbound.flows.contains_key(&other), "others have their share");
     }
 }

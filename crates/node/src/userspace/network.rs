@@ -15,7 +15,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::inbound::Inbound;
 use super::line::{Arrived, StackEnd};
-use super::stack::{Event, Flow, Stack};
+use super::stack::{Event, Flow, Holder, Holders, Stack};
 
 /// Packets that are taken before those that they cause are made.
 const BATCH: usize = 64;
@@ -71,6 +71,16 @@ impl Network {
         let network = self.clone();
         let work = move || runtime.block_on(network.drive(end, mtu, wake));
         std::thread::Builder::new().name("userspace".into()).spawn(work).map(drop)
+    }
+
+    /// Counts shares by peer from now on.
+    pub(crate) fn tell_apart(&self, holders: Holders) {
+        self.stack().tell_apart(holders);
+    }
+
+    /// Returns for whose share an address counts.
+    pub(super) fn holder(&self, address: IpAddr) -> Holder {
+        self.stack().holder(address)
     }
 
     /// Takes these addresses and no others.

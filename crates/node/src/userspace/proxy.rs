@@ -27,6 +27,8 @@ const CONNECTING: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Longest head of an HTTP request, in bytes, and most of its headers.
 const HEAD: (usize, usize) = (16 * 1024, 64);
+/// Longest name of a host. Source: RFC 1035, section 2.3.4.
+const HOST: usize = 255;
 /// Bytes on their way in each direction.
 const BUFFER: usize = 64 * 1024;
 
@@ -280,7 +282,7 @@ impl HttpRequest {
             return Err("bad request");
         };
         let uri: Uri = target.parse().map_err(|_| "bogus RequestURI")?;
-        let host = uri.host().ok_or("bogus RequestURI")?.to_owned();
+        let host = uri.host().filter(|host| (1..=HOST).contains(&host.len())).ok_or("bogus RequestURI")?.to_owned();
         if method == "CONNECT" {
             let port = uri.port_u16().ok_or("bogus RequestURI")?;
             return Ok(Self { host, port, forwarded: None });
@@ -288,9 +290,27 @@ impl HttpRequest {
         if uri.scheme_str() != Some("http") {
             return Err("only http URLs are forwarded; use CONNECT");
         }
+        let headers = &*request.headers;
+        let count = |name: &str| headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name)).count();
+        // Proxy and server must agree on where a request ends, and whom it is for. Source: RFC 9112, sections 3.2 and 6.3.
+        let lengths = count("content-length") + count("transfer-encoding");
+        if count("host") > 1 || lengths > 1 {
+            return Err("contradictory headers");
+        }
+        let nominated = nominated(headers);
+        if FRAMING.iter().any(|name| nominated.iter().any(|one| one.eq_ignore_ascii_case(name))) {
+            return Err("contradictory headers");
+        }
+        let is_hop = |name: &str| {
+            HOP_HEADERS.iter().copied().chain(nominated.iter().copied()).any(|one| name.eq_ignore_ascii_case(one))
+        };
         let target = uri.path_and_query().map_or("/", |target| target.as_str());
-        let mut forwarded = format!("{method} {target} HTTP/1.1\r\nConnection: close\r\n").into_bytes();
-        for header in request.headers.iter().filter(|header| !is_hop_header(header.name)) {
+        // Who it is for is what the request line says, whatever the header says. Source: RFC 9112, section 3.2.2.
+        let port = uri.port_u16().map_or(String::new(), |port| format!(":{port}"));
+        let mut forwarded =
+            format!("{method} {target} HTTP/1.1\r\nConnection: close\r\nHost: {host}{port}\r\n").into_bytes();
+        let passed = |name: &str| !name.eq_ignore_ascii_case("host") && !is_hop(name);
+        for header in headers.iter().filter(|header| passed(header.name)) {
             forwarded.extend_from_slice(header.name.as_bytes());
             forwarded.extend_from_slice(b": ");
             forwarded.extend_from_slice(header.value);
@@ -301,11 +321,28 @@ impl HttpRequest {
     }
 }
 
-/// Tells whether a header is for the proxy.
-fn is_hop_header(name: &str) -> bool {
-    ["connection", "keep-alive", "proxy-connection", "proxy-authorization", "proxy-authenticate", "te", "upgrade"]
-        .iter()
-        .any(|one| name.eq_ignore_ascii_case(one))
+/// Headers that are for the proxy. Source: RFC 9110, section 7.6.1.
+const HOP_HEADERS: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authorization",
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "te",
+    "upgrade",
+];
+
+/// Headers that say where a request ends and whom it is for, which cannot be for the proxy alone.
+const FRAMING: [&str; 4] = ["content-length", "transfer-encoding", "trailer", "host"];
+
+/// Returns the names of further headers that the sender says are for the proxy.
+fn nominated<'h>(headers: &[httparse::Header<'h>]) -> Vec<&'h str> {
+    let lists = headers.iter().filter(|header| {
+        header.name.eq_ignore_ascii_case("connection") || header.name.eq_ignore_ascii_case("proxy-connection")
+    });
+    let words = lists.filter_map(|header| std::str::from_utf8(header.value).ok()).flat_map(|list| list.split(','));
+    words.map(str::trim).filter(|word| !word.is_empty()).collect()
 }
 
 /// Reads to the end of a request's head; returns the head and what came behind it.
@@ -350,6 +387,36 @@ mod tests {
             "GET /a?b=c HTTP/1.1\r\nConnection: close\r\nHost: beta:8080\r\nAccept: */*\r\n\r\n"
         );
         assert!(forwarded("GET http://beta HTTP/1.1\r\n\r\n").starts_with("GET / HTTP/1.1\r\n"));
+        assert_eq!(
+            forwarded(
+                "GET http://beta/ HTTP/1.1\r\nConnection: close, X-Secret\r\nX-Secret: 1\r\nUpgrade: h2c\r\nA: b\r\n\r\n"
+            ),
+            "GET / HTTP/1.1\r\nConnection: close\r\nHost: beta\r\nA: b\r\n\r\n",
+            "what the sender says is for the proxy goes no further"
+        );
+    }
+
+    /// Else a server would take it for another of its sites than the one that the proxy let through, or for two requests.
+    #[test]
+    fn servers_hear_of_the_host_and_the_end_that_the_proxy_saw() {
+        for host in ["gamma", "gamma:81", ""] {
+            let head = format!("GET http://beta:8080/ HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            assert_eq!(forwarded(&head), "GET / HTTP/1.1\r\nConnection: close\r\nHost: beta:8080\r\n\r\n");
+        }
+        for headers in [
+            "Host: a\r\nHost: b\r\n",
+            "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+            "Content-Length: 5\r\nContent-Length: 6\r\n",
+            "Connection: Content-Length\r\nContent-Length: 5\r\n",
+            "Connection: close, transfer-encoding\r\nTransfer-Encoding: chunked\r\n",
+            "Connection: host\r\n",
+        ] {
+            let head = format!("POST http://beta/ HTTP/1.1\r\n{headers}\r\n");
+            assert!(HttpRequest::parse(head.as_bytes()).is_err(), "{headers:?}");
+        }
+        let endless = "a".repeat(HOST + 1);
+        assert!(HttpRequest::parse(format!("GET http://{endless}/ HTTP/1.1\r\n\r\n").as_bytes()).is_err());
+        assert!(HttpRequest::parse(format!("CONNECT {endless}:80 HTTP/1.1\r\n\r\n").as_bytes()).is_err());
     }
 
     #[test]

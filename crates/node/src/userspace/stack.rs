@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroUsize};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -20,13 +21,16 @@ use smoltcp::socket::tcp::{self, CongestionControl, State};
 use smoltcp::time::Instant as StackInstant;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint, TcpPacket};
 use warren_filter::{Body, Icmp, Packet};
+use warren_wire::key::NodeKey;
 
 /// Connections at a time, those of which nobody has decided yet included.
 pub(crate) const MAX_CONNECTIONS: usize = 512;
-/// The same with one address, so that no peer takes all.
+/// The same with one peer, so that none takes all.
 pub(crate) const MAX_OF_PEER: usize = 256;
 /// Connections of which nobody has decided yet.
 const MAX_ASKING: usize = 64;
+/// The same of one peer.
+const MAX_ASKING_OF_PEER: usize = 32;
 /// Packets that wait to leave before no connection may add one; each has one more at most then.
 const MAX_OUTGOING: usize = 64;
 /// Bytes of a super-packet.
@@ -52,6 +56,18 @@ pub(crate) struct Flow {
     /// Those of the other end.
     pub(crate) peer: SocketAddr,
 }
+
+/// Says whose share something counts for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// A peer, with whichever of its addresses, or one of the networks behind it.
+    Peer(NodeKey),
+    /// An address of which nobody knows whose it is.
+    Address(IpAddr),
+}
+
+/// Tells which peer has an address, or leads to it.
+pub(crate) type Holders = Arc<dyn Fn(IpAddr) -> Option<NodeKey> + Send + Sync>;
 
 /// Is what only the shell can act on.
 #[derive(Debug, PartialEq, Eq)]
@@ -95,7 +111,9 @@ pub(crate) struct Stack {
     addresses: Vec<IpAddr>,
     connections: BTreeMap<Flow, Connection>,
     /// SYNs of peers that nobody has decided on.
-    asking: BTreeMap<Flow, Vec<u8>>,
+    asking: BTreeMap<Flow, (Holder, Vec<u8>)>,
+    /// If it is known whose addresses are.
+    holders: Option<Holders>,
     /// Connections that nobody here holds, and when they are cut off.
     orphans: BTreeMap<Flow, Instant>,
     rng: StdRng,
@@ -103,6 +121,7 @@ pub(crate) struct Stack {
 
 struct Connection {
     handle: SocketHandle,
+    holder: Holder,
     /// What the peer has acknowledged, as a sequence number.
     acknowledged: Option<u32>,
 }
@@ -127,9 +146,21 @@ impl Stack {
             addresses: Vec::new(),
             connections: BTreeMap::new(),
             asking: BTreeMap::new(),
+            holders: None,
             orphans: BTreeMap::new(),
             rng,
         }
+    }
+
+    /// Counts shares by peer from now on; else each address has one of its own.
+    pub(crate) fn tell_apart(&mut self, holders: Holders) {
+        self.holders = Some(holders);
+    }
+
+    /// Returns for whose share an address counts.
+    pub(crate) fn holder(&self, address: IpAddr) -> Holder {
+        let peer = self.holders.as_ref().and_then(|holders| holders(address));
+        peer.map_or(Holder::Address(address), Holder::Peer)
     }
 
     /// Takes these addresses, at most one of each family, and no others; connections of others end.
@@ -194,13 +225,17 @@ impl Stack {
 
     /// Notes a SYN until somebody has decided. One too many is lost as on the way, and comes again.
     fn ask(&mut self, flow: Flow, syn: Vec<u8>) -> Option<Event> {
+        let holder = self.holder(flow.peer.ip());
+        let asking = self.asking.values().filter(|(other, _)| *other == holder).count();
+        let open = self.connections.values().filter(|other| other.holder == holder).count();
         let is_room = self.asking.len() < MAX_ASKING
+            && asking < MAX_ASKING_OF_PEER
             && self.count() < MAX_CONNECTIONS
-            && self.count_of(flow.peer.ip()) < MAX_OF_PEER;
+            && asking + open < MAX_OF_PEER;
         if self.asking.contains_key(&flow) || !is_room {
             return None;
         }
-        self.asking.insert(flow, syn);
+        self.asking.insert(flow, (holder, syn));
         Some(Event::Asked(flow))
     }
 
@@ -209,20 +244,19 @@ impl Stack {
         self.connections.len() + self.asking.len()
     }
 
-    fn count_of(&self, peer: IpAddr) -> usize {
-        self.connections.keys().chain(self.asking.keys()).filter(|flow| flow.peer.ip() == peer).count()
-    }
-
     /// Opens a connection that was asked for; false if that is no longer wanted.
     pub(crate) fn accept(&mut self, flow: Flow, now: Instant) -> bool {
-        let Some(syn) = self.asking.remove(&flow) else { return false };
+        let Some((holder, syn)) = self.asking.remove(&flow) else { return false };
+        if self.connections.contains_key(&flow) {
+            return false;
+        }
         let mut socket = self.socket_for_one();
         let own = IpListenEndpoint { addr: Some(flow.own.ip().into()), port: flow.own.port() };
         if socket.listen(own).is_err() {
             return false;
         }
         let handle = self.sockets.add(socket);
-        self.connections.insert(flow, Connection { handle, acknowledged: None });
+        self.connections.insert(flow, Connection { handle, holder, acknowledged: None });
         // Nothing comes in between: this socket listens for this one packet.
         self.feed(syn, now);
         self.look_after(&flow);
@@ -235,7 +269,7 @@ impl Stack {
 
     /// Answers a connection that was asked for with RST.
     pub(crate) fn refuse(&mut self, flow: Flow, now: Instant) {
-        if let Some(syn) = self.asking.remove(&flow) {
+        if let Some((_, syn)) = self.asking.remove(&flow) {
             // No socket takes it.
             self.feed(syn, now);
         }
@@ -255,12 +289,15 @@ impl Stack {
             return Err(ConnectError::Full);
         }
         let flow = (0..64).map(|_| Flow { own: (own, self.rng.random_range(PORTS)).into(), peer });
-        let flow = flow.collect::<Vec<_>>().into_iter().find(|flow| !self.connections.contains_key(flow));
+        // What a peer asks for from the very port that is dialled here is its own connection.
+        let is_free = |flow: &Flow| !self.connections.contains_key(flow) && !self.asking.contains_key(flow);
+        let flow = flow.collect::<Vec<_>>().into_iter().find(is_free);
         let flow = flow.ok_or(ConnectError::Full)?;
         let mut socket = self.socket_for_one();
         socket.connect(self.interface.context(), flow.peer, flow.own).map_err(|_| ConnectError::Unaddressable)?;
         let handle = self.sockets.add(socket);
-        self.connections.insert(flow, Connection { handle, acknowledged: None });
+        let holder = self.holder(peer.ip());
+        self.connections.insert(flow, Connection { handle, holder, acknowledged: None });
         Ok(flow)
     }
 

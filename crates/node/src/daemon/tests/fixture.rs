@@ -151,7 +151,7 @@ impl Fixture {
         self.engine.shut.load(Ordering::Relaxed)
     }
 
-    /// Takes what the engine was told since the last call, but for whether the server listens.
+    /// Takes what the engine was told since the last call, but for whether the server listens and an exit node is wanted.
     pub(super) fn updates(&self) -> Vec<Update> {
         self.updates_and_hearing().0
     }
@@ -160,8 +160,14 @@ impl Fixture {
     pub(super) fn updates_and_hearing(&self) -> (Vec<Update>, Vec<bool>) {
         let mut updates = self.engine.notes.take_updates();
         let hearing = updates.iter_mut().filter_map(|update| update.server_listens.take()).collect();
+        updates.iter_mut().for_each(|update| update.wants_exit = None);
         updates.retain(|update| !update.is_empty());
         (updates, hearing)
+    }
+
+    /// Takes what the engine was told of the wish for an exit node, and forgets the rest.
+    pub(super) fn exit_wishes(&self) -> Vec<bool> {
+        self.engine.notes.take_updates().into_iter().filter_map(|update| update.wants_exit).collect()
     }
 
     /// Makes every write to the state directory fail.

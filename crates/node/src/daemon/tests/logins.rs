@@ -260,6 +260,22 @@ async fn down_is_down_and_up_brings_everything_back() {
     assert_eq!(update.peers.iter().map(|peer| peer.id().0).collect::<Vec<_>>(), [3, 4]);
 }
 
+/// Proxies carry connections before the first map and after the last one: what the user chose holds for those, too.
+#[tokio::test(start_paused = true)]
+async fn the_wish_for_an_exit_node_is_told_without_a_map_and_ends_with_down() {
+    let (mut node, stream) = Fixture::running("exit-wish", map(&[2])).await;
+    assert_eq!(node.exit_wishes(), [false]);
+    node.edit(json!({"ExitNodeID": "nABC", "ExitNodeIDSet": true})).await.unwrap();
+    assert_eq!(node.exit_wishes(), [true]);
+    drop(stream);
+    node.server.set_mood(Mood::Down);
+    node.restart().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(node.exit_wishes(), [true], "at once, whether the server is there or not");
+    node.edit(json!({"WantRunning": false, "WantRunningSet": true})).await.unwrap();
+    assert_eq!(node.exit_wishes(), [false]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn down_and_up_without_a_restart_keep_what_is_known() {
     let (mut node, _stream) = Fixture::running("down-up-quick", map(&[2, 3])).await;

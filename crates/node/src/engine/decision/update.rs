@@ -5,6 +5,7 @@ use super::{Decision, now, wall};
 use crate::engine::{Local, LocalUpdate, Update};
 use rand::RngExt as _;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 impl Decision {
@@ -26,6 +27,9 @@ impl Decision {
             if let Some(tailnet) = &mut self.tailnet {
                 tailnet.measure.netcheck.set_server_listens(listens);
             }
+        }
+        if let Some(wants_exit) = update.wants_exit {
+            self.shared.wants_exit.store(wants_exit, Ordering::Release);
         }
         match update.local {
             Some(LocalUpdate::Down) => self.leave(),

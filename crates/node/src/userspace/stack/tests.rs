@@ -215,11 +215,16 @@ fn a_silent_peer_is_given_up() {
 
 /// Returns a SYN from a port of peer `peer` to port 80 of the first stack.
 fn syn(peer: u8, port: u16) -> Vec<u8> {
+    syn_of_family(peer, port, 0)
+}
+
+/// Likewise in IPv4 (0) or IPv6 (1).
+fn syn_of_family(peer: u8, port: u16, family: usize) -> Vec<u8> {
     let mut stack = Stack::new(MTU, [9; 32], Pair::new().now);
     stack.set_addresses(&own(peer));
     let now = stack.epoch;
     let mut socket = stack.socket_for_one();
-    let (to, from): (SocketAddr, SocketAddr) = ((own(1)[0], 80).into(), (own(peer)[0], port).into());
+    let (to, from): (SocketAddr, SocketAddr) = ((own(1)[family], 80).into(), (own(peer)[family], port).into());
     socket.connect(stack.interface.context(), to, from).unwrap();
     stack.sockets.add(socket);
     stack.flush(now);
@@ -241,7 +246,9 @@ fn no_peer_gets_more_than_its_part_and_all_together_no_more_than_there_is() {
     };
     let ports = 1000..2000;
     let waiting = ports.clone().filter(|port| asked(2, *port, false)).count();
-    assert_eq!(waiting, MAX_ASKING);
+    assert_eq!(waiting, MAX_ASKING_OF_PEER);
+    let others = (3..6).flat_map(|peer| ports.clone().map(move |port| (peer, port)));
+    assert_eq!(others.filter(|(peer, port)| asked(*peer, *port, false)).count(), MAX_ASKING - MAX_ASKING_OF_PEER);
     assert!(!asked(2, 1000, false), "one that comes again is the same one");
     stack.asking.clear();
     let of_two = ports.clone().filter(|port| {
@@ -261,6 +268,44 @@ fn no_peer_gets_more_than_its_part_and_all_together_no_more_than_there_is() {
         let flows: Vec<Flow> = pair.stacks[0].connections.keys().copied().collect();
         flows.into_iter().all(|flow| pair.state(0, &flow) == State::Closed)
     });
+}
+
+/// A peer has two addresses at least, and as many more as there are hosts behind it.
+#[test]
+fn all_addresses_of_a_peer_have_one_share() {
+    let mut pair = Pair::new();
+    let stack = &mut pair.stacks[0];
+    stack.tell_apart(Arc::new(|address| own(2).contains(&address).then(|| NodeKey::from_bytes([2; 32]))));
+    let mut accepted = |peer: u8, family: usize, count: u16| {
+        let accept = |port: &u16| {
+            let event = stack.handle_packet(syn_of_family(peer, *port, family), false, pair.now);
+            let is_open = matches!(event, Some(Event::Asked(flow)) if stack.accept(flow, pair.now));
+            while stack.poll_outgoing().is_some() {}
+            is_open
+        };
+        (1000..1000 + count).filter(accept).count()
+    };
+    assert_eq!(accepted(2, 0, 200), 200);
+    assert_eq!(accepted(2, 1, 200), MAX_OF_PEER - 200, "the twin is the same peer");
+    assert_eq!(accepted(3, 1, 100), 100, "others have their own");
+}
+
+/// A peer asks from the port to which this node has just connected, and by chance from where.
+#[test]
+fn a_connection_is_not_taken_twice() {
+    let mut pair = Pair::new();
+    let flow = pair.stacks[0].connect("100.64.0.2:80".parse().unwrap()).unwrap();
+    let stack = &mut pair.stacks[0];
+    let holder = stack.holder(flow.peer.ip());
+    stack.asking.insert(flow, (holder, syn(2, 80)));
+    assert!(!stack.accept(flow, pair.now));
+    assert_eq!((stack.sockets.iter().count(), stack.count()), (1, 1), "the first one goes on, and no socket is lost");
+    // Nor is one begun that a peer is asking for.
+    let peer = SocketAddr::from((own(2)[0], 1000));
+    for port in PORTS {
+        stack.asking.insert(Flow { own: (own(1)[0], port).into(), peer }, (holder, Vec::new()));
+    }
+    assert_eq!(stack.connect(peer), Err(ConnectError::Full));
 }
 
 #[test]
