@@ -36,7 +36,7 @@ const STUBS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4
 /// Finds the addresses of a host; for [`warren_relay::dial::Outside`].
 pub(crate) fn outside(host: String) -> Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>> {
     Box::pin(async move {
-        let listed = in_hosts(&read(Path::new("/etc/hosts")), &host);
+        let listed = in_hosts_file(&host);
         if !listed.is_empty() {
             return Ok(listed);
         }
@@ -52,6 +52,11 @@ pub(crate) fn outside(host: String) -> Pin<Box<dyn Future<Output = io::Result<Ve
         }
         Ok(tokio::net::lookup_host((host.as_str(), 0)).await?.map(|found| found.ip()).collect())
     })
+}
+
+/// Returns what this machine knows of a name without asking anybody.
+pub(crate) fn in_hosts_file(host: &str) -> Vec<IpAddr> {
+    in_hosts(&read(Path::new("/etc/hosts")), host)
 }
 
 /// Asks a resolver for a name's addresses of both families; none if it does not answer in time.

@@ -22,7 +22,7 @@ pub mod dialer;
 mod inbound;
 mod inside;
 pub(crate) mod line;
-mod network;
+pub(crate) mod network;
 pub mod proxy;
 pub(crate) mod stack;
 

@@ -25,6 +25,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use warren_path::PingError as PathPingError;
 
 use super::handle::{Inbox, Request};
+use super::name_service::Reach;
 use super::outlet::Outlet;
 use super::relay_link::{LinkEvent, LinkSetup};
 use super::shared::{DecisionEnds, Shared, Signal};
@@ -55,8 +56,8 @@ pub(super) struct Traits {
     pub(super) probe_mtu: Option<bool>,
     /// Addresses at which peers find this node, as its user says.
     pub(super) static_endpoints: Arc<[SocketAddr]>,
-    /// There is no TUN device.
-    pub(super) is_userspace: bool,
+    /// How resolvers are reached, if there is no TUN device.
+    pub(super) reach: Option<Reach>,
 }
 
 /// What a decision task is made of.

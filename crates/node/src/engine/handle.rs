@@ -19,6 +19,7 @@ use crate::userspace::{Dialer, INTERFACE, Network};
 use super::decision::{Decision, Machine, Parts, Traits};
 use super::door::Door;
 use super::forwarder::Forwarder;
+use super::name_service::Reach;
 use super::shared::{Shared, Sockets};
 use super::ways::Ways;
 use super::{Engine, Event, Netcheck, Options, PingError, Pong, StartError, Status, Update, worker};
@@ -131,7 +132,7 @@ pub async fn start(
             (Door::Stack(worker), machine, Some(network))
         }
     };
-    let is_userspace = network.is_some();
+    let reach = network.clone().map(|network| Reach { ways: Ways::new(Arc::clone(&shared)), network });
     let dialer = Dialer::new(Ways::new(Arc::clone(&shared)), network);
     let mut forwarder = Forwarder::new(options.mtu, rng.random(), now);
     if records.is_some() {
@@ -160,7 +161,7 @@ pub async fn start(
             mtu: options.mtu,
             probe_mtu: options.probe_mtu,
             static_endpoints: options.static_endpoints.into(),
-            is_userspace,
+            reach,
         },
         worker: thread,
         rng,

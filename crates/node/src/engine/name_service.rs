@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::RngExt as _;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -20,6 +20,11 @@ use warren_dns::{
 };
 
 use crate::look_up::system_resolvers;
+use crate::userspace::Network;
+use crate::userspace::dialer::Way;
+use crate::userspace::line::loopback;
+
+use super::ways::Ways;
 
 /// Port of the service.
 const PORT: u16 = 53;
@@ -72,11 +77,11 @@ impl NameService {
             Some((address, error)) if sockets.is_empty() => Err(format!(
                 "names of the tailnet are not answered on {address}: {error}; does another program answer on port 53 of all addresses?"
             )),
-            _ => Ok(Self::run(seed, config, sockets)),
+            _ => Ok(Self::run(seed, config, sockets, None)),
         }
     }
 
-    fn run(seed: [u8; 32], config: Config, sockets: Vec<(UdpSocket, TcpListener)>) -> Self {
+    fn run(seed: [u8; 32], config: Config, sockets: Vec<(UdpSocket, TcpListener)>, reach: Option<Reach>) -> Self {
         let (zone, zones) = watch::channel(config);
         let (heard, hearing) = mpsc::channel(HEARD);
         let mut datagrams = [None, None];
@@ -93,23 +98,29 @@ impl NameService {
             attempts: BTreeMap::new(),
             next: 0,
             heard: heard.clone(),
+            reach,
         };
         let task = tokio::spawn(server.run(zones, hearing)).abort_handle();
         Self { zone, heard, task }
     }
 
-    /// Starts to answer for programs that do not ask over sockets; see [`Self::inquirer`].
+    /// Starts to answer for programs that do not ask over sockets; see [`Self::inquirer`]. Upstreams are asked by `reach`.
     ///
     /// # Panics
     /// Panics outside a tokio runtime.
-    pub(super) fn start_without_sockets(seed: [u8; 32], config: Config) -> Self {
-        Self::run(seed, config, Vec::new())
+    pub(super) fn start_without_sockets(seed: [u8; 32], config: Config, reach: Reach) -> Self {
+        Self::run(seed, config, Vec::new(), Some(reach))
     }
 
     /// Returns whom to ask within this process. `search` are the domains of short names.
     pub(super) fn inquirer(&self, search: Vec<String>) -> Inquirer {
-        let own = self.zone.borrow().local.clone();
-        Inquirer { heard: self.heard.clone(), search, own }
+        let zone = self.zone.borrow();
+        let system = system_resolvers();
+        // Where the server names resolvers nobody else is asked; the root is theirs only if they are not this machine's own.
+        let is_named = |(name, upstreams): &&(Name, Vec<SocketAddr>)| !is_root(name) || *upstreams != system;
+        let routed = zone.routes.iter().filter(is_named).map(|(name, _)| name);
+        let kept = zone.local.iter().chain(routed).cloned().collect();
+        Inquirer { heard: self.heard.clone(), search, kept }
     }
 
     /// Takes over other names.
@@ -133,7 +144,7 @@ impl Drop for NameService {
 pub(super) struct Inquirer {
     heard: mpsc::Sender<Heard>,
     search: Vec<String>,
-    own: Vec<Name>,
+    kept: Vec<Name>,
 }
 
 impl Inquirer {
@@ -142,9 +153,9 @@ impl Inquirer {
         &self.search
     }
 
-    /// Tells whether nobody else is asked for a name.
-    pub(super) fn is_own(&self, name: &Name) -> bool {
-        self.own.iter().any(|domain| name.is_within(domain))
+    /// Tells whether nobody else may be asked for a name: it is one of the tailnet, or the server said whom to ask.
+    pub(super) fn keeps(&self, name: &Name) -> bool {
+        self.kept.iter().any(|domain| name.is_within(domain))
     }
 
     /// Returns the addresses of a name; none if it has none, or if nobody answers in time.
@@ -182,6 +193,25 @@ enum Asker {
     Tcp(oneshot::Sender<Vec<u8>>),
 }
 
+/// Reaches upstreams where programs' packets do not go into the tailnet by themselves.
+#[derive(Debug, Clone)]
+pub(super) struct Reach {
+    /// Tells where they are.
+    pub(super) ways: Ways,
+    /// Leads to those in the tailnet.
+    pub(super) network: Network,
+}
+
+impl Reach {
+    /// Says where packets to an upstream go: what a resolver of this machine asks on would go past the exit node.
+    fn way(&self, upstream: SocketAddr) -> Way {
+        if upstream.ip().is_loopback() && self.ways.wants_exit() {
+            return Way::Nowhere;
+        }
+        self.ways.way(upstream.ip())
+    }
+}
+
 struct Server {
     resolver: Resolver,
     datagrams: [Option<UdpSocket>; 2],
@@ -190,12 +220,16 @@ struct Server {
     attempts: BTreeMap<AttemptId, AbortHandle>,
     next: u64,
     heard: mpsc::Sender<Heard>,
+    /// `None` if programs' packets go into the tailnet by themselves.
+    reach: Option<Reach>,
 }
 
 impl Server {
     async fn run(mut self, mut zones: watch::Receiver<Config>, mut hearing: mpsc::Receiver<Heard>) {
         let mut buffers = [vec![0; DATAGRAM_MAX], vec![0; DATAGRAM_MAX]];
-        zones.mark_changed();
+        // Before the first question, which may be here already.
+        let zone = Zone::new(zones.borrow_and_update().clone());
+        self.resolver.set_zone(zone);
         loop {
             self.do_outputs();
             let deadline = self.resolver.poll_timeout();
@@ -259,9 +293,10 @@ impl Server {
                     None => {}
                 },
                 Output::Ask { attempt, upstream, transport, message } => {
-                    let heard = self.heard.clone();
+                    let (heard, reach) = (self.heard.clone(), self.reach.clone());
                     let task = tokio::spawn(async move {
-                        if let Err(error) = exchange(attempt, upstream, transport, &message, &heard).await {
+                        let errand = Errand { attempt, upstream, transport, message };
+                        if let Err(error) = errand.run(reach.as_ref(), &heard).await {
                             tracing::debug!(%error, %upstream, "a resolver was asked in vain");
                             let _ = heard.send(Heard::Failed(attempt)).await;
                         }
@@ -304,47 +339,86 @@ async fn receive(socket: Option<&UdpSocket>, buffer: &mut [u8]) -> (usize, Socke
     }
 }
 
-/// Asks an upstream from a socket of its own. Over UDP it listens until it is aborted, since others may have answered first.
-///
-/// A resolver of the machine itself is reached as it was without the tunnel. One that the server names may be inside, and
-/// is reached as the program that asks would reach it.
-async fn exchange(
+/// Is a question to an upstream.
+struct Errand {
     attempt: AttemptId,
     upstream: SocketAddr,
     transport: Transport,
-    message: &[u8],
-    heard: &mpsc::Sender<Heard>,
-) -> io::Result<()> {
-    match transport {
-        Transport::Udp => {
-            let any: IpAddr = if upstream.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-            let socket = UdpSocket::bind((any, 0)).await?;
-            if system_resolvers().contains(&upstream) {
-                warren_os::mark(&socket);
+    message: Vec<u8>,
+}
+
+impl Errand {
+    /// Asks from a socket of its own. Over UDP it listens until it is aborted, since others may have answered first.
+    async fn run(mut self, reach: Option<&Reach>, heard: &mpsc::Sender<Heard>) -> io::Result<()> {
+        let Some(reach) = reach else { return self.over_sockets(heard).await };
+        match reach.way(self.upstream) {
+            Way::Tailnet => self.over_stack(&reach.network, heard).await,
+            Way::Own => {
+                self.upstream.set_ip(loopback(self.upstream.ip()));
+                self.over_sockets(heard).await
             }
-            socket.connect(upstream).await?;
-            socket.send(message).await?;
-            let mut buffer = vec![0; DATAGRAM_MAX];
-            loop {
-                let length = socket.recv(&mut buffer).await?;
-                let reply = buffer.get(..length).unwrap_or_default().to_vec();
-                let _ = heard.send(Heard::Reply(attempt, reply)).await;
+            Way::Outside => self.over_sockets(heard).await,
+            Way::Nowhere => Err(io::Error::new(
+                io::ErrorKind::HostUnreachable,
+                "no peer leads to this resolver, and past the exit node nobody is asked",
+            )),
+        }
+    }
+
+    async fn over_stack(&self, network: &Network, heard: &mpsc::Sender<Heard>) -> io::Result<()> {
+        match self.transport {
+            Transport::Udp => {
+                let mut flow = network.datagrams(self.upstream)?;
+                flow.send(&self.message)?;
+                while let Some(reply) = flow.receive().await {
+                    let _ = heard.send(Heard::Reply(self.attempt, reply)).await;
+                }
+                Ok(())
             }
+            Transport::Tcp => self.over_connection(network.connect(self.upstream), heard).await,
         }
-        Transport::Tcp => {
-            let reply = timeout(TCP_TIMEOUT, async {
-                let mut stream = if system_resolvers().contains(&upstream) {
-                    warren_relay::dial::connect(upstream).await?
-                } else {
-                    TcpStream::connect(upstream).await?
-                };
-                write_message(&mut stream, message).await?;
-                read_message(&mut stream, usize::from(u16::MAX)).await
-            });
-            let reply = reply.await??;
-            let _ = heard.send(Heard::Reply(attempt, reply)).await;
-            Ok(())
+    }
+
+    /// A resolver of the machine itself is reached as it was without the tunnel. One that the server names may be inside, and
+    /// is reached as the program that asks would reach it.
+    async fn over_sockets(&self, heard: &mpsc::Sender<Heard>) -> io::Result<()> {
+        let upstream = self.upstream;
+        match self.transport {
+            Transport::Udp => {
+                let any: IpAddr = if upstream.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+                let socket = UdpSocket::bind((any, 0)).await?;
+                if system_resolvers().contains(&upstream) {
+                    warren_os::mark(&socket);
+                }
+                socket.connect(upstream).await?;
+                socket.send(&self.message).await?;
+                let mut buffer = vec![0; DATAGRAM_MAX];
+                loop {
+                    let length = socket.recv(&mut buffer).await?;
+                    let reply = buffer.get(..length).unwrap_or_default().to_vec();
+                    let _ = heard.send(Heard::Reply(self.attempt, reply)).await;
+                }
+            }
+            Transport::Tcp if system_resolvers().contains(&upstream) => {
+                self.over_connection(warren_relay::dial::connect(upstream), heard).await
+            }
+            Transport::Tcp => self.over_connection(TcpStream::connect(upstream), heard).await,
         }
+    }
+
+    async fn over_connection<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        connect: impl Future<Output = io::Result<S>>,
+        heard: &mpsc::Sender<Heard>,
+    ) -> io::Result<()> {
+        let reply = timeout(TCP_TIMEOUT, async {
+            let mut stream = connect.await?;
+            write_message(&mut stream, &self.message).await?;
+            read_message(&mut stream, usize::from(u16::MAX)).await
+        });
+        let reply = reply.await??;
+        let _ = heard.send(Heard::Reply(self.attempt, reply)).await;
+        Ok(())
     }
 }
 
@@ -389,7 +463,7 @@ async fn serve(mut stream: TcpStream, heard: &mpsc::Sender<Heard>) -> io::Result
     }
 }
 
-async fn read_message(stream: &mut TcpStream, most: usize) -> io::Result<Vec<u8>> {
+async fn read_message<S: AsyncRead + Unpin>(stream: &mut S, most: usize) -> io::Result<Vec<u8>> {
     let length = usize::from(stream.read_u16().await?);
     if length > most {
         return Err(io::ErrorKind::InvalidData.into());
@@ -399,7 +473,7 @@ async fn read_message(stream: &mut TcpStream, most: usize) -> io::Result<Vec<u8>
     Ok(message)
 }
 
-async fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+async fn write_message<S: AsyncWrite + Unpin>(stream: &mut S, message: &[u8]) -> io::Result<()> {
     let length = u16::try_from(message.len()).map_err(|_| io::ErrorKind::InvalidData)?;
     let mut bytes = length.to_be_bytes().to_vec();
     bytes.extend_from_slice(message);
@@ -408,13 +482,16 @@ async fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()>
 
 /// Gives names of others to the machine's own resolvers if the server names none.
 pub(super) fn with_system(mut config: Config) -> Config {
-    let is_root = |name: &Name| name.labels().next().is_none();
     if let Some((_, upstreams)) = config.routes.iter_mut().find(|(name, _)| is_root(name))
         && upstreams.is_empty()
     {
         *upstreams = system_resolvers();
     }
     config
+}
+
+fn is_root(name: &Name) -> bool {
+    name.labels().next().is_none()
 }
 
 #[expect(clippy::disallowed_methods, reason = "a shell: this is where the resolver's clock is read")]
@@ -473,7 +550,7 @@ mod tests {
         };
         program.connect(service.local_addr().unwrap()).await.unwrap();
         let tcp = listener.local_addr().unwrap();
-        let service = NameService::run([7; 32], config, vec![(service, listener)]);
+        let service = NameService::run([7; 32], config, vec![(service, listener)], None);
         World { upstream, program, tcp, _service: service }
     }
 
@@ -508,5 +585,114 @@ mod tests {
         }
         stream.write_all(&[0xff, 0xff]).await.unwrap();
         assert!(stream.read_u16().await.is_err(), "too long a query ends the connection");
+    }
+
+    /// A node without TUN device next to a peer on which a resolver runs, at 100.64.0.2.
+    struct Inside {
+        world: crate::userspace::network::tests::World,
+        reach: Reach,
+        shared: Arc<crate::engine::shared::Shared>,
+        upstream: SocketAddr,
+        program: UdpSocket,
+    }
+
+    async fn inside() -> Inside {
+        use crate::engine::shared::{PeerSlot, Shared, Snapshot, Sockets};
+        let world = crate::userspace::network::tests::world();
+        let program = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let upstream = ([100, 64, 0, 2], program.local_addr().unwrap().port()).into();
+        let (shared, ..) = Shared::new(warren_os::Waker::new().unwrap(), Sockets::default(), now());
+        let slot = Arc::new(PeerSlot::new(warren_wire::key::NodeKey::from_bytes([2; 32])));
+        let peers = std::iter::once(("100.64.0.2/32".parse().unwrap(), slot.into())).collect();
+        let own = [IpAddr::from([100, 64, 0, 1])].into();
+        shared.snapshot.store(Arc::new(Snapshot { peers: Arc::new(peers), own, ..Snapshot::default() }));
+        shared.wants_exit.store(false, std::sync::atomic::Ordering::Release);
+        let reach = Reach { ways: Ways::new(Arc::clone(&shared)), network: world.nodes[0].clone() };
+        Inside { world, reach, shared, upstream, program }
+    }
+
+    /// The machine's own network knows no such resolver, or another one, which would hear the names of the tailnet.
+    #[tokio::test]
+    async fn without_a_tun_device_resolvers_of_the_tailnet_are_asked_through_the_stack() {
+        let Inside { world: _world, reach, upstream, program, .. } = inside().await;
+        let name = |text| Name::parse(text).unwrap();
+        let config = Config {
+            local: vec![name("t.example")],
+            routes: vec![(name("corp.example"), vec![upstream])],
+            ..Config::default()
+        };
+        let service = NameService::start_without_sockets([7; 32], config, reach.clone());
+        let inquirer = service.inquirer(Vec::new());
+        let answering = async {
+            let mut buffer = [0; 512];
+            loop {
+                let (length, from) = program.recv_from(&mut buffer).await.unwrap();
+                let mut answer = reply(&buffer[..length], [192, 0, 2, 9]);
+                let end = 12 + buffer[12..].iter().position(|&byte| byte == 0).unwrap() + 5;
+                if buffer[end - 3] == 28 {
+                    // It has none in IPv6.
+                    answer.truncate(end);
+                    answer[7] = 0;
+                }
+                program.send_to(&answer, from).await.unwrap();
+            }
+        };
+        let host = name("host.corp.example");
+        let found = tokio::select! {
+            found = inquirer.addresses(&host) => found,
+            () = answering => unreachable!("it answers for ever"),
+        };
+        assert_eq!(found, [IpAddr::from([192, 0, 2, 9])]);
+        for (text, kept) in [("host.corp.example", true), ("a.t.example", true), ("example.com", false)] {
+            assert_eq!(inquirer.keeps(&name(text)), kept, "{text}");
+        }
+        // And over TCP.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let upstream = SocketAddr::new(upstream.ip(), listener.local_addr().unwrap().port());
+        let message = query(9, "host.corp.example");
+        let errand = Errand { attempt: attempt(), upstream, transport: Transport::Tcp, message: message.clone() };
+        let (heard, mut hearing) = mpsc::channel(1);
+        let answering = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let asked = read_message(&mut stream, 512).await.unwrap();
+            write_message(&mut stream, &asked).await.unwrap();
+            asked
+        };
+        let (ran, asked) = tokio::join!(errand.run(Some(&reach), &heard), answering);
+        ran.unwrap();
+        assert_eq!(asked, message);
+        assert!(matches!(hearing.recv().await, Some(Heard::Reply(_, reply)) if reply == message));
+    }
+
+    /// While an exit node is away, or nobody leads to a resolver, nobody else hears the question.
+    #[tokio::test]
+    async fn without_a_tun_device_nobody_is_asked_past_the_exit_node() {
+        let Inside { world: _world, reach, shared, program, .. } = inside().await;
+        let own = program.local_addr().unwrap();
+        shared.wants_exit.store(true, std::sync::atomic::Ordering::Release);
+        for upstream in [own, "192.0.2.1:53".parse().unwrap(), "100.64.0.9:53".parse().unwrap()] {
+            for transport in [Transport::Udp, Transport::Tcp] {
+                let errand = Errand { attempt: attempt(), upstream, transport, message: query(1, "secret.example") };
+                let (heard, _hearing) = mpsc::channel(1);
+                let error = errand.run(Some(&reach), &heard).await.unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::HostUnreachable, "{upstream}");
+            }
+        }
+        assert!(program.try_recv(&mut [0; 512]).is_err(), "something was asked");
+    }
+
+    /// Names an attempt, as a resolver does.
+    fn attempt() -> AttemptId {
+        let mut resolver = Resolver::new([1; 32]);
+        let routes = vec![(Name::parse(".").unwrap(), vec!["192.0.2.1:53".parse().unwrap()])];
+        resolver.set_zone(Zone::new(Config { routes, ..Config::default() }));
+        resolver.handle_query(ClientId(0), Transport::Udp, &query(1, "example.com"), now());
+        loop {
+            match resolver.poll_output() {
+                Some(Output::Ask { attempt, .. }) => return attempt,
+                Some(_) => {}
+                None => panic!("nobody is asked"),
+            }
+        }
     }
 }

@@ -45,8 +45,10 @@ impl Ways {
         self.shared.wants_exit.load(Ordering::Acquire)
     }
 
-    /// Returns the addresses of a name: of the tailnet, else those that this machine knows.
+    /// Returns the addresses of a name: of the tailnet, or by those whom the server says are to be asked; else those that this
+    /// machine knows. Names of one label are the tailnet's, if it has a domain.
     pub(crate) async fn find(&self, host: &str) -> Vec<IpAddr> {
+        let mut is_kept = self.wants_exit();
         if let Some(names) = self.shared.names.load_full() {
             let is_short = !host.trim_end_matches('.').contains('.');
             let full = if is_short {
@@ -60,12 +62,10 @@ impl Ways {
                     return found;
                 }
             }
-            // Names of the tailnet are nobody else's business.
-            if !is_short && full.iter().any(|name| names.is_own(name)) {
-                return Vec::new();
-            }
+            is_kept |= full.iter().any(|name| names.keeps(name));
         }
-        look_up::outside(host.to_owned()).await.unwrap_or_default()
+        // Whoever else might know it shall not hear of it: neither of names of the tailnet nor, past an exit node, of any.
+        if is_kept { look_up::in_hosts_file(host) } else { look_up::outside(host.to_owned()).await.unwrap_or_default() }
     }
 }
 

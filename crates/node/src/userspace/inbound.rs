@@ -57,8 +57,10 @@ impl Inbound {
                     None => network.refuse(flow),
                 }
             }
-            Event::Datagram(flow, bytes) if self.network.leads_to_program(flow.own.port()) => self.pass_on(flow, bytes),
-            Event::Datagram(..) => {}
+            Event::Datagram(flow, bytes) => match self.network.take_answer(&flow, bytes) {
+                Some(bytes) if self.network.leads_to_program(flow.own.port()) => self.pass_on(flow, bytes),
+                Some(_) | None => {}
+            },
         }
     }
 

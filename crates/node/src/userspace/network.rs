@@ -9,13 +9,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use rand::RngExt as _;
 use smoltcp::socket::tcp::{RecvError, State};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, mpsc};
 
+use super::datagram;
 use super::inbound::Inbound;
 use super::line::{Arrived, StackEnd};
-use super::stack::{Event, Flow, Holder, Holders, Stack};
+use super::stack::{Event, Flow, Holder, Holders, PORTS, Stack};
 
 /// Packets that are taken before those that they cause are made.
 const BATCH: usize = 64;
@@ -23,6 +25,8 @@ const BATCH: usize = 64;
 const REPLIES: usize = 256;
 /// Connections that may wait for a program that listens.
 const BACKLOG: usize = 64;
+/// Flows of datagrams that began here, and datagrams of each that may wait.
+const ASKED: (usize, usize) = (256, 16);
 /// How long a peer may take to take a connection.
 const CONNECTING: Duration = Duration::from_secs(30);
 
@@ -46,6 +50,9 @@ struct Inner {
     kept: Mutex<BTreeSet<u16>>,
     /// Whether none does.
     keeps_all: AtomicBool,
+    /// Who waits for datagrams of flows that began here.
+    asked: Mutex<BTreeMap<Flow, mpsc::Sender<Vec<u8>>>>,
+    mtu: usize,
 }
 
 impl Network {
@@ -58,6 +65,8 @@ impl Network {
             listeners: Mutex::default(),
             kept: Mutex::default(),
             keeps_all: AtomicBool::new(false),
+            asked: Mutex::default(),
+            mtu: mtu.into(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -109,6 +118,31 @@ impl Network {
             Ok(opened) => opened.map(|()| stream),
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("{to} does not answer"))),
         }
+    }
+
+    /// Begins a flow of datagrams to an address of the tailnet, or to one to which a peer leads.
+    ///
+    /// # Errors
+    /// Says why there is none: the node has no address of that family, or there are too many flows.
+    pub(crate) fn datagrams(&self, to: SocketAddr) -> io::Result<Datagrams> {
+        let own = self.addresses().into_iter().find(|own| own.is_ipv4() == to.is_ipv4()).ok_or_else(gone)?;
+        let (most, waiting) = ASKED;
+        let mut asked = lock(&self.inner.asked);
+        let mut flows = (0..64).map(|_| Flow { own: (own, rand::rng().random_range(PORTS)).into(), peer: to });
+        let flow = flows.find(|flow| asked.len() < most && !asked.contains_key(flow));
+        let flow = flow.ok_or_else(|| io::Error::other(format!("more than {most} questions at a time")))?;
+        let (sender, arrived) = mpsc::channel(waiting);
+        asked.insert(flow, sender);
+        drop(asked);
+        Ok(Datagrams { network: self.clone(), flow, arrived })
+    }
+
+    /// Gives a datagram to whoever began its flow here; returns it if nobody did. A full queue loses the newest.
+    pub(super) fn take_answer(&self, flow: &Flow, bytes: Vec<u8>) -> Option<Vec<u8>> {
+        let asked = lock(&self.inner.asked);
+        let Some(sender) = asked.get(flow) else { return Some(bytes) };
+        let _ = sender.try_send(bytes);
+        None
     }
 
     /// Takes connections of peers to `port` of this node from now on, instead of the program of this machine on that port.
@@ -237,6 +271,38 @@ impl Listener {
     /// Waits for the next connection; `None` when the engine has ended.
     pub async fn accept(&mut self) -> Option<Stream> {
         self.connections.recv().await
+    }
+}
+
+/// Is a flow of datagrams that began here. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Datagrams {
+    network: Network,
+    flow: Flow,
+    arrived: mpsc::Receiver<Vec<u8>>,
+}
+
+impl Datagrams {
+    /// Sends a datagram; it may be lost, as any.
+    ///
+    /// # Errors
+    /// `InvalidInput` if it is larger than the tunnel's packets.
+    pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        let packet = datagram::packet(self.flow.own, self.flow.peer, bytes, self.network.inner.mtu);
+        self.network.stack().push(packet.ok_or(io::ErrorKind::InvalidInput)?);
+        self.network.kick();
+        Ok(())
+    }
+
+    /// Waits for the next datagram of the other end.
+    pub(crate) async fn receive(&mut self) -> Option<Vec<u8>> {
+        self.arrived.recv().await
+    }
+}
+
+impl Drop for Datagrams {
+    fn drop(&mut self) {
+        lock(&self.network.inner.asked).remove(&self.flow);
     }
 }
 
@@ -370,4 +436,4 @@ fn now() -> Instant {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

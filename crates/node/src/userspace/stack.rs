@@ -36,7 +36,7 @@ const MAX_OUTGOING: usize = 64;
 /// Bytes of a super-packet.
 const SUPER_BYTES: NonZeroUsize = NonZeroUsize::new(60_000).unwrap();
 /// Ports of connections that begin here. Source: Linux, `net.ipv4.ip_local_port_range`.
-const PORTS: std::ops::Range<u16> = 32_768..61_000;
+pub(super) const PORTS: std::ops::Range<u16> = 32_768..61_000;
 /// How long a connection may wait for an answer before it is there.
 const OPENING: Duration = Duration::from_secs(30);
 /// How long data may stay unacknowledged. Source: about what Linux does (`tcp_retries2`, 15 minutes).

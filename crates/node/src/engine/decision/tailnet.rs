@@ -188,10 +188,9 @@ impl Tailnet {
     /// Starts to answer names; the machine's part of it is done with the interface.
     pub(super) fn start_names(&mut self, seed: [u8; 32]) {
         let config = with_system(derive_names(&self.local, self.peers.values().map(|known| &*known.config)));
-        self.names = Some(if self.traits.is_userspace {
-            Ok(NameService::start_without_sockets(seed, config))
-        } else {
-            NameService::start(seed, config)
+        self.names = Some(match self.traits.reach.clone() {
+            Some(reach) => Ok(NameService::start_without_sockets(seed, config, reach)),
+            None => NameService::start(seed, config),
         });
         self.publish_names();
     }

@@ -8,8 +8,8 @@ use warren_os::TunRead;
 const MTU: u16 = 1280;
 
 /// Two nodes whose packet workers are one task that hands packets over.
-struct World {
-    nodes: [Network; 2],
+pub(crate) struct World {
+    pub(crate) nodes: [Network; 2],
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -19,7 +19,7 @@ impl Drop for World {
     }
 }
 
-fn world() -> World {
+pub(crate) fn world() -> World {
     let bell = Arc::new(Notify::new());
     let [(one, first), (two, second)] = [1, 2].map(|number| {
         let (worker, stack) = line();
@@ -162,4 +162,27 @@ async fn datagrams_reach_a_program_and_its_answers_the_peer() {
         let expected = super::super::datagram::packet((own, port).into(), (peer, 4000).into(), b"answer", 1280);
         assert_eq!(Some(buffer[..length].to_vec()), expected);
     }
+}
+
+/// As a program's UDP socket does on a machine with a TUN device.
+#[tokio::test]
+async fn datagrams_are_exchanged_with_a_peer() {
+    let world = world();
+    for (address, local) in own(2).into_iter().zip(["127.0.0.1:0", "[::1]:0"]) {
+        let program = UdpSocket::bind(local).await.unwrap();
+        let port = program.local_addr().unwrap().port();
+        let mut flow = world.nodes[0].datagrams((address, port).into()).unwrap();
+        flow.send(b"ask").unwrap();
+        let mut buffer = [0; 64];
+        let (length, from) = program.recv_from(&mut buffer).await.unwrap();
+        assert_eq!(&buffer[..length], b"ask");
+        program.send_to(b"answer", from).await.unwrap();
+        assert_eq!(flow.receive().await, Some(b"answer".to_vec()));
+        assert_eq!(flow.send(&[0; 2000]).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+    let to = (own(2)[0], 7).into();
+    let flows: Vec<_> = (0..ASKED.0).map(|_| world.nodes[0].datagrams(to).unwrap()).collect();
+    assert!(world.nodes[0].datagrams(to).is_err(), "they are bounded");
+    drop(flows);
+    world.nodes[0].datagrams(to).expect("and leave room when they end");
 }
