@@ -13,6 +13,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 #![cfg(target_os = "linux")]
 
+mod connections;
 mod endpoints;
 mod files;
 mod host;
@@ -28,6 +29,7 @@ mod tun;
 mod udp;
 mod wait;
 
+pub use connections::forget_connections;
 pub use endpoints::endpoint_addresses;
 pub use files::{FileError, LockError, LockFile, create_private_dir, write_private};
 pub use host::{HostFacts, boot_id, time_since_boot};

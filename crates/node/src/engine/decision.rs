@@ -24,6 +24,7 @@ use rand::rngs::StdRng;
 use tokio::sync::{Notify, mpsc, oneshot};
 use warren_path::PingError as PathPingError;
 
+use super::forwarder::stand_ins;
 use super::handle::{Inbox, Request};
 use super::name_service::Reach;
 use super::outlet::Outlet;
@@ -104,6 +105,8 @@ pub(super) struct Decision {
     rebound_at: Option<Instant>,
     /// The worker has ended by itself.
     dead: bool,
+    /// This node leads to sites, or did, so that the worker has addresses for those who speak to them.
+    knows_sites: bool,
 }
 
 impl Decision {
@@ -138,6 +141,7 @@ impl Decision {
             server_listens: true,
             rebound_at: None,
             dead: false,
+            knows_sites: false,
         }
     }
 
@@ -235,6 +239,9 @@ impl Decision {
         };
         tailnet.publish(now);
         if let Some(wanted) = tailnet.take_routes() {
+            if wanted.leads_to_sites() && !std::mem::replace(&mut self.knows_sites, true) {
+                forget_visitors(Arc::clone(&self.shared));
+            }
             self.machine.set_up(wanted).await;
         }
         for event in tailnet.take_news(self.machine.troubles(), now) {
@@ -255,6 +262,15 @@ impl Decision {
                     tracing::debug!(%errno, "opening the UDP sockets anew");
                     self.rebind(false, now);
                 }
+            }
+            Signal::Vacated(address) => {
+                let shared = Arc::clone(&self.shared);
+                tokio::task::spawn_blocking(move || match warren_os::forget_connections(address) {
+                    Ok(()) => shared.stand_ins_cleared(std::iter::once(address)),
+                    Err(error) => {
+                        tracing::warn!(%error, "the kernel remembers connections of peers to a site; no others take their place")
+                    }
+                });
             }
             Signal::HandshakeWanted(_)
             | Signal::Sent(_)
@@ -332,6 +348,24 @@ impl Decision {
             peers: tailnet.status(now(), wall()),
         }
     }
+}
+
+/// Lets addresses stand for peers towards sites once the kernel has forgotten for whom they stood before this process.
+fn forget_visitors(shared: Arc<Shared>) {
+    tokio::task::spawn_blocking(move || {
+        for address in stand_ins() {
+            if let Err(error) = warren_os::forget_connections(address) {
+                tracing::warn!(
+                    %error,
+                    "connections of peers to sites from before the start are not forgotten; Linux 5.8 and its module nf_conntrack_netlink can do that"
+                );
+                // A site that nobody reaches is worse than an answer that comes too late.
+                shared.stand_ins_cleared(stand_ins());
+                return;
+            }
+            shared.stand_ins_cleared(std::iter::once(address));
+        }
+    });
 }
 
 /// Says in the seam's words why a ping was not sent.

@@ -22,10 +22,12 @@ use warren_ledger::Direction;
 use warren_ledger::recorder::Note;
 use warren_path::Answerer;
 use warren_wg::{HEADROOM, MessageType, OpenError, Opened, SealError, Session, SessionTable};
+use warren_wire::key::NodeKey;
 
 use crate::host::CutError;
 
 pub(super) use burst::{Burst, Run};
+pub(super) use sites::stand_ins;
 
 use super::owner::{Owner, Watch};
 use super::shared::{PeerSlot, Question, Snapshot};
@@ -284,12 +286,23 @@ impl Forwarder {
         }
     }
 
-    /// Returns how a packet for a host of a site is to be translated; `None` if it cannot be.
-    fn for_site(&mut self, packet: &Packet<'_>, to: Ipv6Addr, now: Instant) -> Option<ToV4> {
+    /// Returns how a packet for a host of a site, which came by the peer `by`, is to be translated; `None` if it cannot be.
+    fn for_site(&mut self, packet: &Packet<'_>, by: NodeKey, to: Ipv6Addr, now: Instant) -> Option<ToV4> {
         let (site, _) = via::host(to).filter(|(_, host)| via::is_host(*host) && via::is_translatable(packet))?;
         let IpAddr::V6(peer) = packet.source() else { return None };
-        let source = self.sites.stand_in(Visitor { peer, site }, now)?;
+        let source = self.sites.stand_in(Visitor { peer, site }, by, now)?;
         Some(ToV4 { source, id: self.sites.next_id() })
+    }
+
+    /// Returns an address that stood for a peer towards a site, and of which the kernel must forget all connections before it
+    /// stands for another.
+    pub(super) fn poll_vacated(&mut self) -> Option<Ipv4Addr> {
+        self.sites.poll_vacated()
+    }
+
+    /// Says that the kernel has forgotten all connections of an address; none stands for a peer before.
+    pub(super) fn cleared(&mut self, stand_in: Ipv4Addr) {
+        self.sites.cleared(stand_in);
     }
 
     /// Seals packets that have been judged. Those that cannot be sealed now are kept if there is hope, and are no longer
@@ -376,7 +389,7 @@ impl Forwarder {
             Verdict::Accept => {
                 // Accepted, so that this node leads there.
                 let translation = match packet.destination() {
-                    IpAddr::V6(to) if via::RANGE.contains(&to) => match self.for_site(&packet, to, now) {
+                    IpAddr::V6(to) if via::RANGE.contains(&to) => match self.for_site(&packet, slot.key(), to, now) {
                         Some(translation) => Some(translation),
                         None => {
                             let refusal = Refusal::NotTranslated;

@@ -16,7 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,6 +41,8 @@ const RELAYED: usize = 512;
 const WHOLE: usize = 140;
 /// Questions to routers that may wait for the worker.
 const QUESTIONS: usize = 64;
+/// Addresses that stand for peers towards sites, of which the kernel has forgotten all: as many as there are, and some again.
+const CLEARED: usize = 1024;
 /// Signals that may wait for the decision task.
 const SIGNALS: usize = 1024;
 /// Datagrams of strangers that may wait for the decision task.
@@ -66,6 +68,7 @@ pub(super) struct Shared {
     pub(super) extras: ArcSwap<Extras>,
     whole: std::sync::mpsc::SyncSender<Whole>,
     questions: std::sync::mpsc::SyncSender<Question>,
+    cleared: std::sync::mpsc::SyncSender<Ipv4Addr>,
     pub(super) waker: Waker,
     pub(super) requests: Requests,
     pub(super) drops: Drops,
@@ -125,6 +128,7 @@ pub(super) struct WorkerEnds {
     pub(super) relayed: std::sync::mpsc::Receiver<Relayed>,
     pub(super) whole: std::sync::mpsc::Receiver<Whole>,
     pub(super) questions: std::sync::mpsc::Receiver<Question>,
+    pub(super) cleared: std::sync::mpsc::Receiver<Ipv4Addr>,
     pub(super) signals: mpsc::Sender<Signal>,
     pub(super) datagrams: mpsc::Sender<Datagram>,
     pub(super) to_relay: mpsc::Sender<ToRelay>,
@@ -148,6 +152,7 @@ impl Shared {
         let (relayed_in, relayed) = std::sync::mpsc::sync_channel(RELAYED);
         let (whole_in, whole) = std::sync::mpsc::sync_channel(WHOLE);
         let (questions_in, questions) = std::sync::mpsc::sync_channel(QUESTIONS);
+        let (cleared_in, cleared) = std::sync::mpsc::sync_channel(CLEARED);
         let (signals, signals_out) = mpsc::channel(SIGNALS);
         let (datagrams, datagrams_out) = mpsc::channel(DATAGRAMS);
         let (to_relay, to_relay_out) = mpsc::channel(TO_RELAY);
@@ -159,13 +164,14 @@ impl Shared {
             extras: ArcSwap::default(),
             whole: whole_in,
             questions: questions_in,
+            cleared: cleared_in,
             waker,
             requests: Requests::default(),
             drops: Drops::default(),
             names: ArcSwapOption::empty(),
             wants_exit: AtomicBool::new(true),
         });
-        let worker = WorkerEnds { relayed, whole, questions, signals, datagrams, to_relay, records: None };
+        let worker = WorkerEnds { relayed, whole, questions, cleared, signals, datagrams, to_relay, records: None };
         let decision = DecisionEnds {
             relayed: relayed_in,
             signals: signals_out,
@@ -204,6 +210,15 @@ impl Shared {
         if self.questions.try_send(question).is_ok() {
             self.waker.wake();
         }
+    }
+
+    /// Tells the worker that the kernel has forgotten all connections of these addresses, which stand for peers towards sites.
+    pub(super) fn stand_ins_cleared(&self, addresses: impl Iterator<Item = Ipv4Addr>) {
+        for address in addresses {
+            // There is room for all; what is lost is asked for again.
+            let _ = self.cleared.try_send(address);
+        }
+        self.waker.wake();
     }
 
     /// Returns `now` as a time for slots: milliseconds, never 0, which means "never".
@@ -546,6 +561,8 @@ pub(super) enum Signal {
     InUse(IpNet),
     /// A question to a router was answered, through this peer.
     Answered(NodeKey, u16, Answerer),
+    /// This address stood for a peer towards a site, and stands for no other before the kernel has forgotten it.
+    Vacated(Ipv4Addr),
     /// The kernel knows no way to this address of the peer.
     Unreachable(NodeKey, SocketAddr),
     /// A socket is broken or forbidden.

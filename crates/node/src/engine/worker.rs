@@ -190,6 +190,7 @@ impl Worker {
             self.take_relayed(&snapshot, buffers, now);
             self.send_whole();
             self.ask_routers(now);
+            self.take_cleared();
         }
         let sockets = Arc::clone(&self.sockets);
         for (ready, socket) in [(v4, &sockets.v4), (v6, &sockets.v6)] {
@@ -213,6 +214,10 @@ impl Worker {
         if self.door.has_packet() {
             // The waker has been cleared.
             self.shared.waker.wake();
+        }
+        if let Some(address) = self.forwarder.poll_vacated() {
+            // If it is not heard it is asked for again.
+            self.signal(Signal::Vacated(address));
         }
         let pushed_out = self.forwarder.take_pushed_out();
         Drops::count(&self.shared.drops.waiting, pushed_out);
@@ -497,6 +502,13 @@ impl Worker {
         }
         // The waker has been cleared.
         self.shared.waker.wake();
+    }
+
+    /// Takes over of which addresses the kernel has forgotten all connections: there are not many.
+    fn take_cleared(&mut self) {
+        while let Ok(address) = self.ends.cleared.try_recv() {
+            self.forwarder.cleared(address);
+        }
     }
 
     fn send_over_relay(&self, peer: NodeKey, datagram: &[u8]) {

@@ -162,6 +162,13 @@ pub(in crate::engine) struct Wanted {
     pub(super) names: Option<NameSettings>,
 }
 
+impl Wanted {
+    /// Tells whether packets are passed on to hosts of sites, see [`warren_filter::via`].
+    pub(super) fn leads_to_sites(&self) -> bool {
+        self.behind.iter().any(is_site)
+    }
+}
+
 impl Machine {
     /// Takes charge of an interface.
     pub(in crate::engine) fn new(netlink: Netlink, index: IfIndex, name: IfName) -> Self {

@@ -72,7 +72,7 @@ impl Tailnet {
                 self.measure.restart(now);
             }
             // These are not about a tailnet.
-            Signal::SocketFailed(_) | Signal::Fatal(_) => {}
+            Signal::Vacated(_) | Signal::SocketFailed(_) | Signal::Fatal(_) => {}
         }
         self.drain(now);
     }

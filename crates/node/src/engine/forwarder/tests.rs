@@ -845,6 +845,9 @@ fn hosts_of_a_site_are_spoken_to_in_ipv4() {
     net.beta.judge_by(&["fd7a:115c:a1e0:b1a:0:7::/96".parse().unwrap()], &[open()], net.now);
     let host = via::address(7, Ipv4Addr::new(10, 0, 0, 9));
     let sent = datagram(net.alpha.send(&udp6(alpha6, 5000, host, 53), now));
+    assert_eq!(net.beta.receive(&sent, now), Got::Dropped(Refusal::NotTranslated), "what the kernel knows from before");
+    stand_ins().for_each(|address| net.beta.forwarder.cleared(address));
+    let sent = datagram(net.alpha.send(&udp6(alpha6, 5000, host, 53), now));
     let Got::Packet(_, four) = net.beta.receive(&sent, now) else { panic!("not delivered") };
     let packet = Packet::parse(&four).unwrap();
     let IpAddr::V4(stand_in) = packet.source() else { panic!("not IPv4") };
