@@ -5,6 +5,7 @@
 
 mod exit;
 mod measure;
+mod names;
 mod peer_relays;
 mod relay_view;
 mod relays;
@@ -196,6 +197,8 @@ impl Decision {
                         tailnet.handle_found(found, now());
                     }
                 }
+                // What there is to say of it is said when the loop begins anew.
+                () = self.machine.changed() => {}
                 () = self.links_changed.notified() => self.look_at_interfaces().await,
                 () = self.outlet.deliver(), if self.outlet.is_waiting() => {}
                 () = timer => {
@@ -244,7 +247,7 @@ impl Decision {
             }
             self.machine.set_up(wanted).await;
         }
-        for event in tailnet.take_news(self.machine.troubles(), now) {
+        for event in tailnet.take_news(&self.machine.troubles(), now) {
             self.outlet.tell(event);
         }
     }

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use warren_os::{
     Forwarding, IfIndex, IfName, MainRoute, Masquerade, NameSettings, Netlink, NetlinkError, Passing, PassingError,
-    ResolverError, RouteTable, Rules, SystemResolver, is_strict,
+    RouteTable, Rules, is_strict,
 };
 
 use crate::netmap::Peer;
 use crate::userspace::Network;
+
+use super::names::Names;
 
 /// Addresses of nodes, IPv4. One route for all spares a route for each peer.
 const RANGE_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
@@ -124,10 +125,8 @@ pub(in crate::engine) struct Machine {
     wanted: Option<Wanted>,
     /// The firewall rules of a router, and whether they masquerade.
     passing: Option<(Passing, Masquerade)>,
-    /// Where programs ask for names. It is used on threads that may wait, by one at a time.
-    resolver: Arc<Mutex<SystemResolver>>,
-    /// Programs were told to ask us, or so it was tried.
-    names_set: bool,
+    /// Where programs ask for names.
+    names: Names,
     /// Troubles of the last change, for people.
     troubles: Vec<String>,
     /// Stands for the interface where there is none; nothing of the machine is changed then.
@@ -172,18 +171,8 @@ impl Wanted {
 impl Machine {
     /// Takes charge of an interface.
     pub(in crate::engine) fn new(netlink: Netlink, index: IfIndex, name: IfName) -> Self {
-        let resolver = Arc::new(Mutex::new(SystemResolver::new(name.clone())));
-        Self {
-            netlink,
-            index,
-            name,
-            wanted: None,
-            passing: None,
-            resolver,
-            names_set: false,
-            troubles: Vec::new(),
-            network: None,
-        }
+        let names = Names::new(name.clone());
+        Self { netlink, index, name, wanted: None, passing: None, names, troubles: Vec::new(), network: None }
     }
 
     /// Takes charge of a stack in place of an interface.
@@ -207,8 +196,15 @@ impl Machine {
     }
 
     /// Returns what could not be done, for people.
-    pub(in crate::engine) fn troubles(&self) -> &[String] {
-        &self.troubles
+    pub(in crate::engine) fn troubles(&self) -> Vec<String> {
+        let names = self.names.trouble().filter(|_| self.is_up());
+        let names = names.map(|error| format!("programs do not find names of the tailnet: {error}"));
+        self.troubles.iter().cloned().chain(names).collect()
+    }
+
+    /// Waits until [`Self::troubles`] may have changed by itself.
+    pub(in crate::engine) async fn changed(&mut self) {
+        self.names.changed().await;
     }
 
     /// Gives the interface these addresses and routes and no others, and passes packets on as wanted.
@@ -242,26 +238,7 @@ impl Machine {
         };
         let router = self.pass_on(&wanted).await;
         self.troubles.extend(router);
-        if let Err(error) = self.set_names(wanted.names).await {
-            self.troubles.push(format!("programs do not find names of the tailnet: {error}"));
-        }
-    }
-
-    /// Makes programs ask for names as wanted, or as they did before.
-    async fn set_names(&mut self, wanted: Option<NameSettings>) -> Result<(), ResolverError> {
-        let restores = wanted.is_none() && self.names_set;
-        self.names_set = wanted.is_some();
-        let resolver = Arc::clone(&self.resolver);
-        let change = move || {
-            let mut resolver = resolver.lock().unwrap_or_else(PoisonError::into_inner);
-            match wanted {
-                Some(settings) => resolver.set(&settings),
-                None if restores => resolver.restore(),
-                None => Ok(()),
-            }
-        };
-        // A thread that panicked has said so in the log.
-        tokio::task::spawn_blocking(change).await.unwrap_or(Ok(()))
+        self.names.set(wanted.names);
     }
 
     async fn apply(&self, wanted: &Wanted, link: Link) -> Result<Vec<String>, NetlinkError> {
@@ -363,9 +340,8 @@ impl Machine {
             return;
         }
         // First, for soon nobody will answer.
-        self.names_set = true;
-        if let Err(error) = self.set_names(None).await {
-            tracing::warn!(%error, "where programs ask for names is not put back; say: warren cleanup");
+        if let Some(error) = self.names.restore().await {
+            tracing::warn!(error, "where programs ask for names is not put back; say: warren cleanup");
         }
         self.passing = None;
         self.troubles.clear();
