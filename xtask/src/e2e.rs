@@ -89,6 +89,8 @@ const TESTS: &[Test] = &[
     Test { name: "killed_at_any_moment_a_node_leaves_nothing", body: leftovers::kills },
     Test { name: "programs_ask_the_node_for_names_and_the_others_again", body: names::system_resolver },
     Test { name: "names_of_the_tailnet_are_found_by_programs", body: names::programs },
+    Test { name: "split_dns_asks_the_resolver_inside_and_nobody_outside", body: names::split },
+    Test { name: "names_go_through_the_exit_node", body: exit::names },
     Test { name: "nodes_without_tun_serve_and_reach_those_with_it", body: userspace::with_tun },
     Test { name: "nodes_without_tun_and_root_reach_each_other", body: userspace::two },
     Test { name: "node_inside_a_program_without_tun_listens_and_dials", body: userspace::inside },

@@ -1,6 +1,7 @@
 //! Exit nodes: all packets for the Internet go through a peer, and none past it.
 
 use super::Context;
+use super::names::Upstream;
 use super::routes::{forward, health};
 use crate::fleet::{Node, PATIENCE, Server, icmp, transfer};
 use crate::lab::{Host, Lab, WEB, wait_for};
@@ -322,4 +323,36 @@ pub(super) fn any(context: &Context) -> Result<()> {
         let seen = seen(&alpha.host, web).ok()?;
         (seen == addresses(other).map(Some)).then_some(())
     })
+}
+
+/// A resolver on the Internet that the server names is asked through the exit node alone, in place of the network's own, which
+/// hears nothing; while the exit node is away nobody is asked.
+pub(super) fn names(context: &Context) -> Result<()> {
+    let mut world = World::start(context, "exit-names", OPEN)?;
+    let near = Upstream::start(world.lab.host("server").bind("10.91.0.2:53")?)?;
+    let far = Upstream::start(world.web.bind("9.93.0.2:53")?)?;
+    let host = world.alpha.host.clone();
+    host.set_nameserver("10.91.0.2")?;
+    world.beta.up(&world.server.invite(&["--reusable"])?, &["--advertise-exit-node"])?;
+    world.server.admin(&["node", "approve-routes", "beta", "0.0.0.0/0"])?;
+    world.server.admin(&["dns", "nameservers", "9.93.0.2"])?;
+    world.server.admin(&["dns", "override", "on"])?;
+    wait_for("beta as an exit node", PATIENCE, || world.alpha.cli(&["set", "--exit-node=beta"]).ok())?;
+    wait_seen(&host, &world.web, &world.beta.host)?;
+    let finds = |name: &str| {
+        let found = host.run("getent").args("ahostsv4").arg(name).output().ok();
+        found.filter(|text| text.contains("192.0.2.80"))
+    };
+    // What was asked on the way here may have gone straight.
+    wait_for("the name through the exit node", PATIENCE, || finds("www.example.org"))?;
+    let _ = finds("second.example.org");
+    let [beta4, _] = addresses(&world.beta.host);
+    let askers = far.heard("second");
+    ensure!(!askers.is_empty() && askers.iter().all(|from| *from == beta4), "the resolver was asked by {askers:?}");
+    world.beta.kill()?;
+    let _ = finds("third.example.org");
+    ensure!(far.heard("third").is_empty(), "asked past the exit node, by {:?}", far.heard("third"));
+    let leaks = [near.heard("second"), near.heard("third")].concat();
+    ensure!(leaks.is_empty(), "the network's resolver was asked by {leaks:?}");
+    Ok(())
 }

@@ -1,12 +1,14 @@
 //! Names of the tailnet, as programs of the machine find them.
 
 use super::Context;
+use super::routes::forward;
+use super::userspace;
 use crate::fleet::{Node, PATIENCE, Server, icmp};
 use crate::lab::{Host, Lab, wait_for};
 use anyhow::{Context as _, Result, ensure};
-use std::net::UdpSocket;
-use std::sync::Arc;
+use std::net::{IpAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// The domain of the first tailnet.
@@ -79,9 +81,13 @@ pub(super) fn programs(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Queries in lower case, and who asked.
+type Heard = Arc<Mutex<Vec<(Vec<u8>, IpAddr)>>>;
+
 /// A resolver of the Internet that knows one name: www.example.org is 192.0.2.80. It ends with the value.
 pub(crate) struct Upstream {
     ends: Arc<AtomicBool>,
+    heard: Heard,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -91,15 +97,25 @@ impl Upstream {
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         let ends = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&ends);
+        let heard = Heard::default();
+        let asked = Arc::clone(&heard);
         let thread = std::thread::spawn(move || {
             let mut buffer = [0; 512];
             while !told.load(Ordering::Relaxed) {
                 let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
                 let query = buffer.get(..length).unwrap_or_default();
+                asked.lock().expect("nobody panics with it").push((query.to_ascii_lowercase(), from.ip()));
                 drop(answer(query).map(|answer| socket.send_to(&answer, from)));
             }
         });
-        Ok(Self { ends, thread: Some(thread) })
+        Ok(Self { ends, heard, thread: Some(thread) })
+    }
+
+    /// Returns by whom it was asked for names with this label.
+    pub(super) fn heard(&self, label: &str) -> Vec<IpAddr> {
+        let heard = self.heard.lock().expect("nobody panics with it");
+        let has = |query: &[u8]| query.windows(label.len()).any(|part| part == label.as_bytes());
+        heard.iter().filter(|(query, _)| has(query)).map(|(_, from)| *from).collect()
     }
 }
 
@@ -190,5 +206,64 @@ pub(super) fn system_resolver(context: &Context) -> Result<()> {
     wait_for("beta while the resolver is away", PATIENCE, || finds("beta", &beta4))?;
     ensure!(alpha.stop()?.success(), "the daemon did not stop cleanly");
     ensure!(settings()? == before, "not put back at the end: {}", settings()?);
+    Ok(())
+}
+
+/// Everybody reaches everything.
+const OPEN: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}"#;
+
+/// Names of a domain are asked of a resolver in a network behind a node, by nodes with and without TUN device, and the resolver of
+/// the machine's own network never hears of one: not of those that nobody knows, nor when nobody leads there any more.
+pub(super) fn split(context: &Context) -> Result<()> {
+    let mut lab = Lab::new("split-dns", &["server", "alpha", "beta", "gamma"])?;
+    let router = lab.host("beta");
+    let inside = lab.add_lan(&router, "lb")?;
+    let server = Server::start(&context.warren, &lab.host("server"), &[])?;
+    let file = lab.dir().join("open.hujson");
+    std::fs::write(&file, OPEN)?;
+    server.policy(&["set", &file.to_string_lossy()])?;
+    let near = Upstream::start(lab.host("server").bind("10.91.0.2:53")?)?;
+    let far = Upstream::start(inside.bind("0.0.0.0:53")?)?;
+    let [far4, _] = inside.lan_addresses();
+    server.admin(&["dns", "split", "example.org", &far4])?;
+    forward(&router)?;
+    let mut beta = Node::start(&context.warren, &router)?;
+    let [net4, _] = router.lan();
+    beta.up(&server.invite(&[])?, &[&format!("--advertise-routes={net4}")])?;
+    server.admin(&["node", "approve-routes", "beta", &net4])?;
+    let [alpha, gamma] = ["alpha", "gamma"].map(|name| lab.host(name));
+    for host in [&alpha, &gamma] {
+        host.set_nameserver("10.91.0.2")?;
+    }
+    let on_tun = Node::start(&context.warren, &alpha)?;
+    on_tun.up(&server.invite(&[])?, &["--accept-routes"])?;
+    let without = userspace::start(context, &gamma, &server.invite(&[])?)?;
+    without.cli(&["set", "--accept-routes"])?;
+
+    let finds = |name: &str| look_up(&alpha, "ahostsv4", name).filter(|text| text.contains("192.0.2.80"));
+    wait_for("a name of the domain", PATIENCE, || finds("www.example.org"))?;
+    ensure!(finds("nobody.example.org").is_none(), "an address of nobody");
+    let count = far.heard("example").len();
+    // Nothing answers at that address; it is the name that matters.
+    let fetches = |name: &str| userspace::fetch_by_name(&gamma, name);
+    wait_for("a question of a node without TUN device", PATIENCE, || {
+        fetches("www.example.org");
+        (far.heard("example").len() > count).then_some(())
+    })?;
+    fetches("nobody.example.org");
+    // Of the network's own resolver it is known that it would have heard.
+    let _ = look_up(&alpha, "ahostsv4", "www.elsewhere.net");
+    fetches("www.elsewhere.net");
+    ensure!(!near.heard("elsewhere").is_empty(), "nobody asks the network's resolver for names of others");
+    // Short names are the tailnet's.
+    fetches("nobody-short");
+    let leaks = || [near.heard("example"), near.heard("nobody-short")].concat();
+    ensure!(leaks().is_empty(), "the network's resolver heard of {:?}", leaks());
+
+    beta.kill()?;
+    ensure!(finds("mail.example.org").is_none(), "somebody answers without the resolver");
+    fetches("mail.example.org");
+    ensure!(leaks().is_empty(), "without the router the network's resolver heard of {:?}", leaks());
+    println!("        asked inside {} times, and never outside", far.heard("example").len());
     Ok(())
 }

@@ -14,7 +14,7 @@ const PROXY: &str = "127.0.0.1:1055";
 const NOBODY: &str = "65534";
 
 /// Starts a node without TUN device for a user without rights, and joins.
-fn start(context: &Context, host: &Host, invitation: &Invitation) -> Result<Node> {
+pub(super) fn start(context: &Context, host: &Host, invitation: &Invitation) -> Result<Node> {
     let arguments = ["--tun=userspace-networking", "--socks5-server", PROXY, "--outbound-http-proxy-listen", PROXY];
     let setting =
         Setting { arguments: arguments.map(str::to_owned).to_vec(), user: NOBODY.to_owned(), ..Setting::default() };
@@ -38,6 +38,12 @@ fn url(address: &str, port: u16) -> String {
 /// Fetches a page through a proxy, by these words of curl.
 fn fetch_by(host: &Host, words: &str, url: &str) -> Result<String> {
     host.run("curl").args("-sS -g --fail --max-time 10").args(words).arg(url).output()
+}
+
+/// Has the node find a name, for a program that wants a page there; nobody needs to be there.
+pub(super) fn fetch_by_name(host: &Host, name: &str) {
+    let words = format!("--socks5-hostname {PROXY} --max-time 8");
+    let _ = fetch_by(host, &words, &format!("http://{name}/"));
 }
 
 /// Fails unless nobody listens there: told at once, not by silence.
