@@ -8,6 +8,7 @@ mod join;
 mod peers;
 mod punch;
 mod relay;
+mod routes;
 mod streams;
 pub(crate) mod tunnel;
 mod userspace;
@@ -89,6 +90,8 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 10)]
         seconds: u32,
     },
+    /// The way through a subnet router and an exit node beside the plain tunnel, in turns, in both families.
+    Routes(routes::Options),
     /// A node without TUN device beside the official Go client, both with a node with one: a file of 200 MB out and in.
     Userspace(userspace::Options),
     /// A collector's store: to fill, on disk, to open, to ask, to prove and to verify.
@@ -116,6 +119,7 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
         Some(Bench::Failover { runs, only }) => failover::measure(*runs, only.as_deref()),
         Some(Bench::Punch { runs }) => punch::measure(*runs),
         Some(Bench::Relay { idle, seconds }) => relay::measure(*idle, *seconds),
+        Some(Bench::Routes(options)) => routes::measure(options),
         Some(Bench::Userspace(options)) => userspace::measure(options),
         Some(Bench::Ledger { records }) => Run::cargo()
             .args("bench --quiet --locked --package warren-ledger --bench ledger -- --records")
@@ -133,6 +137,7 @@ pub(crate) fn command(what: Option<&Bench>) -> Result<()> {
             dns::measure(3)?;
             punch::measure(20)?;
             relay::measure(19_500, 10)?;
+            routes::measure(&routes::Options::default())?;
             userspace::measure(&userspace::Options::default())?;
             Run::cargo().args("bench --quiet --workspace --locked --benches").go()
         }
