@@ -335,10 +335,13 @@ pub(super) fn names(context: &Context) -> Result<()> {
     host.set_nameserver("10.91.0.2")?;
     world.beta.up(&world.server.invite(&["--reusable"])?, &["--advertise-exit-node"])?;
     world.server.admin(&["node", "approve-routes", "beta", "0.0.0.0/0"])?;
-    world.server.admin(&["dns", "nameservers", "9.93.0.2"])?;
-    world.server.admin(&["dns", "override", "on"])?;
     wait_for("beta as an exit node", PATIENCE, || world.alpha.cli(&["set", "--exit-node=beta"]).ok())?;
     wait_seen(&host, &world.web, &world.beta.host)?;
+    let warns = || health(&world.alpha).ok().map(|text| text.contains("past the exit node"));
+    wait_for("alpha to say that names go past the exit node", PATIENCE, || warns().filter(|warns| *warns))?;
+    world.server.admin(&["dns", "nameservers", "9.93.0.2"])?;
+    world.server.admin(&["dns", "override", "on"])?;
+    wait_for("alpha to say so no more", PATIENCE, || warns().filter(|warns| !*warns))?;
     let finds = |name: &str| {
         let found = host.run("getent").args("ahostsv4").arg(name).output().ok();
         found.filter(|text| text.contains("192.0.2.80"))

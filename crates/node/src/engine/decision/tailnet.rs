@@ -368,6 +368,21 @@ impl Tailnet {
         }
     }
 
+    /// Says if names are asked for past the exit node, for people. With a TUN device this machine's resolvers are reached as
+    /// without the tunnel, for most are in its own network, which an exit node does not lead to.
+    fn exit_names_trouble(&self) -> Option<String> {
+        self.local.settings.exit_node.as_ref().filter(|_| self.local.settings.accept_dns)?;
+        let dns =
+            self.local.dns.as_ref().filter(|_| self.traits.reach.is_none() && matches!(self.names, Some(Ok(_))))?;
+        let is_named = !dns.resolvers.is_empty() || !dns.nameservers.is_empty() || !dns.fallback_resolvers.is_empty();
+        let first = self.system.first().filter(|_| !is_named)?;
+        Some(format!(
+            "names of the Internet are asked for past the exit node, at {}; say on the server: warren admin dns nameservers \
+             ADDRESS, and: warren admin dns override on",
+            first.ip()
+        ))
+    }
+
     /// Says that the own UDP ports changed.
     pub(super) fn ports_changed(&mut self) {
         self.dirty.ports = true;
@@ -519,6 +534,7 @@ impl Tailnet {
             .chain(self.measure.trouble())
             .chain(self.peer_relays.trouble())
             .chain(self.exit_trouble())
+            .chain(self.exit_names_trouble())
             .chain(self.router_troubles())
             .chain(self.names.as_ref().and_then(|names| names.as_ref().err().cloned()));
         news.push(Event::Health(machine_troubles.iter().cloned().chain(troubles).collect()));
