@@ -1,6 +1,7 @@
 //! End-to-end tests: the real program, real TUN devices, official clients, in network namespaces; one after another.
 
 mod api;
+mod deploy;
 mod exit;
 mod failures;
 mod go_client;
@@ -89,6 +90,7 @@ const TESTS: &[Test] = &[
     Test { name: "killed_at_any_moment_a_node_leaves_nothing", body: leftovers::kills },
     Test { name: "programs_ask_the_node_for_names_and_the_others_again", body: names::system_resolver },
     Test { name: "names_of_the_tailnet_are_found_by_programs", body: names::programs },
+    Test { name: "deployment_goes_as_its_document_says", body: deploy::document },
     Test { name: "split_dns_asks_the_resolver_inside_and_nobody_outside", body: names::split },
     Test { name: "names_go_through_the_exit_node", body: exit::names },
     Test { name: "nodes_without_tun_serve_and_reach_those_with_it", body: userspace::with_tun },
