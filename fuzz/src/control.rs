@@ -28,7 +28,7 @@ pub fn map(data: &[u8]) {
 
 /// Any of the other calls.
 pub fn calls(data: &[u8]) {
-    let kinds: [fn(&[u8]); 23] = [
+    let kinds: [fn(&[u8]); 25] = [
         document::<c::ServerKeys>,
         document::<c::PingRequest>,
         document::<c::PingResponse>,
@@ -52,6 +52,8 @@ pub fn calls(data: &[u8]) {
         document::<c::TkaSyncOfferResponse>,
         document::<c::TkaSyncSendResponse>,
         document::<c::DerpMap>,
+        document::<c::LogKeyRequest>,
+        document::<c::LogKeyResponse>,
     ];
     let mut input = Input::new(data);
     input.choose(&kinds)(input.rest());

@@ -8,6 +8,7 @@ use warren_ledger::{
     Accepted, Batch, Chain, Counts, Direction, Event, Flow, LogSecret, Pass, Path, Receipt, Record, Start, Time,
     Update, Writer,
 };
+use warren_wire::flows::{Answer, Submission};
 use warren_wire::key::NodeKey;
 
 use crate::input::{Input, changed};
@@ -49,6 +50,22 @@ pub fn batch(data: &[u8]) {
     let mut writer = Writer::new(secret(), header.epoch, header.previous);
     let again = writer.seal(opened.records(), header.made).expect("what was a batch is one");
     assert_eq!(again.bytes(), signed, "a record has two forms");
+}
+
+/// Reads what a node sends, or what a collector answers. What is read must be written the same.
+pub fn flows(data: &[u8]) {
+    let mut input = Input::new(data);
+    if input.byte().is_multiple_of(2) {
+        let bytes = input.rest();
+        if let Ok(submission) = Submission::decode(bytes) {
+            assert_eq!(submission.encode(), bytes, "a submission has two forms");
+        }
+    } else {
+        let bytes = input.rest();
+        if let Ok(answer) = Answer::decode(bytes) {
+            assert_eq!(answer.encode(), bytes, "an answer has two forms");
+        }
+    }
 }
 
 /// Makes a batch with a valid signature of a body of `count` records, whatever it holds.

@@ -48,6 +48,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("filter_packet", filter::packet),
     ("filter_rules", filter::rules),
     ("firewall", filter::firewall),
+    ("flows", ledger::flows),
     ("gateway", gateway::gateway),
     ("kept_map", node::kept_map),
     ("keys", key::keys),

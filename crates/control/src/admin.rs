@@ -230,6 +230,7 @@ fn tailnet_view(snapshot: &Snapshot) -> TailnetView {
         created: record.created,
         machine_approval: record.machine_approval,
         only_enrolled: record.only_enrolled,
+        flow_log: record.flow_log,
         enrolled: snapshot.machines.values().filter(|machine| machine.holds_at(snapshot.at)).count(),
         barred: snapshot.nodes.iter().filter(|node| node.barred).count(),
         key_lifetime: record.key_lifetime,

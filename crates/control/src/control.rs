@@ -2,17 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
-use tokio::sync::broadcast;
+use tokio::sync::{OnceCell, broadcast};
 use warren_policy::{DEFAULT_POLICY, Role};
-use warren_wire::control::{DerpMap, DerpRegion, MapRequest, RegionId, RegisterRequest, RegisterResponse};
+use warren_wire::control::{
+    DerpMap, DerpRegion, LogKeyRequest, LogKeyResponse, MapRequest, RegionId, RegisterRequest, RegisterResponse,
+};
+use warren_wire::flows::{Answer, Submission};
 use warren_wire::key::{ChallengeKey, MachineKey, MachineSecret, NodeKey, NodeSecret};
 
 use crate::account::Hashing;
 use crate::admin::Admin;
 use crate::clock::Clock;
+use crate::collector::{self, Collector, FlowsRefusal};
 use crate::config::Config;
 use crate::identity::{Identity, StateDir};
 use crate::login::Logins;
@@ -25,6 +30,9 @@ use crate::tailnet::registry::{Registered, Registry};
 use crate::tailnet::{Shared, Tailnet};
 use crate::thinking::Thinking;
 use crate::tokens::Tokens;
+
+/// Name of the secret that signs receipts for flow logs.
+const LEDGER_KEY: &str = "ledger_key";
 
 /// Path below the server's URL where logins are shown.
 const LOGIN_PATH: &str = "/login/";
@@ -43,6 +51,9 @@ struct Inner {
     thinking: Thinking,
     hashing: Hashing,
     is_new: bool,
+    collector: OnceCell<Collector>,
+    /// Folder of the collected flow logs.
+    ledger_dir: PathBuf,
     identity: Identity,
     server_url: String,
     quarantined: Vec<Quarantined>,
@@ -97,6 +108,8 @@ impl Control {
                 thinking: Thinking::default(),
                 hashing: Hashing::default(),
                 is_new: first_start,
+                collector: OnceCell::new(),
+                ledger_dir: config.state_dir.join("ledger"),
                 identity,
                 server_url: config.server_url,
                 quarantined,
@@ -146,6 +159,7 @@ impl Control {
             created: now,
             machine_approval: false,
             only_enrolled: false,
+            flow_log: false,
             key_lifetime: KeyLifetime::default(),
             dns: DnsSettings::default(),
             policy_version: 1,
@@ -366,6 +380,38 @@ impl Control {
             tailnet.flush().await?;
         }
         Ok(())
+    }
+
+    /// Takes the key with which a node signs its flow log, and answers with that of the collector.
+    ///
+    /// # Errors
+    /// [`FlowsRefusal`].
+    pub async fn register_log_key(
+        &self,
+        machine: MachineKey,
+        request: &LogKeyRequest,
+    ) -> Result<LogKeyResponse, FlowsRefusal> {
+        collector::register(self, machine, request).await
+    }
+
+    /// Stores a piece of a node's flow log; answers when it is there for good.
+    ///
+    /// # Errors
+    /// [`FlowsRefusal`].
+    pub async fn take_flows(&self, machine: MachineKey, submission: &Submission<'_>) -> Result<Answer, FlowsRefusal> {
+        collector::take(self, machine, submission).await
+    }
+
+    /// Returns the collector of flow logs, which starts when it is first needed.
+    pub(crate) async fn collector(&self) -> Result<&Collector, StoreError> {
+        let start = async {
+            let mut fresh = zeroize::Zeroizing::new([0; 32]);
+            getrandom::fill(fresh.as_mut_slice()).map_err(|_| StoreError::Closed)?;
+            let seed = self.stored_secret(LEDGER_KEY.to_owned(), move || fresh.to_vec()).await?;
+            let seed = zeroize::Zeroizing::new(<[u8; 32]>::try_from(seed).map_err(|_| StoreError::Closed)?);
+            Ok(Collector::new(self.inner.ledger_dir.clone(), *seed, self.noise_key(), self.clock()))
+        };
+        self.inner.collector.get_or_try_init(|| start).await
     }
 
     pub(crate) fn clock(&self) -> Clock {

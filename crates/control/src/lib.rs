@@ -15,6 +15,7 @@ mod authenticate;
 mod authority;
 pub mod backup;
 mod clock;
+mod collector;
 mod config;
 mod control;
 mod domains;
@@ -36,6 +37,7 @@ mod thinking;
 mod tokens;
 
 pub use clock::Clock;
+pub use collector::FlowsRefusal;
 pub use config::Config;
 pub use control::Control;
 pub use map::{MapError, MapStream};

@@ -114,6 +114,9 @@ pub struct TailnetRecord {
     /// Whether enrolled machines alone take part, whatever lets others in.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub only_enrolled: bool,
+    /// Whether nodes of this program write down their connections, for the collector of this server.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub flow_log: bool,
     /// How long the key of a user's node is valid.
     #[serde(default)]
     pub key_lifetime: KeyLifetime,
@@ -265,6 +268,9 @@ pub struct NodeRecord {
     /// Attributes that administrators gave it; their names begin with `custom:`.
     #[serde(default, with = "attributes", skip_serializing_if = "Attributes::is_empty")]
     pub attributes: Attributes,
+    /// Key with which the node signs its flow log (`logkey:` and 64 hex digits), once it has proved to have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_key: Option<String>,
 }
 
 impl NodeRecord {

@@ -148,6 +148,13 @@ impl Chain {
         Self { key, head: None, recent: VecDeque::new(), open: BTreeMap::new(), next_flow: 0, is_complete: true }
     }
 
+    /// Makes the chain of a node of which it is known where it ends. Conversations are believed from there on.
+    #[must_use]
+    pub fn behind(key: LogKey, head: Head) -> Self {
+        let recent = VecDeque::from([(head.epoch, head.sequence, head.hash)]);
+        Self { head: Some(head), recent, is_complete: false, ..Self::new(key) }
+    }
+
     /// Returns where the chain ends; `None` before the first batch.
     #[must_use]
     pub const fn head(&self) -> Option<&Head> {

@@ -178,6 +178,7 @@ async fn live(common: Arc<Common>, report: watch::Receiver<Report>) {
         keys: NodeKeys::default(),
         login: Login::AuthKey(AuthKey::new(&common.auth_key)),
         report,
+        flows: None,
         events: sender,
     };
     let start = Instant::now();

@@ -60,6 +60,7 @@ async fn main() -> Outcome<()> {
         keys: NodeKeys::default(),
         login,
         report: reader,
+        flows: None,
         events: sender,
     };
     tokio::spawn(session.run());

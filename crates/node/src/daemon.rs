@@ -16,6 +16,7 @@ use warren_wire::key::DiscoSecret;
 
 use crate::control_client::{Connector, Event, Login, MachineCertificate, Report, ServerUrl, Session, Target};
 use crate::engine::{self, Engine, ExitChoice, ExitNode, Local, LocalUpdate, Settings, Update};
+use crate::flow_log::{Link, Place};
 use crate::hostinfo;
 use crate::local_api::types::{State, Trouble, TroubleKind};
 use crate::local_api::{Bus, Request, Shared};
@@ -62,6 +63,7 @@ pub struct Daemon<E, C> {
     /// Reads this machine's clocks.
     /// Certificate that this machine shows to its server.
     certificate: Option<Arc<MachineCertificate>>,
+    flow_log: Option<Link>,
     clock: fn() -> Moment,
 }
 
@@ -157,8 +159,15 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             requests: asked,
             clock: system_clock,
             certificate: None,
+            flow_log: None,
         };
         (daemon, shared)
+    }
+
+    /// Lets connections be written down for the server, if it wants that.
+    #[must_use]
+    pub fn with_flow_log(self, link: Link) -> Self {
+        Self { flow_log: Some(link), ..self }
     }
 
     /// Lets the machine show a certificate to its server.
@@ -239,6 +248,9 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             self.carrying = false;
             self.engine.apply(Update::down());
         }
+        if let Some(link) = &self.flow_log {
+            link.set(self.flow_log_place());
+        }
         let state = self.state();
         let (browse_to_url, trouble) = (self.login.url.clone(), self.login.trouble.clone());
         let logging_in = self.login.phase != lifecycle::Login::Idle;
@@ -251,6 +263,16 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             }
             changed
         });
+    }
+
+    /// Returns for whom connections are to be written down. While no packets pass, the log of before goes on: it may have
+    /// more to send.
+    fn flow_log_place(&self) -> Option<Place> {
+        let (server, node) = (self.map_server()?, self.netmap.local()?);
+        let key = self.disk.state.keys.current.as_ref().map(|key| key.public())?;
+        let machine = self.disk.state.machine.public();
+        let is_own = node.key == key && self.netmap.takes_flow_log();
+        is_own.then(|| Place { server, machine, node: key, id: node.stable_id.clone() })
     }
 
     fn state(&self) -> State {
@@ -459,6 +481,7 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
             keys: self.disk.state.keys.clone(),
             login,
             report: self.out.report.subscribe(),
+            flows: self.flow_log.clone(),
             events,
         };
         self.login = LoginState {

@@ -10,10 +10,13 @@
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
+use tokio::sync::mpsc;
 use warren_filter::Shields;
+use warren_ledger::Record;
 use warren_path::PeerRelay;
 use warren_wire::control::{DerpMap, DnsConfig, EndpointType, FilterRule, NetInfo, Node, RegionId};
 use warren_wire::key::{DiscoSecret, NodeKey, NodeSecret};
@@ -41,6 +44,21 @@ mod ways;
 mod worker;
 
 pub(crate) use ways::Ways;
+
+/// Is where the engine's records of connections go.
+#[derive(Debug, Clone)]
+pub struct RecordSink {
+    /// The queue to whoever keeps them.
+    pub sender: mpsc::Sender<Record>,
+    /// Whether anybody wants them; while nobody does, nothing is counted.
+    pub is_wanted: Arc<AtomicBool>,
+}
+
+impl RecordSink {
+    fn is_wanted(&self) -> bool {
+        self.is_wanted.load(Ordering::Relaxed)
+    }
+}
 
 pub use handle::{PacketEngine, start};
 pub use null::NullEngine;

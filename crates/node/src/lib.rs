@@ -4,6 +4,7 @@
 //! - [`control_client`]: connection to the server, registration, map stream.
 //! - [`netmap`]: what the map responses add up to, sans-IO.
 //! - [`engine`]: the packets' side, and the seam to it.
+//! - [`flow_log`]: what becomes of the records of connections.
 //! - [`daemon`]: the owner of all decisions: settings, login, state.
 //! - [`local_api`]: HTTP over a unix socket, both ends.
 //! - [`userspace`]: a node without TUN device and without root.
@@ -14,6 +15,7 @@
 pub mod control_client;
 pub mod daemon;
 pub mod engine;
+pub mod flow_log;
 pub mod host;
 pub mod hostinfo;
 pub mod local_api;

@@ -55,6 +55,8 @@ pub struct Netmap {
     dns: Option<Arc<DnsConfig>>,
     profiles: BTreeMap<UserId, UserProfile>,
     domain: String,
+    /// The server takes flow logs.
+    flow_log: bool,
     health: Vec<String>,
     messages: BTreeMap<String, String>,
     /// What the server says of the tailnet lock.
@@ -149,6 +151,9 @@ impl Netmap {
             let dns = response.dns_config.map(Arc::new);
             change.dns = self.dns != dns;
             self.dns = dns;
+        }
+        if first || response.flow_log.is_some() {
+            self.flow_log = response.flow_log.unwrap_or(false);
         }
         if !response.domain.is_empty() {
             self.domain = printable(&response.domain, 253);
@@ -279,6 +284,12 @@ impl Netmap {
     #[must_use]
     pub fn domain(&self) -> &str {
         &self.domain
+    }
+
+    /// Tells whether the server takes flow logs of this tailnet's nodes.
+    #[must_use]
+    pub fn takes_flow_log(&self) -> bool {
+        self.flow_log
     }
 
     /// Returns what the server wants the user to know.

@@ -9,6 +9,7 @@ mod calls;
 mod derp_map;
 mod dns;
 mod filter;
+mod flow_log;
 mod hostinfo;
 mod ids;
 mod json;
@@ -30,6 +31,7 @@ pub use calls::{
 pub use derp_map::{DerpHomeParams, DerpMap, DerpNode, DerpRegion};
 pub use dns::{DnsConfig, DnsRecord, Resolver};
 pub use filter::{CapGrant, FilterRule, NetPortRange, PortRange, RULES_END};
+pub use flow_log::{LOG_KEY_PATH, LogKeyBinding, LogKeyRequest, LogKeyResponse};
 pub use hostinfo::{Hostinfo, Location, NetInfo, Service, TpmInfo};
 pub use ids::{Blob, CapMap, CapabilityVersion, EndpointType, NodeId, RegionId, UserId};
 pub use json::{DOCUMENT_MAX_BYTES, DOCUMENT_MAX_DEPTH, JsonError, RawJson, from_json, from_json_up_to, to_json};

@@ -6,6 +6,7 @@ pub mod control;
 pub mod datagram;
 pub mod derp;
 pub mod disco;
+pub mod flows;
 pub mod geneve;
 pub mod key;
 pub mod mapframe;

@@ -41,6 +41,15 @@ impl Desk {
         self.set(tailnet, right, "tailnet.key-lifetime", move |record| record.key_lifetime = lifetime).await
     }
 
+    /// Decides whether nodes of this program write down their connections for the collector; they learn of it at once.
+    ///
+    /// # Errors
+    /// [`AdminError::NotFound`].
+    pub async fn set_flow_log(&self, tailnet: &str, on: bool) -> Result<TailnetView, AdminError> {
+        let right = Scope::FeatureSettings.write();
+        self.set(tailnet, right, "tailnet.flow-log", move |record| record.flow_log = on).await
+    }
+
     /// Returns what nodes are told about names.
     ///
     /// # Errors

@@ -28,6 +28,9 @@ pub struct TailnetView {
     /// Whether enrolled machines alone take part.
     #[serde(default)]
     pub only_enrolled: bool,
+    /// Whether nodes write down their connections.
+    #[serde(default)]
+    pub flow_log: bool,
     /// Number of enrolled machines.
     #[serde(default)]
     pub enrolled: usize,

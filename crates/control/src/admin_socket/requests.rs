@@ -36,6 +36,10 @@ pub enum Request {
         tailnet: String,
         needed: bool,
     },
+    TailnetFlowLog {
+        tailnet: String,
+        on: bool,
+    },
     /// Machines are named by key, or as nodes are.
     MachineEnrol {
         tailnet: Option<String>,

@@ -127,6 +127,7 @@ pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Resul
             shown(&admin.set_key_lifetime(&tailnet, lifetime).await?)
         }
         Request::TailnetOnlyEnrolled { tailnet, needed } => shown(&admin.set_only_enrolled(&tailnet, needed).await?),
+        Request::TailnetFlowLog { tailnet, on } => shown(&admin.set_flow_log(&tailnet, on).await?),
         Request::MachineEnrol { tailnet, machines, present, description } => {
             let tailnet = some(tailnet)?;
             let named = machines.iter().map(|text| machine(admin, &tailnet, text));

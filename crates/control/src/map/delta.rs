@@ -89,6 +89,8 @@ struct Delta<'a> {
     ssh: Option<Arc<SshPolicy>>,
     relays: bool,
     names: bool,
+    /// Whether flow logs are wanted now, and were not, or the other way.
+    flow_log: bool,
     profiles: BTreeSet<UserId>,
     /// Whether a user's own record changed, which the key does not tell.
     users: bool,
@@ -102,6 +104,7 @@ impl<'a> Delta<'a> {
             itself: differs_for_itself(before, viewer),
             relays: !Arc::ptr_eq(&old.derp, &new.derp) && old.derp != new.derp,
             names: old.tailnet.dns != new.tailnet.dns,
+            flow_log: old.tailnet.flow_log != new.tailnet.flow_log,
             filter: changed_filter(step, client),
             ssh: changed_ssh(step),
             ..Self::default()
@@ -177,15 +180,19 @@ impl<'a> Delta<'a> {
         }
     }
 
+    /// Tells whether there is something in it that the key does not tell.
+    fn is_own(&self) -> bool {
+        self.itself || self.relays || self.names || self.flow_log || self.users || self.ssh.is_some()
+    }
+
     fn is_empty(&self) -> bool {
-        let parts =
-            self.itself || self.relays || self.names || self.users || self.filter.is_some() || self.ssh.is_some();
+        let parts = self.is_own() || self.filter.is_some();
         !parts && self.key.is_empty()
     }
 
     /// Returns what other streams must have in common with this one to send the same; `None` if it is for one alone.
     fn key(&self, client: Client, rules: &Outline) -> Option<MessageKey> {
-        (!self.itself && !self.relays && !self.names && !self.users && self.ssh.is_none()).then(|| MessageKey {
+        (!self.is_own()).then(|| MessageKey {
             nodes: self.key.clone(),
             filter: self.filter.as_ref().map_or(0, |filter| rules.step_to(filter.outline())),
             compressed: client.framing.compresses(),
@@ -199,6 +206,7 @@ impl<'a> Delta<'a> {
             node: self.itself.then(|| Box::new(view::own(new, viewer))),
             derp_map: self.relays.then(|| view::relays(&new.derp, client.cap)),
             dns_config: self.names.then(|| view::dns(new)),
+            flow_log: self.flow_log.then_some(new.tailnet.flow_log),
             peers_removed: self.removed.clone(),
             peers_changed_patch: self.patches.clone(),
             user_profiles: self.profiles.iter().map(|id| view::profile(new, *id)).collect(),

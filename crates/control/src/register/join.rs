@@ -229,6 +229,7 @@ impl Join {
             auth_key: terms.auth_key.clone(),
             approved_routes: Vec::new(),
             attributes: Attributes::new(),
+            log_key: None,
         };
         let mut state = NodeState::default();
         self.report(&mut state, &record, work);

@@ -11,14 +11,16 @@ use hyper::body::{Body, Bytes, Frame};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use warren_wire::control::{
-    self, AuditLogRequest, HealthChangeRequest, MapRequest, MapRequestKind, QueryFeatureResponse, RegisterRequest,
-    RegisterResponse, SshAction,
+    self, AuditLogRequest, HealthChangeRequest, LOG_KEY_PATH, LogKeyRequest, MapRequest, MapRequestKind,
+    QueryFeatureResponse, RegisterRequest, RegisterResponse, SshAction,
 };
+
+use warren_wire::flows::{FLOWS_PATH, Submission};
 
 use super::answers::{self, Answer, AnswerBody};
 use super::rpc::{Session, UnderWay};
 use super::web::unread;
-use crate::{MapError, MapStream};
+use crate::{FlowsRefusal, MapError, MapStream};
 
 /// The oldest capability version that is served. Source: control.md §5.3; below it, maps would need fields of their own.
 pub const MIN_CAPABILITY_VERSION: u16 = 113;
@@ -52,7 +54,9 @@ where
     match path {
         "/machine/register" if post => register(session, &body).await,
         "/machine/map" if post => map(session, under_way, &body).await,
-        "/machine/register" | "/machine/map" => answers::wrong_method("POST"),
+        LOG_KEY_PATH if post => log_key(session, &body).await,
+        FLOWS_PATH if post => flows(session, &body).await,
+        "/machine/register" | "/machine/map" | LOG_KEY_PATH | FLOWS_PATH => answers::wrong_method("POST"),
         _ => other(session, &head.method, path, &body),
     }
 }
@@ -130,6 +134,41 @@ fn map_body(maps: MapStream, stop: CancellationToken, under_way: UnderWay) -> An
         next.map(|bytes| (Ok(Frame::data(bytes)), (maps, stop, under_way)))
     });
     StreamBody::new(frames).boxed_unsync()
+}
+
+/// Takes the key with which a node signs its flow log.
+async fn log_key(session: &Session, body: &[u8]) -> Answer {
+    let request = match control::from_json::<LogKeyRequest>(body) {
+        Ok(request) => request,
+        Err(error) => return unreadable(&error),
+    };
+    match session.arrival.shared.control.register_log_key(session.caller.machine, &request).await {
+        Ok(response) => answers::document(&response),
+        Err(error) => no_flows(&error),
+    }
+}
+
+/// Takes a piece of a node's flow log, and answers when it is stored for good.
+async fn flows(session: &Session, body: &[u8]) -> Answer {
+    let submission = match Submission::decode(body) {
+        Ok(submission) => submission,
+        Err(error) => return unreadable(&error),
+    };
+    match session.arrival.shared.control.take_flows(session.caller.machine, &submission).await {
+        Ok(answer) => answers::with_body(StatusCode::OK, Full::new(answer.encode().into()).boxed_unsync()),
+        Err(error) => no_flows(&error),
+    }
+}
+
+fn no_flows(error: &FlowsRefusal) -> Answer {
+    let status = match error {
+        FlowsRefusal::UnknownNode => StatusCode::NOT_FOUND,
+        FlowsRefusal::Off | FlowsRefusal::NoKey => StatusCode::FORBIDDEN,
+        FlowsRefusal::Key | FlowsRefusal::Signature => StatusCode::BAD_REQUEST,
+        FlowsRefusal::Taken => StatusCode::CONFLICT,
+        FlowsRefusal::Later | FlowsRefusal::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    answers::text(status, &error.to_string())
 }
 
 fn no_map(error: &MapError) -> Answer {

@@ -22,6 +22,7 @@ fn tailnet() -> TailnetRecord {
         created: start_of_time(),
         machine_approval: false,
         only_enrolled: false,
+        flow_log: false,
         key_lifetime: crate::model::KeyLifetime::default(),
         dns: crate::model::DnsSettings::default(),
         policy_version: 0,
@@ -62,6 +63,7 @@ fn node(number: u8) -> Arc<NodeRecord> {
         auth_key: None,
         approved_routes: Vec::new(),
         attributes: Attributes::new(),
+        log_key: None,
     })
 }
 

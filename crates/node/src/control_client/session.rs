@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 use warren_wire::control::{
     self, CapabilityVersion, Hostinfo, MapRequest, MapResponse, NetInfo, ProofBinding, RegisterResponse, Time,
 };
+use warren_wire::flows::ANSWER_BYTES_MAX;
 use warren_wire::key::{DiscoKey, MachineKey, NodeKey, NodeSecret};
 use warren_wire::mapframe;
 use zeroize::Zeroizing;
@@ -23,6 +24,7 @@ use super::connect::{CallError, ConnectError, Connection, Connector, Later, Targ
 use super::ping;
 use super::register::{Ask, Outcome, Purpose, register};
 use crate::engine::Endpoint;
+use crate::flow_log::{Link, Reply};
 use crate::local_api::types::{Trouble, TroubleKind};
 use crate::netmap::MapError;
 use crate::state::NodeKeys;
@@ -47,6 +49,9 @@ const REPORT_SPACING: Duration = Duration::from_millis(30);
 /// How long a report may take, and how long until it is tried again.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
 const REPORT_RETRY: Duration = Duration::from_secs(5);
+
+/// How long the collector may take to store a piece of the flow log.
+const FLOWS_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a refused auth key is shown before the login goes on without it.
 const REFUSED_DELAY: Duration = Duration::from_secs(1);
@@ -130,6 +135,8 @@ pub struct Session<C> {
     pub login: Login,
     /// What to tell the server; read again on every change.
     pub report: watch::Receiver<Report>,
+    /// What the flow log asks of the server, if there is one.
+    pub flows: Option<Link>,
     /// Where to tell the daemon; bounded, the session waits when it is full.
     pub events: mpsc::Sender<Event>,
 }
@@ -413,6 +420,7 @@ impl<C: Connector> Session<C> {
         let mut report = self.report.clone();
         report.mark_changed();
         let reports = send_reports(connection, key, report);
+        let flows = forward_flows(connection, self.flows.as_ref());
         let settled = AtomicBool::new(false);
         let settle = async {
             sleep(SETTLED).await;
@@ -422,6 +430,7 @@ impl<C: Connector> Session<C> {
         let ended = tokio::select! {
             ended = self.follow(connection, key) => ended,
             never = reports => match never {},
+            never = flows => match never {},
             never = settle => match never {},
         };
         if settled.into_inner() {
@@ -552,6 +561,34 @@ async fn send_reports(
             Err(_) => report.mark_changed(),
         }
     }
+}
+
+/// Asks the server what the flow log wants to ask, one after the other, as long as the connection lasts.
+async fn forward_flows(connection: &Connection, link: Option<&Link>) -> std::convert::Infallible {
+    let Some(calls) = link.map(Link::calls) else { return std::future::pending().await };
+    // One session at a time has a connection; another that ends gives the queue back.
+    let mut queue = calls.lock().await;
+    while let Some(call) = queue.recv().await {
+        if call.reply.is_closed() || call.server != connection.server_key() {
+            continue;
+        }
+        let asked = timeout(FLOWS_TIMEOUT, ask_flows(connection, call.path, call.body)).await;
+        let reply = match asked.unwrap_or(Err(CallError::Silent)) {
+            Ok(body) => Reply::Done(body),
+            Err(CallError::Status { status, text, .. }) => Reply::Status(status, text),
+            Err(error @ (CallError::Broken(_) | CallError::Malformed(_) | CallError::Silent)) => {
+                Reply::Broken(error.to_string())
+            }
+        };
+        let _ = call.reply.send(reply);
+    }
+    std::future::pending().await
+}
+
+async fn ask_flows(connection: &Connection, path: &str, body: Bytes) -> Result<Bytes, CallError> {
+    let response = checked(connection.send(http::Method::POST, path, body).await?).await?;
+    let body = http_body_util::Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+    body.map(|body| body.to_bytes()).map_err(|error| CallError::Broken(error.to_string()))
 }
 
 async fn send_report(connection: &Connection, key: NodeKey, report: &Report) -> Result<(), CallError> {

@@ -298,6 +298,11 @@ impl<E: Engine, C: Connector + Clone> Daemon<E, C> {
         }
     }
 
+    /// Returns the server that the map is from.
+    pub(super) const fn map_server(&self) -> Option<MachineKey> {
+        self.keeping.server
+    }
+
     /// Returns what is told of a map from disk.
     pub(super) fn kept_map(&self, now: Moment) -> Option<KeptMap> {
         let heard = self.keeping.heard.filter(|_| self.keeping.origin == Origin::Disk)?;

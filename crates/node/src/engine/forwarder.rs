@@ -149,8 +149,8 @@ impl Forwarder {
     }
 
     /// Counts packets by conversation from now on: take the notes with [`Self::poll_note`].
-    pub(super) fn with_count(self, now: Instant) -> Self {
-        Self { count: Some(Count::new(now)), ..self }
+    pub(super) fn begin_count(&mut self, now: Instant) {
+        self.count.get_or_insert_with(|| Count::new(now));
     }
 
     /// Returns the tunnel's MTU in bytes.

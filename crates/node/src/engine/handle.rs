@@ -7,7 +7,6 @@ use std::time::Instant;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::{Notify, mpsc, oneshot};
-use warren_ledger::Record;
 use warren_os::{BYPASS_MARK, IfName, LinkWatch, Netlink, NetlinkError, SettingsWatch, Tun, TunError, Waker};
 use warren_relay::dial::Outside;
 use warren_wire::key::NodeKey;
@@ -22,7 +21,7 @@ use super::forwarder::Forwarder;
 use super::name_service::Reach;
 use super::shared::{Shared, Sockets};
 use super::ways::Ways;
-use super::{Engine, Event, Netcheck, Options, PingError, Pong, StartError, Status, Update, worker};
+use super::{Engine, Event, Netcheck, Options, PingError, Pong, RecordSink, StartError, Status, Update, worker};
 
 /// Questions that may wait for the decision task.
 const REQUESTS: usize = 64;
@@ -70,7 +69,7 @@ pub(super) enum Request {
 ///
 /// The interface is there from now on; it is down and without addresses while the node is off the tailnet.
 ///
-/// With `records` all connections are written down there. While it is full, notes wait; what finds no room is counted and
+/// With `records` all connections are written down there, once they are wanted. While it is full, notes wait; what finds no room is counted and
 /// said, and packets never wait for it.
 ///
 /// # Errors
@@ -78,7 +77,7 @@ pub(super) enum Request {
 pub async fn start(
     options: Options,
     events: mpsc::Sender<Event>,
-    records: Option<mpsc::Sender<Record>>,
+    records: Option<RecordSink>,
 ) -> Result<PacketEngine, StartError> {
     let now = now();
     warren_relay::dial::reach(Outside { mark: BYPASS_MARK, look_up: crate::look_up::outside });
@@ -134,10 +133,7 @@ pub async fn start(
     };
     let reach = network.clone().map(|network| Reach { ways: Ways::new(Arc::clone(&shared)), network });
     let dialer = Dialer::new(Ways::new(Arc::clone(&shared)), network);
-    let mut forwarder = Forwarder::new(options.mtu, rng.random(), now);
-    if records.is_some() {
-        forwarder = forwarder.with_count(now);
-    }
+    let forwarder = Forwarder::new(options.mtu, rng.random(), now);
     worker_ends.records = records;
     let thread = worker::spawn(Arc::clone(&shared), worker_ends, door, forwarder, options.offload)
         .map_err(|error| StartError::Other(format!("cannot start a thread: {error}")))?;

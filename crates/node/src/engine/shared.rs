@@ -10,7 +10,7 @@
 //! | [`Signal`]s about traffic | worker → decision | told again later |
 //! | [`Datagram`]s that are not data | worker → decision | the newest is dropped |
 //! | [`ToRelay`]: packets that need a relay | worker → decision | the newest is dropped |
-//! | [`Record`]s of the flow log | worker → whoever keeps them | told again later; what cannot be kept is counted |
+//! | [records](warren_ledger::Record) of the flow log | worker → whoever keeps them | told again later; what cannot be kept is counted |
 //!
 //! Neither side ever waits for the other, and no lock is held by either while the other may want it.
 
@@ -25,13 +25,13 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use ipnet::IpNet;
 use tokio::sync::mpsc;
 use warren_filter::{Filter, PrefixTable};
-use warren_ledger::Record;
 use warren_os::{Family, Offload, UdpSocket, Waker};
 use warren_path::{Answerer, Path, SocketId, Via};
 use warren_wg::{Session, SessionTable};
 use warren_wire::control::RegionId;
 use warren_wire::key::NodeKey;
 
+use super::RecordSink;
 use super::name_service::Inquirer;
 use super::owner::Owner;
 
@@ -133,7 +133,7 @@ pub(super) struct WorkerEnds {
     pub(super) datagrams: mpsc::Sender<Datagram>,
     pub(super) to_relay: mpsc::Sender<ToRelay>,
     /// For the flow log, if there is one.
-    pub(super) records: Option<mpsc::Sender<Record>>,
+    pub(super) records: Option<RecordSink>,
 }
 
 /// Holds the ends of the queues that the decision task uses.

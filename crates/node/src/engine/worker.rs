@@ -26,6 +26,7 @@ use warren_wire::key::NodeKey;
 
 use crate::host::{Cut, QUEUES};
 
+use super::RecordSink;
 use super::door::Door;
 use super::forwarder::{Action, Burst, Forwarder, Inbound, Outbound, Refusal, Run, ToV4};
 use super::shared::{Datagram, Drops, Extras, PeerSlot, Shared, Signal, Snapshot, Sockets, ToRelay, Whole, WorkerEnds};
@@ -182,6 +183,9 @@ impl Worker {
             }
         }
         let snapshot = self.shared.snapshot.load_full();
+        if self.ends.records.as_ref().is_some_and(RecordSink::is_wanted) {
+            self.forwarder.begin_count(now);
+        }
         self.forwarder.begin(&snapshot, now);
         if woken.readable {
             if self.shared.requests.flush.swap(false, Ordering::AcqRel) {
@@ -228,7 +232,7 @@ impl Worker {
     /// Gives what the forwarder has noted to the flow log, as far as that has room.
     fn write_down(&mut self, snapshot: &Snapshot, now: Instant) {
         self.has_more_records = false;
-        let Some(records) = &self.ends.records else { return };
+        let Some(RecordSink { sender: records, .. }) = &self.ends.records else { return };
         let mut moment = None;
         loop {
             let Ok(permit) = records.try_reserve() else {
@@ -247,7 +251,9 @@ impl Worker {
         loop {
             let is_more = self.forwarder.shut_down(now);
             self.write_down(&snapshot, now);
-            if !is_more || self.has_more_records || self.ends.records.as_ref().is_none_or(|records| records.is_closed())
+            if !is_more
+                || self.has_more_records
+                || self.ends.records.as_ref().is_none_or(|records| records.sender.is_closed())
             {
                 return;
             }

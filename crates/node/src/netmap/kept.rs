@@ -176,6 +176,7 @@ impl Netmap {
             user_profiles: self.profiles.values().cloned().collect(),
             domain: self.domain.clone(),
             tka_info: self.lock.clone(),
+            flow_log: self.flow_log.then_some(true),
             ..MapResponse::default()
         };
         Some(Snapshot {

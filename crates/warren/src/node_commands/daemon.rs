@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use warren_node::control_client::{MachineCertificate, Network};
 use warren_node::daemon::{Daemon, Ended};
 use warren_node::engine::{self, StartError};
+use warren_node::flow_log::FlowLog;
 use warren_node::local_api::{self, ListenError};
 use warren_node::state::{StateError, Store};
 use warren_node::userspace::proxy;
@@ -109,7 +110,9 @@ impl Node {
             probe_mtu,
             static_endpoints,
         };
-        let engine = match engine::start(options, events, None).await {
+        let (flow_log, records) =
+            FlowLog::start(state_dir.join("flow-log")).or_exit(Exit::General, "cannot start a thread")?;
+        let engine = match engine::start(options, events, Some(records)).await {
             Ok(engine) => engine,
             Err(error) => {
                 drop(std::fs::remove_file(&socket));
@@ -128,11 +131,12 @@ impl Node {
         let certificate = certificate.map(|(certificate, key)| MachineCertificate { certificate, key });
         let dialer = engine.dialer().clone();
         let (daemon, mut shared) = Daemon::new(engine, Network, (store, state), disco, uid);
-        let daemon = daemon.with_certificate(certificate);
+        let daemon = daemon.with_certificate(certificate).with_flow_log(flow_log.link());
         shared.dialer = Some(dialer);
         let serving = tokio::spawn(local_api::serve(listener, shared));
         tracing::info!(socket = %socket.display(), state = %state_dir.display(), "node is ready");
         let ended = daemon.run(engine_events, stopped()?).await;
+        flow_log.finish().await;
         serving.abort();
         proxies.iter().for_each(tokio::task::JoinHandle::abort);
         drop(std::fs::remove_file(&socket));

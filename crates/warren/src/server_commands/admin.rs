@@ -102,6 +102,15 @@ enum Tailnet {
         #[arg(value_parser = on_off, action = clap::ArgAction::Set)]
         needed: bool,
     },
+    /// Say whether machines write down their connections (who, with whom, when, how much; no contents) for this server. Both
+    /// ends do, and sign it. Only machines that run this program do.
+    FlowLog {
+        /// The network.
+        name: String,
+        /// `on` or `off`.
+        #[arg(value_parser = on_off, action = clap::ArgAction::Set)]
+        on: bool,
+    },
     /// Say how long machines of people stay in before they must log in again: 180 days unless you say so. Machines that
     /// are in now keep their end. Tagged machines stay for ever.
     KeyLifetime {
@@ -489,6 +498,7 @@ fn request(family: Family, tailnet: Option<String>) -> AdminRequest {
         Family::Tailnet(Tailnet::OnlyEnrolled { name, needed }) => {
             AdminRequest::TailnetOnlyEnrolled { tailnet: name, needed }
         }
+        Family::Tailnet(Tailnet::FlowLog { name, on }) => AdminRequest::TailnetFlowLog { tailnet: name, on },
         Family::Machines(Machines::Enrol { machines, present, description }) => {
             AdminRequest::MachineEnrol { tailnet, machines, present, description }
         }

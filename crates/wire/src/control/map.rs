@@ -237,6 +237,10 @@ pub struct MapResponse {
     /// Whether the client should update itself by default.
     #[serde(deserialize_with = "lossy", skip_serializing_if = "is_default")]
     pub default_auto_update: Option<bool>,
+    /// Warren's own, which other clients ignore: whether the server takes flow logs of this tailnet's nodes. Sent first, and
+    /// when it changes; servers of others never say.
+    #[serde(rename = "WarrenFlowLog", deserialize_with = "lossy", skip_serializing_if = "is_default")]
+    pub flow_log: Option<bool>,
 }
 
 /// Changed parts of a peer; all but the number may be absent, which is unchanged.

@@ -23,7 +23,7 @@ const READ_MAX: usize = 16 << 20;
 const TEXT_MAX: usize = 16 << 10;
 
 /// How changes are called: ours; target, action and property of the original.
-const WORDS: [(&str, &str, &str, Option<&str>); 43] = [
+const WORDS: [(&str, &str, &str, Option<&str>); 45] = [
     ("node.create", "NODE", "CREATE", None),
     ("node.remove", "NODE", "DELETE", None),
     ("node.remove-ephemeral", "NODE", "DELETE", None),
@@ -63,6 +63,8 @@ const WORDS: [(&str, &str, &str, Option<&str>); 43] = [
     ("machine-ca.end", "TAILNET", "DELETE", Some("ENROLMENT_AUTHORITY")),
     ("machine.end", "NODE", "DELETE", Some("ENROLMENT")),
     ("tailnet.only-enrolled", "TAILNET", "UPDATE", Some("ENROLMENT_NEEDED")),
+    ("node.log-key", "NODE", "UPDATE", Some("FLOW_LOG_KEY")),
+    ("tailnet.flow-log", "TAILNET", "UPDATE", Some("NETWORK_FLOW_LOGGING")),
     ("tailnet.dns", "TAILNET", "UPDATE", Some("DNS_CONFIG")),
     ("tailnet.machine-approval", "TAILNET", "UPDATE", Some("MACHINE_APPROVAL_NEEDED")),
     ("tailnet.key-lifetime", "TAILNET", "UPDATE", Some("MAX_KEY_DURATION")),

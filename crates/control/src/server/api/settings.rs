@@ -23,7 +23,7 @@ fn shown(view: &TailnetView) -> Value {
         "devicesKeyDurationDays": days,
         "usersApprovalOn": false,
         "usersRoleAllowedToJoinExternalTailnets": "none",
-        "networkFlowLoggingOn": false,
+        "networkFlowLoggingOn": view.flow_log,
         "regionalRoutingOn": false,
         "postureIdentityCollectionOn": false,
         "httpsEnabled": false,
@@ -40,6 +40,7 @@ struct Patch {
     devices_approval_on: Option<bool>,
     devices_enrolled_only_on: Option<bool>,
     devices_key_duration_days: Option<u64>,
+    network_flow_logging_on: Option<bool>,
     #[serde(flatten)]
     others: serde_json::Map<String, Value>,
 }
@@ -66,6 +67,9 @@ pub(super) async fn patch(call: &Call) -> Result<Reply, ApiError> {
     }
     if let Some(days) = patch.devices_key_duration_days {
         call.desk.set_key_lifetime(tailnet, KeyLifetime::Seconds(days * DAY)).await?;
+    }
+    if let Some(on) = patch.network_flow_logging_on {
+        call.desk.set_flow_log(tailnet, on).await?;
     }
     get(call).await
 }

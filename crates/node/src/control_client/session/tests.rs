@@ -21,6 +21,7 @@ struct Fixture {
     calls: mpsc::Receiver<Call>,
     events: mpsc::Receiver<Event>,
     report: watch::Sender<Report>,
+    flows: mpsc::Sender<crate::flow_log::Call>,
     stored: NodeKeys,
     disk_works: bool,
     task: tokio::task::JoinHandle<()>,
@@ -62,10 +63,18 @@ fn start_as(
         machine: Arc::new(MachineSecret::from_bytes([1; 32])),
         certificate,
     };
-    let session =
-        Session { connector: server.clone(), target, keys: keys.clone(), login, report: report.subscribe(), events };
+    let (flows, asked) = mpsc::channel(1);
+    let session = Session {
+        connector: server.clone(),
+        target,
+        keys: keys.clone(),
+        login,
+        report: report.subscribe(),
+        flows: Some(Link::of(asked)),
+        events,
+    };
     let task = tokio::spawn(session.run());
-    Fixture { server, calls, events: heard, report, stored: keys, disk_works: true, task }
+    Fixture { server, calls, events: heard, report, flows, stored: keys, disk_works: true, task }
 }
 
 fn registered() -> NodeKeys {
@@ -494,6 +503,45 @@ async fn a_report_that_failed_is_sent_again() {
     fixture.server.set_report_status(200);
     let Call::Report(again) = fixture.call().await else { panic!() };
     assert_eq!(again.hostinfo.unwrap().hostname, "beta");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_flow_log_reaches_its_server_and_no_other() {
+    use crate::flow_log::Reply as Outcome;
+
+    let mut fixture = start(Login::Resume, registered());
+    let ask = |server, path| {
+        let (reply, answer) = oneshot::channel();
+        (crate::flow_log::Call { server, path, body: Bytes::from_static(b"batches"), reply }, answer)
+    };
+    // It waits for a connection.
+    let (call, answer) = ask(fixture.server.key(), "/machine/warren/flows");
+    fixture.flows.send(call).await.unwrap();
+    let (_, stream, _) = fixture.reach_poll().await;
+    let Call::Other(method, path, body) = fixture.call().await else { panic!() };
+    assert_eq!((method, path.as_str(), &body[..]), (http::Method::POST, "/machine/warren/flows", &b"batches"[..]));
+    assert!(matches!(answer.await.unwrap(), Outcome::Done(body) if body.is_empty()));
+    // Another server's is not shown to this one; who asks learns that at once.
+    let (call, answer) = ask(MachineKey::from_bytes([77; 32]), "/machine/warren/flows");
+    fixture.flows.send(call).await.unwrap();
+    assert!(answer.await.is_err());
+    let mut streams = Vec::new();
+    // After the connection has broken the next one takes what waits.
+    drop(stream);
+    let (call, answer) = ask(fixture.server.key(), "/machine/warren/log-key");
+    fixture.flows.send(call).await.unwrap();
+    loop {
+        tokio::select! {
+            call = fixture.calls.recv() => match call.unwrap() {
+                Call::Register(_, reply) => reply.send(Reply::ok()).unwrap(),
+                Call::Other(_, path, _) => break assert_eq!(path, "/machine/warren/log-key"),
+                Call::Poll(_, stream) => streams.push(stream),
+                Call::Report(_) => {}
+            },
+            event = fixture.events.recv() => drop(event.unwrap()),
+        }
+    }
+    drop(answer);
 }
 
 #[tokio::test(start_paused = true)]

@@ -655,8 +655,7 @@ impl Net {
     fn with_flow_logs() -> Self {
         let mut net = Self::new();
         for side in [&mut net.alpha, &mut net.beta] {
-            let forwarder = std::mem::replace(&mut side.forwarder, Forwarder::new(1280, 9, net.now));
-            side.forwarder = forwarder.with_count(net.now);
+            side.forwarder.begin_count(net.now);
         }
         net
     }

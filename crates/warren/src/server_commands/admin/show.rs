@@ -47,6 +47,10 @@ pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failur
         AdminRequest::TailnetOnlyEnrolled { tailnet, needed: false } => {
             output::line(format_args!("machines of {tailnet} need no enrolment"))
         }
+        AdminRequest::TailnetFlowLog { tailnet, on } => {
+            let write = if *on { "write down" } else { "do not write down" };
+            output::line(format_args!("machines of {tailnet} {write} their connections"))
+        }
         AdminRequest::MachineEnrol { .. } | AdminRequest::MachineList { .. } => {
             machines(&typed::<Vec<MachineView>>(answer)?)
         }

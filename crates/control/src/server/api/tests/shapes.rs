@@ -278,9 +278,12 @@ async fn settings_that_are_not_there_are_not_taken_for_done() {
     let (code, after) = patch(json!({ "devicesApprovalOn": true, "devicesKeyDurationDays": 30, "httpsEnabled": false, "regionalRoutingOn": null })).await;
     assert_eq!((code, &after["devicesApprovalOn"], &after["devicesKeyDurationDays"]), (200, &json!(true), &json!(30)));
     assert!(api.admin().tailnets()[0].machine_approval);
-    let (code, answer) = patch(json!({ "networkFlowLoggingOn": true })).await;
+    let (code, answer) = patch(json!({ "regionalRoutingOn": true })).await;
     assert_eq!(code, 501, "{answer}");
-    assert!(answer["message"].as_str().unwrap().contains("networkFlowLoggingOn"));
+    assert!(answer["message"].as_str().unwrap().contains("regionalRoutingOn"));
+    let (code, after) = patch(json!({ "networkFlowLoggingOn": true })).await;
+    assert_eq!((code, &after["networkFlowLoggingOn"]), (200, &json!(true)));
+    assert!(api.admin().tailnets()[0].flow_log);
     assert_eq!(patch(json!({ "devicesKeyDurationDays": 181 })).await.0, 400);
     assert_eq!(api.get(&key, "/tailnet/-/settings").await["devicesKeyDurationDays"], 30);
 }
