@@ -73,9 +73,10 @@ impl SessionTable {
         }
     }
 
+    /// Takes out a session, unless another one has its index by now.
     pub(crate) fn remove(&self, session: &Session) {
         if let Some(slot) = self.slot(session.local_index)
-            && slot.load().as_ref().is_some_and(|held| held.local_index == session.local_index)
+            && slot.load().as_ref().is_some_and(|held| std::ptr::eq(Arc::as_ptr(held), session))
         {
             slot.store(None);
         }

@@ -196,13 +196,13 @@ impl Tunnels {
         let Some(peer) = self.peers.met_mut(key) else { return };
         peer.greatest_timestamp = Timestamp::default();
         peer.cookie = None;
-        let attempt = peer.attempt.take();
+        let attempts = [peer.attempt.take(), peer.answered.take().map(|answered| answered.attempt)];
         let mut old = None;
         if let Some(current) = peer.current.take() {
             old = peer.previous.replace(current);
             self.events.push_back(Event::Closed { peer: *key });
         }
-        self.drop_attempt(attempt);
+        attempts.into_iter().for_each(|attempt| self.drop_attempt(attempt));
         self.drop_session(old);
     }
 
@@ -302,6 +302,7 @@ impl Tunnels {
             self.deadlines.remove(&(deadline, *key));
         }
         self.drop_attempt(peer.attempt);
+        self.drop_attempt(peer.answered.map(|answered| answered.attempt));
         for session in [peer.current, peer.previous, peer.next.map(|next| next.session)] {
             self.drop_session(session);
         }

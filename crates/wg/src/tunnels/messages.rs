@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use warren_wire::key::NodeKey;
 
-use super::peer::{Attempt, Next};
+use super::peer::{Answered, Attempt, Next};
 use super::timers::{AFTER_COOKIE, INITIATION_SPACING, REKEY_JITTER_MILLIS, REKEY_TIMEOUT};
 use super::{Event, Origin, StartError, Transmit, Tunnels};
 use crate::cookie;
@@ -77,23 +77,40 @@ impl Tunnels {
         self.reschedule(&key, now);
     }
 
-    /// Finishes our handshake with the peer's response.
+    /// Finishes our handshake with the peer's response; with its last one, if it answered twice ([`Answered`]).
     pub(super) fn handle_response(&mut self, message: &[u8], origin: &Origin, now: Instant) {
         let Some(index) = index_at(message, 8) else { return };
         let Some(key) = self.attempts.get(&SessionTable::slot_of(index)).copied() else { return };
-        let awaited = |peer: &super::Peer| peer.attempt.as_ref().is_some_and(|attempt| attempt.pending.index == index);
+        let Some(ephemeral) = message.get(12..).and_then(|rest| rest.first_chunk()).copied() else { return };
         // Before it is counted: a response that nobody waits for is no load.
-        if !self.peers.met(&key).is_some_and(awaited) || !self.passes(message, origin, now) {
+        let is_awaited = |peer: &super::Peer| {
+            peer.attempt.as_ref().is_some_and(|attempt| attempt.pending.index == index)
+                || peer
+                    .answered
+                    .as_ref()
+                    .is_some_and(|answered| answered.attempt.pending.index == index && answered.ephemeral != ephemeral)
+        };
+        if !self.peers.met(&key).is_some_and(is_awaited) || !self.passes(message, origin, now) {
             return;
         }
         let Some(peer) = self.peers.met_mut(&key) else { return };
-        let finished = peer.attempt.as_ref().and_then(|attempt| attempt.pending.finish(&self.own, message));
+        let is_first = peer.attempt.as_ref().is_some_and(|attempt| attempt.pending.index == index);
+        // One that the peer began since then is later still.
+        let is_current = peer.current.as_ref().is_some_and(|current| current.local_index == index);
+        let answered = peer.answered.as_ref().filter(|_| is_current).map(|answered| &answered.attempt);
+        let attempt = if is_first { peer.attempt.as_ref() } else { answered };
+        let finished = attempt.and_then(|attempt| attempt.pending.finish(&self.own, message));
         let Some(finished) = finished else { return };
-        let attempt = peer.attempt.take();
-        self.drop_attempt(attempt);
+        let before = peer.answered.take();
+        if is_first {
+            peer.answered = peer.attempt.take().map(|attempt| Box::new(Answered { attempt, ephemeral, at: now }));
+        }
+        self.drop_attempt(before.map(|answered| answered.attempt));
+        // A second session has the index of the first, which the peer keeps no more.
         let session = self.make_session(key, index, finished, true, now);
         if let Some(peer) = self.peers.met_mut(&key) {
-            let old = std::mem::replace(&mut peer.previous, peer.current.replace(Arc::clone(&session)));
+            let before = peer.current.replace(Arc::clone(&session));
+            let old = if is_first { std::mem::replace(&mut peer.previous, before) } else { before };
             self.drop_session(old);
         }
         // The empty packet confirms the session to the responder, which may not send before.

@@ -21,6 +21,8 @@ pub(super) struct Peer {
     pub(super) last_initiation: Option<Instant>,
     /// Our handshake under way; boxed, since few peers have one.
     pub(super) attempt: Option<Box<Attempt>>,
+    /// Our last handshake, for the seconds in which another answer to it may come.
+    pub(super) answered: Option<Box<Answered>>,
     pub(super) cookie: Option<Cookie>,
     /// First code of our last response, which a cookie reply to it refers to.
     pub(super) response_code: [u8; 16],
@@ -35,7 +37,7 @@ pub(super) struct Peer {
     pub(super) deadline: Option<Instant>,
 }
 
-const _: () = assert!(size_of::<Peer>() <= 192, "a peer at rest must stay small");
+const _: () = assert!(size_of::<Peer>() <= 200, "a peer at rest must stay small");
 
 /// The peers of a node.
 #[derive(Default)]
@@ -89,6 +91,17 @@ pub(super) struct Attempt {
     /// When the first initiation of this series was sent.
     pub(super) began: Instant,
     pub(super) retry_at: Instant,
+}
+
+/// A handshake that we began and that the peer answered.
+///
+/// An initiation may arrive twice, by the direct path and by a relay. A peer that looks at both at once can answer both,
+/// as wireguard-go does with a thread per processor, and keeps only the session of its last answer.
+pub(super) struct Answered {
+    pub(super) attempt: Box<Attempt>,
+    /// The ephemeral key in the answer. With the same one the same session would come about, and its nonces again.
+    pub(super) ephemeral: [u8; 32],
+    pub(super) at: Instant,
 }
 
 /// A session that the peer began and has not used yet.

@@ -304,3 +304,51 @@ fn strangers_at_a_relay_and_reflected_messages_get_no_answer() {
     pair.sides[1].tunnels.handle_datagram(&borrowed, Origin::Relay { region: 900, peer: secret(7).public() }, now);
     assert_eq!(pair.sides[1].tunnels.poll_transmit(), None);
 }
+
+/// A peer that looks at two copies of an initiation at once, as wireguard-go may with a thread per processor, answers both
+/// and keeps the session of its last answer alone. The two answers are made by two responders here, the last of which is
+/// the one that goes on.
+#[test]
+fn the_last_of_two_answers_to_an_initiation_counts() {
+    let (mut pair, mut other) = (Pair::new(), Pair::new());
+    let (us, peer) = (secret(0).public(), secret(1).public());
+    // Other randomness than that of the first.
+    other.sides[1].tunnels = {
+        let table = Arc::clone(&other.sides[1].table);
+        Tunnels::new(secret(1), table, [99; 32], other.now, Duration::from_secs(1_795_000_000))
+    };
+    other.sides[1].tunnels.add_peer(us);
+    other.now = pair.now;
+    assert!(!pair.send(0, b"first"));
+    let initiation = pair.sides[0].tunnels.poll_transmit().unwrap().bytes;
+    let answers = [&mut pair, &mut other].map(|pair| {
+        pair.deliver(1, initiation.clone());
+        pair.sides[1].tunnels.poll_transmit().unwrap().bytes
+    });
+    // Each comes twice, as the initiation did.
+    for answer in [&answers[0], &answers[0], &answers[1], &answers[1], &answers[0]] {
+        pair.deliver(0, answer.clone());
+    }
+    let mut sessions = Vec::new();
+    while let Some(event) = pair.sides[0].tunnels.poll_event() {
+        let Event::Ready { session, .. } = event else { panic!("{event:?}") };
+        sessions.push(session);
+    }
+    assert_eq!(sessions.len(), 2, "an answer that came before makes no session, or nonces would come again");
+    let confirmations: Vec<_> = std::iter::from_fn(|| pair.sides[0].tunnels.poll_transmit()).collect();
+    pair.sides[0].session = sessions.pop();
+    // The one that answered last gets the confirmations, and from then on packets go both ways.
+    std::mem::swap(&mut pair.sides[1], &mut other.sides[1]);
+    confirmations.into_iter().for_each(|confirmation| pair.deliver(1, confirmation.bytes));
+    pair.settle(|_, _| false);
+    assert!(pair.send(0, b"sixteen bytes...") && pair.send(1, b"sixteen more...."));
+    assert_eq!(
+        [pair.sides[0].received.last(), pair.sides[1].received.last()].map(|last| last.unwrap().as_slice()),
+        [&b"sixteen more...."[..], b"sixteen bytes...",]
+    );
+    // Nothing is kept of the handshake after a second.
+    pair.advance(Duration::from_secs(2));
+    assert!(pair.sides[0].tunnels.attempts.is_empty());
+    let known = pair.sides[0].tunnels.peers.met(&peer).unwrap();
+    assert!(known.answered.is_none());
+}

@@ -20,6 +20,8 @@ pub(super) const REKEY_JITTER_MILLIS: u64 = 333;
 ///
 /// Not less than peers want between two initiations ([`INITIATION_SPACING`]).
 pub(super) const AFTER_COOKIE: Duration = Duration::from_millis(25);
+/// Time in which a second answer to a handshake counts; then its secrets are gone.
+pub(super) const SECOND_ANSWER: Duration = Duration::from_secs(1);
 /// Time after which a handshake is given up.
 pub(super) const REKEY_ATTEMPT: Duration = Duration::from_secs(90);
 /// Time after which received data is answered with an empty packet.
@@ -75,12 +77,14 @@ impl Tunnels {
         let current = peer.current.take_if(|session| session.has_expired(now));
         let previous = peer.previous.take_if(|session| session.has_expired(now));
         let next = peer.next.take_if(|next| next.session.has_expired(now));
+        let answered = peer.answered.take_if(|answered| now.saturating_duration_since(answered.at) >= SECOND_ANSWER);
         if current.is_some() {
             self.events.push_back(Event::Closed { peer: *key });
         }
         for session in [current, previous, next.map(|next| next.session)] {
             self.drop_session(session);
         }
+        self.drop_attempt(answered.map(|answered| answered.attempt));
     }
 
     fn retry_or_give_up(&mut self, key: &NodeKey, now: Instant) {
@@ -106,6 +110,7 @@ impl Tunnels {
         let silence = peer.unheard_since().filter(|_| peer.attempt.is_none());
         let wanted = [
             peer.attempt.as_ref().map(|attempt| attempt.retry_at.min(attempt.began + REKEY_ATTEMPT)),
+            peer.answered.as_ref().map(|answered| answered.at + SECOND_ANSWER),
             peer.check_at,
             peer.unanswered_since().map(|at| at + KEEPALIVE),
             silence.map(|at| at + SILENCE),
