@@ -45,6 +45,7 @@ const TESTS: &[Test] = &[
     Test { name: "two_nodes_reach_each_other_directly", body: two_nodes::direct },
     Test { name: "two_nodes_without_udp_talk_over_the_relay", body: two_nodes::relayed },
     Test { name: "killed_node_leaves_nothing_and_comes_back", body: two_nodes::killed_node },
+    Test { name: "node_that_was_down_hears_who_speaks_first", body: two_nodes::down_and_up },
     Test { name: "killed_server_drops_no_tunnel", body: two_nodes::killed_server },
     Test { name: "nodes_start_while_the_server_is_away", body: two_nodes::server_away },
     Test { name: "killed_relay_brings_its_sessions_back", body: two_nodes::killed_relay },

@@ -135,6 +135,13 @@ impl Paths {
         self.peers.get(peer)?.disco
     }
 
+    /// Returns a peer that may be at an address: one of its candidates, which proves nothing. Costs a look at all peers.
+    #[must_use]
+    pub fn peer_at(&self, address: SocketAddr) -> Option<NodeKey> {
+        let address = plain(address);
+        self.peers.iter().find(|(_, peer)| peer.candidates.contains(address)).map(|(key, _)| *key)
+    }
+
     /// Adds a peer or changes what the server says of it. A changed disco key forgets what was proved.
     pub fn set_peer(&mut self, key: NodeKey, config: &PeerConfig, now: Instant) {
         // Our own key would make us talk to ourselves.

@@ -121,6 +121,7 @@ pub struct Session {
     last_received: AtomicU64,
     unheard_since: AtomicU64,
     unanswered_since: AtomicU64,
+    doubted: AtomicU64,
 }
 
 /// What a new session is made of.
@@ -150,6 +151,7 @@ impl Session {
             last_received: AtomicU64::new(0),
             unheard_since: AtomicU64::new(0),
             unanswered_since: AtomicU64::new(0),
+            doubted: AtomicU64::new(0),
         }
     }
 
@@ -371,6 +373,18 @@ impl Session {
     /// Since when data was received without sending anything back.
     pub(crate) fn unanswered_since(&self) -> Option<Instant> {
         self.read(&self.unanswered_since)
+    }
+
+    /// Notes since when it is doubted that the peer has the session, or that it is not.
+    pub(crate) fn set_doubted(&self, since: Option<Instant>) {
+        self.doubted.store(since.map_or(0, |at| self.at(at)), Ordering::Relaxed);
+    }
+
+    /// Tells whether the session was doubted, something was sent in it since, and nothing has come.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        let is_since = |at: Instant, event: Option<Instant>| event.is_some_and(|event| event >= at);
+        let doubted = self.read(&self.doubted);
+        doubted.is_some_and(|at| is_since(at, self.last_sent()) && !is_since(at, self.last_received()))
     }
 
     /// How many packets were sealed.

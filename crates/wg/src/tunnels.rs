@@ -192,8 +192,11 @@ impl Tunnels {
     /// What comes in that session can be opened until it expires, for it may be one that the peer began after its
     /// restart, before the news of that came. Whoever recorded an old initiation could replay it once now, which makes
     /// a session that never carries anything.
-    pub fn reset_peer(&mut self, key: &NodeKey) {
-        let Some(peer) = self.peers.met_mut(key) else { return };
+    ///
+    /// Tells whether data had been sent in that session which nothing came back for: whoever sent it waits.
+    pub fn reset_peer(&mut self, key: &NodeKey) -> bool {
+        let Some(peer) = self.peers.met_mut(key) else { return false };
+        let is_unheard = peer.unheard_since().is_some();
         peer.greatest_timestamp = Timestamp::default();
         peer.cookie = None;
         let attempts = [peer.attempt.take(), peer.answered.take().map(|answered| answered.attempt)];
@@ -204,6 +207,32 @@ impl Tunnels {
         }
         attempts.into_iter().for_each(|attempt| self.drop_attempt(attempt));
         self.drop_session(old);
+        is_unheard
+    }
+
+    /// Doubts the session of a peer that may have forgotten it, as another channel tells: a handshake begins together with the
+    /// next packet that goes out in it, or at once if nothing came back for the last one. What the peer sends in it ends the
+    /// doubt.
+    ///
+    /// A session that began within the last 5 s is not doubted, so that whoever can say such things causes no more
+    /// handshakes than one in that time; and of a peer to which nothing is sent nothing is asked.
+    pub fn doubt_session(&mut self, key: &NodeKey, now: Instant) {
+        let Some(peer) = self.peers.met_mut(key) else { return };
+        let Some(session) = &peer.current else { return };
+        if now.saturating_duration_since(session.born()) < timers::REKEY_TIMEOUT {
+            return;
+        }
+        session.set_doubted(Some(now));
+        if peer.unheard_since().is_some() && peer.attempt.is_none() {
+            // What fails here is tried again at the next activity.
+            let _ = self.initiate(key, now, now);
+        }
+    }
+
+    /// Tells whether there is a session to send with.
+    #[must_use]
+    pub fn has_session(&self, key: &NodeKey) -> bool {
+        self.peers.met(key).is_some_and(|peer| peer.current.is_some())
     }
 
     /// Begins a handshake unless one is under way.

@@ -279,6 +279,7 @@ impl Decision {
             | Signal::Sent(_)
             | Signal::Received(..)
             | Signal::Confirmed(_)
+            | Signal::Stray(_)
             | Signal::InUse(_)
             | Signal::Answered(..)
             | Signal::Unreachable(..)

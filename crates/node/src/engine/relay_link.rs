@@ -374,7 +374,7 @@ impl Listener {
         }
         if MessageType::of(&bytes) != Some(MessageType::Transport) {
             self.tell(News::Datagram(from, bytes)).await;
-        } else if self.setup.relayed.try_send(Relayed { region: self.region, bytes }).is_ok() {
+        } else if self.setup.relayed.try_send(Relayed { region: self.region, from, bytes }).is_ok() {
             self.setup.shared.waker.wake();
         } else {
             Drops::count(&self.setup.shared.drops.relayed, 1);

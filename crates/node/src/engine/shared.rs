@@ -511,6 +511,8 @@ pub(super) struct Question {
 /// Is a WireGuard data message that came over a relay.
 pub(super) struct Relayed {
     pub(super) region: RegionId,
+    /// The sender, as the relay says.
+    pub(super) from: NodeKey,
     pub(super) bytes: Vec<u8>,
 }
 
@@ -546,6 +548,15 @@ impl fmt::Debug for ToRelay {
     }
 }
 
+/// Says where a packet came from that belongs to no session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stray {
+    /// Straight from this address.
+    Straight(SocketAddr),
+    /// Over a relay, from the holder of this key as that says.
+    Relayed(NodeKey),
+}
+
 /// Tells the decision task what the worker saw. A peer causes at most a few each second.
 #[derive(Debug)]
 pub(super) enum Signal {
@@ -557,6 +568,8 @@ pub(super) enum Signal {
     Received(NodeKey, Via),
     /// The first packet of a session that the peer began was opened.
     Confirmed(Arc<Session>),
+    /// A packet came in a session that is not there.
+    Stray(Stray),
     /// Packets go into a network with several routers, which was not in use.
     InUse(IpNet),
     /// A question to a router was answered, through this peer.

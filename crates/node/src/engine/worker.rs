@@ -29,7 +29,9 @@ use crate::host::{Cut, QUEUES};
 use super::RecordSink;
 use super::door::Door;
 use super::forwarder::{Action, Burst, Forwarder, Inbound, Outbound, Refusal, Run, ToV4};
-use super::shared::{Datagram, Drops, Extras, PeerSlot, Shared, Signal, Snapshot, Sockets, ToRelay, Whole, WorkerEnds};
+use super::shared::{
+    Datagram, Drops, Extras, PeerSlot, Shared, Signal, Snapshot, Sockets, Stray, ToRelay, Whole, WorkerEnds,
+};
 use group::Group;
 use record::{Moment, record};
 
@@ -55,6 +57,9 @@ const BACKLOG: usize = 1024;
 /// How soon a full signal queue is tried again.
 const BACKLOG_RETRY: Duration = Duration::from_millis(10);
 
+/// Least time between two packets of no session that the decision task is told of: strangers may send any number.
+const STRAY_SPACING: Duration = Duration::from_millis(50);
+
 /// Starts the worker; it ends when [`Shared::requests`] says so, or when it cannot go on ([`Signal::Fatal`]).
 ///
 /// # Errors
@@ -77,6 +82,7 @@ pub(super) fn spawn(
         forwarder,
         backlog: VecDeque::new(),
         last_turn: now(),
+        told_stray: None,
         has_more_records: false,
     };
     std::thread::Builder::new().name("packets".into()).spawn(move || worker.run())
@@ -101,6 +107,8 @@ struct Worker {
     offload: Offload,
     /// When the last turn began.
     last_turn: Instant,
+    /// When the decision task was last told of a packet of no session.
+    told_stray: Option<Instant>,
     /// The flow log's queue was full.
     has_more_records: bool,
 }
@@ -610,6 +618,11 @@ impl Worker {
             };
             room.copy_from_slice(&relayed.bytes);
             start = place.end;
+            if self.shared.table.for_message(&relayed.bytes).is_none() {
+                trace("relay", Refusal::NoSession);
+                self.note_stray(Stray::Relayed(relayed.from), now);
+                continue;
+            }
             let mut group = Group::default();
             group.push(place);
             self.take_group(snapshot, (buffer, &group), join, Via::Relay(relayed.region), now);
@@ -656,7 +669,7 @@ impl Worker {
         };
         let first = buffer.get(place.clone()).unwrap_or_default();
         let Some(session) = self.shared.table.for_message(first) else {
-            return trace("network", Refusal::NoSession);
+            return self.refuse(Refusal::NoSession, via, now);
         };
         let results = group.open(&session, buffer, now);
         for (place, opened) in group.places().iter().zip(results) {
@@ -716,7 +729,23 @@ impl Worker {
                 // Relay connections give the worker nothing but data.
                 Via::Relay(_) => {}
             },
-            Action::Drop(refusal) => trace("network", refusal),
+            Action::Drop(refusal) => self.refuse(refusal, via, now),
+        }
+    }
+
+    /// Drops a datagram of the network.
+    fn refuse(&mut self, refusal: Refusal, via: Via, now: Instant) {
+        trace("network", refusal);
+        if let (Refusal::NoSession, Via::Direct(from)) = (refusal, via) {
+            self.note_stray(Stray::Straight(from), now);
+        }
+    }
+
+    /// Tells of a packet of no session, now and then: a peer may not know that this node has lost its sessions.
+    fn note_stray(&mut self, stray: Stray, now: Instant) {
+        if self.told_stray.is_none_or(|at| now.saturating_duration_since(at) >= STRAY_SPACING) {
+            self.told_stray = Some(now);
+            self.signal(Signal::Stray(stray));
         }
     }
 

@@ -158,6 +158,9 @@ impl Tunnels {
         let first_code = cookie::append_codes(&mut bytes, key, cookie.as_ref());
         let attempt = Attempt { pending, first_code, began, retry_at: now + REKEY_TIMEOUT + jitter };
         let old = peer.attempt.replace(Box::new(attempt));
+        if let Some(session) = &peer.current {
+            session.set_doubted(None);
+        }
         self.drop_attempt(old);
         self.attempts.insert(SessionTable::slot_of(index), *key);
         self.transmits.push_back(Transmit { peer: Some(*key), origin: None, bytes });

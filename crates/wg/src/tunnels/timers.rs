@@ -37,7 +37,7 @@ pub(super) const CHECK_AGAIN: Duration = Duration::from_millis(1200);
 const LEAST_WAIT: Duration = Duration::from_millis(10);
 
 impl Tunnels {
-    /// Begins a handshake if the session in use nears its end.
+    /// Begins a handshake if the session in use nears its end, or the peer may have lost it.
     pub(super) fn renew_if_due(&mut self, key: &NodeKey, now: Instant) {
         let Some(peer) = self.peers.met(key) else { return };
         let Some(session) = peer.current.as_ref().filter(|_| peer.attempt.is_none()) else { return };
@@ -47,7 +47,8 @@ impl Tunnels {
         let due = session.is_initiator
             && (age >= self.rekey_after && sends || age >= REKEY_AFTER_RECEIVING && receives)
             || age >= REKEY_ANYWAY && (sends || receives)
-            || session.sealed() >= REKEY_AFTER_MESSAGES;
+            || session.sealed() >= REKEY_AFTER_MESSAGES
+            || session.is_doubtful();
         if due {
             // What fails here is tried again at the next activity.
             let _ = self.initiate(key, now, now);

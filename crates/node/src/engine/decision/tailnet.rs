@@ -98,6 +98,8 @@ pub(super) struct Met {
     pub(super) initiation: Option<Vec<u8>>,
     /// Where the last handshake message came from that the peer proved to have sent and that we answered, if straight.
     pub(super) shook_hands_at: Option<SocketAddr>,
+    /// When a handshake was last begun because packets of the peer came in a session that is not there.
+    pub(super) strayed: Option<Instant>,
 }
 
 impl Known {
@@ -267,6 +269,7 @@ impl Tailnet {
         let old_disco = self.paths.disco_key_of(&key);
         let old_home = self.peers.get(&key).and_then(|known| known.home);
         let had_no_way = self.relays.way_to(&key, old_home).is_none();
+        let was_away = self.peers.get(&key).is_some_and(|known| known.config.node().online == Some(false));
         match self.peers.get_mut(&key) {
             Some(known) => {
                 let old = std::mem::replace(&mut known.config, Arc::clone(&config));
@@ -299,11 +302,15 @@ impl Tailnet {
             tracing::debug!(peer = %key.short(), "the peer has restarted");
             let was_asked = known.meet().initiation.take().is_some();
             known.slot.handshake_failed();
-            self.tunnels.reset_peer(&key);
-            if was_asked {
-                // The one under way went with the session.
+            let is_unheard = self.tunnels.reset_peer(&key);
+            if was_asked || is_unheard {
+                // The one under way went with the session, and so did what was sent in that.
                 let _ = self.tunnels.start_handshake(&key, now);
             }
+        }
+        if was_away && config.node().online == Some(true) {
+            // It may have been down meanwhile, without a restart.
+            self.tunnels.doubt_session(&key, now);
         }
         // Sources of rules may be named by what nodes are capable of.
         self.dirty.filter |= self.rules.iter().any(|rule| rule.src_ips.iter().any(|source| source.starts_with("cap:")));

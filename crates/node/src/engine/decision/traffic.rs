@@ -12,6 +12,7 @@ use warren_path::{
 use warren_wg::{Event as TunnelEvent, MessageType, Origin, Transmit};
 use warren_wire::control::RegionId;
 use warren_wire::datagram::{Class, classify};
+use warren_wire::disco;
 use warren_wire::geneve::{Header, Protocol};
 use warren_wire::key::NodeKey;
 
@@ -19,7 +20,7 @@ use super::measure::{AddressChange, Found, Rebind, WayOut};
 use super::ping_error;
 use super::tailnet::Tailnet;
 use crate::engine::relay_link::{Kind, LinkEvent, News};
-use crate::engine::shared::{Datagram, Signal, ToRelay, Whole};
+use crate::engine::shared::{Datagram, Signal, Stray, ToRelay, Whole};
 use crate::engine::{Event, Netcheck, PingError, Pong, Via};
 
 /// How long a ping waits until the server says where the peer is.
@@ -28,6 +29,10 @@ const HOLD: Duration = Duration::from_secs(2);
 const MAX_HELD: usize = 64;
 /// For how long after a handshake another one is not begun at the worker's wish.
 const FRESH_SESSION: Duration = Duration::from_secs(1);
+
+/// How often a handshake is begun because packets of a peer came in a session that is not there. They prove nothing: somebody
+/// may send such ones in the peer's name.
+const STRAY_SPACING: Duration = Duration::from_secs(60);
 
 /// A ping to a peer to which no way is known yet.
 pub(super) struct HeldPing {
@@ -62,6 +67,7 @@ impl Tailnet {
                 self.paths.handle_received(&peer, via, now);
             }
             Signal::Confirmed(session) => self.tunnels.confirm(&session, now),
+            Signal::Stray(stray) => self.handle_stray(stray, now),
             Signal::InUse(network) => self.routers.wake(&network, now),
             Signal::Answered(peer, number, answerer) => self.routers.handle_answer(number, answerer, peer, now),
             Signal::Unreachable(peer, to) => self.paths.handle_unreachable(&peer, to, now),
@@ -75,6 +81,24 @@ impl Tailnet {
             Signal::Vacated(_) | Signal::SocketFailed(_) | Signal::Fatal(_) => {}
         }
         self.drain(now);
+    }
+
+    /// Begins a handshake with a peer that sends in a session which this node has lost, by a restart say: it would go on so for
+    /// 15 s. What is sent goes to the peer by its path, nothing to where the packet came from.
+    fn handle_stray(&mut self, stray: Stray, now: Instant) {
+        let peer = match stray {
+            Stray::Straight(from) => self.paths.peer_at(from),
+            Stray::Relayed(key) => Some(key),
+        };
+        let Some((key, known)) = peer.and_then(|key| Some((key, self.peers.get_mut(&key)?))) else { return };
+        let is_early = |at: Instant| now.saturating_duration_since(at) < STRAY_SPACING;
+        // A late packet of an older session.
+        if self.tunnels.has_session(&key) || known.met().and_then(|met| met.strayed).is_some_and(is_early) {
+            return;
+        }
+        known.meet().strayed = Some(now);
+        tracing::debug!(peer = %key.short(), "the peer uses a session that is not there");
+        let _ = self.tunnels.start_handshake(&key, now);
     }
 
     /// Takes over a datagram that is not data.
@@ -138,7 +162,13 @@ impl Tailnet {
 
     fn handle_relayed(&mut self, region: RegionId, from: NodeKey, bytes: &[u8], now: Instant) {
         match classify(bytes) {
-            Class::Disco => self.paths.handle_relayed(region, &from, bytes, now),
+            Class::Disco => {
+                // With another key than the server told, the peer has restarted, and the news of that are still to come.
+                if self.paths.disco_key_of(&from).is_some_and(|known| disco::peek(bytes) != Some(known)) {
+                    self.tunnels.doubt_session(&from, now);
+                }
+                self.paths.handle_relayed(region, &from, bytes, now);
+            }
             Class::WireGuard => {
                 self.tunnels.handle_datagram(bytes, Origin::Relay { region: region.0, peer: from }, now);
             }

@@ -120,3 +120,75 @@ fn news_of_a_restart_that_come_after_the_new_handshake_cost_no_packet() {
     assert_eq!(pair.sides[1].received.len(), before + 1);
     assert!(pair.connects(1), "the other way a handshake comes first");
 }
+
+/// How many initiations a side sends until all is quiet, of which none arrives.
+fn initiations(pair: &mut Pair, side: usize) -> usize {
+    let mut count = 0;
+    pair.settle(|from, bytes| {
+        let is_one = MessageType::of(bytes) == Some(MessageType::Initiation);
+        count += usize::from(from == side && is_one);
+        is_one
+    });
+    count
+}
+
+/// A peer that was away may have forgotten the session. The first packet to it still goes out in it, and begins the handshake
+/// for the next, instead of the silence of 15 s.
+#[test]
+fn doubted_session_is_renewed_with_the_next_packet() {
+    let mut pair = Pair::connected();
+    pair.advance(Duration::from_secs(20));
+    pair.restart(0, WALL + Duration::from_secs(20));
+    pair.sides[1].tunnels.doubt_session(&secret(0).public(), pair.now);
+    pair.settle(|_, _| false);
+    assert!(pair.sides[0].session.is_none(), "nothing is asked of a peer to which nothing is sent");
+    assert!(pair.send(1, b"lost"));
+    pair.settle(|_, _| false);
+    assert!(pair.send(1, b"heard"));
+    assert_eq!(pair.sides[0].received, [[b"heard".as_slice(), &[0; 11]].concat()]);
+}
+
+/// Whoever has sent before the news came waits for an answer already.
+#[test]
+fn doubted_session_is_renewed_at_once_if_an_answer_is_waited_for() {
+    let mut pair = Pair::connected();
+    pair.advance(Duration::from_secs(20));
+    pair.restart(0, WALL + Duration::from_secs(20));
+    assert!(pair.send(1, b"lost"));
+    pair.advance(Duration::from_secs(1));
+    assert_eq!(initiations(&mut pair, 1), 0, "nobody knows yet");
+    pair.sides[1].tunnels.doubt_session(&secret(0).public(), pair.now);
+    pair.settle(|_, _| false);
+    assert!(pair.sides[0].session.is_some());
+
+    // The same where the news is certain.
+    pair.advance(Duration::from_secs(1));
+    pair.restart(0, WALL + Duration::from_secs(30));
+    assert!(pair.send(1, b"lost"));
+    assert!(pair.sides[1].tunnels.reset_peer(&secret(0).public()));
+    assert!(!pair.sides[1].tunnels.reset_peer(&secret(0).public()), "there is no session any more");
+}
+
+/// What the peer sends shows that it has the session; and whoever says all the time that it has not causes few handshakes.
+#[test]
+fn doubt_ends_with_what_the_peer_sends_and_costs_one_handshake() {
+    let mut pair = Pair::connected();
+    let key = secret(0).public();
+    pair.sides[1].tunnels.doubt_session(&key, pair.now);
+    assert!(pair.send(1, b"x"));
+    assert_eq!(initiations(&mut pair, 1), 0, "the session is new");
+    pair.advance(Duration::from_secs(20));
+    pair.sides[1].tunnels.doubt_session(&key, pair.now);
+    pair.advance(Duration::from_secs(1));
+    assert!(pair.send(0, b"I am here") && pair.send(1, b"so I see"));
+    assert_eq!(initiations(&mut pair, 1), 0);
+    pair.advance(Duration::from_secs(2));
+    let mut asked = 0;
+    for _ in 0..30 {
+        pair.sides[1].tunnels.doubt_session(&key, pair.now);
+        assert!(pair.send(1, b"x"));
+        asked += initiations(&mut pair, 1);
+        pair.now += Duration::from_millis(100);
+    }
+    assert_eq!(asked, 1, "one is under way");
+}
