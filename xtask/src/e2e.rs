@@ -62,6 +62,7 @@ const TESTS: &[Test] = &[
     Test { name: "captive_portals_are_told", body: portal::captive },
     Test { name: "failures_say_what_to_do", body: failures::messages },
     Test { name: "people_log_in_with_their_provider", body: login::with_provider },
+    Test { name: "people_log_in_with_a_password", body: login::with_password },
     Test { name: "python_client_administers_a_network", body: api::python_client },
     Test { name: "api_keeps_to_its_document", body: api::document },
     Test { name: "go_clients_mesh_directly", body: go_client::two_direct },

@@ -172,6 +172,86 @@ pub(super) fn with_provider(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Works out the code of a second factor, some steps from now, by a program that is not ours.
+fn code(host: &Host, key: &str, later: i32) -> Result<String> {
+    const TOTP: &str = "import base64, hmac, struct, sys, time\n\
+        key, step = base64.b32decode(sys.argv[1]), int(time.time()) // 30 + int(sys.argv[2])\n\
+        tag = hmac.new(key, struct.pack('>Q', step), 'sha1').digest()\n\
+        at = tag[19] & 15\n\
+        print('%06d' % ((struct.unpack('>I', tag[at:at + 4])[0] & 0x7fffffff) % 10 ** 6), end='')";
+    host.run("python3").arg("-c").arg(TOTP).arg(key).arg(later.to_string()).output()
+}
+
+const PASSWORD: &str = "several words at once";
+
+/// Fills in the form for name, password and code.
+fn fill<'a>(name: &'a str, code: &'a str) -> [(&'a str, &'a str); 3] {
+    [("name", name), ("password", PASSWORD), ("code", code)]
+}
+
+/// Makes an account by a link; returns the key of its second factor and the codes for when that is lost.
+fn make_account(browser: &Browser, link: &str) -> Result<(String, Vec<String>)> {
+    let page = browser.load(link, &[])?;
+    let (_, rest) = page.html.split_once("name=\"key\"").with_context(|| format!("no key in {}", page.html))?;
+    let key = attribute(rest, "value").context("the key is empty")?.to_owned();
+    let code = code(&browser.host, &key, 0)?;
+    let made = browser.submit(&page, &[("password", PASSWORD), ("again", PASSWORD), ("code", &code)])?;
+    ensure!(made.html.contains("Your account is made"), "no account is made: {}", made.html);
+    let codes = made.html.split_once("<pre>").and_then(|(_, rest)| rest.split("</pre>").next()).unwrap_or_default();
+    let again = browser.load(link, &[])?;
+    ensure!(again.html.contains("used already"), "the link works again: {}", again.html);
+    Ok((key, codes.lines().map(str::to_owned).collect()))
+}
+
+/// Finds the link that makes an account in what the server says.
+fn invitation(said: &str) -> Option<String> {
+    said.split_whitespace().find(|word| word.contains("/invite/")).map(str::to_owned)
+}
+
+/// The first owner makes an account by the link that the server prints, brings a machine in, and invites somebody.
+pub(super) fn with_password(context: &Context) -> Result<()> {
+    let lab = Lab::new("password", &["server", "alpha"])?;
+    let host = lab.host("server");
+    let mut server = Server::start(&context.warren, &host, &[])?;
+    let key = server.invite(&[])?.value("--server-key")?;
+    let link = wait_for("the link for the owner", PATIENCE, || invitation(&server.process().log()))?;
+    let owner = Browser::new(&host, "owner");
+    let (totp, _) = make_account(&owner, &link)?;
+
+    let alpha = Node::start(&context.warren, &lab.host("alpha"))?;
+    let (mut up, url) = begin(context, &alpha, &server, &key)?;
+    let mut form = owner.follow(&owner.load(&url, &[])?, "Log in with a password")?;
+    for wrong in ["000000".to_owned(), code(&host, &totp, -1)?] {
+        form = owner.submit(&form, &fill("owner@default", &wrong))?;
+        ensure!(form.html.contains("is wrong, or the code was used already"), "it is let on: {}", form.html);
+    }
+    let page = owner.submit(&form, &fill("owner@default", &code(&host, &totp, 1)?))?;
+    ensure!(page.html.contains("Is this your machine?"), "not the page that asks: {}", page.html);
+    let done = owner.submit(&page, &[("tailnet", "default"), ("decision", "confirm")])?;
+    ensure!(done.html.contains("was let in"), "the machine is not let in: {}", done.html);
+    ensure!(up.wait_end(PATIENCE)?.success(), "warren up failed: {}", up.log());
+
+    // Somebody whom an administrator invites, without the phone, on the same machine.
+    let link = invitation(&server.admin(&["user", "invite", "ann@example.com"])?).context("no link is printed")?;
+    let ann = Browser::new(&host, "ann");
+    let (_, codes) = make_account(&ann, &link)?;
+    let first = codes.first().context("there are no codes for a lost phone")?.clone();
+    server.kill_and_restart()?;
+    ensure!(!server.process().own_log().contains("/invite/"), "the server prints a link at its second start");
+    let (mut login, url) = begin_other(context, &alpha, &server, "ann")?;
+    let form = ann.follow(&ann.load(&url, &[])?, "Log in with a password")?;
+    let page = ann.submit(&form, &fill("ann@example.com", &first))?;
+    let done = ann.submit(&page, &[("tailnet", "default"), ("decision", "confirm")])?;
+    ensure!(done.html.contains("was let in"), "Ann is not let in: {}", done.html);
+    ensure!(login.wait_end(PATIENCE)?.success(), "warren login failed: {}", login.log());
+    let mut owners: Vec<_> =
+        nodes_of(&server)?.iter().filter_map(|node| Some(node.get("user")?.as_str()?.to_owned())).collect();
+    owners.sort();
+    ensure!(owners == ["ann@example.com", "owner@default"], "the machine's nodes belong to {owners:?}");
+    ensure!(server.admin(&["audit", "--verify"])?.contains("intact"), "the audit log is broken");
+    Ok(())
+}
+
 /// Bob logs in on Ann's machine: he gets a node of his own, and hers stays hers. His waits for approval.
 fn another_person(context: &Context, server: &Server, host: &Host, alpha: &Node, alpha4: &str) -> Result<()> {
     server.admin(&["tailnet", "approval", "default", "on"])?;
