@@ -5,6 +5,7 @@ mod deploy;
 mod exit;
 mod failures;
 mod go_client;
+mod ledger;
 mod leftovers;
 mod link;
 mod login;
@@ -102,6 +103,9 @@ const TESTS: &[Test] = &[
     Test { name: "rust_client_fetches_from_go_client", body: rust_client::with_go_client },
     Test { name: "rust_client_echoes_with_node_and_go_client", body: rust_client::echoes },
     Test { name: "wireguard_go_talks_to_our_core", body: wireguard_go::interop },
+    Test { name: "both_ends_write_connections_down", body: ledger::both_ends },
+    Test { name: "edited_flow_logs_are_named", body: ledger::tampering },
+    Test { name: "flow_log_with_a_go_client_is_one_sided", body: ledger::go_client },
     Test { name: "streams_stay_whole_over_a_bad_line", body: whole::usual },
     Test { name: "streams_stay_whole_without_offloads_on_one_side", body: whole::no_offload },
     Test { name: "streams_stay_whole_in_large_packets_over_ipv6", body: whole::large },

@@ -110,6 +110,11 @@ impl Server {
         self.command("policy", words)
     }
 
+    /// Runs `warren logs …` beside the server and returns what it prints.
+    pub(crate) fn logs(&self, words: &[&str]) -> Result<String> {
+        self.command("logs", words)
+    }
+
     /// Returns the line that runs `warren policy …` beside the server.
     pub(crate) fn policy_line(&self, words: &[&str]) -> Vec<String> {
         let line = [&*self.warren.to_string_lossy(), "policy", "--socket", &self.socket];

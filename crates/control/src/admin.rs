@@ -4,6 +4,7 @@ mod attributes;
 mod auth_keys;
 mod credentials;
 mod desk;
+mod flow_logs;
 mod logins;
 mod machine_cas;
 mod machines;
@@ -24,6 +25,7 @@ use jiff::Timestamp;
 pub use crate::auth_key::KeyText;
 pub use credentials::{CreatedCredential, NewApiKey, NewOauthClient};
 pub use desk::Desk;
+pub use flow_logs::{FlowAnswer, FlowCursor, FlowQuestion, FlowVerdict};
 pub(crate) use nodes::Device;
 pub use policy::{NewPolicy, PolicySource};
 pub(crate) use questions::{Candidate, Previewed, Trial};
@@ -105,6 +107,12 @@ pub enum AdminError {
         what: &'static str,
         /// The value.
         value: String,
+    },
+    /// The flow logs cannot be read.
+    #[error("the flow logs cannot be read: {reason}")]
+    FlowLog {
+        /// Why.
+        reason: String,
     },
     /// The user still owns nodes or auth keys.
     #[error("{login:?} still owns {nodes} nodes and {keys} usable auth keys; remove them first")]

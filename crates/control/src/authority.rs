@@ -28,13 +28,14 @@ pub(crate) enum Scope {
     ApiTokens,
     Dns,
     LogsConfiguration,
+    LogsNetwork,
     FeatureSettings,
     NetworkingSettings,
 }
 
 impl Scope {
     /// All of them.
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::DevicesCore,
         Self::DevicesRoutes,
         Self::DevicesAttributes,
@@ -45,6 +46,7 @@ impl Scope {
         Self::ApiTokens,
         Self::Dns,
         Self::LogsConfiguration,
+        Self::LogsNetwork,
         Self::FeatureSettings,
         Self::NetworkingSettings,
     ];
@@ -62,6 +64,7 @@ impl Scope {
             Self::ApiTokens => "api_access_tokens",
             Self::Dns => "dns",
             Self::LogsConfiguration => "logs:configuration",
+            Self::LogsNetwork => "logs:network",
             Self::FeatureSettings => "feature_settings",
             Self::NetworkingSettings => "networking_settings",
         }

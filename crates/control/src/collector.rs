@@ -9,15 +9,16 @@ mod keeper;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
 use warren_ledger::checkpoint::Verifier;
 use warren_ledger::{Batch, LogKey, LogSecret, Signature};
 use warren_wire::control::{LogKeyBinding, LogKeyRequest, LogKeyResponse, NodeId};
 use warren_wire::flows::{Answer, Submission, Verdict};
-use warren_wire::key::MachineKey;
+use warren_wire::key::{MachineKey, NodeKey};
 
 use crate::Control;
 use crate::clock::Clock;
@@ -26,8 +27,7 @@ use crate::store::StoreError;
 use crate::tailnet::work::Work;
 use keeper::{Job, Keeper, Source};
 
-#[cfg(test)]
-use events::Event;
+pub(crate) use events::findings;
 
 /// Submissions that may wait for the thread; whoever comes then is told to come again.
 const QUEUE: usize = 1024;
@@ -62,6 +62,19 @@ pub enum FlowsRefusal {
     Store(#[from] StoreError),
 }
 
+/// Tells which node has a node key, and whether it writes a flow log.
+#[derive(Clone)]
+pub(crate) struct Known(pub(crate) Arc<Look>);
+
+/// What [`Known`] calls: the node, and whether it writes.
+type Look = dyn Fn(&NodeKey) -> Option<(NodeId, bool)> + Send + Sync;
+
+impl fmt::Debug for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Known(…)")
+    }
+}
+
 /// Handle to the thread that keeps the flow logs, which starts when there is something to do.
 #[derive(Debug)]
 pub(crate) struct Collector {
@@ -70,14 +83,25 @@ pub(crate) struct Collector {
     key: LogKey,
     server: MachineKey,
     clock: Clock,
+    known: Known,
     jobs: Mutex<Option<std::sync::mpsc::SyncSender<Job>>>,
 }
 
 impl Collector {
     /// Makes a collector of the folder `dir` that signs receipts with the key of this seed.
-    pub(crate) fn new(dir: PathBuf, seed: [u8; 32], server: MachineKey, clock: Clock) -> Self {
+    pub(crate) fn new(dir: PathBuf, seed: [u8; 32], server: MachineKey, (clock, known): (Clock, Known)) -> Self {
         let key = LogSecret::from_seed(seed).public();
-        Self { dir, seed: seed.into(), key, server, clock, jobs: Mutex::default() }
+        Self { dir, seed: seed.into(), key, server, clock, known, jobs: Mutex::default() }
+    }
+
+    /// Returns the folder of all flow logs, and of what was found wrong with them.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Returns the folder of the flow logs of a tailnet.
+    pub(crate) fn folder(&self, tailnet: TailnetId) -> PathBuf {
+        folder(&self.dir, tailnet)
     }
 
     /// Returns the name of the log of a tailnet, with the key that signs receipts.
@@ -92,7 +116,7 @@ impl Collector {
             None => {
                 let (sender, receiver) = std::sync::mpsc::sync_channel(QUEUE);
                 let secret = LogSecret::from_seed(*self.seed);
-                let keeper = Keeper::new(self.dir.clone(), secret, self.server, self.clock);
+                let keeper = Keeper::new(self.dir.clone(), secret, self.server, (self.clock, self.known.clone()));
                 let thread = std::thread::Builder::new().name("ledger".to_owned());
                 if let Err(error) = thread.spawn(move || keeper.run(&receiver)) {
                     tracing::error!(%error, "there is no thread for the flow logs");
@@ -111,6 +135,10 @@ impl Collector {
             }
         }
     }
+}
+
+fn folder(dir: &Path, tailnet: TailnetId) -> PathBuf {
+    dir.join(format!("tailnet-{tailnet}"))
 }
 
 /// Names the log of a tailnet of a server; there is always a name, since it has neither spaces nor pluses.
@@ -153,7 +181,7 @@ pub(crate) async fn register(
         tailnet.change(change).await?;
         if let Some(before) = own {
             let text = format!("the node has another log key than before: {before} was replaced by {key}");
-            let source = Source { tailnet: tailnet.id, node: known.node, key };
+            let source = Source { tailnet: tailnet.id, node: known.node, node_key: request.node_key, key };
             collector.give(Job::Note(source, "key.changed", text))?;
         }
     }
@@ -180,7 +208,7 @@ pub(crate) async fn take(
         return Err(FlowsRefusal::Off);
     }
     let key = node.record.log_key.as_deref().and_then(|key| key.parse().ok()).ok_or(FlowsRefusal::NoKey)?;
-    let source = Source { tailnet: tailnet.id, node: known.node, key };
+    let source = Source { tailnet: tailnet.id, node: known.node, node_key: submission.node, key };
     let collector = control.collector().await?;
     // What cannot be read is answered, too, in its place.
     let batches: Vec<_> = submission.batches.iter().map(|bytes| Batch::parse(bytes)).collect();

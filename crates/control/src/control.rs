@@ -17,7 +17,7 @@ use warren_wire::key::{ChallengeKey, MachineKey, MachineSecret, NodeKey, NodeSec
 use crate::account::Hashing;
 use crate::admin::Admin;
 use crate::clock::Clock;
-use crate::collector::{self, Collector, FlowsRefusal};
+use crate::collector::{self, Collector, FlowsRefusal, Known};
 use crate::config::Config;
 use crate::identity::{Identity, StateDir};
 use crate::login::Logins;
@@ -409,7 +409,15 @@ impl Control {
             getrandom::fill(fresh.as_mut_slice()).map_err(|_| StoreError::Closed)?;
             let seed = self.stored_secret(LEDGER_KEY.to_owned(), move || fresh.to_vec()).await?;
             let seed = zeroize::Zeroizing::new(<[u8; 32]>::try_from(seed).map_err(|_| StoreError::Closed)?);
-            Ok(Collector::new(self.inner.ledger_dir.clone(), *seed, self.noise_key(), self.clock()))
+            // The collector belongs to the server, not the other way.
+            let server = Arc::downgrade(&self.inner);
+            let known = Known(Arc::new(move |key| {
+                let control = Self { inner: server.upgrade()? };
+                let (tailnet, known) = control.registered(key)?;
+                let writes = tailnet.snapshot().nodes.get(known.node).is_some_and(|node| node.record.log_key.is_some());
+                Some((known.node, writes))
+            }));
+            Ok(Collector::new(self.inner.ledger_dir.clone(), *seed, self.noise_key(), (self.clock(), known)))
         };
         self.inner.collector.get_or_try_init(|| start).await
     }

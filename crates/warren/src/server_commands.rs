@@ -1,6 +1,7 @@
 //! The server's half of the command line.
 
 mod admin;
+mod logs;
 mod policy;
 mod policy_files;
 mod relay;
@@ -23,6 +24,8 @@ pub(crate) enum Command {
     Server(Box<server::Arguments>),
     /// Administer a running server: networks, users, auth keys, nodes, logins.
     Admin(admin::Arguments),
+    /// Ask who talked to whom, as machines wrote it down (`warren admin tailnet flow-log`), and check that nobody changed it.
+    Logs(logs::Arguments),
     /// Run a relay on a machine of its own: it carries packets of machines that cannot reach each other.
     ///
     /// It prints the line that makes it known to the server.
@@ -37,7 +40,7 @@ impl Command {
         match self {
             Self::Server(arguments) => arguments.log_level(),
             Self::Relay(_) => Level::Information,
-            Self::Admin(_) | Self::Policy(_) => Level::Warnings,
+            Self::Admin(_) | Self::Logs(_) | Self::Policy(_) => Level::Warnings,
         }
     }
 
@@ -46,6 +49,7 @@ impl Command {
         match self {
             Self::Server(arguments) => arguments.run(),
             Self::Admin(arguments) => arguments.run(),
+            Self::Logs(arguments) => arguments.run(),
             Self::Relay(arguments) => arguments.run(),
             Self::Policy(arguments) => arguments.run(),
         }

@@ -4,11 +4,13 @@
 //! nothing but a [`Place`], and that only to whom the tailnet grants the right; a change asks once more in the moment
 //! that it is made.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use rusqlite::Connection;
 use tokio::time::Instant;
+use warren_ledger::checkpoint::Verifier;
 
 use super::{AdminError, not_found};
 use crate::Control;
@@ -160,6 +162,23 @@ impl Place {
     ) -> Result<T, StoreError> {
         let id = self.tailnet.id;
         self.control.store().look(move |connection| read(connection, id)).await
+    }
+
+    /// Looks at what is stored of the tailnet's flow logs, beside the runtime; `look` gets the folder, which may not be there,
+    /// and the name of the log.
+    pub(super) async fn look_at_flows<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(PathBuf, &Verifier) -> T + Send + 'static,
+    ) -> Result<T, AdminError> {
+        let collector = self.control.collector().await?;
+        let (dir, verifier) = (collector.folder(self.tailnet.id), collector.verifier(self.tailnet.id));
+        let verifier = verifier.ok_or(AdminError::Crowded)?;
+        self.control.thinking().run(move || look(dir, &verifier)).await.ok_or(AdminError::Crowded)
+    }
+
+    /// Returns the number of the tailnet, and where findings about flow logs are.
+    pub(super) async fn findings(&self) -> Result<(TailnetId, PathBuf), AdminError> {
+        Ok((self.tailnet.id, self.control.collector().await?.dir().to_owned()))
     }
 
     /// Makes a change, as [`Tailnet::change`] does, if they have the right to in the moment that it is made.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use warren_policy::PolicyQuestion;
 
-use crate::admin::NewRelay;
+use crate::admin::{FlowQuestion, NewRelay};
 
 /// One call. `tailnet` is a name; lists take all tailnets without one, other calls the server's only one, or "default".
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,6 +39,19 @@ pub enum Request {
     TailnetFlowLog {
         tailnet: String,
         on: bool,
+    },
+    FlowLogAsk {
+        tailnet: Option<String>,
+        #[serde(default)]
+        question: FlowQuestion,
+    },
+    /// What is wrong with flow logs, the newest first.
+    FlowLogFindings {
+        tailnet: Option<String>,
+        limit: usize,
+    },
+    FlowLogVerify {
+        tailnet: Option<String>,
     },
     /// Machines are named by key, or as nodes are.
     MachineEnrol {

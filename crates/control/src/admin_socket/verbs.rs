@@ -48,9 +48,8 @@ impl Refusal {
             Self::Admin(AdminError::NotFound { .. }) => StatusCode::NOT_FOUND,
             Self::Admin(AdminError::Crowded) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Admin(AdminError::PolicyChanged { .. }) => StatusCode::PRECONDITION_FAILED,
-            Self::Admin(AdminError::Store(_) | AdminError::Randomness) | Self::Internal => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            Self::Admin(AdminError::Store(_) | AdminError::Randomness | AdminError::FlowLog { .. })
+            | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Admin(_) => StatusCode::CONFLICT,
             Self::WhichTailnet | Self::Contradiction(_) => StatusCode::BAD_REQUEST,
         }
@@ -72,7 +71,7 @@ impl Refusal {
                 AdminError::Denied { .. } => "denied",
                 AdminError::Refused { .. } => "refused",
                 AdminError::Crowded => "crowded",
-                AdminError::Randomness | AdminError::Store(_) => "internal",
+                AdminError::Randomness | AdminError::Store(_) | AdminError::FlowLog { .. } => "internal",
             },
             Self::WhichTailnet => "which-tailnet",
             Self::Contradiction(_) => "contradiction",
@@ -127,6 +126,9 @@ pub(super) async fn run(admin: &Admin, facts: &Facts, request: Request) -> Resul
             shown(&admin.set_key_lifetime(&tailnet, lifetime).await?)
         }
         Request::TailnetOnlyEnrolled { tailnet, needed } => shown(&admin.set_only_enrolled(&tailnet, needed).await?),
+        Request::FlowLogAsk { tailnet, question } => shown(&admin.ask_flows(&some(tailnet)?, question).await?),
+        Request::FlowLogFindings { tailnet, limit } => shown(&admin.flow_findings(&some(tailnet)?, limit).await?),
+        Request::FlowLogVerify { tailnet } => shown(&admin.verify_flows(&some(tailnet)?).await?),
         Request::TailnetFlowLog { tailnet, on } => shown(&admin.set_flow_log(&tailnet, on).await?),
         Request::MachineEnrol { tailnet, machines, present, description } => {
             let tailnet = some(tailnet)?;

@@ -8,6 +8,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::private_file;
+use crate::model::TailnetId;
+
+const FILE: &str = "events.jsonl";
 
 /// From how many bytes on the file is put aside, in place of the one that was put aside before.
 const FILE_BYTES: u64 = 8 << 20;
@@ -46,7 +49,7 @@ pub(super) struct Events {
 
 impl Events {
     pub(super) fn new(dir: &Path) -> Self {
-        Self { path: dir.join("events.jsonl"), minute: 0, count: 0, left_out: 0 }
+        Self { path: dir.join(FILE), minute: 0, count: 0, left_out: 0 }
     }
 
     /// Writes an event down, and into the log.
@@ -78,6 +81,26 @@ impl Events {
         line.push(b'\n');
         private_file(&self.path, OpenOptions::new().create(true).append(true))?.write_all(&line)
     }
+}
+
+/// Returns the newest findings about a tailnet, the newest first.
+///
+/// # Errors
+/// The file is there and cannot be read.
+pub(crate) fn findings(dir: &Path, tailnet: TailnetId, limit: usize) -> io::Result<Vec<Event>> {
+    let path = dir.join(FILE);
+    let mut found = Vec::new();
+    for path in [path.clone(), aside(&path)] {
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        // A crash may have left the beginning of a line.
+        let events = text.lines().rev().filter_map(|line| serde_json::from_str::<Event>(line).ok());
+        found.extend(events.filter(|event| event.tailnet == tailnet.0).take(limit.saturating_sub(found.len())));
+    }
+    Ok(found)
 }
 
 fn aside(path: &Path) -> PathBuf {

@@ -10,13 +10,17 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use warren_ledger::checkpoint::Verifier;
+use warren_ledger::join::{Ends, Join, Mismatch, Tailnet};
 use warren_ledger::merkle::Hash;
 use warren_ledger::store::{Folder, Retention, Store, StoreError};
-use warren_ledger::{Accepted, Batch, Chain, DecodeError, Fault, HEADER_BYTES, Head, LogKey, LogSecret, Receipt, Time};
+use warren_ledger::{
+    Accepted, Batch, Chain, DecodeError, Fault, HEADER_BYTES, Head, LogKey, LogSecret, Opened, Receipt, Time,
+};
 use warren_wire::control::NodeId;
 use warren_wire::flows::Verdict;
-use warren_wire::key::MachineKey;
+use warren_wire::key::{MachineKey, NodeKey};
 
+use super::Known;
 use super::events::{Event, Events};
 use crate::clock::Clock;
 use crate::model::TailnetId;
@@ -41,6 +45,9 @@ const RETRY: Duration = Duration::from_secs(5);
 /// How often old batches are removed.
 const RETIRE_EVERY: Duration = Duration::from_secs(3600);
 
+/// How often it is looked whether an end has been silent for too long.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// How long batches are kept, and how many bytes of them in a tailnet.
 const RETENTION: Retention = Retention { age: Some(Duration::from_secs(30 * 86_400)), bytes: Some(10 << 30) };
 
@@ -58,6 +65,7 @@ pub(super) enum Job {
 pub(super) struct Source {
     pub(super) tailnet: TailnetId,
     pub(super) node: NodeId,
+    pub(super) node_key: NodeKey,
     /// The log key that is registered for the node.
     pub(super) key: LogKey,
 }
@@ -68,6 +76,7 @@ pub(super) struct Keeper {
     secret: Arc<LogSecret>,
     server: MachineKey,
     clock: Clock,
+    known: Known,
     events: Events,
     books: BTreeMap<TailnetId, Book>,
     /// Until when stores are left alone that cannot be opened.
@@ -78,6 +87,9 @@ pub(super) struct Keeper {
 struct Book {
     verifier: Verifier,
     store: Store<Folder>,
+    join: Join,
+    /// Conversations that began before are not judged: what was known of them went with the process before.
+    joined_since: Time,
     nodes: HashMap<LogKey, Log>,
     retire: Instant,
 }
@@ -111,9 +123,18 @@ enum Plan {
 }
 
 impl Keeper {
-    pub(super) fn new(dir: PathBuf, secret: LogSecret, server: MachineKey, clock: Clock) -> Self {
+    pub(super) fn new(dir: PathBuf, secret: LogSecret, server: MachineKey, (clock, known): (Clock, Known)) -> Self {
         let events = Events::new(&dir);
-        Self { dir, secret: Arc::new(secret), server, clock, events, books: BTreeMap::new(), closed: BTreeMap::new() }
+        Self {
+            dir,
+            secret: Arc::new(secret),
+            server,
+            clock,
+            known,
+            events,
+            books: BTreeMap::new(),
+            closed: BTreeMap::new(),
+        }
     }
 
     /// Works until nobody can give it anything any more.
@@ -122,7 +143,8 @@ impl Keeper {
             tracing::error!(dir = %self.dir.display(), %error, "the folder of the flow logs cannot be made");
         }
         loop {
-            let first = match jobs.recv_timeout(RETIRE_EVERY) {
+            let pending = self.books.values().any(|book| book.join.poll_timeout().is_some());
+            let first = match jobs.recv_timeout(if pending { LOOK_EVERY } else { RETIRE_EVERY }) {
                 Ok(job) => Some(job),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -145,8 +167,39 @@ impl Keeper {
             for (tailnet, wanted) in together {
                 self.store(tailnet, wanted);
             }
+            self.look();
             self.retire();
         }
+    }
+
+    /// Looks for conversations of which one end has said nothing.
+    fn look(&mut self) {
+        let now = time(self.clock.now());
+        let judge = Judge(&self.known);
+        let mut found = Vec::new();
+        for (tailnet, book) in &mut self.books {
+            if book.join.poll_timeout().is_some_and(|due| due <= now) {
+                book.join.handle_timeout(now, &judge);
+                found.extend(book.take_mismatches().map(|mismatch| (*tailnet, mismatch)));
+            }
+        }
+        for (tailnet, mismatch) in found {
+            self.note_mismatch(tailnet, &mismatch);
+        }
+    }
+
+    fn note_mismatch(&mut self, tailnet: TailnetId, mismatch: &Mismatch) {
+        let Some((what, node, text)) = worded(mismatch) else { return };
+        let id = (self.known.0)(&node).map_or(0, |(id, _)| id.0);
+        self.events.note(&Event {
+            at: self.clock.now(),
+            tailnet: tailnet.0,
+            node: id,
+            log_key: String::new(),
+            what: what.to_owned(),
+            text,
+            evidence: Some(format!("{mismatch:?}")),
+        });
     }
 
     fn note(&mut self, source: Source, what: &str, text: String, batch: Option<&Batch>) {
@@ -171,7 +224,7 @@ impl Keeper {
             }
             return;
         };
-        let mut new = Vec::new();
+        let (mut new, mut records) = (Vec::new(), Vec::new());
         let mut heads: BTreeMap<LogKey, Option<Head>> = BTreeMap::new();
         let mut plans = Vec::new();
         let verifier = book.verifier.clone();
@@ -182,7 +235,11 @@ impl Keeper {
             heads.entry(source.key).or_insert_with(|| log.chain.head().copied());
             let mut plan = Vec::new();
             for batch in batches {
-                let (next, findings) = log.plan(batch, &mut new, (&signer, instant));
+                let before = new.len();
+                let (next, opened, findings) = log.plan(batch, &mut new, (&signer, instant));
+                if new.len() > before {
+                    records.extend(opened.map(|opened| (source.node_key, opened)));
+                }
                 for (what, text, batch) in findings {
                     self.note(source, what, text, batch.as_ref());
                 }
@@ -221,6 +278,12 @@ impl Keeper {
             // The node may have gone away; it sends them again.
             let _ = reply.send(plan.into_iter().map(verdict).collect());
         }
+        if first.is_some() {
+            let judge = Judge(&self.known);
+            records.iter().for_each(|(node, opened)| book.join(*node, opened, now, &judge));
+            let found: Vec<_> = book.take_mismatches().collect();
+            found.iter().for_each(|mismatch| self.note_mismatch(tailnet, mismatch));
+        }
         if matches!(stored, Err(StoreError::Poisoned)) {
             // It is opened anew next time.
             return;
@@ -237,7 +300,7 @@ impl Keeper {
             return None;
         }
         let verifier = super::verifier(&self.server, tailnet, self.secret.public())?;
-        match Book::open(&self.dir, tailnet, verifier, now) {
+        match Book::open(&self.dir, tailnet, verifier, (now, time(self.clock.now()))) {
             Ok(book) => {
                 self.closed.remove(&tailnet);
                 Some(book)
@@ -275,8 +338,13 @@ struct Wanted {
 }
 
 impl Book {
-    fn open(dir: &Path, tailnet: TailnetId, verifier: Verifier, now: Instant) -> Result<Self, StoreError> {
-        let path = dir.join(format!("tailnet-{tailnet}"));
+    fn open(
+        dir: &Path,
+        tailnet: TailnetId,
+        verifier: Verifier,
+        (now, wall): (Instant, Time),
+    ) -> Result<Self, StoreError> {
+        let path = super::folder(dir, tailnet);
         let failed = |source| StoreError::Io { action: "open", file: path.display().to_string(), source };
         let store = Store::open(Folder::open(path.clone()).map_err(failed)?, &verifier)?;
         let mut nodes: HashMap<LogKey, Log> = HashMap::new();
@@ -297,7 +365,32 @@ impl Book {
             }
             position = first + batches.len() as u64;
         }
-        Ok(Self { verifier, store, nodes, retire: now })
+        Ok(Self { verifier, store, join: Join::new(), joined_since: wall, nodes, retire: now })
+    }
+
+    /// Puts a batch's records beside those of the other ends.
+    fn join(&mut self, node: NodeKey, opened: &Opened, now: Time, judge: &Judge<'_>) {
+        let header = opened.header();
+        if header.sequence == 0 {
+            self.join.handle_restart(node, judge);
+        }
+        opened.records().iter().for_each(|record| self.join.handle_record(node, record, now, judge));
+        self.join.handle_batch(node, header.made, now);
+    }
+
+    /// Returns what does not balance, as far as it can be told.
+    fn take_mismatches(&mut self) -> impl Iterator<Item = Mismatch> + '_ {
+        let since = self.joined_since;
+        std::iter::from_fn(|| self.join.poll_mismatch()).filter(move |mismatch| {
+            if let Mismatch::Silent { entry, .. }
+            | Mismatch::StreamSilent { entry, .. }
+            | Mismatch::Behind { entry, .. } = mismatch
+            {
+                // Who got nothing back may have spoken to nobody: a node that is off, or whose filter refused it.
+                return entry.counts.rx_packets > 0 && entry.began >= since;
+            }
+            true
+        })
     }
 }
 
@@ -338,36 +431,36 @@ impl Log {
         batch: Result<Batch, DecodeError>,
         new: &mut Vec<Batch>,
         (signer, now): (&Signer<'_>, Instant),
-    ) -> (Plan, Vec<Finding>) {
+    ) -> (Plan, Option<Opened>, Vec<Finding>) {
         let batch = match batch {
             Ok(batch) => batch,
             Err(error) => {
                 let text = format!("what the node sent is no batch: {error}");
-                return (Plan::Said(Verdict::Refused(text.clone())), vec![("batch.unreadable", text, None)]);
+                return (Plan::Said(Verdict::Refused(text.clone())), None, vec![("batch.unreadable", text, None)]);
             }
         };
         if !self.pay(batch.bytes().len() as u64, now) {
-            return (Plan::Said(Verdict::Later), Vec::new());
+            return (Plan::Said(Verdict::Later), None, Vec::new());
         }
         let fault = match self.chain.accept(&batch) {
-            Ok(Accepted::New(_)) => {
+            Ok(Accepted::New(opened)) => {
                 new.push(batch);
-                return (Plan::New(new.len() - 1), Vec::new());
+                return (Plan::New(new.len() - 1), Some(opened), Vec::new());
             }
-            Ok(Accepted::Again) => return (self.again(&batch, new, signer), Vec::new()),
+            Ok(Accepted::Again) => return (self.again(&batch, new, signer), None, Vec::new()),
             Err(fault) => fault,
         };
         let finding = (word(&fault), fault.to_string(), Some(batch.clone()));
         let refused = |fault: &Fault| Plan::Said(Verdict::Refused(fault.to_string()));
         if !can_go_on(&fault) {
-            return (refused(&fault), vec![finding]);
+            return (refused(&fault), None, vec![finding]);
         }
         match self.chain.resume(&batch) {
-            Ok(_) => {
+            Ok(opened) => {
                 new.push(batch);
-                (Plan::New(new.len() - 1), vec![finding])
+                (Plan::New(new.len() - 1), Some(opened), vec![finding])
             }
-            Err(more) => (refused(&more), vec![finding, (word(&more), more.to_string(), Some(batch))]),
+            Err(more) => (refused(&more), None, vec![finding, (word(&more), more.to_string(), Some(batch))]),
         }
     }
 
@@ -411,6 +504,62 @@ const fn word(fault: &Fault) -> &'static str {
         Fault::Flow { .. } => "chain.contradiction",
         _ => "chain.other",
     }
+}
+
+/// Answers what the join must know.
+struct Judge<'a>(&'a Known);
+
+impl Tailnet for Judge<'_> {
+    fn writes(&self, node: &NodeKey) -> bool {
+        (self.0.0)(node).is_some_and(|(_, writes)| writes)
+    }
+
+    fn allows(&self, _: &Ends, _: Time) -> bool {
+        // Versions of the policy are not asked yet.
+        true
+    }
+}
+
+/// Puts a mismatch into words: one that stays the same, the node that it is about, a sentence.
+fn worded(mismatch: &Mismatch) -> Option<(&'static str, NodeKey, String)> {
+    let about = |ends: &Ends| format!("{} to {}, protocol {}", ends.from, ends.to, ends.protocol);
+    Some(match mismatch {
+        Mismatch::Silent { node, ends, .. } => (
+            "join.silent",
+            *node,
+            format!("the node did not write down a conversation that its peer did: {}", about(ends)),
+        ),
+        Mismatch::StreamSilent { node, ends, .. } => (
+            "join.stream-silent",
+            *node,
+            format!("nothing comes from the node while peers talk with it: {}", about(ends)),
+        ),
+        Mismatch::Behind { node, ends, .. } => {
+            ("join.behind", *node, format!("the node's log does not come to what its peer wrote: {}", about(ends)))
+        }
+        Mismatch::CountsApart { ends, from, to } => (
+            "join.counts-apart",
+            ends.from_node,
+            format!(
+                "the ends count differently: {}; sent {} and {} packets, received {} and {}",
+                about(ends),
+                from.counts.tx_packets,
+                to.counts.tx_packets,
+                to.counts.rx_packets,
+                from.counts.rx_packets
+            ),
+        ),
+        Mismatch::ClocksApart { ends, from, to } => (
+            "join.clocks-apart",
+            ends.from_node,
+            format!("the ends' clocks are {:?} apart: {}", from.began.distance(to.began), about(ends)),
+        ),
+        Mismatch::NotAllowed { node, ends, .. } => {
+            ("join.not-allowed", *node, format!("no policy allows this conversation: {}", about(ends)))
+        }
+        // What the ledger will name one day.
+        _ => return None,
+    })
 }
 
 fn time(now: Timestamp) -> Time {

@@ -7,8 +7,9 @@ use warren_wire::control::{Blob, CapabilityVersion, LogKeyBinding, LogKeyRequest
 use warren_wire::flows::{Submission, Verdict};
 use warren_wire::key::NodeKey;
 
-use super::{Event, FlowsRefusal};
-use crate::admin::NewAuthKey;
+use super::FlowsRefusal;
+use super::events::Event;
+use crate::admin::{FlowCursor, FlowQuestion, NewAuthKey};
 use crate::testing::{World, machine, node_key};
 
 fn secret(number: u8) -> LogSecret {
@@ -166,6 +167,51 @@ async fn what_is_wrong_with_a_chain_is_written_down_and_the_node_goes_on() {
     assert_eq!(
         world.findings(),
         ["chain.gap", "batch.altered", "batch.other-key", "chain.rewritten", "batch.unreadable"]
+    );
+}
+
+#[tokio::test]
+async fn what_was_stored_is_found_page_by_page_and_verified() {
+    let world = World::with_flow_logs().await;
+    let nothing = world.admin().ask_flows("default", FlowQuestion { limit: 10, ..FlowQuestion::default() }).await;
+    assert_eq!(nothing.unwrap().lines.len(), 0, "there is no log yet");
+    world.offer(1, &secret(1)).await.unwrap();
+    let mut writer = Writer::new(secret(1), Time::from_micros(1), [0; 32]);
+    let records: Vec<_> = (0..5).map(start).collect();
+    let batches = [
+        writer.seal(&records[..3], Time::from_micros(2)).unwrap(),
+        writer.seal(&records[3..], Time::from_micros(3)).unwrap(),
+    ];
+    world.send(1, &[&batches[0], &batches[1]]).await;
+    let (mut flows, mut from, mut pages) = (Vec::new(), FlowCursor::default(), 0);
+    loop {
+        let question = FlowQuestion { limit: 2, from, parties: vec!["host1".to_owned()], ..FlowQuestion::default() };
+        let answer = world.admin().ask_flows("default", question).await.unwrap();
+        assert!(answer.lines.iter().all(|line| line["nodeId"] == "n1" && line["proto"] == 6), "{answer:?}");
+        assert_eq!(answer.names["n1"], "host1");
+        flows.extend(answer.lines.iter().map(|line| line["flow"].as_u64().unwrap()));
+        (from, pages) = (answer.next, pages + 1);
+        if !answer.more {
+            break;
+        }
+    }
+    assert_eq!((flows, pages), (vec![0, 1, 2, 3, 4], 3), "each once, over the border of a batch");
+    // It is the other end of them.
+    let of_peer = FlowQuestion { limit: 9, parties: vec!["host2".to_owned()], ..FlowQuestion::default() };
+    assert_eq!(world.admin().ask_flows("default", of_peer.clone()).await.unwrap().lines.len(), 5);
+    let udp = FlowQuestion { protocol: Some(17), ..of_peer };
+    assert!(world.admin().ask_flows("default", udp).await.unwrap().lines.is_empty());
+    let wrong = FlowQuestion { kinds: vec!["all".to_owned()], ..FlowQuestion::default() };
+    assert!(world.admin().ask_flows("default", wrong).await.is_err());
+    let verdict = world.admin().verify_flows("default").await.unwrap();
+    assert_eq!((verdict.batches, verdict.records, verdict.breaks.len()), (2, 5, 0));
+    // The node says that it was started anew without what it had sent.
+    let again = Writer::new(secret(1), Time::from_micros(9), [0; 32]).seal(&[], Time::from_micros(10)).unwrap();
+    world.send(1, &[&again]).await;
+    let findings = world.admin().flow_findings("default", 10).await.unwrap();
+    assert_eq!(
+        (findings.len(), &findings[0]["what"], &findings[0]["node_name"]),
+        (1, &"chain.restart".into(), &"host1".into())
     );
 }
 

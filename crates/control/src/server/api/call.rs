@@ -163,7 +163,7 @@ impl From<AdminError> for ApiError {
             | AdminError::LastOwner { .. }
             | AdminError::Refused { .. } => StatusCode::CONFLICT,
             AdminError::Crowded => StatusCode::SERVICE_UNAVAILABLE,
-            AdminError::Randomness | AdminError::Store(_) => {
+            AdminError::Randomness | AdminError::Store(_) | AdminError::FlowLog { .. } => {
                 // What went wrong inside is for the operator.
                 tracing::error!(%error, "a call of the API failed");
                 return Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error");

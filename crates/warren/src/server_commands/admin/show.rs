@@ -152,6 +152,9 @@ pub(super) fn answer(request: &AdminRequest, answer: Value) -> Result<(), Failur
         AdminRequest::ServerShow
         | AdminRequest::AuditVerify
         | AdminRequest::Backup { .. }
+        | AdminRequest::FlowLogAsk { .. }
+        | AdminRequest::FlowLogFindings { .. }
+        | AdminRequest::FlowLogVerify { .. }
         | AdminRequest::PolicyAsk { .. }
         | AdminRequest::PolicyGet { .. }
         | AdminRequest::PolicyHistory { .. }
