@@ -32,6 +32,10 @@ use crate::{Control, store};
 
 /// Issuer of identities that this server vouches for itself; no provider's, since those are URLs.
 pub(crate) const ISSUER: &str = "local";
+/// The tailnet that a server makes at its first start, and the user who owns it.
+pub(crate) const FIRST_TAILNET: &str = "default";
+/// See [`FIRST_TAILNET`].
+pub(crate) const FIRST_OWNER: &str = "owner@default";
 /// How long a link works.
 pub(crate) const INVITATION_LIFETIME: Duration = Duration::from_secs(3 * 24 * 3600);
 /// How many codes an account has for when the second factor is lost.
@@ -205,6 +209,9 @@ impl Control {
         password: Zeroizing<String>,
         code: &str,
     ) -> Result<Person, LogInError> {
+        if password.len() > password::MOST {
+            return Err(LogInError::Wrong);
+        }
         let name = login.to_owned();
         let found = self.store().look(move |connection| store::accounts::by_login(connection, &name)).await?;
         // Somebody who is not there costs as much time.
@@ -237,6 +244,18 @@ impl Control {
         });
         let display_name = known.map_or_else(|| record.login.clone(), |user| user.display_name.clone());
         Person { identity, login: record.login, display_name, tailnet: None, may_make_tailnet: false }
+    }
+
+    /// Tells whether nobody has come in yet: no machine, and no person. Then `owner@default` is for whoever runs the server.
+    pub(crate) fn is_unused(&self) -> bool {
+        let tailnets = self.tailnets();
+        let has_owner = |user: &UserRecord| user.login == FIRST_OWNER && !user.suspended;
+        let nobody = tailnets.iter().all(|tailnet| {
+            let snapshot = tailnet.snapshot();
+            snapshot.nodes.len() == 0 && snapshot.users.values().all(|user| user.identity.is_none())
+        });
+        let first = tailnets.iter().find(|tailnet| *tailnet.name == *FIRST_TAILNET);
+        nobody && first.is_some_and(|tailnet| tailnet.snapshot().users.values().any(|user| has_owner(user)))
     }
 
     /// Tells whether somebody logs in with an account of this server.

@@ -50,7 +50,6 @@ struct Inner {
     tokens: Tokens,
     thinking: Thinking,
     hashing: Hashing,
-    is_new: bool,
     collector: OnceCell<Collector>,
     /// Folder of the collected flow logs.
     ledger_dir: PathBuf,
@@ -107,7 +106,6 @@ impl Control {
                 tokens: Tokens::default(),
                 thinking: Thinking::default(),
                 hashing: Hashing::default(),
-                is_new: first_start,
                 collector: OnceCell::new(),
                 ledger_dir: config.state_dir.join("ledger"),
                 identity,
@@ -473,11 +471,6 @@ impl Control {
     /// Returns what limits the work on passwords.
     pub(crate) fn hashing(&self) -> &Hashing {
         &self.inner.hashing
-    }
-
-    /// Tells whether the server started for the first time, on an empty folder.
-    pub(crate) fn is_new(&self) -> bool {
-        self.inner.is_new
     }
 
     /// Returns the URL at which a login is shown.

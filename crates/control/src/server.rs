@@ -41,6 +41,7 @@ pub use limits::ConnectionLimits;
 pub use login_page::key_words;
 pub use routes::MIN_CAPABILITY_VERSION;
 
+use crate::account;
 use crate::admin_socket::{self, Facts};
 use crate::store::StoreError;
 use crate::{Config, Control, OidcConfig, OpenError};
@@ -235,8 +236,11 @@ impl Server {
             option: "--socket",
         })?;
         // Whoever starts the server reads what it prints; nobody else has a way in yet.
-        let owner_link = match control.is_new() {
-            true => Some(control.admin(crate::Who::server()).invite_user("default", "owner@default").await?.url),
+        let owner_link = match control.is_unused() {
+            true => {
+                let admin = control.admin(crate::Who::server());
+                Some(admin.invite_user(account::FIRST_TAILNET, account::FIRST_OWNER).await?.url)
+            }
             false => None,
         };
         let stop = CancellationToken::new();
@@ -278,8 +282,8 @@ impl Server {
         &self.url
     }
 
-    /// Returns the link with which the first owner makes themselves an account, once, if this is the server's first start.
-    /// It is a secret.
+    /// Returns the link with which the first owner makes themselves an account, once, if nobody has come in yet. It is a
+    /// secret.
     #[must_use]
     pub fn owner_link(&self) -> Option<&str> {
         self.owner_link.as_deref()

@@ -9,7 +9,7 @@ pub(crate) const HASH_BYTES: usize = 32;
 /// Shortest password, in characters. Source: NIST SP 800-63B, section 3.1.1.2, asks for 8 beside a second factor.
 const LEAST: usize = 10;
 /// Longest password, in bytes.
-const MOST: usize = 256;
+pub(crate) const MOST: usize = 256;
 /// Memory of the hash in KiB, passes over it, and lanes. Source: OWASP Password Storage Cheat Sheet, Argon2id.
 const COST: (u32, u32, u32) = (19 * 1024, 2, 1);
 
