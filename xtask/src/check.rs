@@ -19,7 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("warren-sim", &["warren-wire", "warren-path"]),
     ("warren-os", &[]),
     ("warren-relay", &["warren-wire"]),
-    ("warren-control", &["warren-wire", "warren-policy", "warren-relay"]),
+    ("warren-control", &["warren-wire", "warren-ledger", "warren-policy", "warren-relay"]),
     (
         "warren-node",
         &[
